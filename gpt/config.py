@@ -1,0 +1,267 @@
+"""Every setting of a run: typed, checked, frozen; read from TOML and written to it.
+
+Four dataclasses hold them: `GPTConfig` (the model), `DataConfig` (the token windows), `OptimConfig` (the optimizer
+and its schedule) and `TrainConfig` (the run, which holds the other three). A field is one line: its default, its
+bounds and its meaning. The command line (`gpt/cli.py`), the TOML files under `configs/` and Python all use the same
+names, because all three are read off these classes.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import tomli_w
+
+# The seven keys under which the field's best-known from-scratch GPT is configured: GPT-2's smallest size.
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,
+    "context_length": 1024,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+
+
+def _setting(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with its meaning (shown by --help) and the closed interval that its value must lie in."""
+    return field(default=default, metadata={"help": meaning, "low": low, "high": high})
+
+
+# --- checking -------------------------------------------------------------------------------------------------------
+
+
+def _check_fields(config: Any) -> None:
+    """Check each field of a dataclass against its type, its choices and its bounds, and convert int to float.
+
+    Raises ValueError that names the field, its value and what is allowed.
+    """
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(f.type):
+            if not isinstance(value, f.type):
+                raise ValueError(f"{f.name} must be a {f.type.__name__}, not {value!r}")
+            continue
+        value = _checked(f.name, value, f.type)
+        object.__setattr__(config, f.name, value)  # frozen for everyone else
+        low, high = f.metadata.get("low"), f.metadata.get("high")
+        if low is not None and value < low:
+            raise ValueError(f"{f.name} must be at least {low}, not {value}")
+        if high is not None and value > high:
+            raise ValueError(f"{f.name} must be at most {high}, not {value}")
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """`value` as type `kind`; ValueError where it is of another type. bool is no int here, and NaN no float."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, not {value!r}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a string"}
+        raise ValueError(f"{name} must be {words[kind]}, not {value!r}")
+    return value
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """A sentence that offers the known name nearest to a mistyped one, or lists them where none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:  # a bare name may be meant for a table: n_layers for model.n_layers
+        near = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    if not near:
+        near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+# --- the settings ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model. The defaults are those of the published from-scratch figures, not of a training run."""
+
+    vocab_size: int = _setting(50257, "tokens in the vocabulary; 0: the tokenizer's", 0)
+    context_length: int = _setting(1024, "tokens the model sees at once", 1)
+    emb_dim: int = _setting(768, "width of the residual stream; a multiple of n_heads", 1)
+    n_heads: int = _setting(12, "attention heads per block", 1)
+    n_layers: int = _setting(12, "transformer blocks", 1)
+    drop_rate: float = _setting(0.1, "dropout probability: embeddings, attention weights, residual branches", 0, 0.99)
+    qkv_bias: bool = _setting(False, "a bias on W_query, W_key and W_value (GPT-2 has one)")
+    tie_embeddings: bool = _setting(False, "out_head shares its weight with tok_emb (GPT-2 does)")
+    init: Literal["pytorch", "gpt2"] = _setting(
+        "pytorch", "initial weights: the layers' own defaults, or GPT-2's N(0, 0.02) with scaled residual branches"
+    )
+    kernels: Literal["fused", "explicit"] = _setting("fused", "which room of gpt/ops computes: the fast, or the plain")
+
+    def __post_init__(self):
+        _check_fields(self)
+        if self.emb_dim % self.n_heads:
+            raise ValueError(
+                f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: "
+                f"each head takes emb_dim / n_heads of the width"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head, K = emb_dim / n_heads."""
+        return self.emb_dim // self.n_heads
+
+
+def _gpt2_size(emb_dim: int, n_heads: int, n_layers: int) -> GPTConfig:
+    return GPTConfig(
+        emb_dim=emb_dim, n_heads=n_heads, n_layers=n_layers, qkv_bias=True, tie_embeddings=True, init="gpt2"
+    )
+
+
+# GPT-2's four published sizes (Radford et al. 2019, table 2), with the biases and the tied head of its checkpoints.
+GPT2_SIZES = {
+    "gpt2": _gpt2_size(768, 12, 12),
+    "gpt2-medium": _gpt2_size(1024, 16, 24),
+    "gpt2-large": _gpt2_size(1280, 20, 36),
+    "gpt2-xl": _gpt2_size(1600, 25, 48),
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens are, and how windows are cut out of them."""
+
+    path: str = _setting("data/story", "a folder that scripts/prepare_data.py wrote")
+    stride: int = _setting(0, "tokens from one training window's start to the next; 0: context_length", 0)
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer, and the learning rate as a function of the step."""
+
+    name: Literal["adamw"] = _setting("adamw", "the optimizer")
+    lr: float = _setting(1e-3, "peak learning rate, reached after the warm-up", 0)
+    min_lr: float = _setting(1e-4, "learning rate at the end of the decay", 0)
+    warmup_steps: int = _setting(100, "steps over which the learning rate rises linearly to its peak", 0)
+    decay_steps: int = _setting(0, "step at which min_lr is reached; 0: max_steps", 0)
+    schedule: Literal["cosine", "linear", "constant"] = _setting("cosine", "shape of the decay after the warm-up")
+    weight_decay: float = _setting(0.1, "decoupled weight decay, on matrices only", 0)
+    beta1: float = _setting(0.9, "AdamW: decay of the mean of gradients", 0, 0.9999999)
+    beta2: float = _setting(0.95, "AdamW: decay of the mean of squared gradients", 0, 0.9999999)
+    grad_clip: float = _setting(1.0, "gradients are scaled down to this global norm; 0: never", 0)
+
+    def __post_init__(self):
+        _check_fields(self)
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}: the schedule falls from lr to min_lr")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the model is trained to do."""
+
+    name: Literal["next_token"] = _setting("next_token", "the training objective, one of gpt/objectives/")
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    seed: int = _setting(1337, "fixes the initial weights, the order of the windows, dropout and samples", 0, 2**63 - 1)
+    max_steps: int = _setting(1000, "optimizer steps", 1)
+    batch_size: int = _setting(16, "windows per forward and backward pass", 1)
+    accumulate: int = _setting(1, "passes per optimizer step; batch_size x accumulate windows make a step", 1)
+    log_every: int = _setting(10, "steps between rows of metrics.csv", 1)
+    eval_every: int = _setting(100, "steps between evaluations on the validation split; 0: only at the end", 0)
+    eval_batches: int = _setting(0, "batches an evaluation reads; 0: the whole validation split", 0)
+    save_every: int = _setting(500, "steps between checkpoints; 0: only at the end", 0)
+    keep: int = _setting(2, "checkpoints kept besides the best one", 1)
+    sample_every: int = _setting(100, "steps between samples of what the model writes; 0: only at the end", 0)
+    sample_prompt: str = _setting("", "text that samples begin with; empty: the first words of the training split")
+    device: str = _setting("auto", "auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16"] = _setting(
+        "auto", "precision of the matrix products; auto: bfloat16 where the device has it in hardware"
+    )
+    compile: bool = _setting(False, "compile the model with torch.compile (needs a C++ compiler, or triton on CUDA)")
+    model: GPTConfig = field(default_factory=GPTConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def __post_init__(self):
+        _check_fields(self)
+
+    @property
+    def decay_steps(self) -> int:
+        """The step at which the learning rate has come down to min_lr."""
+        return self.optim.decay_steps or self.max_steps
+
+    @property
+    def stride(self) -> int:
+        """Tokens from one training window's start to the next."""
+        return self.data.stride or self.model.context_length
+
+
+# --- dictionaries and TOML --------------------------------------------------------------------------------------------
+
+
+def known_keys(kind: type, prefix: str = "") -> list[str]:
+    """All field names of a config class, those of nested tables with a dot: 'max_steps', 'model.n_layers', ..."""
+    names = []
+    for f in dataclasses.fields(kind):
+        nested = dataclasses.is_dataclass(f.type)
+        names += known_keys(f.type, f"{prefix}{f.name}.") if nested else [prefix + f.name]
+    return names
+
+
+def from_dict(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """An instance of the config class `kind` from nested dictionaries; what is left out keeps its default.
+
+    Raises ValueError for an unknown key (naming the nearest known one) and for a value out of bounds.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            known = known_keys(TrainConfig if kind is not GPTConfig or prefix else GPTConfig)
+            raise ValueError(f"unknown setting {prefix}{name}: {suggest(prefix + name, known)}")
+        if dataclasses.is_dataclass(fields[name].type) and not dataclasses.is_dataclass(value):
+            if not isinstance(value, dict):
+                raise ValueError(f"{prefix}{name} is a table of settings, [{prefix}{name}], not a value: {value!r}")
+            value = from_dict(fields[name].type, value, f"{prefix}{name}.")
+        arguments[name] = value
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}" if prefix else str(error)) from None
+
+
+def model_config(config: "GPTConfig | dict[str, Any]") -> GPTConfig:
+    """The checked form of a model's configuration, given as a GPTConfig or as a plain dict such as GPT_CONFIG_124M."""
+    return config if isinstance(config, GPTConfig) else from_dict(GPTConfig, dict(config))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The nested dictionaries of a TOML file. ValueError says where a corrupt one is wrong."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; a config is a .toml file")
+    if not path.exists():
+        raise ValueError(f"no config file {path}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+
+
+def to_toml(config: TrainConfig) -> str:
+    """Everything that a run was started with, defaults included, as TOML text."""
+    return tomli_w.dumps(dataclasses.asdict(config))

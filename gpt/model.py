@@ -1,0 +1,220 @@
+"""A GPT: LayerNorm, GELU, FeedForward, MultiHeadAttention, TransformerBlock, GPTModel.
+
+The architecture is GPT-2's (Radford et al. 2019): a decoder-only transformer with learned positions and pre-norm
+residual blocks. Modules are created, and named, in the order and under the names of the field's most-read from-scratch
+GPT, so that a seed gives its published figures and its checkpoints load with strict=True.
+
+Shape letters: B batch, T tokens in the window, S tokens attended to (T and those cached before), D emb_dim, H heads,
+K head_dim (D = H·K), V vocab_size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt.config import GPTConfig, model_config
+from gpt.ops import explicit, kernels
+
+
+class LayerNorm(nn.Module):
+    """Brings each vector to mean 0 and variance 1, then applies a learned scale and shift: (..., D) -> (..., D)."""
+
+    def __init__(self, emb_dim: int, kernels_name: str = "fused"):
+        super().__init__()
+        self.ops = kernels(kernels_name)
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.layer_norm(x, self.scale, self.shift, self.eps)
+
+
+class GELU(nn.Module):
+    """The activation x · Phi(x) in GPT-2's tanh approximation, element by element."""
+
+    def __init__(self, kernels_name: str = "fused"):
+        super().__init__()
+        self.ops = kernels(kernels_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.gelu(x)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between, four times as wide inside, for each token alone: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: GPTConfig | dict[str, Any]):
+        super().__init__()
+        config = model_config(config)
+        self.layers = nn.Sequential(
+            nn.Linear(config.emb_dim, 4 * config.emb_dim),
+            GELU(config.kernels),
+            nn.Linear(4 * config.emb_dim, config.emb_dim),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class KVCache:
+    """The keys and values of the tokens that a model has already read, per layer, so that each is computed once.
+
+    `length` counts the tokens held. Room for `max_length` of them is taken at the first use.
+    """
+
+    def __init__(self, n_layers: int, max_length: int):
+        self.max_length = max_length
+        self.length = 0
+        self.keys: list[Tensor | None] = [None] * n_layers
+        self.values: list[Tensor | None] = [None] * n_layers
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, K) new keys and values of one layer; return all S = length + T of them, (B, H, S, K)."""
+        n_batch, n_heads, n_new, head_dim = key.shape
+        end = self.length + n_new
+        if end > self.max_length:
+            raise ValueError(f"{end} tokens do not fit a cache of {self.max_length}")
+        if self.keys[layer] is None:
+            self.keys[layer] = key.new_empty(n_batch, n_heads, self.max_length, head_dim)
+            self.values[layer] = value.new_empty(n_batch, n_heads, self.max_length, head_dim)
+        self.keys[layer][:, :, self.length : end] = key
+        self.values[layer][:, :, self.length : end] = value
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+class MultiHeadAttention(nn.Module):
+    """Each token takes from the tokens it may see what its H queries ask for: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: GPTConfig | dict[str, Any], layer: int = 0):
+        super().__init__()
+        config = model_config(config)
+        self.ops = kernels(config.kernels)
+        self.n_heads, self.head_dim = config.n_heads, config.head_dim
+        self.drop_rate = config.drop_rate
+        self.layer = layer  # which of a cache's layers is this one's
+        self.W_query = nn.Linear(config.emb_dim, config.emb_dim, bias=config.qkv_bias)
+        self.W_key = nn.Linear(config.emb_dim, config.emb_dim, bias=config.qkv_bias)
+        self.W_value = nn.Linear(config.emb_dim, config.emb_dim, bias=config.qkv_bias)
+        self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, D) cut into heads, (B, H, T, K)."""
+        return x.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None) -> Tensor:
+        query, key, value = self.heads(self.W_query(x)), self.heads(self.W_key(x)), self.heads(self.W_value(x))
+        if cache is not None:
+            key, value = cache.extend(self.layer, key, value)  # (B, H, S, K)
+        drop_rate = self.drop_rate if self.training else 0.0
+        context = self.ops.attention(query, key, value, mask, drop_rate)  # (B, H, T, K)
+        return self.out_proj(context.transpose(1, 2).flatten(-2))  # (B, T, D)
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm residuals, (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: GPTConfig | dict[str, Any], layer: int = 0):
+        super().__init__()
+        config = model_config(config)
+        self.att = MultiHeadAttention(config, layer)
+        self.ff = FeedForward(config)
+        self.norm1 = LayerNorm(config.emb_dim, config.kernels)
+        self.norm2 = LayerNorm(config.emb_dim, config.kernels)
+        self.drop_resid = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None) -> Tensor:
+        x = x + self.drop_resid(self.att(self.norm1(x), mask, cache))
+        return x + self.drop_resid(self.ff(self.norm2(x)))
+
+
+class GPTModel(nn.Module):
+    """Token ids to next-token logits, or with targets to the loss.
+
+    `config` is a GPTConfig, or a dict with its keys such as GPT_CONFIG_124M; ValueError where it is not valid.
+    """
+
+    def __init__(self, config: GPTConfig | dict[str, Any]):
+        super().__init__()
+        self.config = config = model_config(config)
+        if not config.vocab_size:
+            raise ValueError("vocab_size 0 stands for the tokenizer's: set it before a model is made")
+        self.ops = kernels(config.kernels)
+        self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
+        self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
+        self.drop_emb = nn.Dropout(config.drop_rate)
+        # a Sequential for its names' sake: blocks are called one by one, since each takes the mask and the cache
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(config, layer) for layer in range(config.n_layers)])
+        self.final_norm = LayerNorm(config.emb_dim, config.kernels)
+        self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        if config.init == "gpt2":
+            self._init_gpt2()
+        if config.tie_embeddings:
+            self.out_head.weight = self.tok_emb.weight
+
+    def _init_gpt2(self) -> None:
+        """GPT-2's initial weights: N(0, 0.02), biases 0, and the layers that write to the residual stream scaled by
+        1/sqrt(2 n_layers), so that the stream's variance does not grow with depth (Radford et al. 2019, section 2.3)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                writes_to_stream = name.endswith(("att.out_proj.weight", "ff.layers.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / ((2 * self.config.n_layers) ** 0.5 if writes_to_stream else 1))
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def num_parameters(self) -> int:
+        """How many numbers are learned; a tied weight counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        *,
+        mask: Tensor | str = "causal",
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The vectors after the final norm, (B, T, D), from which out_head reads logits. Arguments as in `forward`."""
+        n_tokens = token_ids.size(-1)
+        start = 0 if cache is None else cache.length
+        if start + n_tokens > self.config.context_length:
+            raise ValueError(f"{start + n_tokens} tokens exceed the model's context_length {self.config.context_length}")
+        if positions is None:
+            positions = torch.arange(start, start + n_tokens, device=token_ids.device)  # (T,)
+        if isinstance(mask, Tensor) and mask.dim() == 3:
+            mask = mask[:, None]  # (B, T, S) -> (B, 1, T, S): one mask for all heads
+        x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
+        for block in self.trf_blocks:
+            x = block(x, mask, cache)
+        if cache is not None:
+            cache.length += n_tokens
+        return self.final_norm(x)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        mask: Tensor | str = "causal",
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Logits (B, T, V) for token ids (B, T); with targets (B, T) the cross-entropy in nats instead.
+
+        mask: "causal" (a token sees itself and those before it), "full" (it sees all), or a boolean tensor, True where
+        a query may see a key, of shape (T, S), (B, T, S) or (B, H, T, S). positions: (T,) or (B, T) position ids;
+        0 .. T-1, or on from the cache's length, where left out. cache: the keys and values of earlier tokens, which
+        this call extends. reduction: "mean" over the targets, "sum", or "none" for (B, T) losses. A target of -100
+        counts nowhere. With targets the logits of the whole batch are never held at once.
+
+        Raises ValueError where the tokens exceed context_length, and where no target counts.
+        """
+        x = self.hidden_states(token_ids, mask=mask, positions=positions, cache=cache)  # (B, T, D)
+        if targets is None:
+            return self.out_head(x)
+        if not torch.compiler.is_compiling() and not (targets != explicit.IGNORE).any():
+            raise ValueError("no target counts: a loss over nothing is not defined")
+        losses = self.ops.linear_cross_entropy(x.flatten(0, 1), self.out_head.weight, targets.flatten(), reduction)
+        return losses.view_as(targets) if reduction == "none" else losses

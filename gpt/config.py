@@ -213,13 +213,13 @@ class TrainConfig:
 # --- dictionaries and TOML --------------------------------------------------------------------------------------------
 
 
-def known_keys(kind: type, prefix: str = "") -> list[str]:
-    """All field names of a config class, those of nested tables with a dot: 'max_steps', 'model.n_layers', ..."""
-    names = []
+def config_fields(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
+    """All fields of a config class, those of nested tables by dotted names: 'max_steps', 'model.n_layers', ..."""
+    found = []
     for f in dataclasses.fields(kind):
         nested = dataclasses.is_dataclass(f.type)
-        names += known_keys(f.type, f"{prefix}{f.name}.") if nested else [prefix + f.name]
-    return names
+        found += config_fields(f.type, f"{prefix}{f.name}.") if nested else [(prefix + f.name, f)]
+    return found
 
 
 def from_dict(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
@@ -231,7 +231,7 @@ def from_dict(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in fields:
-            known = known_keys(TrainConfig if kind is not GPTConfig or prefix else GPTConfig)
+            known = [key for key, _ in config_fields(TrainConfig if prefix else kind)]
             raise ValueError(f"unknown setting {prefix}{name}: {suggest(prefix + name, known)}")
         if dataclasses.is_dataclass(fields[name].type) and not dataclasses.is_dataclass(value):
             if not isinstance(value, dict):

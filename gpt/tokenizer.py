@@ -22,6 +22,8 @@ import regex
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
+from gpt.corpus import cut_pieces
+
 EOT = "<|endoftext|>"
 
 # GPT-2's rule for cutting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
@@ -31,9 +33,6 @@ GPT2_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-# tiktoken's matcher backtracks over white space and takes quadratic time over one endless word, so text is handed to
-# it in pieces no longer than this; a piece ends where a word ends, unless a single word is longer.
-MAX_PIECE = 100_000
 
 
 class Tokenizer(Protocol):
@@ -114,9 +113,8 @@ class BytePairTokenizer:
         if special and EOT in text:
             before, _, after = text.partition(EOT)
             return [*self.encode(before), self.eot_id, *self.encode(after, special=True)]
-        if len(text) <= MAX_PIECE:
-            return self._engine.encode_ordinary(text)
-        return [i for piece in _pieces(text) for i in self._engine.encode_ordinary(piece)]
+        # tiktoken's matcher backtracks over white space and takes quadratic time over one endless word: short pieces
+        return [i for piece in cut_pieces(text) for i in self._engine.encode_ordinary(piece)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text. Bytes that are no whole character become U+FFFD. ValueError for an id outside the vocabulary."""
@@ -222,7 +220,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
     """
     words = Counter()
     for text in texts:
-        for piece in _pieces(text):
+        for piece in cut_pieces(text):
             words.update(regex.findall(GPT2_PATTERN, piece))
     check_text("".join(words))
     spellings = [list(word.encode()) for word in words]  # each distinct word as its current tokens
@@ -277,27 +275,6 @@ def _merge(spelling: list[int], pair: tuple[int, int], new_id: int) -> list[int]
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
-
-
-def last_word_break(text: str) -> int:
-    """The last index at which `text` can be cut without changing its GPT-2 tokens; 0 where there is none.
-
-    That is between a letter, digit or punctuation mark and a space or line end after it: no word of GPT2_PATTERN goes
-    on across such a place, and none looks across it.
-    """
-    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}])[ \n]", text)  # (?r): searched from the end
-    return found.start() if found else 0
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """`text` cut at word breaks into pieces of at most MAX_PIECE characters."""
-    start = 0
-    while len(text) - start > MAX_PIECE:
-        piece = text[start : start + MAX_PIECE]
-        cut = last_word_break(piece) or MAX_PIECE
-        yield piece[:cut]
-        start += cut
-    yield text[start:]
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -1,0 +1,38 @@
+"""A GPT from scratch. `import gpt` is quick: a name brings its module, and PyTorch, when it is first used."""
+
+import importlib
+
+_HOME = {
+    "GPT_CONFIG_124M": "config",
+    "GPT2_SIZES": "config",
+    "GPTConfig": "config",
+    "TrainConfig": "config",
+    "GPTModel": "model",
+    "MultiHeadAttention": "model",
+    "GELU": "model",
+    "FeedForward": "model",
+    "LayerNorm": "model",
+    "TransformerBlock": "model",
+    "generate_text_simple": "decoding",
+    "generate": "decoding",
+    "text_to_token_ids": "decoding",
+    "token_ids_to_text": "decoding",
+    "get_tokenizer": "tokenizer",
+    "create_dataloader": "data",
+    "calc_loss_batch": "loss",
+    "calc_loss_loader": "loss",
+    "perplexity": "loss",
+    "load_model": "checkpoint",
+    "Trainer": "trainer",
+}
+__all__ = list(_HOME)  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'gpt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gpt.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

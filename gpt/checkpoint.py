@@ -1,0 +1,252 @@
+"""A run folder: config, tokenizer, metrics, samples, and checkpoints that are written whole or not at all.
+
+    runs/NAME/
+      config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
+      checkpoints/step-000500/   model.safetensors  training_state.pt  state.json (with the SHA-256 of the other two)
+      checkpoints/last, best     text files: the name of the checkpoint to resume from, and of the one to use
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gpt.config import TrainConfig, from_dict, read_toml, to_toml
+from gpt.model import GPTModel
+from gpt.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1  # of a checkpoint
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder held: tensors by name, the optimizer's and the RNG's state, and counters."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    training_state: dict[str, Any]
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per report."""
+        return self.path / "metrics.csv"
+
+    @property
+    def samples(self) -> Path:
+        """What the model wrote, by step."""
+        return self.path / "samples.txt"
+
+    @property
+    def plot(self) -> Path:
+        """Loss and perplexity over tokens seen."""
+        return self.path / "loss.png"
+
+    def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
+        """Make the folder and write down everything the run is started with. A run without a checkpoint starts anew."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        for old in (self.metrics, self.samples, self.plot):
+            old.unlink(missing_ok=True)
+        (self.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        tokenizer.save(self.path / "tokenizer.json")
+
+    def config(self) -> TrainConfig:
+        """The run's config. ValueError where the folder is not a run."""
+        if not (self.path / "config.toml").is_file():
+            raise ValueError(f"no run in {self.path}: a run folder holds a config.toml")
+        try:
+            return from_dict(TrainConfig, read_toml(self.path / "config.toml"))
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'config.toml'}: {error}") from None
+
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return load_tokenizer(self.path / "tokenizer.json")
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def save(self, objective: nn.Module, training_state: dict, state: dict, is_best: bool, keep: int) -> Path:
+        """Write the checkpoint step-NNNNNN: into a temporary folder, flushed to disk, then renamed.
+
+        `last`, and `best` where `is_best`, name it only after that; then older checkpoints go, but for the newest
+        `keep` and the best. Interrupted anywhere, the folder still holds the checkpoints it held before.
+        """
+        name = f"step-{state['step']:06d}"
+        temporary = self.checkpoints / f".{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            safetensors.torch.save_file(backbone_weights(objective), temporary / "model.safetensors")
+            torch.save(training_state, temporary / "training_state.pt")
+            digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+            whole = json.dumps({"format": FORMAT, **state, "sha256": digests}, indent=2)
+            (temporary / "state.json").write_text(whole + "\n", encoding="utf-8")
+            for file in (*temporary.iterdir(), self.metrics, self.samples):
+                _flush(file)
+            _flush(temporary)
+            final = self.checkpoints / name
+            if final.exists():  # the same step again, after a resume from an older checkpoint
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _flush(self.checkpoints)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._point("last", name)
+        if is_best:
+            self._point("best", name)
+        kept = {*self.steps()[-keep:], self._pointed("best"), name}
+        for old in self.steps():
+            if old not in kept:
+                shutil.rmtree(self.checkpoints / old)
+        return final
+
+    def _point(self, pointer: str, name: str) -> None:
+        temporary = self.checkpoints / f".{pointer}.tmp"
+        temporary.write_text(name + "\n", encoding="utf-8")
+        _flush(temporary)
+        temporary.replace(self.checkpoints / pointer)
+        _flush(self.checkpoints)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def steps(self) -> list[str]:
+        """The names of the checkpoints, oldest first."""
+        return sorted((p.name for p in self.checkpoints.glob("step-*") if p.is_dir()), key=lambda n: int(n[5:]))
+
+    def _pointed(self, pointer: str) -> str | None:
+        path = self.checkpoints / pointer
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+    def load(self, which: str = "last") -> Checkpoint:
+        """The checkpoint "last", "best", or one by its name, checked against its sums.
+
+        ValueError where there is none, or where a file of it is missing or damaged.
+        """
+        if which in ("last", "best"):
+            name = self._pointed(which) or (self.steps() or [None])[-1]
+        else:
+            name = which
+        if name is None or not (self.checkpoints / name).is_dir():
+            raise ValueError(f"no checkpoint {which!r} in {self.path}; there are: {', '.join(self.steps()) or 'none'}")
+        return _read(self.checkpoints / name)
+
+    def load_newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole (None where there is none), and what was wrong with newer ones."""
+        complaints = []
+        for name in reversed(self.steps()):
+            try:
+                return _read(self.checkpoints / name), complaints
+            except ValueError as error:
+                complaints.append(str(error))
+        return None, complaints
+
+
+def _read(folder: Path) -> Checkpoint:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise ValueError(f"{folder} has checkpoint format {state['format']}, this version reads {FORMAT}")
+        for name, digest in state["sha256"].items():
+            if _sha256(folder / name) != digest:
+                raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one written in state.json")
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / 'state.json'} is damaged ({type(error).__name__})") from None
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{folder} is damaged: {str(error).splitlines()[0]}") from None
+    return Checkpoint(folder, weights, training_state, state)
+
+
+def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTModel, Tokenizer, Checkpoint]:
+    """The model of a run, in evaluation mode, its tokenizer, and the checkpoint it was loaded from."""
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    config, tokenizer, checkpoint = folder.config(), folder.tokenizer(), folder.load(which)
+    model = GPTModel(config.model)
+    weights = {name: w for name, w in checkpoint.weights.items() if not name.startswith("objective.")}
+    load_weights(model, weights)
+    return model.eval(), tokenizer, checkpoint
+
+
+# --- tensors by name --------------------------------------------------------------------------------------------------
+
+
+def backbone_weights(objective: nn.Module) -> dict[str, Tensor]:
+    """An objective's tensors: the backbone's under GPTModel's own names, the objective's own under `objective.`.
+
+    A tensor that goes by two names (a tied head) is listed once, under the first.
+    """
+    named, seen = {}, set()
+    for name, tensor in objective.state_dict().items():
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        named[_saved_name(objective, name)] = tensor.contiguous()
+    return named
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load tensors that `backbone_weights` named into an objective or a GPTModel; ValueError unless all fit exactly."""
+    own = module.state_dict()
+    first_name = {}  # data pointer -> the first name of that tensor
+    for name, tensor in own.items():
+        first_name.setdefault(tensor.data_ptr(), _saved_name(module, name))
+    expected = {first_name[t.data_ptr()]: t.shape for t in own.values()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if found != expected:
+        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        name = wrong[0]
+        raise ValueError(
+            f"the weights do not fit the model in {len(wrong)} tensors, the first {name}: "
+            f"expected {_shape(expected.get(name))}, found {_shape(found.get(name))}"
+        )
+    module.load_state_dict({name: weights[first_name[t.data_ptr()]] for name, t in own.items()})
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else str(tuple(shape))
+
+
+def _saved_name(module: nn.Module, name: str) -> str:
+    if isinstance(module, GPTModel):
+        return name
+    return name.removeprefix("model.") if name.startswith("model.") else f"objective.{name}"
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk itself. Windows has no flush of folders."""
+    if not path.exists() or (path.is_dir() and os.name == "nt"):
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,150 @@
+"""The command line: options read off the config classes, and a person's mistake answered in a line, with status 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from gpt.config import TrainConfig, config_fields, from_dict, read_toml, suggest
+from gpt.corpus import find_path
+
+RUNS = Path("runs")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is a ValueError, whose sentence `run` prints without the usage text."""
+
+    def __init__(self, doc: str, **options: Any):
+        super().__init__(
+            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """As argparse's, but an unknown option is answered with the nearest known one."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            if not name.startswith("--"):
+                self.error(f"unexpected argument {name!r}: a value that holds spaces is written in quotes")
+            known = [o.removeprefix("--") for o in self._option_string_actions if o.startswith("--")]
+            self.error(f"unknown option {name}: {suggest(name.removeprefix('--'), known)}")
+        return parsed
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main and exit with its status; a person's mistake is two lines at most, and status 2.
+
+    With GPT_TRACEBACK=1 in the environment a mistake shows where it was raised.
+    """
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except KeyboardInterrupt:
+        status = 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("GPT_TRACEBACK"):
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {_sentence(error)}", file=sys.stderr)
+        status = 1 if isinstance(error, FloatingPointError) else 2
+    sys.exit(status)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+
+def add_config_options(parser: argparse.ArgumentParser, kind: type = TrainConfig) -> None:
+    """One option per field of a config class, those of nested tables with a dot: --max_steps, --model.n_layers, ..."""
+    groups: dict[str, Any] = {}
+    for name, field in config_fields(kind):
+        table = name.rpartition(".")[0]
+        if table not in groups:
+            groups[table] = parser.add_argument_group(f"[{table}]" if table else "the run")
+        words = field.metadata["help"].replace("%", "%%")
+        bare = {"nargs": "?", "const": "true"} if field.type is bool else {}
+        default = "empty" if field.default == "" else str(field.default).lower() if field.type is bool else field.default
+        groups[table].add_argument(
+            f"--{name}", dest=name, default=argparse.SUPPRESS, help=f"{words} (default: {default})",
+            metavar=_metavar(field.type), **bare,
+        )  # fmt: skip
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    return {int: "N", float: "X", bool: "{true,false}", str: "TEXT"}[kind]
+
+
+def config_from(path: str | None, arguments: argparse.Namespace, base: dict[str, Any] | None = None) -> TrainConfig:
+    """The config of a TOML file (or `base`), with the options given on the command line over it."""
+    values = base or {}
+    if path is not None:
+        values = read_toml(find_path(path))
+        try:
+            from_dict(TrainConfig, values)  # a mistake in the file is told apart from one on the command line
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    for name, field in config_fields(TrainConfig):
+        if name in vars(arguments):
+            *tables, last = name.split(".")
+            place = values
+            for table in tables:
+                place = place.setdefault(table, {})
+            place[last] = _from_text(name, vars(arguments)[name], field.type)
+    return from_dict(TrainConfig, values)
+
+
+def _from_text(name: str, text: str, kind: Any) -> Any:
+    """A value as it is typed on the command line."""
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"--{name} takes true or false, not {text!r}")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"--{name} takes a {'whole ' if kind is int else ''}number, not {text!r}") from None
+    return text
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def run_path(name: str) -> Path:
+    """The folder of a run: a name under runs/, or a path. ValueError for a name that leads nowhere sensible."""
+    path = Path(name)
+    if not name or name in (".", ".."):
+        raise ValueError(f"a run needs a name, not {name!r}")
+    return find_path(path if len(path.parts) > 1 or path.is_absolute() else RUNS / name)
+
+
+def existing_run(name: str) -> Path:
+    """The folder of a run that must be there. ValueError names the runs that are."""
+    path = run_path(name)
+    if not (path / "config.toml").is_file():
+        there = sorted(p.parent.name for p in find_path(RUNS).glob("*/config.toml"))
+        raise ValueError(f"unknown run {name!r}: {suggest(name, there) if there else 'there are none under runs/ yet'}")
+    return path
+
+
+def next_run(config_path: str) -> Path:
+    """runs/X-001, or the first number that is free, for configs/X.toml."""
+    stem = Path(config_path).stem
+    number = 1
+    while (path := RUNS / f"{stem}-{number:03d}").exists():
+        number += 1
+    return path

@@ -1,0 +1,127 @@
+"""Where text comes from: a text that ships with the project, your own files, or standard input.
+
+A `Corpus` is a list of documents; each is read as a stream of pieces, so that a file may be larger than memory.
+"""
+
+import atexit
+import glob
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import regex
+
+PROJECT = Path(__file__).resolve().parent.parent
+BUNDLED = {"story": PROJECT / "data" / "story.txt"}  # texts that ship with the project
+SUFFIXES = (".txt", ".md")  # what is taken from a folder; a file named by itself may have any name
+PIECE = 1 << 20  # characters read at once
+
+
+def find_path(path: str | Path) -> Path:
+    """A path as given or, where nothing is there, as seen from the project's root, so that a config that names
+    data/story works from any working folder."""
+    path = Path(path)
+    return PROJECT / path if not path.exists() and (PROJECT / path).exists() else path
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text, or several documents, on disk. `name` says in words where it came from."""
+
+    name: str
+    paths: list[Path]
+
+    def pieces(self) -> Iterator[str]:
+        """All of the text, document after document, piece by piece."""
+        for path in self.paths:
+            yield from read_pieces(path)
+
+
+def open_corpus(source: str) -> Corpus:
+    """The corpus that `source` names: a bundled text ("story"), a file, a folder (its .txt and .md files, at any
+    depth), a glob such as "books/*.txt", or "-" for standard input, which is copied to a temporary file first.
+
+    Several files are several documents, in the order of their names. ValueError where there is nothing to read.
+    """
+    if source in BUNDLED:
+        return Corpus(source, [BUNDLED[source]])
+    if source == "-":
+        return Corpus("standard input", [_spool_stdin()])
+    path = Path(source)
+    if path.is_file():
+        return Corpus(path.name, [path])
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise ValueError(f"the folder {source} holds no {' or '.join(SUFFIXES)} file; a glob takes other names")
+        return Corpus(path.resolve().name, found)
+    found = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file())
+    if not found:
+        raise ValueError(f"no file, folder or glob {source!r}, and no bundled text of that name ({', '.join(BUNDLED)})")
+    return Corpus(source, found)
+
+
+def _spool_stdin() -> Path:
+    """Standard input as a file, gone when the program ends: a corpus is read more than once, and may not fit memory."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ValueError("standard input is a terminal: pipe a text into it, as in `cat book.txt | ... --input -`")
+    with tempfile.NamedTemporaryFile(suffix=".txt", delete=False) as spool:
+        atexit.register(Path(spool.name).unlink, missing_ok=True)
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+    return Path(spool.name)
+
+
+def read_pieces(path: Path) -> Iterator[str]:
+    """A UTF-8 text file as strings of about a million characters, each cut where a word ends, line ends as \\n.
+
+    ValueError names the file where it cannot be read as text.
+    """
+    rest = ""
+    with path.open(encoding="utf-8-sig") as file:  # a byte order mark is dropped, \r\n becomes \n
+        while True:
+            try:
+                read = file.read(PIECE)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}): {_advice()}") from None
+            if "\0" in read:
+                raise ValueError(f"{path} holds NUL bytes, as binary files do: {_advice()}")
+            rest += read
+            cut = last_word_break(rest) if read else len(rest)
+            if len(rest) > 16 * PIECE:  # not one space in 16 million characters
+                cut = cut or len(rest)
+            if cut:
+                yield rest[:cut]
+                rest = rest[cut:]
+            if not read:
+                return
+
+
+def _advice() -> str:
+    return "convert it to UTF-8 text first"
+
+
+# --- cutting text -----------------------------------------------------------------------------------------------------
+
+
+def last_word_break(text: str) -> int:
+    """The last index at which `text` can be cut without changing its GPT-2 tokens; 0 where there is none.
+
+    That is between a letter, digit or punctuation mark and a space or line end after it: no word of its pattern goes
+    on across such a place, and none looks across it.
+    """
+    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}])[ \n]", text)  # (?r): searched from the end
+    return found.start() if found else 0
+
+
+def cut_pieces(text: str, longest: int = 100_000) -> Iterator[str]:
+    """`text` cut where words end, into pieces of at most `longest` characters; a longer word is cut all the same."""
+    start = 0
+    while len(text) - start > longest:
+        piece = text[start : start + longest]
+        cut = last_word_break(piece) or longest
+        yield piece[:cut]
+        start += cut
+    yield text[start:]

@@ -1,0 +1,161 @@
+"""The loss of a batch, of a loader, of a whole text; perplexity, bits per token and bits per byte."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gpt.ops.explicit import IGNORE
+
+
+def calc_loss_batch(
+    input_batch: Tensor, target_batch: Tensor, model: nn.Module, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Mean cross-entropy in nats per token over a batch, a scalar with a gradient; inputs and targets (B, T)."""
+    return model(input_batch.to(device), target_batch.to(device))
+
+
+@torch.no_grad()
+def calc_loss_loader(
+    data_loader: DataLoader, model: nn.Module, device: torch.device | str = "cpu", num_batches: int | None = None
+) -> float:
+    """Mean cross-entropy in nats per token over the first `num_batches` batches of a loader (None: all).
+
+    Each batch weighs by its tokens, so that a smaller last batch counts for what it is. The model is in evaluation
+    mode meanwhile, and in its former mode afterwards. ValueError where there is no batch.
+    """
+    total = n_tokens = 0
+    with evaluating(model):
+        for index, (inputs, targets) in enumerate(data_loader):
+            if num_batches is not None and index >= num_batches:
+                break
+            counted = int((targets != IGNORE).sum())
+            total += calc_loss_batch(inputs, targets, model, device).item() * counted
+            n_tokens += counted
+    if not n_tokens:
+        raise ValueError("a loss over no batch is not defined: the loader is empty, or num_batches is 0")
+    return total / n_tokens
+
+
+def perplexity(loss: float | Tensor) -> float | Tensor:
+    """exp(loss) for a loss in nats per token: among how many equally likely tokens the model would be as unsure.
+
+    Infinite where a float would overflow. Jelinek et al. 1977.
+    """
+    if isinstance(loss, Tensor):
+        return loss.exp()
+    return math.exp(loss) if loss < 709 else math.inf
+
+
+class evaluating:  # noqa: N801 - reads as a statement: with evaluating(model)
+    """A context in which a model is in evaluation mode (no dropout); each module's mode before is restored."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def __enter__(self) -> nn.Module:
+        self.modes = [(module, module.training) for module in self.model.modules()]
+        return self.model.eval()
+
+    def __exit__(self, *exception) -> None:
+        for module, mode in self.modes:
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss of a model on a text, in the units in which it is quoted."""
+
+    loss: float  # nats per token
+    standard_error: float  # of the loss, nats per token
+    tokens: int  # predicted, each once
+    bytes_per_token: float  # of the text; NaN where it is not known
+
+    @property
+    def perplexity(self) -> float:
+        """e^loss: a branching factor, in tokens."""
+        return perplexity(self.loss)
+
+    @property
+    def bits_per_token(self) -> float:
+        """The loss in bits: nats / ln 2."""
+        return self.loss / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per UTF-8 byte of the text, which models with different tokenizers can be compared by."""
+        return self.bits_per_token / self.bytes_per_token
+
+
+def evaluation_windows(
+    n_tokens: int, context_length: int, stride: int = 0
+) -> Iterator[tuple[int, int, int]]:
+    """Windows over a text in which each token but the first is predicted exactly once: (start, end, first).
+
+    The inputs are tokens start .. end-1 and the targets start+1 .. end; of the targets, those before the text's
+    token `first` were predicted in the window before and count here as context only. With stride 0 (context_length)
+    windows do not overlap; the last may be shorter.
+    """
+    stride = stride or context_length
+    first = 1
+    for start in range(0, n_tokens - 1, stride):
+        end = min(start + context_length, n_tokens - 1)
+        yield start, end, first
+        first = end + 1
+        if end == n_tokens - 1:
+            return
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    tokens: np.ndarray,
+    context_length: int,
+    batch_size: int = 16,
+    n_batches: int = 0,
+    stride: int = 0,
+    bytes_per_token: float = math.nan,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """The loss of `model` on a text of token ids, every token after the first predicted once.
+
+    `n_batches` > 0 reads that many batches of windows, spread evenly over the text. `stride` < context_length lets
+    windows overlap, so that each prediction has at least context_length - stride tokens before it; at equal context
+    a smaller stride gives a lower loss, which is why a quoted perplexity names both. Nothing is drawn at random, and
+    no random state is touched.
+
+    The standard error is that of a mean over windows weighted by their tokens (a ratio estimate, windows taken as
+    independent): tokens of one window are not. NaN where there is one window only. ValueError for fewer than two
+    tokens and for a stride above context_length.
+    """
+    if len(tokens) < 2:
+        raise ValueError(f"a text of {len(tokens)} tokens has nothing to predict: two are needed")
+    if not 0 <= stride <= context_length:
+        raise ValueError(f"stride {stride} must lie between 1 and the context length {context_length}")
+    windows = list(evaluation_windows(len(tokens), context_length, stride))
+    if n_batches and n_batches * batch_size < len(windows):
+        windows = [windows[i * len(windows) // (n_batches * batch_size)] for i in range(n_batches * batch_size)]
+    sums, counts = [], []
+    with evaluating(model):
+        for begin in range(0, len(windows), batch_size):
+            batch = windows[begin : begin + batch_size]
+            inputs = np.zeros((len(batch), max(end - start for start, end, _ in batch)), np.int64)  # (B, T)
+            targets = np.full_like(inputs, IGNORE)
+            for row, (start, end, first) in enumerate(batch):
+                inputs[row, : end - start] = tokens[start:end]
+                targets[row, first - 1 - start : end - start] = tokens[first : end + 1]
+            counts += (targets != IGNORE).sum(1).tolist()
+            losses = model(
+                torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none"
+            )  # (B, T)
+            sums += losses.float().cpu().double().sum(1).tolist()
+    sums, counts = np.array(sums), np.array(counts)
+    loss = sums.sum() / counts.sum()
+    n = len(sums)
+    residuals = sums - loss * counts
+    standard_error = math.sqrt(n / (n - 1) * (residuals**2).sum()) / counts.sum() if n > 1 else math.nan
+    return Evaluation(float(loss), standard_error, int(counts.sum()), bytes_per_token)

@@ -1,0 +1,61 @@
+"""The optimizer, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gpt.config import OptimConfig
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """The trainable parameters in two groups: matrices, which decay, and vectors (biases, norms), which do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trainable parameters of `module`.
+
+    PyTorch's fused kernel is taken where the device has one: it updates all tensors in one pass over memory.
+    """
+    groups = [group for group in parameter_groups(module, config.weight_decay) if group["params"]]
+    if not groups:
+        raise ValueError("nothing to train: no parameter requires a gradient")
+    fused = all(p.device.type in ("cpu", "cuda", "mps") for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
+    """The learning rate of step `step`, counted from 0.
+
+    It rises linearly to `lr` over warmup_steps, then falls to `min_lr` at `decay_steps` along half a cosine
+    (Loshchilov and Hutter 2017, arXiv:1608.03983) or a line, and stays there; "constant" stays at `lr`.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    span = max(1, decay_steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / span)  # 0 .. 1
+    remaining = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.min_lr + (config.lr - config.min_lr) * remaining
+
+
+def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: float) -> Tensor:
+    """Divide all gradients by `divisor`, then scale them down to the global norm `max_norm` where they exceed it
+    (0: never); the norm before clipping, a scalar tensor.
+
+    Gradients are accumulated of summed losses; divided by the tokens counted they are those of the mean. Both
+    factors are applied in one pass. Pascanu et al. 2013, arXiv:1211.5063.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients) / divisor
+    factor = 1 / divisor
+    if max_norm > 0 and norm > max_norm:
+        factor *= max_norm / norm.item()
+    torch._foreach_mul_(gradients, factor)
+    return norm

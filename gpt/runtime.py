@@ -1,0 +1,104 @@
+"""The machine: which device computes, in which precision, and what to do when it has not enough memory."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one, then Apple's MPS, then the CPU.
+
+    ValueError for an unknown name and for a device that this machine, or this build of PyTorch, does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: auto, cpu, cuda, cuda:1, mps") from None
+    there = {
+        "cpu": lambda: device.index in (None, 0),
+        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": lambda: torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, lambda: False)():
+        raise ValueError(f"device {name!r} is not available on this machine: device cpu always is")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the matrix products; "auto" is bfloat16 where a CUDA device has it in hardware.
+
+    On a CPU "auto" stays at float32: there the figures are meant to come out alike on every machine. Weights, and
+    what the optimizer keeps, are float32 in any case.
+    """
+    if name == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """A context in which matrix products run in `dtype`; nothing to do for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def compile_obstacle(device: torch.device) -> str | None:
+    """Why torch.compile cannot work here, in words, or None."""
+    if device.type == "mps":
+        return "torch.compile is not dependable on MPS"
+    if device.type == "cuda":
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            return "torch.compile on CUDA needs the package triton"
+    elif not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        return "torch.compile on a CPU needs a C++ compiler (g++, clang++ or cl)"
+    return None
+
+
+@torch.no_grad()
+def check_device(model: nn.Module, token_ids: torch.Tensor) -> None:
+    """Compare one batch of logits of `model` with the CPU's. Some MPS releases compute wrongly and say nothing.
+
+    RuntimeError where they differ by more than rounding.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    there = model(token_ids.to(device)).float().cpu()
+    here = model.to("cpu")(token_ids).float()
+    model.to(device).train(was_training)
+    difference = (there - here).abs().max().item()
+    if not difference <= 1e-2 * max(1.0, here.abs().max().item()):
+        raise RuntimeError(
+            f"{device} computes wrongly: its logits differ from the CPU's by {difference:.3g}. "
+            f"Train with device cpu, or with another version of PyTorch or of the system"
+        )
+
+
+@contextlib.contextmanager
+def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
+    """Turns an out-of-memory error into a sentence that names the setting to lower, and by how much."""
+    try:
+        yield
+    except RuntimeError as error:  # CUDA has a class of its own, a CPU allocator only this text
+        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error).lower():
+            raise
+        if batch_size > 1:
+            smaller = (batch_size + 1) // 2
+            advice = f"batch_size {smaller} with accumulate {-(-batch_size * accumulate // smaller)} takes about half"
+        else:
+            advice = "batch_size is 1 already: lower model.context_length, model.n_layers or model.emb_dim"
+        raise ValueError(f"not enough memory for a step at batch_size {batch_size}: {advice}") from error
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done its work, so that a clock read next tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

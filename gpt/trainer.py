@@ -1,0 +1,474 @@
+"""One training step, one loop: learning rate, accumulate, clip, step, log, evaluate, sample, save.
+
+    python: Trainer.start(config, "runs/mine").train()
+    shell:  python scripts/train.py --config configs/story.toml --run mine
+
+The objective is handed to the Trainer, which knows nothing of it but that it maps a batch of windows to (loss summed,
+tokens counted) and holds the backbone as `model`.
+"""
+
+import csv
+import dataclasses
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from gpt import runtime
+from gpt.checkpoint import RunFolder, load_weights
+from gpt.config import TrainConfig
+from gpt.corpus import find_path
+from gpt.data import PreparedData, TokenWindows, WindowSampler, load_data
+from gpt.decoding import generate
+from gpt.loss import Evaluation, evaluate, perplexity
+from gpt.model import GPTModel
+from gpt.objectives import create_objective
+from gpt.optim import create_optimizer, learning_rate, scale_and_clip
+
+COLUMNS = [
+    "step", "tokens_seen", "train_loss", "train_perplexity", "val_loss", "val_loss_se", "val_perplexity",
+    "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second", "elapsed_s",
+]  # fmt: skip
+SAMPLE_TOKENS = 120
+SAMPLE_TEMPERATURE = 0.8  # a little below 1: what the model thinks likely, without the long tail
+PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
+
+
+class Trainer:
+    """Trains one objective on one prepared corpus and writes one run folder.
+
+    `Trainer.start` and `Trainer.resume` make one from a config or a run folder; the constructor takes the pieces.
+    `report` is told each line of progress (None: silence).
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        objective: nn.Module,
+        data: PreparedData,
+        run: RunFolder,
+        report: Callable[[str], None] | None = print,
+    ):
+        self.config, self.data, self.run = config, data, run
+        self.device = runtime.choose_device(config.device)
+        self.dtype = runtime.choose_dtype(config.dtype, self.device)
+        self.say = report or (lambda line: None)
+        self.objective = objective.to(self.device).train()
+        self.compiled = self._compile()
+        self.optimizer = create_optimizer(self.objective, config.optim)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.windows = TokenWindows(data.train.tokens, config.model.context_length, config.stride)
+        self.sampler = WindowSampler(len(self.windows), config.batch_size * config.accumulate, seed=config.seed)
+        if self.device.type == "mps":
+            runtime.check_device(self.objective.model, self.windows.batch([0])[0])
+
+        # what a checkpoint carries, besides weights, optimizer and random state
+        self.step = 0
+        self.tokens_seen = 0
+        self.report_due = True  # the report of the current step has not been made yet; a run begins with one
+        self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row
+        self.best_loss: float | None = None
+        self.elapsed = 0.0  # seconds, all sittings together
+
+        self.grad_norm = math.nan
+        self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row
+        self.stopped_by: int | None = None  # the signal that ended the loop
+        self.drawn_at = -math.inf
+        self.bar: tqdm | None = None
+
+    # --- beginning ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def start(cls, config: TrainConfig, run: str | Path, report: Callable[[str], None] | None = print) -> "Trainer":
+        """A Trainer at step 0, its run folder made. ValueError where the config does not fit the data, or where the
+        run has a checkpoint already."""
+        folder = RunFolder(run)
+        if folder.steps():
+            raise ValueError(f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: --resume goes on with it")
+        trainer = cls._create(config, folder, report)
+        folder.create(trainer.config, trainer.data.tokenizer)
+        with folder.metrics.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(COLUMNS)
+        folder.samples.touch()
+        return trainer
+
+    @classmethod
+    def resume(
+        cls, run: str | Path, config: TrainConfig | None = None, report: Callable[[str], None] | None = print
+    ) -> "Trainer":
+        """A Trainer that goes on from the newest whole checkpoint of a run, as if it had never stopped.
+
+        `config` may differ from the run's own in how long it trains and what it reports, not in what is computed:
+        ValueError names a field that must stay. A run without a checkpoint starts anew.
+        """
+        folder = RunFolder(run)
+        before = folder.config()
+        config = check_resumable(before, config or before)
+        checkpoint, complaints = folder.load_newest_whole()
+        for complaint in complaints:
+            (report or (lambda line: None))(f"passed over: {complaint}")
+        if checkpoint is None:
+            if complaints:
+                raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
+            return cls.start(config, run, report)
+        trainer = cls._create(config, folder, report)
+        trainer._restore(checkpoint)
+        return trainer
+
+    @classmethod
+    def _create(cls, config: TrainConfig, folder: RunFolder, report: Callable[[str], None] | None) -> "Trainer":
+        data = load_data(find_path(config.data.path), verify=True)
+        config = fit_to_data(config, data)
+        torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
+        return cls(config, create_objective(config.objective, GPTModel(config.model)), data, folder, report)
+
+    def _compile(self) -> nn.Module:
+        if not self.config.compile:
+            return self.objective
+        if obstacle := runtime.compile_obstacle(self.device):
+            self.say(f"going on without compile = true: {obstacle}")
+            return self.objective
+        return torch.compile(self.objective)  # self.objective keeps the plain names, and is what is saved
+
+    def describe(self) -> str:
+        """What is about to be trained, on what, for how long."""
+        config, data = self.config, self.data
+        n_parameters = sum(p.numel() for p in self.parameters)
+        step_tokens = config.batch_size * config.accumulate * config.model.context_length
+        epochs = config.max_steps * config.batch_size * config.accumulate / len(self.windows)
+        lines = [
+            f"model  {n_parameters:,} parameters: {config.model.n_layers} layers, {config.model.n_heads} heads, "
+            f"{config.model.emb_dim} wide, context {config.model.context_length}",
+            f"data   {data.source}: {len(data.train.tokens):,} training and {len(data.val.tokens):,} validation tokens, "
+            f"tokenizer {data.tokenizer.name}",
+            f"run    {self.run.path}: {config.max_steps:,} steps of {step_tokens:,} tokens, {epochs:.1f} times through "
+            f"the training windows, on {self.device} in {str(self.dtype).removeprefix('torch.')}",
+        ]
+        if self.step:
+            lines.append(f"resumed at step {self.step:,}")
+        return "\n".join(lines)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train to max_steps, or until SIGINT or SIGTERM: then the step at hand is finished, a checkpoint saved, and
+        `stopped_by` holds the signal. A second signal ends the program at once.
+
+        Raises FloatingPointError where the loss is no longer finite, ValueError where memory does not suffice.
+        """
+        config = self.config
+        if self.step >= config.max_steps and not self.report_due:
+            return  # finished before: nothing is touched
+        sitting, before = time.perf_counter(), self.elapsed
+        show_bar = self.say is print and sys.stderr.isatty()
+        self.bar = tqdm(total=config.max_steps, initial=self.step, unit="step", disable=not show_bar, dynamic_ncols=True)
+        with self._signals(), self.bar, runtime.memory_advice(config.batch_size, config.accumulate):
+            while not self.stopped_by:
+                self.elapsed = before + time.perf_counter() - sitting
+                if self.report_due:
+                    self._report()
+                if self.step >= config.max_steps or self.stopped_by:
+                    break
+                self._train_step()
+        if self.stopped_by:
+            self._save(is_best=False)
+        self.draw()
+
+    def _train_step(self) -> None:
+        """One optimizer step on batch_size x accumulate windows."""
+        config, start = self.config, time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config.optim, config.decay_steps)
+
+        loss_sum, counted = 0.0, 0
+        windows = self.sampler.step(self.step)
+        for first in range(0, len(windows), config.batch_size):
+            inputs, targets = self.windows.batch(windows[first : first + config.batch_size])
+            if self.device.type == "cuda":  # pinned memory is copied while the device still computes
+                inputs, targets = inputs.pin_memory(), targets.pin_memory()
+            inputs, targets = (t.to(self.device, non_blocking=True) for t in (inputs, targets))
+            with runtime.autocast(self.device, self.dtype):
+                batch_loss, batch_tokens = self.compiled(inputs, targets)
+            batch_loss.backward()  # gradients of the sum add up over micro-batches ...
+            loss_sum += batch_loss.detach()
+            counted += batch_tokens
+        loss_sum, counted = float(loss_sum), int(counted)
+        norm = float(scale_and_clip(self.parameters, counted, config.optim.grad_clip))  # ... and become the mean's here
+        if not math.isfinite(loss_sum) or not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the loss or its gradient is not finite at step {self.step + 1} (loss {loss_sum / counted}, gradient "
+                f"norm {norm}): a lower optim.lr or a longer optim.warmup_steps helps most often"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        runtime.synchronize(self.device)
+
+        self.step += 1
+        self.report_due = True
+        self.grad_norm = norm
+        self.tokens_seen += counted
+        self.loss_sum, self.loss_tokens = self.loss_sum + loss_sum, self.loss_tokens + counted
+        self.timed_tokens += counted
+        self.timed_seconds += time.perf_counter() - start
+        self.bar.update()
+        if self.bar.n % 5 == 0:
+            loss = self.loss_sum / self.loss_tokens
+            speed = self.timed_tokens / self.timed_seconds
+            self.bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):,.1f}, {speed:,.0f} tokens/s")
+
+    # --- reporting ----------------------------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        """What is due at the current step: a row, an evaluation, a sample, a checkpoint."""
+        config = self.config
+        self.report_due = False
+        last = self.step == config.max_steps
+
+        def due(every: int) -> bool:
+            return last or (every > 0 and self.step % every == 0)
+
+        evaluation = self.evaluate() if due(config.eval_every) else None
+        if evaluation or (due(config.log_every) and self.step):
+            self._write_row(evaluation)
+        if due(config.sample_every):
+            self._write_sample()
+        is_best = bool(evaluation and self.step and (self.best_loss is None or evaluation.loss < self.best_loss))
+        if is_best:
+            self.best_loss = evaluation.loss
+        if is_best or (self.step and due(config.save_every)):
+            self._save(is_best)
+        if evaluation and time.perf_counter() - self.drawn_at > PLOT_SECONDS:
+            self.draw()
+
+    def evaluate(self) -> Evaluation:
+        """The backbone's loss on the validation split: all of it, or eval_batches. Draws nothing at random."""
+        with runtime.autocast(self.device, self.dtype):
+            return evaluate(
+                self.objective.model,
+                self.data.val.tokens,
+                self.config.model.context_length,
+                self.config.batch_size,
+                self.config.eval_batches,
+                bytes_per_token=self.data.val.bytes / len(self.data.val.tokens),
+                device=self.device,
+            )
+
+    def _write_row(self, evaluation: Evaluation | None) -> None:
+        row: dict[str, float] = {"step": self.step, "tokens_seen": self.tokens_seen}
+        if self.loss_tokens:
+            row["train_loss"] = self.loss_sum / self.loss_tokens
+            row["train_perplexity"] = perplexity(row["train_loss"])
+            row["lr"] = self.optimizer.param_groups[0]["lr"]
+            row["grad_norm"] = self.grad_norm
+        if self.timed_seconds:
+            row["tokens_per_second"] = self.timed_tokens / self.timed_seconds
+        if evaluation:
+            row["val_loss"], row["val_perplexity"] = evaluation.loss, evaluation.perplexity
+            row["val_bits_per_byte"] = evaluation.bits_per_byte
+            if not math.isnan(evaluation.standard_error):
+                row["val_loss_se"] = evaluation.standard_error
+        row["elapsed_s"] = self.elapsed
+        with self.run.metrics.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow([_figure(name, row.get(name)) for name in COLUMNS])
+        self.loss_sum, self.loss_tokens = 0.0, 0
+        self.timed_tokens, self.timed_seconds = 0, 0.0
+        if evaluation or self.bar.disable:  # on a terminal the bar shows the rest
+            self._say(_line(row, self.config.max_steps))
+
+    def _write_sample(self) -> None:
+        tokenizer = self.data.tokenizer
+        ids = tokenizer.encode(self.config.sample_prompt) or self.data.train.tokens[:1].tolist()
+        generator = torch.Generator(self.device).manual_seed(self.config.seed + self.step)
+        prompt = torch.tensor([ids], device=self.device)
+        with runtime.autocast(self.device, self.dtype):
+            written = generate(
+                self.objective.model, prompt, SAMPLE_TOKENS, SAMPLE_TEMPERATURE,
+                stop_id=tokenizer.eot_id, generator=generator,
+            )  # fmt: skip
+        text = tokenizer.decode(i for i in written[0].tolist() if i != tokenizer.eot_id)
+        with self.run.samples.open("a", newline="\n", encoding="utf-8") as file:
+            file.write(f"--- step {self.step} ---\n{text}\n\n")
+
+    def draw(self) -> None:
+        """Draw loss.png from metrics.csv."""
+        from gpt.plots import plot_losses  # matplotlib takes half a second to import
+
+        vocab_size = self.config.model.vocab_size
+        plot_losses(self.run.metrics, self.run.plot, {f"uniform over {vocab_size:,} tokens": math.log(vocab_size)})
+        self.drawn_at = time.perf_counter()
+
+    def summary(self) -> str:
+        """What came out, where it is, and what to type next."""
+        checkpoint, best = self.run.load("last"), self.run.load("best").state
+        state = checkpoint.state
+        name = self.run.path.name if self.run.path.parent.name == "runs" else self.run.path
+        if state["step"] < self.config.max_steps:
+            return (
+                f"stopped at step {state['step']:,} of {self.config.max_steps:,}, saved in {checkpoint.path}\n"
+                f"go on: python scripts/train.py --run {name} --resume"
+            )
+        return "\n".join(
+            [
+                f"finished {state['step']:,} steps, {state['tokens_seen']:,} tokens, in {state['elapsed_s']:.0f} s",
+                f"best validation loss {best['best_loss']:.4f}, perplexity {perplexity(best['best_loss']):,.2f}, "
+                f"at step {best['step']:,}",
+                f"plot      {self.run.plot}",
+                f"metrics   {self.run.metrics}",
+                f"samples   {self.run.samples}, the last one:",
+                "",
+                *("    " + line for line in self._last_sample().splitlines()),
+                "",
+                f"ask it for more: python scripts/generate.py --run {name} --prompt \"...\"",
+            ]
+        )
+
+    def _last_sample(self) -> str:
+        return self.run.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].strip()
+
+    def _say(self, line: str) -> None:
+        if self.bar is not None and not self.bar.disable:
+            self.bar.write(line)
+        else:
+            self.say(line)
+
+    # --- saving and restoring -----------------------------------------------------------------------------------------
+
+    def _save(self, is_best: bool) -> Path:
+        random_state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
+        training_state = {"optimizer": self.optimizer.state_dict(), "random": random_state}
+        state = {
+            "step": self.step,
+            "tokens_seen": self.tokens_seen,
+            "report_due": self.report_due,
+            "loss_sum": self.loss_sum,
+            "loss_tokens": self.loss_tokens,
+            "best_loss": self.best_loss,
+            "elapsed_s": self.elapsed,
+            "metrics_bytes": self.run.metrics.stat().st_size,
+            "samples_bytes": self.run.samples.stat().st_size,
+            "data": {"train": self.data.train.sha256, "val": self.data.val.sha256},
+        }
+        return self.run.save(self.objective, training_state, state, is_best, self.config.keep)
+
+    def _restore(self, checkpoint) -> None:
+        state = checkpoint.state
+        if state["data"] != {"train": self.data.train.sha256, "val": self.data.val.sha256}:
+            raise ValueError(
+                f"the data in {self.data.folder} is not what the run {self.run.path} was trained on: "
+                f"prepare it again as it was, or start a new run"
+            )
+        load_weights(self.objective, checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.training_state["optimizer"])
+        random_state = checkpoint.training_state["random"]
+        torch.set_rng_state(random_state["cpu"])
+        if self.device.type == "cuda" and "cuda" in random_state:
+            torch.cuda.set_rng_state(random_state["cuda"], self.device)
+        self.step, self.tokens_seen, self.report_due = state["step"], state["tokens_seen"], state["report_due"]
+        self.loss_sum, self.loss_tokens = state["loss_sum"], state["loss_tokens"]
+        self.best_loss, self.elapsed = state["best_loss"], state["elapsed_s"]
+        for path, size in ((self.run.metrics, state["metrics_bytes"]), (self.run.samples, state["samples_bytes"])):
+            with path.open("ab") as file:
+                file.truncate(size)  # rows and samples written after the checkpoint will be written again
+
+    @contextmanager
+    def _signals(self):
+        """SIGINT and SIGTERM set `stopped_by` for the loop to see; a second one has its usual effect.
+
+        Only the main thread may set handlers; elsewhere the program's own stay.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number, frame):
+            self.stopped_by = number
+            signal.signal(number, signal.SIG_DFL)
+            self._say(f"{signal.Signals(number).name}: finishing step {self.step + 1}, then saving; once more ends at once")
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+# --- configs and data -------------------------------------------------------------------------------------------------
+
+
+def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
+    """The config with vocab_size and decay_steps filled in. ValueError where it does not fit the data."""
+    model, n_tokens = config.model, data.tokenizer.vocab_size
+    if model.vocab_size and model.vocab_size < n_tokens:
+        raise ValueError(
+            f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
+            f"{data.tokenizer.name} of {n_tokens} tokens: leave vocab_size at 0, or prepare the data anew"
+        )
+    if len(data.train.tokens) <= model.context_length:
+        raise ValueError(
+            f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one window of "
+            f"context_length {model.context_length} and a target: lower model.context_length or take a longer text"
+        )
+    data.tokenizer.encode(config.sample_prompt)  # a char tokenizer may not know the prompt's characters
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, vocab_size=model.vocab_size or n_tokens),
+        optim=dataclasses.replace(config.optim, decay_steps=config.decay_steps),
+    )
+
+
+# what may change when a run is resumed: how long it goes on and what it reports, not what it computes
+_FREE = {
+    "max_steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
+    "device", "dtype", "compile",
+}  # fmt: skip
+
+
+def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
+    """`after`, with what `before` had filled in. ValueError names a setting that a resumed run must keep."""
+    filled = dataclasses.replace(
+        after,
+        model=dataclasses.replace(after.model, vocab_size=after.model.vocab_size or before.model.vocab_size),
+        optim=dataclasses.replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps),
+    )
+    for field in dataclasses.fields(before):
+        old, new = getattr(before, field.name), getattr(filled, field.name)
+        if field.name in _FREE or old == new:
+            continue
+        name = field.name
+        if dataclasses.is_dataclass(old):
+            changed = next(f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name))
+            if (name, changed) == ("data", "path"):
+                continue  # the data may have moved; its checksums are compared
+            name, old, new = f"{name}.{changed}", getattr(old, changed), getattr(new, changed)
+        raise ValueError(f"{name} is {old!r} in this run, not {new!r}: what a run computes stays when it is resumed")
+    return filled
+
+
+def _figure(name: str, value: float | None) -> str:
+    """A figure as metrics.csv holds it: nine digits are enough to tell any two float32 losses apart."""
+    return "" if value is None else f"{value:.1f}" if name in ("elapsed_s", "tokens_per_second") else f"{value:.9g}"
+
+
+def _line(row: dict[str, float], max_steps: int) -> str:
+    """A row of metrics as a line for people."""
+    parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}"]
+    if "train_loss" in row:
+        parts.append(f"train loss {row['train_loss']:.3f}, perplexity {row['train_perplexity']:,.1f}")
+    if "val_loss" in row:
+        parts.append(f"val loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:,.1f}")
+    if "tokens_per_second" in row:
+        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+    return " | ".join([*parts, f"{row['elapsed_s']:.0f} s"])

@@ -1,0 +1,45 @@
+"""Train a GPT.
+
+    python scripts/train.py --config configs/story.toml
+    python scripts/train.py --config configs/story.toml --run mine --max_steps 200 --model.n_layers 4
+    python scripts/train.py --run mine --resume
+
+Settings come from the config file; each can be overridden here by its name. The run is written to runs/NAME: metrics,
+a plot, samples, checkpoints. Ctrl-C finishes the step, saves, and --resume goes on from there.
+"""
+
+from gpt.cli import Parser, add_config_options, config_from, existing_run, next_run, run, run_path
+
+
+def main() -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as those in configs/")
+    parser.add_argument("--run", metavar="NAME", help="a name under runs/, or a path (default: CONFIG-001, -002, ...)")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    add_config_options(parser)
+    arguments = parser.parse_args()
+    if arguments.config is None and not arguments.resume:
+        parser.error("--config FILE says what to train, such as configs/story.toml; or --run NAME --resume goes on")
+    if arguments.resume and arguments.run is None:
+        parser.error("--resume needs --run NAME: which run goes on?")
+
+    if arguments.resume:
+        folder = existing_run(arguments.run)
+        config = config_from(str(folder / "config.toml"), arguments)
+        if arguments.config is not None:
+            config = config_from(arguments.config, arguments)
+    else:
+        folder = run_path(arguments.run) if arguments.run else next_run(arguments.config)
+        config = config_from(arguments.config, arguments)
+
+    from gpt.trainer import Trainer  # PyTorch is imported only when the arguments are known to be good
+
+    trainer = Trainer.resume(folder, config) if arguments.resume else Trainer.start(config, folder)
+    print(trainer.describe())
+    trainer.train()
+    print(trainer.summary())
+    return 128 + trainer.stopped_by if trainer.stopped_by else 0
+
+
+if __name__ == "__main__":
+    run(main)

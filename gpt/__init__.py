@@ -25,7 +25,7 @@ _HOME = {
     "load_model": "checkpoint",
     "Trainer": "trainer",
 }
-__all__ = list(_HOME)  # noqa: PLE0604
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str):

@@ -1,9 +1,9 @@
 """A run folder: config, tokenizer, metrics, samples, and checkpoints that are written whole or not at all.
 
-    runs/NAME/
-      config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
-      checkpoints/step-000500/   model.safetensors  training_state.pt  state.json (with the SHA-256 of the other two)
-      checkpoints/last, best     text files: the name of the checkpoint to resume from, and of the one to use
+runs/NAME/
+  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
+  checkpoints/step-000500/   model.safetensors  training_state.pt  state.json (with the SHA-256 of the other two)
+  checkpoints/last, best     text files: the name of the checkpoint to resume from, and of the one to use
 """
 
 import hashlib
@@ -242,7 +242,7 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file, or a folder's list of names, to the disk itself. Windows has no flush of folders."""
+    """Have the system write a file, or a folder's names, to the disk itself. Windows cannot flush folders."""
     if not path.exists() or (path.is_dir() and os.name == "nt"):
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

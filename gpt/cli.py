@@ -16,9 +16,12 @@ RUNS = Path("runs")
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is a ValueError, whose sentence `run` prints without the usage text."""
 
-    def __init__(self, doc: str, **options: Any):
+    def __init__(self, doc: str):
         super().__init__(
-            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+            usage="%(prog)s [options]",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -75,7 +78,9 @@ def add_config_options(parser: argparse.ArgumentParser, kind: type = TrainConfig
             groups[table] = parser.add_argument_group(f"[{table}]" if table else "the run")
         words = field.metadata["help"].replace("%", "%%")
         bare = {"nargs": "?", "const": "true"} if field.type is bool else {}
-        default = "empty" if field.default == "" else str(field.default).lower() if field.type is bool else field.default
+        default = (
+            "empty" if field.default == "" else str(field.default).lower() if field.type is bool else field.default
+        )
         groups[table].add_argument(
             f"--{name}", dest=name, default=argparse.SUPPRESS, help=f"{words} (default: {default})",
             metavar=_metavar(field.type), **bare,

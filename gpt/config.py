@@ -265,3 +265,32 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def to_toml(config: TrainConfig) -> str:
     """Everything that a run was started with, defaults included, as TOML text."""
     return tomli_w.dumps(dataclasses.asdict(config))
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+# what may change when a run is resumed: how long it goes on and what it reports, not what it computes
+_FREE = {
+    "max_steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
+    "device", "dtype", "compile",
+}  # fmt: skip
+
+
+def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
+    """`after`, with what `before` had filled in. ValueError names a setting that a resumed run must keep."""
+    filled = dataclasses.replace(
+        after,
+        model=dataclasses.replace(after.model, vocab_size=after.model.vocab_size or before.model.vocab_size),
+        optim=dataclasses.replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps),
+    )
+    for name in (f.name for f in dataclasses.fields(before)):
+        old, new = getattr(before, name), getattr(filled, name)
+        if name in _FREE or old == new:
+            continue
+        if dataclasses.is_dataclass(old):
+            changed = next(f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name))
+            if (name, changed) == ("data", "path"):
+                continue  # the data may have moved; its checksums are compared
+            name, old, new = f"{name}.{changed}", getattr(old, changed), getattr(new, changed)
+        raise ValueError(f"{name} is {old!r} in this run, not {new!r}: what a run computes stays when it is resumed")
+    return filled

@@ -85,7 +85,9 @@ def read_pieces(path: Path) -> Iterator[str]:
             try:
                 read = file.read(PIECE)
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}): {_advice()}") from None
+                raise ValueError(
+                    f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}): {_advice()}"
+                ) from None
             if "\0" in read:
                 raise ValueError(f"{path} holds NUL bytes, as binary files do: {_advice()}")
             rest += read

@@ -134,7 +134,7 @@ def create_dataloader(
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A memory-mapped split of a prepared folder: its tokens, and how many documents, characters and bytes they were."""
+    """A memory-mapped split of a prepared folder, and how many documents, characters and bytes its tokens were."""
 
     path: Path
     tokens: np.ndarray
@@ -166,8 +166,8 @@ def prepare_data(
 
     The last `val_fraction` of the characters validate; of the documents, where there are ten or more; all of
     `val_corpus`, where it is given. "char" and "bpe:N" are learned from the whole corpus. Where there are several
-    documents, each ends with the end-of-text token if the tokenizer has one. Memory stays constant however large the corpus is; a terminal
-    sees a progress bar.
+    documents, each ends with the end-of-text token if the tokenizer has one. Memory stays constant however large the
+    corpus is; a terminal sees a progress bar.
 
     Raises ValueError for a corpus without text, and for an `out` that exists and was not written by this function.
     """
@@ -175,8 +175,8 @@ def prepare_data(
         raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "meta.json").is_file())):
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
-    lengths = [sum(map(len, read_pieces(path))) for path in corpus.paths]
-    total = sum(lengths) + sum(sum(map(len, read_pieces(path))) for path in (val_corpus.paths if val_corpus else ()))
+    lengths = [_length(path) for path in corpus.paths]
+    total = sum(lengths) + (sum(map(_length, val_corpus.paths)) if val_corpus else 0)
     if total < 2:
         raise ValueError(f"{corpus.name} holds {total} characters: no text to learn from")
     tokenizer = get_tokenizer(tokenizer_name, _all_pieces(corpus, val_corpus))
@@ -231,8 +231,8 @@ def describe(data: PreparedData) -> str:
     lines = [f"{data.source} -> {data.folder}, tokenizer {data.tokenizer.name} of {data.tokenizer.vocab_size:,} tokens"]
     for split in (data.train, data.val):
         lines.append(
-            f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {split.bytes:,} bytes "
-            f"({split.bytes / len(split.tokens):.2f} per token), documents: {split.documents:,}"
+            f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {split.bytes:,} "
+            f"bytes ({split.bytes / len(split.tokens):.2f} per token), documents: {split.documents:,}"
         )
     return "\n".join(lines)
 
@@ -251,8 +251,13 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
-            raise ValueError(f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare anew")
-        splits = {split: _load_split(folder / f"{split}.bin", meta[split], meta["dtype"], verify) for split in ("train", "val")}
+            raise ValueError(
+                f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare anew"
+            )
+        splits = {
+            split: _load_split(folder / f"{split}.bin", meta[split], meta["dtype"], verify)
+            for split in ("train", "val")
+        }
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         if tokenizer.vocab_size != meta["vocab_size"]:
             raise ValueError(
@@ -285,7 +290,9 @@ def _part(paths: list[Path]) -> list[Document]:
     return [lambda path=path: read_pieces(path) for path in paths]
 
 
-def _split_characters(paths: list[Path], lengths: list[int], val_fraction: float) -> tuple[list[Document], list[Document]]:
+def _split_characters(
+    paths: list[Path], lengths: list[int], val_fraction: float
+) -> tuple[list[Document], list[Document]]:
     """The documents up to the character where validation begins, and from there on; one of them may be cut in two."""
     n_train = sum(lengths) - math.ceil(round(sum(lengths) * val_fraction, 6))  # 30 · 0.1 is 3, not 3.0000000000000004
     train, val = [], []
@@ -307,6 +314,10 @@ def _between(path: Path, start: int, end: int) -> Iterator[str]:
         if inside:
             yield inside
         place += len(piece)
+
+
+def _length(path: Path) -> int:
+    return sum(map(len, read_pieces(path)))
 
 
 def _all_pieces(*corpora: Corpus | None) -> Iterator[str]:

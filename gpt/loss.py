@@ -91,14 +91,12 @@ class Evaluation:
         return self.bits_per_token / self.bytes_per_token
 
 
-def evaluation_windows(
-    n_tokens: int, context_length: int, stride: int = 0
-) -> Iterator[tuple[int, int, int]]:
+def evaluation_windows(n_tokens: int, context_length: int, stride: int | None = None) -> Iterator[tuple[int, int, int]]:
     """Windows over a text in which each token but the first is predicted exactly once: (start, end, first).
 
     The inputs are tokens start .. end-1 and the targets start+1 .. end; of the targets, those before the text's
-    token `first` were predicted in the window before and count here as context only. With stride 0 (context_length)
-    windows do not overlap; the last may be shorter.
+    token `first` were predicted in the window before and count here as context only. Without a stride windows do not
+    overlap; the last may be shorter.
     """
     stride = stride or context_length
     first = 1
@@ -117,7 +115,7 @@ def evaluate(
     context_length: int,
     batch_size: int = 16,
     n_batches: int = 0,
-    stride: int = 0,
+    stride: int | None = None,
     bytes_per_token: float = math.nan,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
@@ -130,12 +128,18 @@ def evaluate(
 
     The standard error is that of a mean over windows weighted by their tokens (a ratio estimate, windows taken as
     independent): tokens of one window are not. NaN where there is one window only. ValueError for fewer than two
-    tokens and for a stride above context_length.
+    tokens, for a context longer than the model's and for a stride above it.
     """
     if len(tokens) < 2:
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to predict: two are needed")
-    if not 0 <= stride <= context_length:
-        raise ValueError(f"stride {stride} must lie between 1 and the context length {context_length}")
+    if not 1 <= context_length <= model.config.context_length:
+        raise ValueError(
+            f"the context must be 1 to the model's {model.config.context_length} tokens, not {context_length}"
+        )
+    if stride is not None and not 1 <= stride <= context_length:
+        raise ValueError(f"the stride must be 1 to the context's {context_length} tokens, not {stride}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     windows = list(evaluation_windows(len(tokens), context_length, stride))
     if n_batches and n_batches * batch_size < len(windows):
         windows = [windows[i * len(windows) // (n_batches * batch_size)] for i in range(n_batches * batch_size)]

@@ -43,7 +43,7 @@ class GELU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between, four times as wide inside, for each token alone: (B, T, D) -> (B, T, D)."""
+    """Two linear layers with a GELU between, four times as wide inside, on each token alone: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: GPTConfig | dict[str, Any]):
         super().__init__()
@@ -59,7 +59,7 @@ class FeedForward(nn.Module):
 
 
 class KVCache:
-    """The keys and values of the tokens that a model has already read, per layer, so that each is computed once.
+    """The keys and values of the tokens that a model has already read, per layer, each computed once.
 
     `length` counts the tokens held. Room for `max_length` of them is taken at the first use.
     """
@@ -155,7 +155,7 @@ class GPTModel(nn.Module):
 
     def _init_gpt2(self) -> None:
         """GPT-2's initial weights: N(0, 0.02), biases 0, and the layers that write to the residual stream scaled by
-        1/sqrt(2 n_layers), so that the stream's variance does not grow with depth (Radford et al. 2019, section 2.3)."""
+        1/sqrt(2 n_layers), so that the stream's variance does not grow with depth. Radford et al. 2019, section 2.3."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 writes_to_stream = name.endswith(("att.out_proj.weight", "ff.layers.2.weight"))
@@ -179,7 +179,9 @@ class GPTModel(nn.Module):
         n_tokens = token_ids.size(-1)
         start = 0 if cache is None else cache.length
         if start + n_tokens > self.config.context_length:
-            raise ValueError(f"{start + n_tokens} tokens exceed the model's context_length {self.config.context_length}")
+            raise ValueError(
+                f"{start + n_tokens} tokens exceed the model's context_length {self.config.context_length}"
+            )
         if positions is None:
             positions = torch.arange(start, start + n_tokens, device=token_ids.device)  # (T,)
         if isinstance(mask, Tensor) and mask.dim() == 3:

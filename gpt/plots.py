@@ -32,11 +32,13 @@ def plot_losses(metrics: Path, out: Path, baselines: dict[str, float]) -> None:
         for name, column, colour in (("training", train, TRAIN), ("validation", val, VAL)):
             points = [(x, y) for x, y in zip(tokens, columns[column], strict=True) if not math.isnan(y)]
             if points:
-                axes.plot(*zip(*points, strict=True), color=colour, label=name, marker="o" if name[0] == "v" else None, ms=3)
+                axes.plot(
+                    *zip(*points, strict=True), color=colour, label=name, marker="o" if name[0] == "v" else None, ms=3
+                )
         for name, loss in baselines.items():
             axes.axhline(level(loss), color=QUIET, ls="--", lw=1)
             axes.annotate(
-                f"{name}: {level(loss):,.2f}" if loss < 7 else f"{name}: {level(loss):,.4g}",
+                f"{name}: {level(loss):,.{2 if level(loss) < 1000 else 0}f}",
                 (1, level(loss)), xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
                 ha="right", va="top", color=QUIET, fontsize=8,
             )  # fmt: skip

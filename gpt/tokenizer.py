@@ -15,6 +15,7 @@ import importlib.util
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -208,7 +209,7 @@ def _from_merges(merges: list[tuple[int, int]]) -> BytePairTokenizer:
     return BytePairTokenizer(f"bpe:{len(tokens) + 1}", {token: i for i, token in enumerate(tokens)}, merges)
 
 
-# --- learning byte pairs ------------------------------------------------------------------------------------------------
+# --- learning byte pairs ----------------------------------------------------------------------------------------------
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
@@ -228,7 +229,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
     pair_counts: Counter[tuple[int, int]] = Counter()
     words_with = defaultdict(set)  # pair -> indices of the words in which it occurs, or once occurred
     for index, spelling in enumerate(spellings):
-        for pair in zip(spelling, spelling[1:], strict=False):
+        for pair in pairwise(spelling):
             pair_counts[pair] += counts[index]
             words_with[pair].add(index)
     heap = [(-count, pair) for pair, count in pair_counts.items()]
@@ -247,10 +248,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
         for index in words_with.pop(best):
             old, count = spellings[index], counts[index]
             new = _merge(old, best, new_id)
-            for pair in zip(old, old[1:], strict=False):
+            for pair in pairwise(old):
                 pair_counts[pair] -= count
                 changed.add(pair)
-            for pair in zip(new, new[1:], strict=False):
+            for pair in pairwise(new):
                 pair_counts[pair] += count
                 words_with[pair].add(index)
                 changed.add(pair)

@@ -7,7 +7,6 @@ The objective is handed to the Trainer, which knows nothing of it but that it ma
 tokens counted) and holds the backbone as `model`.
 """
 
-import csv
 import dataclasses
 import math
 import signal
@@ -22,9 +21,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from gpt import runtime
+from gpt import report, runtime
 from gpt.checkpoint import RunFolder, load_weights
-from gpt.config import TrainConfig
+from gpt.config import TrainConfig, check_resumable
 from gpt.corpus import find_path
 from gpt.data import PreparedData, TokenWindows, WindowSampler, load_data
 from gpt.decoding import generate
@@ -33,10 +32,6 @@ from gpt.model import GPTModel
 from gpt.objectives import create_objective
 from gpt.optim import create_optimizer, learning_rate, scale_and_clip
 
-COLUMNS = [
-    "step", "tokens_seen", "train_loss", "train_perplexity", "val_loss", "val_loss_se", "val_perplexity",
-    "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second", "elapsed_s",
-]  # fmt: skip
 SAMPLE_TOKENS = 120
 SAMPLE_TEMPERATURE = 0.8  # a little below 1: what the model thinks likely, without the long tail
 PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
@@ -46,7 +41,7 @@ class Trainer:
     """Trains one objective on one prepared corpus and writes one run folder.
 
     `Trainer.start` and `Trainer.resume` make one from a config or a run folder; the constructor takes the pieces.
-    `report` is told each line of progress (None: silence).
+    `say` is told each line of progress.
     """
 
     def __init__(
@@ -55,12 +50,12 @@ class Trainer:
         objective: nn.Module,
         data: PreparedData,
         run: RunFolder,
-        report: Callable[[str], None] | None = print,
+        say: Callable[[str], None] = print,
     ):
         self.config, self.data, self.run = config, data, run
         self.device = runtime.choose_device(config.device)
         self.dtype = runtime.choose_dtype(config.dtype, self.device)
-        self.say = report or (lambda line: None)
+        self.say = say
         self.objective = objective.to(self.device).train()
         self.compiled = self._compile()
         self.optimizer = create_optimizer(self.objective, config.optim)
@@ -87,22 +82,21 @@ class Trainer:
     # --- beginning ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def start(cls, config: TrainConfig, run: str | Path, report: Callable[[str], None] | None = print) -> "Trainer":
+    def start(cls, config: TrainConfig, run: str | Path, say: Callable[[str], None] = print) -> "Trainer":
         """A Trainer at step 0, its run folder made. ValueError where the config does not fit the data, or where the
         run has a checkpoint already."""
         folder = RunFolder(run)
         if folder.steps():
             raise ValueError(f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: --resume goes on with it")
-        trainer = cls._create(config, folder, report)
+        trainer = cls._create(config, folder, say)
         folder.create(trainer.config, trainer.data.tokenizer)
-        with folder.metrics.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(COLUMNS)
+        report.begin(folder.metrics)
         folder.samples.touch()
         return trainer
 
     @classmethod
     def resume(
-        cls, run: str | Path, config: TrainConfig | None = None, report: Callable[[str], None] | None = print
+        cls, run: str | Path, config: TrainConfig | None = None, say: Callable[[str], None] = print
     ) -> "Trainer":
         """A Trainer that goes on from the newest whole checkpoint of a run, as if it had never stopped.
 
@@ -114,21 +108,21 @@ class Trainer:
         config = check_resumable(before, config or before)
         checkpoint, complaints = folder.load_newest_whole()
         for complaint in complaints:
-            (report or (lambda line: None))(f"passed over: {complaint}")
+            say(f"passed over: {complaint}")
         if checkpoint is None:
             if complaints:
                 raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
-            return cls.start(config, run, report)
-        trainer = cls._create(config, folder, report)
+            return cls.start(config, run, say)
+        trainer = cls._create(config, folder, say)
         trainer._restore(checkpoint)
         return trainer
 
     @classmethod
-    def _create(cls, config: TrainConfig, folder: RunFolder, report: Callable[[str], None] | None) -> "Trainer":
+    def _create(cls, config: TrainConfig, folder: RunFolder, say: Callable[[str], None]) -> "Trainer":
         data = load_data(find_path(config.data.path), verify=True)
         config = fit_to_data(config, data)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
-        return cls(config, create_objective(config.objective, GPTModel(config.model)), data, folder, report)
+        return cls(config, create_objective(config.objective, GPTModel(config.model)), data, folder, say)
 
     def _compile(self) -> nn.Module:
         if not self.config.compile:
@@ -137,24 +131,6 @@ class Trainer:
             self.say(f"going on without compile = true: {obstacle}")
             return self.objective
         return torch.compile(self.objective)  # self.objective keeps the plain names, and is what is saved
-
-    def describe(self) -> str:
-        """What is about to be trained, on what, for how long."""
-        config, data = self.config, self.data
-        n_parameters = sum(p.numel() for p in self.parameters)
-        step_tokens = config.batch_size * config.accumulate * config.model.context_length
-        epochs = config.max_steps * config.batch_size * config.accumulate / len(self.windows)
-        lines = [
-            f"model  {n_parameters:,} parameters: {config.model.n_layers} layers, {config.model.n_heads} heads, "
-            f"{config.model.emb_dim} wide, context {config.model.context_length}",
-            f"data   {data.source}: {len(data.train.tokens):,} training and {len(data.val.tokens):,} validation tokens, "
-            f"tokenizer {data.tokenizer.name}",
-            f"run    {self.run.path}: {config.max_steps:,} steps of {step_tokens:,} tokens, {epochs:.1f} times through "
-            f"the training windows, on {self.device} in {str(self.dtype).removeprefix('torch.')}",
-        ]
-        if self.step:
-            lines.append(f"resumed at step {self.step:,}")
-        return "\n".join(lines)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -169,7 +145,9 @@ class Trainer:
             return  # finished before: nothing is touched
         sitting, before = time.perf_counter(), self.elapsed
         show_bar = self.say is print and sys.stderr.isatty()
-        self.bar = tqdm(total=config.max_steps, initial=self.step, unit="step", disable=not show_bar, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=config.max_steps, initial=self.step, unit="step", disable=not show_bar, dynamic_ncols=True
+        )
         with self._signals(), self.bar, runtime.memory_advice(config.batch_size, config.accumulate):
             while not self.stopped_by:
                 self.elapsed = before + time.perf_counter() - sitting
@@ -276,12 +254,11 @@ class Trainer:
             if not math.isnan(evaluation.standard_error):
                 row["val_loss_se"] = evaluation.standard_error
         row["elapsed_s"] = self.elapsed
-        with self.run.metrics.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([_figure(name, row.get(name)) for name in COLUMNS])
+        report.append(self.run.metrics, row)
         self.loss_sum, self.loss_tokens = 0.0, 0
         self.timed_tokens, self.timed_seconds = 0, 0.0
         if evaluation or self.bar.disable:  # on a terminal the bar shows the rest
-            self._say(_line(row, self.config.max_steps))
+            self._say(report.line(row, self.config.max_steps))
 
     def _write_sample(self) -> None:
         tokenizer = self.data.tokenizer
@@ -304,34 +281,6 @@ class Trainer:
         vocab_size = self.config.model.vocab_size
         plot_losses(self.run.metrics, self.run.plot, {f"uniform over {vocab_size:,} tokens": math.log(vocab_size)})
         self.drawn_at = time.perf_counter()
-
-    def summary(self) -> str:
-        """What came out, where it is, and what to type next."""
-        checkpoint, best = self.run.load("last"), self.run.load("best").state
-        state = checkpoint.state
-        name = self.run.path.name if self.run.path.parent.name == "runs" else self.run.path
-        if state["step"] < self.config.max_steps:
-            return (
-                f"stopped at step {state['step']:,} of {self.config.max_steps:,}, saved in {checkpoint.path}\n"
-                f"go on: python scripts/train.py --run {name} --resume"
-            )
-        return "\n".join(
-            [
-                f"finished {state['step']:,} steps, {state['tokens_seen']:,} tokens, in {state['elapsed_s']:.0f} s",
-                f"best validation loss {best['best_loss']:.4f}, perplexity {perplexity(best['best_loss']):,.2f}, "
-                f"at step {best['step']:,}",
-                f"plot      {self.run.plot}",
-                f"metrics   {self.run.metrics}",
-                f"samples   {self.run.samples}, the last one:",
-                "",
-                *("    " + line for line in self._last_sample().splitlines()),
-                "",
-                f"ask it for more: python scripts/generate.py --run {name} --prompt \"...\"",
-            ]
-        )
-
-    def _last_sample(self) -> str:
-        return self.run.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].strip()
 
     def _say(self, line: str) -> None:
         if self.bar is not None and not self.bar.disable:
@@ -394,7 +343,9 @@ class Trainer:
         def stop(number, frame):
             self.stopped_by = number
             signal.signal(number, signal.SIG_DFL)
-            self._say(f"{signal.Signals(number).name}: finishing step {self.step + 1}, then saving; once more ends at once")
+            self._say(
+                f"{signal.Signals(number).name}: finishing step {self.step + 1}, then saving; once more ends at once"
+            )
 
         for number in before:
             signal.signal(number, stop)
@@ -427,48 +378,3 @@ def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
         model=dataclasses.replace(model, vocab_size=model.vocab_size or n_tokens),
         optim=dataclasses.replace(config.optim, decay_steps=config.decay_steps),
     )
-
-
-# what may change when a run is resumed: how long it goes on and what it reports, not what it computes
-_FREE = {
-    "max_steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
-    "device", "dtype", "compile",
-}  # fmt: skip
-
-
-def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
-    """`after`, with what `before` had filled in. ValueError names a setting that a resumed run must keep."""
-    filled = dataclasses.replace(
-        after,
-        model=dataclasses.replace(after.model, vocab_size=after.model.vocab_size or before.model.vocab_size),
-        optim=dataclasses.replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps),
-    )
-    for field in dataclasses.fields(before):
-        old, new = getattr(before, field.name), getattr(filled, field.name)
-        if field.name in _FREE or old == new:
-            continue
-        name = field.name
-        if dataclasses.is_dataclass(old):
-            changed = next(f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name))
-            if (name, changed) == ("data", "path"):
-                continue  # the data may have moved; its checksums are compared
-            name, old, new = f"{name}.{changed}", getattr(old, changed), getattr(new, changed)
-        raise ValueError(f"{name} is {old!r} in this run, not {new!r}: what a run computes stays when it is resumed")
-    return filled
-
-
-def _figure(name: str, value: float | None) -> str:
-    """A figure as metrics.csv holds it: nine digits are enough to tell any two float32 losses apart."""
-    return "" if value is None else f"{value:.1f}" if name in ("elapsed_s", "tokens_per_second") else f"{value:.9g}"
-
-
-def _line(row: dict[str, float], max_steps: int) -> str:
-    """A row of metrics as a line for people."""
-    parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}"]
-    if "train_loss" in row:
-        parts.append(f"train loss {row['train_loss']:.3f}, perplexity {row['train_perplexity']:,.1f}")
-    if "val_loss" in row:
-        parts.append(f"val loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:,.1f}")
-    if "tokens_per_second" in row:
-        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
-    return " | ".join([*parts, f"{row['elapsed_s']:.0f} s"])

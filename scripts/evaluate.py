@@ -14,34 +14,67 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--run", required=True, metavar="NAME", help="a name under runs/, or a path")
     parser.add_argument("--text", metavar="FILE", help="a text to measure on (default: the run's validation split)")
-    parser.add_argument("--context", type=int, metavar="N", help="tokens the model sees at once (default: its context_length)")
-    parser.add_argument("--stride", type=int, metavar="N", help="tokens from one window to the next; smaller than the context, windows overlap and each prediction sees more (default: the context)")
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="tokens the model sees at once (default: its context_length)"
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="tokens from one window to the next; below the context, windows overlap (default: the context)",
+    )
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="windows read at once (default: 16)")
-    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best, last, or a name such as step-000500 (default: best)")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="NAME", help="best, last, or a name such as step-000500 (default: best)"
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
+    )
     arguments = parser.parse_args()
     folder = existing_run(arguments.run)
 
     import numpy as np
 
     from gpt.checkpoint import load_model
-    from gpt.corpus import find_path, open_corpus
-    from gpt.data import load_data
+    from gpt.corpus import open_corpus
     from gpt.loss import evaluate
-    from gpt.runtime import choose_device
+    from gpt.runtime import choose_device, tune
 
+    tune()
     device = choose_device(arguments.device)
-    config = RunFolder(folder).config()
     model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
-    context = model.config.context_length if arguments.context is None else arguments.context
-    stride = context if arguments.stride is None else arguments.stride
     if arguments.text is None:
-        data = load_data(find_path(config.data.path))
-        source, tokens, n_bytes = f"validation split of {data.folder}", data.val.tokens, data.val.bytes
+        source, tokens, n_bytes = validation_split(folder, checkpoint)
     else:
         corpus = open_corpus(arguments.text)
-        pieces = [(tokenizer.encode(piece), len(piece.encode())) for piece in corpus.pieces()]
-        source, tokens = corpus.name, np.concatenate([np.array(ids, np.int64) for ids, _ in pieces])
-        n_bytes = sum(n for _, n in pieces)
+        text = "".join(corpus.pieces())
+        source, tokens, n_bytes = corpus.name, np.array(tokenizer.encode(text)), len(text.encode())
+    context = model.config.context_length if arguments.context is None else arguments.context
+    stride = context if arguments.stride is None else arguments.stride
+    result = evaluate(
+        model.to(device), tokens, context, arguments.batch_size, stride=stride,
+        bytes_per_token=n_bytes / max(1, len(tokens)), device=device,
+    )  # fmt: skip
+    print(f"run             {folder}, step {checkpoint.state['step']:,}")
+    print(f"text            {source}: {result.tokens:,} tokens predicted")
+    print(f"measured with   tokenizer {tokenizer.name}, context {context}, stride {stride}")
+    print(f"loss            {result.loss:.4f} nats per token, standard error {result.standard_error:.4f}")
+    print(f"perplexity      {result.perplexity:,.2f}")
+    print(f"bits per token  {result.bits_per_token:.4f}")
+    print(f"bits per byte   {result.bits_per_byte:.4f}")
+
+
+def validation_split(folder, checkpoint):
+    """The name, tokens and bytes of the split that the run was validated on."""
+    from gpt.checkpoint import RunFolder
+    from gpt.corpus import find_path
+    from gpt.data import load_data
+
+    data = load_data(find_path(RunFolder(folder).config().data.path))
+    if data.val.sha256 != checkpoint.state["data"]["val"]:
+        raise ValueError(f"{data.folder} was prepared anew since this run began: name a text with --text FILE")
+    return f"validation split of {data.folder}", data.val.tokens, data.val.bytes
+
+
 if __name__ == "__main__":
     run(main)

@@ -1,7 +1,7 @@
 """Let a trained run write.
 
-    python scripts/generate.py --run story-001 --prompt "On Monday the Patience came in"
-    python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
+python scripts/generate.py --run story-001 --prompt "On Monday the Patience came in"
+python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
 """
 
 import sys
@@ -14,13 +14,30 @@ def main() -> None:
     parser.add_argument("--run", required=True, metavar="NAME", help="a name under runs/, or a path")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--max_new_tokens", type=int, default=200, metavar="N", help="tokens to write (default: 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0: always the most probable token; 1: as the model has it; above: wilder (default: 0.8)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="0: always the most probable token; 1: as the model has it; above: wilder (default: 0.8)",
+    )
     parser.add_argument("--top_k", type=int, metavar="N", help="draw from the N most probable tokens only")
-    parser.add_argument("--top_p", type=float, metavar="X", help="draw from the most probable tokens that together hold the probability X")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default: 0)")
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        metavar="X",
+        help="draw from the most probable tokens that together hold the probability X",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default: 0)"
+    )
     parser.add_argument("--num_samples", type=int, default=1, metavar="N", help="texts to write (default: 1)")
-    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best, last, or a name such as step-000500 (default: best)")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="NAME", help="best, last, or a name such as step-000500 (default: best)"
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
+    )
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         parser.error(f"--num_samples must be at least 1, not {arguments.num_samples}")
@@ -30,11 +47,12 @@ def main() -> None:
 
     from gpt.checkpoint import load_model
     from gpt.decoding import check_sampling, stream
-    from gpt.runtime import choose_device
+    from gpt.runtime import choose_device, tune
     from gpt.tokenizer import decode_stream
 
     sampling = (arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p)
     check_sampling(*sampling)
+    tune()
     device = choose_device(arguments.device)
     model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
     model.to(device)

@@ -18,8 +18,15 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--input", required=True, metavar="TEXT", help="story, a file, a folder, a glob, or -")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the token files go, such as data/mine")
-    parser.add_argument("--tokenizer", default="gpt2", metavar="NAME", help="gpt2, char, bpe:N with N tokens in all, or a tokenizer.json (default: gpt2)")
-    parser.add_argument("--val_fraction", type=float, default=0.1, metavar="X", help="share of the text that validates (default: 0.1)")
+    parser.add_argument(
+        "--tokenizer",
+        default="gpt2",
+        metavar="NAME",
+        help="gpt2, char, bpe:N with N tokens in all, or a tokenizer.json (default: gpt2)",
+    )
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.1, metavar="X", help="share of the text that validates (default: 0.1)"
+    )
     parser.add_argument("--val_input", metavar="TEXT", help="a text of its own to validate on, instead of a share")
     arguments = parser.parse_args()
 

@@ -32,12 +32,14 @@ def main() -> int:
         folder = run_path(arguments.run) if arguments.run else next_run(arguments.config)
         config = config_from(arguments.config, arguments)
 
-    from gpt.trainer import Trainer  # PyTorch is imported only when the arguments are known to be good
+    from gpt import report, runtime  # PyTorch is imported only when the arguments are known to be good
+    from gpt.trainer import Trainer
 
+    runtime.tune()
     trainer = Trainer.resume(folder, config) if arguments.resume else Trainer.start(config, folder)
-    print(trainer.describe())
+    print(report.describe(trainer))
     trainer.train()
-    print(trainer.summary())
+    print(report.summary(trainer.run, trainer.config.max_steps))
     return 128 + trainer.stopped_by if trainer.stopped_by else 0
 
 

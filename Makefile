@@ -1,0 +1,39 @@
+# make train    set up, then train a GPT on the bundled story: under 3 minutes on two CPU cores
+# make test     set up, then check the style and run the tests
+# make clean    remove .venv and caches; runs and data stay
+
+PYTHON ?= python3
+CONFIG ?= configs/story.toml
+# Everything goes through "python -m", since the scripts of a venv break where a path holds a space.
+ifeq ($(OS),Windows_NT)
+  BIN := .venv/Scripts/python.exe
+else
+  BIN := .venv/bin/python
+endif
+
+.PHONY: train test lint clean
+
+train: .venv/installed data/story/meta.json
+	"$(BIN)" scripts/train.py --config $(CONFIG)
+
+test: .venv/installed-dev lint
+	"$(BIN)" -m pytest
+
+lint: .venv/installed-dev
+	"$(BIN)" -m ruff check .
+	"$(BIN)" -m ruff format --check .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+data/story/meta.json: data/story.txt | .venv/installed
+	"$(BIN)" scripts/prepare_data.py --input story --tokenizer gpt2 --out data/story
+
+.venv/installed: requirements.txt pyproject.toml
+	"$(PYTHON)" -m venv .venv
+	"$(BIN)" -m pip install --disable-pip-version-check -r requirements.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	"$(BIN)" -m pip install --disable-pip-version-check -r requirements.txt -e ".[dev]"
+	@touch $@

@@ -46,7 +46,7 @@ def next_token(
 
     top_k keeps the k most probable tokens (Fan et al. 2018, arXiv:1805.04833); top_p then keeps the smallest set of
     most probable tokens that holds at least the probability top_p (nucleus sampling, Holtzman et al. 2020,
-    arXiv:1904.09751).
+    arXiv:1904.09751). FloatingPointError where the logits are NaN.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -59,7 +59,10 @@ def next_token(
         before = ordered.cumsum(dim=-1) - ordered  # the probability of all that are more probable
         dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
         logits = logits.masked_fill(dropped, -torch.inf)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    probabilities = logits.softmax(dim=-1)
+    if not probabilities.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite: its weights have diverged")
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from gpt.optim import create_optimizer, learning_rate, scale_and_clip
 
 SAMPLE_TOKENS = 120
 SAMPLE_TEMPERATURE = 0.8  # a little below 1: what the model thinks likely, without the long tail
+DIVERGED = "a lower optim.lr or a longer optim.warmup_steps helps most often"
 PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
 
 
@@ -70,10 +71,10 @@ class Trainer:
         self.tokens_seen = 0
         self.report_due = True  # the report of the current step has not been made yet; a run begins with one
         self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row
+        self.grad_norm: float | None = None  # of the last step, before clipping
         self.best_loss: float | None = None
         self.elapsed = 0.0  # seconds, all sittings together
 
-        self.grad_norm = math.nan
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row
         self.stopped_by: int | None = None  # the signal that ended the loop
         self.drawn_at = -math.inf
@@ -183,7 +184,7 @@ class Trainer:
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
             raise FloatingPointError(
                 f"the loss or its gradient is not finite at step {self.step + 1} (loss {loss_sum / counted}, gradient "
-                f"norm {norm}): a lower optim.lr or a longer optim.warmup_steps helps most often"
+                f"norm {norm}): {DIVERGED}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -214,6 +215,8 @@ class Trainer:
             return last or (every > 0 and self.step % every == 0)
 
         evaluation = self.evaluate() if due(config.eval_every) else None
+        if evaluation and not math.isfinite(evaluation.loss):
+            raise FloatingPointError(f"the validation loss is {evaluation.loss} after step {self.step}: {DIVERGED}")
         if evaluation or (due(config.log_every) and self.step):
             self._write_row(evaluation)
         if due(config.sample_every):
@@ -301,6 +304,7 @@ class Trainer:
             "report_due": self.report_due,
             "loss_sum": self.loss_sum,
             "loss_tokens": self.loss_tokens,
+            "grad_norm": self.grad_norm,
             "best_loss": self.best_loss,
             "elapsed_s": self.elapsed,
             "metrics_bytes": self.run.metrics.stat().st_size,
@@ -324,7 +328,7 @@ class Trainer:
             torch.cuda.set_rng_state(random_state["cuda"], self.device)
         self.step, self.tokens_seen, self.report_due = state["step"], state["tokens_seen"], state["report_due"]
         self.loss_sum, self.loss_tokens = state["loss_sum"], state["loss_tokens"]
-        self.best_loss, self.elapsed = state["best_loss"], state["elapsed_s"]
+        self.grad_norm, self.best_loss, self.elapsed = state["grad_norm"], state["best_loss"], state["elapsed_s"]
         for path, size in ((self.run.metrics, state["metrics_bytes"]), (self.run.samples, state["samples_bytes"])):
             with path.open("ab") as file:
                 file.truncate(size)  # rows and samples written after the checkpoint will be written again
@@ -362,7 +366,7 @@ class Trainer:
 def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
     """The config with vocab_size and decay_steps filled in. ValueError where it does not fit the data."""
     model, n_tokens = config.model, data.tokenizer.vocab_size
-    if model.vocab_size and model.vocab_size < n_tokens:
+    if model.vocab_size not in (0, n_tokens):
         raise ValueError(
             f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
             f"{data.tokenizer.name} of {n_tokens} tokens: leave vocab_size at 0, or prepare the data anew"

@@ -1,0 +1,45 @@
+"""Small things that several test files share."""
+
+import pytest
+import torch
+
+from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gpt.corpus import Corpus
+from gpt.data import prepare_data
+
+TEXT = "".join(
+    f"{n} green bottles hanging on the wall, and if {n % 7} should fall there is more to sing.\n" for n in range(120)
+)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder of prepared data: a few thousand characters, char tokenizer."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "bottles.txt").write_text(TEXT, encoding="utf-8")
+    return prepare_data(Corpus("bottles", [folder / "bottles.txt"]), "char", folder / "bottles")
+
+
+@pytest.fixture
+def tiny_config(prepared):
+    """A run of seconds: one that has dropout, accumulation, and several evaluations, saves and epochs."""
+    return TrainConfig(
+        seed=7,
+        max_steps=12,
+        batch_size=4,
+        accumulate=2,
+        log_every=3,
+        eval_every=4,
+        save_every=5,
+        sample_every=6,
+        sample_prompt="on the",
+        device="cpu",
+        model=GPTConfig(vocab_size=0, context_length=16, emb_dim=32, n_heads=4, n_layers=2, drop_rate=0.1, init="gpt2"),
+        data=DataConfig(path=str(prepared.folder), stride=256),
+        optim=OptimConfig(lr=3e-3, min_lr=3e-4, warmup_steps=3),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _same_draws():
+    torch.manual_seed(0)

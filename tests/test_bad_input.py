@@ -1,0 +1,611 @@
+"""A person's mistake: a line or two on stderr that name it and the way out, status 2, and nothing on disk touched.
+
+The scripts run in this process, in a working folder that holds what `workshop` makes: texts, a prepared folder
+data/tiny, a config tiny.toml, and the finished run runs/tiny.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt import corpus
+from gpt.checkpoint import RunFolder, load_model
+from gpt.config import OptimConfig, TrainConfig, check_resumable, from_dict
+from gpt.data import create_dataloader, load_data
+from gpt.decoding import generate
+from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate
+from gpt.model import GPTModel
+from gpt.tokenizer import get_tokenizer, load_tokenizer
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+TEXT = "the cat sat on the mat, and the dog sat on the cat; so the mat had the dog and the cat.\n" * 12
+TINY = """\
+# python scripts/train.py --config tiny.toml
+max_steps = 4
+batch_size = 2
+eval_every = 0
+device = "cpu"
+
+[model]
+vocab_size = 0
+context_length = 8
+emb_dim = 16
+n_heads = 2
+n_layers = 1
+
+[data]
+path = "data/tiny"
+"""
+FILES = {
+    "text.txt": TEXT.encode(),
+    "tiny.toml": TINY.encode(),
+    "empty.txt": b"",
+    "one.txt": b"x",
+    "foreign.txt": "the cat sat on the \N{GREEK SMALL LETTER OMEGA}".encode(),
+    "latin1.txt": "caf\N{LATIN SMALL LETTER E WITH ACUTE} au lait".encode("latin-1"),
+    "binary.bin": bytes(range(32)) * 4,
+    "binary.toml": b"max_steps = 1\n\xff\xfe\x00\x01",
+    "notes/todo.doc": b"a folder that holds neither texts nor prepared data",
+}
+
+
+# --- running a script -------------------------------------------------------------------------------------------------
+
+
+def execute(command: str) -> int:
+    """Run a script of scripts/ in this process as the shell would, and return its exit status."""
+    name, *arguments = shlex.split(command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        patch.setattr(corpus, "PROJECT", Path.cwd())  # the project's own runs and data stay out of sight
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.delenv("GPT_TRACEBACK", raising=False)
+        try:
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0
+        except Exception:  # as the interpreter would
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every path under a folder, with a file's bytes."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workshop")
+    for name, data in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    with contextlib.chdir(folder):
+        assert execute("prepare_data --input text.txt --tokenizer char --out data/tiny") == 0
+        assert execute("train --config tiny.toml --run tiny") == 0
+    return folder
+
+
+@pytest.fixture
+def work(workshop, tmp_path, monkeypatch):
+    """The working folder: a copy of the workshop."""
+    folder = shutil.copytree(workshop, tmp_path / "work")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def mistake(work, capfd):
+    """Run a command that holds a mistake, and check all that is the same for all of them. Pieces of `words`, which
+    " ... " divides, must be in the message."""
+
+    def check(command: str, words: str) -> str:
+        before = contents(work)
+        capfd.readouterr()
+        status = execute(command)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err, err
+        assert status == 2, f"status {status}: {out}{err}"
+        lines = err.splitlines()
+        assert 1 <= len(lines) <= 2, err
+        assert lines[-1].startswith(f"{command.split()[0]}.py: error: "), err
+        assert "usage:" not in out + err
+        for piece in words.split(" ... "):
+            assert piece in err, f"{piece!r} is not in: {err}"
+        assert contents(work) == before
+        return err
+
+    return check
+
+
+def table(rows):
+    """Parametrize by (command, words), the command being the test's name."""
+    return pytest.mark.parametrize("command, words", rows, ids=[command for command, _ in rows])
+
+
+# --- train.py ---------------------------------------------------------------------------------------------------------
+
+TRAIN = "train --config tiny.toml"
+RESUME = "train --run tiny --resume"
+
+
+@table(
+    [
+        ("train", "--config FILE ... --resume"),
+        ("train --resume", "--resume needs --run NAME"),
+        (f"{TRAIN} extra", "'extra' ... quotes"),
+        ("train --config", "--config"),
+        (f"{TRAIN} --max_steps", "--max_steps"),
+        (f"{TRAIN} --model.n_layer 2", "--model.n_layer: did you mean ... model.n_layers"),
+        (f"{TRAIN} --n_layers 2", "--n_layers: did you mean ... model.n_layers"),
+        (f"{TRAIN} --lr=1", "--lr: did you mean ... optim.lr"),
+        (f"{TRAIN} --batch-size 2", "--batch-size: did you mean ... batch_size"),
+        (f"{TRAIN} --zzz 2", "--zzz ... max_steps"),
+        (f"{TRAIN} --model.n_heads 3", "model.emb_dim 16 is not divisible by n_heads 3"),
+        (f"{TRAIN} --model.n_heads 0", "model.n_heads must be at least 1, not 0"),
+        (f"{TRAIN} --model.drop_rate 1.5", "model.drop_rate must be at most 0.99, not 1.5"),
+        (f"{TRAIN} --model.drop_rate nan", "model.drop_rate must be a finite number, not nan"),
+        (f"{TRAIN} --model.drop_rate inf", "model.drop_rate must be a finite number, not inf"),
+        (f"{TRAIN} --model.init zeros", "model.init must be one of 'pytorch', 'gpt2', not 'zeros'"),
+        (f"{TRAIN} --model.qkv_bias maybe", "--model.qkv_bias takes true or false, not 'maybe'"),
+        (f"{TRAIN} --compile maybe", "--compile takes true or false, not 'maybe'"),
+        (f"{TRAIN} --optim.lr -1", "optim.lr must be at least 0, not -1"),
+        (f"{TRAIN} --optim.lr fast", "--optim.lr takes a number, not 'fast'"),
+        (f"{TRAIN} --optim.lr 1e-4 --optim.min_lr 1e-3", "optim.min_lr 0.001 is above lr 0.0001"),
+        (f"{TRAIN} --max_steps 0", "max_steps must be at least 1, not 0"),
+        (f"{TRAIN} --max_steps many", "--max_steps takes a whole number, not 'many'"),
+        (f"{TRAIN} --max_steps 1.5", "--max_steps takes a whole number, not '1.5'"),
+        (f"{TRAIN} --max_steps ''", "--max_steps takes a whole number, not ''"),
+        (f"{TRAIN} --max_steps 1{'0' * 400}", "max_steps must be at most"),
+        (f"{TRAIN} --batch_size 0", "batch_size must be at least 1, not 0"),
+        (f"{TRAIN} --seed -1", "seed must be at least 0, not -1"),
+        (f"{TRAIN} --seed {2**70}", f"seed must be at most ... not {2**70}"),
+        (f"{TRAIN} --device tpu9", "unknown device 'tpu9' ... cpu"),
+        (f"{TRAIN} --device cuda", "'cuda' is not available on this machine ... cpu"),
+        (f"{TRAIN} --device cuda:7", "'cuda:7' is not available on this machine ... cpu"),
+        (f"{TRAIN} --dtype float16", "dtype must be one of ... 'bfloat16' ... 'float16'"),
+        ("train --config none.toml", "no config file none.toml"),
+        ("train --config tiny.toml/x.toml", "no config file ... x.toml"),
+        ("train --config notes", "notes is a folder ... .toml"),
+        ("train --config ''", "config"),
+        ("train --config binary.toml", "binary.toml is not valid TOML"),
+        (f"{TRAIN} --data.path data/none", "data/none ... python scripts/prepare_data.py ... --out data/none"),
+        (f"{TRAIN} --data.path notes", "no prepared data in notes ... python scripts/prepare_data.py"),
+        (f"{TRAIN} --data.path text.txt", "text.txt is a file ... scripts/prepare_data.py --input text.txt"),
+        (f"{TRAIN} --model.context_length 5000", "too few ... context_length 5000 ... a longer text"),
+        (f"{TRAIN} --model.vocab_size 5", "vocab_size is 5 ... data/tiny ... vocab_size at 0"),
+        (f"{TRAIN} --model.emb_dim {10**15}", "memory ... model.emb_dim"),
+        (f"{TRAIN} --model.vocab_size {10**30}", "model.vocab_size"),
+        (f"{TRAIN} --sample_prompt 'the \N{GREEK SMALL LETTER OMEGA}'", "sample_prompt ... U+03A9".replace("A9", "C9")),
+        (f"{TRAIN} --run tiny", "tiny ... has a checkpoint ... --resume"),
+        (f"{TRAIN} --run runs/tiny", "tiny ... has a checkpoint ... --resume"),
+        (f"{TRAIN} --run ''", "a run needs a name, not ''"),
+        (f"{TRAIN} --run .", "a run needs a name, not '.'"),
+        (f"{TRAIN} --run text.txt/mine", "text.txt"),
+        (f"{TRAIN} --run ./text.txt", "text.txt"),
+        (f"{TRAIN} --run data/tiny", "data/tiny ... not a run"),
+        (f"{TRAIN} --run ./notes", "notes ... not a run"),
+        ("train --run tinny --resume", "unknown run 'tinny' ... did you mean tiny?"),
+        ("train --run '' --resume", "a run needs a name, not ''"),
+        ("train --run notes/x --resume", "unknown run 'notes/x'"),
+        (f"{RESUME} --model.n_layers 2", "model.n_layers is 1 in this run, not 2"),
+        (f"{RESUME} --seed 8", "seed is 1337 in this run, not 8"),
+        (f"{RESUME} --batch_size 3", "batch_size is 2 in this run, not 3"),
+        (f"{RESUME} --optim.lr 0.5", "optim.lr is 0.001 in this run, not 0.5"),
+        (f"{RESUME} --data.stride 3", "data.stride is 0 in this run, not 3"),
+        (f"{RESUME} --data.path data/none", "data/none ... prepare_data.py"),
+        (f"{RESUME} --config none.toml", "no config file none.toml"),
+    ]
+)
+def test_train(mistake, command, words):
+    mistake(command, words)
+
+
+@pytest.mark.parametrize(
+    "toml, words",
+    [
+        ("max_step = 1", "unknown setting max_step: did you mean max_steps?"),
+        ("n_layer = 1", "unknown setting n_layer: did you mean model.n_layers?"),
+        ("lr = 1", "unknown setting lr: did you mean optim.lr?"),
+        ("[model]\nn_layer = 1", "unknown setting model.n_layer: did you mean model.n_layers?"),
+        ("[modell]\nn_layers = 1", "unknown setting modell: did you mean model"),
+        ("[model.deep]\nn_layers = 1", "unknown setting model.deep"),
+        ("max_steps = 1\nbatch_size == 2", "not valid TOML ... line 2"),
+        ("max_steps = 1\nmax_steps = 2", "not valid TOML ... line 2"),
+        ("a = " + "[" * 5000, "not valid TOML"),
+        ("max_steps = 1" + "0" * 5000, "broken.toml"),
+        ("model = 3", "model is a table of settings, [model], not a value: 3"),
+        ("[[model]]\nn_layers = 1", "model is a table of settings, [model], not a value"),
+        ("[max_steps]\nx = 1", "max_steps must be a whole number"),
+        ("max_steps = '5'", "max_steps must be a whole number, not '5'"),
+        ("max_steps = true", "max_steps must be a whole number, not True"),
+        ("max_steps = 5.0", "max_steps must be a whole number, not 5.0"),
+        ("compile = 1", "compile must be true or false, not 1"),
+        ("device = 1", "device must be a string, not 1"),
+        ("dtype = ['float32']", "dtype must be one of"),
+        ("[model]\ndrop_rate = nan", "model.drop_rate must be a finite number, not nan"),
+        ("[model]\ndrop_rate = true", "model.drop_rate must be a finite number, not True"),
+        ("[optim]\nlr = 1" + "0" * 400, "optim.lr"),
+        ("[optim]\nlr = 2020-01-01", "optim.lr must be a finite number"),
+        ("[optim]\nmin_lr = 1.0", "optim.min_lr 1.0 is above lr 0.001"),
+        ('"a\\nb\\nc\\nd" = 1', "unknown setting"),
+    ],
+    ids=lambda value: value[:40].encode("unicode_escape").decode(),
+)
+def test_config_file(work, mistake, toml, words):
+    (work / "broken.toml").write_text(toml, encoding="utf-8")
+    assert "broken.toml" in mistake("train --config broken.toml", words)
+
+
+def flip_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1 << 7
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json", "tokenizer.json"])
+def test_damaged_data(work, mistake, name, damage):
+    path = work / "data/tiny" / name
+    if (name, damage) == ("tokenizer.json", truncate):
+        path.write_text(path.read_text(encoding="utf-8").replace("the", "")[:-4], encoding="utf-8")
+    damage(path)
+    mistake(TRAIN, "data/tiny" if name == "meta.json" else name)
+
+
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "state.json"])
+def test_damaged_checkpoint(work, mistake, name, damage):
+    """The run's only one."""
+    damage(work / "runs/tiny/checkpoints/step-000004" / name)
+    mistake(RESUME, f"tiny ... {name}")
+    mistake("generate --run tiny --prompt the", name)
+    mistake("evaluate --run tiny", name)
+
+
+def test_checkpoint_of_another_version(work, mistake):
+    path = work / "runs/tiny/checkpoints/step-000004/state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    mistake("generate --run tiny --prompt the", "format 99 ... reads 1")
+
+
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["config.toml", "tokenizer.json"])
+def test_damaged_run(work, mistake, name, damage):
+    path = work / "runs/tiny" / name
+    if damage is truncate:
+        path.write_text(path.read_text(encoding="utf-8")[:40], encoding="utf-8")
+    damage(path)
+    mistake("generate --run tiny --prompt the", "unknown run" if not (path.parent / "config.toml").exists() else name)
+
+
+def test_a_run_without_a_checkpoint(work, mistake):
+    shutil.rmtree(work / "runs/tiny/checkpoints")
+    mistake("generate --run tiny --prompt the", "no checkpoint 'best' in ... tiny ... none")
+
+
+def test_a_stray_folder_among_the_checkpoints_is_passed_over(work, mistake):
+    (work / "runs/tiny/checkpoints/step-backup").mkdir()
+    assert RunFolder(work / "runs/tiny").steps() == ["step-000004"]
+    mistake(f"{TRAIN} --run tiny", "has a checkpoint ... --resume")
+
+
+def test_data_prepared_anew_with_another_tokenizer(work, mistake):
+    """Neither a resumed run nor its evaluation may use it."""
+    assert execute("prepare_data --input text.txt --tokenizer bpe:270 --out data/tiny") == 0
+    mistake(RESUME, "data/tiny is not what the run ... start a new run")
+    mistake("evaluate --run tiny", "data/tiny was prepared anew ... --text FILE")
+    mistake(f"{TRAIN} --model.vocab_size 20", "vocab_size is 20 ... 270 tokens ... vocab_size at 0")
+
+
+# --- generate.py ------------------------------------------------------------------------------------------------------
+
+GENERATE = "generate --run tiny --prompt the"
+
+
+@table(
+    [
+        ("generate", "--run ... --prompt"),
+        ("generate --run tiny", "--prompt"),
+        ("generate --prompt the", "--run"),
+        ("generate --run tinny --prompt the", "unknown run 'tinny' ... did you mean tiny?"),
+        ("generate --run ./notes --prompt the", "unknown run './notes'"),
+        ("generate --run '' --prompt the", "a run needs a name, not ''"),
+        ("generate --run tiny --prompt ''", "the prompt is empty"),
+        ("generate --run tiny --prompt \N{GREEK SMALL LETTER OMEGA}", "U+03C9 ... gpt2 or bpe"),
+        ("generate --run tiny --prompt -the", "--prompt ... --prompt=-the"),
+        (f"{GENERATE} cat", "'cat' ... quotes"),
+        (f"{GENERATE} --temprature 1", "--temprature: did you mean ... temperature"),
+        (f"{GENERATE} --temperature -1", "temperature must be at least 0 ... -1"),
+        (f"{GENERATE} --temperature nan", "temperature must be at least 0 ... nan"),
+        (f"{GENERATE} --temperature inf", "temperature ... inf"),
+        (f"{GENERATE} --temperature warm", "--temperature ... 'warm'"),
+        (f"{GENERATE} --top_k 0", "top_k must be at least 1, not 0"),
+        (f"{GENERATE} --top_k 1.5", "--top_k ... '1.5'"),
+        (f"{GENERATE} --top_p 2", "top_p must lie in (0, 1], not 2.0"),
+        (f"{GENERATE} --top_p 0", "top_p must lie in (0, 1], not 0.0"),
+        (f"{GENERATE} --top_p nan", "top_p must lie in (0, 1], not nan"),
+        (f"{GENERATE} --max_new_tokens -1", "max_new_tokens must be at least 0, not -1"),
+        (f"{GENERATE} --max_new_tokens", "--max_new_tokens"),
+        (f"{GENERATE} --num_samples 0", "num_samples must be at least 1, not 0"),
+        (f"{GENERATE} --seed abc", "--seed ... 'abc'"),
+        (f"{GENERATE} --seed {2**70}", f"seed ... {2**70}"),
+        (f"{GENERATE} --seed -1", "seed ... -1"),
+        (f"{GENERATE} --checkpoint step-000123", "no checkpoint 'step-000123' ... there are: step-000004"),
+        (f"{GENERATE} --checkpoint ''", "no checkpoint '' ... there are: step-000004"),
+        (f"{GENERATE} --checkpoint ../../tiny", "no checkpoint '../../tiny' ... there are: step-000004"),
+        (f"{GENERATE} --device tpu9", "unknown device 'tpu9' ... cpu"),
+        (f"{GENERATE} --device cuda", "'cuda' is not available"),
+    ]
+)
+def test_generate(mistake, command, words):
+    mistake(command, words)
+
+
+def test_a_prompt_longer_than_the_context_is_cropped_and_says_so(work, capfd):
+    assert execute("generate --run tiny --prompt 'the cat sat on the mat' --max_new_tokens 5") == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("the cat sat on the mat")
+    assert len(out) == len("the cat sat on the mat") + 5 + 1
+    assert "the prompt has 22 tokens; the model sees the last 8 of them" in err
+
+
+@pytest.mark.parametrize("option", ["--temperature 1e-40", "--temperature 1e-300", "--top_p 1e-300"])
+def test_a_tiny_temperature_or_top_p_is_all_but_greedy(work, capfd, option):
+    assert execute(f"{GENERATE} --max_new_tokens 20 {option}") == 0
+    written = capfd.readouterr().out
+    assert execute(f"{GENERATE} --max_new_tokens 20 --temperature 0") == 0
+    assert capfd.readouterr().out == written
+
+
+# --- evaluate.py ------------------------------------------------------------------------------------------------------
+
+EVALUATE = "evaluate --run tiny"
+
+
+@table(
+    [
+        ("evaluate", "--run"),
+        ("evaluate --run tinny", "unknown run 'tinny' ... did you mean tiny?"),
+        (f"{EVALUATE} --text none.txt", "'none.txt'"),
+        (f"{EVALUATE} --text ''", "no file, folder or glob ''"),
+        (f"{EVALUATE} --text notes", "the folder notes holds no .txt or .md file"),
+        (f"{EVALUATE} --text binary.bin", "binary.bin holds NUL bytes"),
+        (f"{EVALUATE} --text latin1.txt", "latin1.txt is not UTF-8 text ... 0xe9"),
+        (f"{EVALUATE} --text empty.txt", "0 tokens ... two are needed"),
+        (f"{EVALUATE} --text one.txt", "'x' (U+0078)"),
+        (f"{EVALUATE} --text foreign.txt", "U+03C9 ... gpt2 or bpe"),
+        (f"{EVALUATE} --context 0", "context must be 1 to the model's 8 tokens, not 0"),
+        (f"{EVALUATE} --context 9", "context must be 1 to the model's 8 tokens, not 9"),
+        (f"{EVALUATE} --context eight", "--context ... 'eight'"),
+        (f"{EVALUATE} --stride 0", "stride must be 1 to the context's 8 tokens, not 0"),
+        (f"{EVALUATE} --stride -1", "stride must be 1 to the context's 8 tokens, not -1"),
+        (f"{EVALUATE} --stride 9", "stride must be 1 to the context's 8 tokens, not 9"),
+        (f"{EVALUATE} --context 4 --stride 5", "stride must be 1 to the context's 4 tokens, not 5"),
+        (f"{EVALUATE} --batch_size 0", "batch_size must be at least 1, not 0"),
+        (f"{EVALUATE} --checkpoint none", "no checkpoint 'none'"),
+        (f"{EVALUATE} --device tpu9", "unknown device 'tpu9'"),
+    ]
+)
+def test_evaluate(mistake, command, words):
+    mistake(command, words)
+
+
+def test_evaluate_without_the_data(work, mistake):
+    shutil.rmtree(work / "data/tiny")
+    mistake(EVALUATE, "no prepared data in ... tiny ... prepare_data.py")
+
+
+def test_evaluate_on_a_damaged_split(work, mistake):
+    flip_bit(work / "data/tiny/val.bin")
+    mistake(EVALUATE, "val.bin")
+
+
+# --- prepare_data.py --------------------------------------------------------------------------------------------------
+
+PREPARE = "prepare_data --out data/new --tokenizer char --input"
+
+
+@table(
+    [
+        ("prepare_data", "--input ... --out"),
+        ("prepare_data --input text.txt", "--out"),
+        ("prepare_data --out data/new", "--input"),
+        (f"{PREPARE} none.txt", "'none.txt'"),
+        (f"{PREPARE} stroy", "'stroy' ... story"),
+        (f"{PREPARE} ''", "no file, folder or glob ''"),
+        (f"{PREPARE} '*.rst'", "'*.rst'"),
+        (f"{PREPARE} notes", "the folder notes holds no .txt or .md file"),
+        (f"{PREPARE} binary.bin", "binary.bin holds NUL bytes"),
+        (f"{PREPARE} latin1.txt", "latin1.txt is not UTF-8 text ... 0xe9"),
+        (f"{PREPARE} empty.txt", "empty.txt holds 0 characters"),
+        (f"{PREPARE} one.txt", "one.txt holds 1 character"),
+        (f"{PREPARE} text.txt --val_input none.txt", "'none.txt'"),
+        (f"{PREPARE} text.txt --val_input ''", "no file, folder or glob ''"),
+        (f"{PREPARE} text.txt --val_input empty.txt", "empty.txt"),
+        (f"{PREPARE} text.txt --tokenizer gpt5", "unknown tokenizer 'gpt5' ... gpt2, char, bpe:N"),
+        (f"{PREPARE} text.txt --tokenizer ''", "unknown tokenizer '' ... gpt2, char, bpe:N"),
+        (f"{PREPARE} text.txt --tokenizer bpe", "tokenizer 'bpe' ... at least 257 ... bpe:4096"),
+        (f"{PREPARE} text.txt --tokenizer bpe:", "tokenizer 'bpe:' ... at least 257 ... bpe:4096"),
+        (f"{PREPARE} text.txt --tokenizer bpe:0", "tokenizer 'bpe:0' ... at least 257 ... bpe:4096"),
+        (f"{PREPARE} text.txt --tokenizer bpe:abc", "tokenizer 'bpe:abc' ... at least 257 ... bpe:4096"),
+        (f"{PREPARE} text.txt --tokenizer none.json", "no tokenizer file none.json"),
+        (f"{PREPARE} text.txt --tokenizer text.txt", "text.txt is not a saved tokenizer"),
+        (f"{PREPARE} foreign.txt --tokenizer data/tiny/tokenizer.json", "U+03C9 ... gpt2 or bpe"),
+        (f"{PREPARE} text.txt --val_fraction 0", "val_fraction must lie between 0 and 1, not 0.0"),
+        (f"{PREPARE} text.txt --val_fraction 1", "val_fraction must lie between 0 and 1, not 1.0"),
+        (f"{PREPARE} text.txt --val_fraction 2", "val_fraction must lie between 0 and 1, not 2.0"),
+        (f"{PREPARE} text.txt --val_fraction -1", "val_fraction must lie between 0 and 1, not -1.0"),
+        (f"{PREPARE} text.txt --val_fraction nan", "val_fraction must lie between 0 and 1, not nan"),
+        (f"{PREPARE} text.txt --val_fraction half", "--val_fraction ... 'half'"),
+        (f"{PREPARE} text.txt --val_fraction 1e-9", "both splits need at least two tokens ... val_fraction"),
+        (f"{PREPARE} text.txt --val_fraction 0.999999 --out x/y", "both splits need at least two tokens"),
+        (f"{PREPARE} text.txt --out tiny.toml", "tiny.toml exists and is not a folder of prepared data"),
+        (f"{PREPARE} text.txt --out notes", "notes exists and is not a folder of prepared data"),
+        (f"{PREPARE} text.txt --out runs/tiny", "tiny exists and is not a folder of prepared data"),
+        (f"{PREPARE} text.txt --out tiny.toml/x", "tiny.toml is a file"),
+        (f"{PREPARE} text.txt --out tiny.toml/x/y", "tiny.toml is a file"),
+        (f"{PREPARE} text.txt --out ''", "--out"),
+    ]
+)
+def test_prepare_data(mistake, command, words):
+    mistake(command, words)
+
+
+@pytest.mark.parametrize("stdin", [io.TextIOWrapper(io.BytesIO()), None], ids=["empty", "closed"])
+def test_no_standard_input(mistake, monkeypatch, stdin):
+    monkeypatch.setattr(sys, "stdin", stdin)
+    mistake(f"{PREPARE} -", "standard input")
+
+
+@pytest.mark.parametrize("out", [".", "", "../tiny"])
+def test_the_working_folder_as_out_is_refused_or_works(work, monkeypatch, out):
+    """It is replaced as a whole, which no program can do to the folder it stands in."""
+    shutil.copy(work / "text.txt", work / "data")
+    monkeypatch.chdir(work / "data/tiny")
+    before = contents(work)
+    status = execute(f"prepare_data --input ../text.txt --tokenizer char --out '{out}'")
+    if status:
+        assert (status, contents(work)) == (2, before)
+    load_data(work / "data/tiny", verify=True)
+
+
+# --- true processes ---------------------------------------------------------------------------------------------------
+
+
+def start(command: str, *flags: str) -> subprocess.Popen:
+    name, *arguments = shlex.split(command)
+    environment = {key: value for key, value in os.environ.items() if key != "GPT_TRACEBACK"}
+    return subprocess.Popen(
+        [sys.executable, *flags, str(SCRIPTS / f"{name}.py"), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def test_a_mistake_in_a_true_process_is_answered_before_pytorch_is_imported(work):
+    process = start("train --config tiny.toml --model.n_heads 3", "-Ximporttime")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    said = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert len(said) == 1
+    assert said[0].startswith("train.py: error: model.emb_dim 16 is not divisible by n_heads 3")
+    assert not any(line.split("|")[-1].strip() == "torch" for line in err.splitlines())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows reports a closed pipe as another error")
+@pytest.mark.parametrize("command", ["train --help", f"{GENERATE} --max_new_tokens 3000"])
+def test_a_reader_that_leaves_early_is_no_error(work, command):
+    """As in `... | head`."""
+    process = start(command)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0, err
+    assert "Error" not in err
+
+
+# --- the library ------------------------------------------------------------------------------------------------------
+
+SHAPE = {"vocab_size": 11, "context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "drop_rate": 0.0}
+TOKENS = np.arange(40) % 11
+IDX = torch.tensor([[1, 2, 3]])
+
+
+@functools.cache
+def model() -> GPTModel:
+    return GPTModel(SHAPE)
+
+
+CALLS = {
+    "GPTModel: unknown key": (lambda: GPTModel({**SHAPE, "n_layer": 2}), "n_layer: did you mean n_layers?"),
+    "GPTModel: key that is no string": (lambda: GPTModel({**SHAPE, 3: 2}), "3"),
+    "GPTModel: string for int": (lambda: GPTModel({**SHAPE, "emb_dim": "16"}), "emb_dim must be a whole number"),
+    "GPTModel: float for int": (lambda: GPTModel({**SHAPE, "emb_dim": 16.0}), "emb_dim must be a whole number"),
+    "GPTModel: None": (lambda: GPTModel({**SHAPE, "n_heads": None}), "n_heads must be a whole number, not None"),
+    "GPTModel: vocab_size 0": (lambda: GPTModel({**SHAPE, "vocab_size": 0}), "vocab_size 0"),
+    "GPTModel: negative": (lambda: GPTModel({**SHAPE, "n_layers": -1}), "n_layers must be at least 1, not -1"),
+    "GPTModel: no config": (lambda: GPTModel(None), "None"),
+    "model: too many tokens": (lambda: model()(IDX.repeat(1, 3)), "9 tokens exceed ... context_length 8"),
+    "model: no target": (lambda: model()(IDX, torch.full_like(IDX, -100)), "no target counts"),
+    "calc_loss_batch: no target": (lambda: calc_loss_batch(IDX, IDX * 0 - 100, model()), "no target counts"),
+    "generate: empty prompt": (lambda: generate(model(), IDX[:, :0], 3), "empty"),
+    "generate: one empty of two": (lambda: generate(model(), [IDX[0], IDX[0, :0]], 3), "empty"),
+    "generate: no prompt": (lambda: generate(model(), [], 3), "at least one"),
+    "generate: one dimension": (lambda: generate(model(), IDX[0], 3), "(B, T)"),
+    "generate: three dimensions": (lambda: generate(model(), IDX[None], 3), "(B, T)"),
+    "generate: lists": (lambda: generate(model(), [[1, 2, 3]], 3), "(B, T)"),
+    "generate: id above": (lambda: generate(model(), torch.tensor([[11]]), 3), "vocabulary of 11"),
+    "generate: id below": (lambda: generate(model(), torch.tensor([[-1]]), 3), "vocabulary of 11"),
+    "generate: temperature": (lambda: generate(model(), IDX, 3, temperature=-1), "temperature must be at least 0"),
+    "create_dataloader: too short": (lambda: create_dataloader(TOKENS[:8], context_length=8), "8 tokens are too few"),
+    "create_dataloader: short text": (
+        lambda: create_dataloader("ab", "char", context_length=8),
+        "2 tokens are too few",
+    ),
+    "create_dataloader: batch_size 0": (
+        lambda: list(create_dataloader(TOKENS, batch_size=0, context_length=8)),
+        "batch_size must be at least 1, not 0",
+    ),
+    "create_dataloader: context_length 0": (
+        lambda: list(create_dataloader(TOKENS, context_length=0)),
+        "context_length must be at least 1, not 0",
+    ),
+    "create_dataloader: stride -1": (
+        lambda: list(create_dataloader(TOKENS, context_length=8, stride=-1)),
+        "stride must be at least 0, not -1",
+    ),
+    "create_dataloader: unknown tokenizer": (lambda: create_dataloader("abc", "words"), "unknown tokenizer 'words'"),
+    "calc_loss_loader: empty loader": (lambda: calc_loss_loader([], model()), "the loader is empty"),
+    "calc_loss_loader: num_batches 0": (
+        lambda: calc_loss_loader(create_dataloader(TOKENS, context_length=8), model(), num_batches=0),
+        "num_batches is 0",
+    ),
+    "evaluate: one token": (lambda: evaluate(model(), TOKENS[:1], 8), "a text of 1 tokens"),
+    "evaluate: long context": (lambda: evaluate(model(), TOKENS, 9), "model's 8 tokens, not 9"),
+    "get_tokenizer: unknown": (lambda: get_tokenizer("words"), "unknown tokenizer 'words'"),
+    "get_tokenizer: char without texts": (lambda: get_tokenizer("char"), "get_tokenizer('char', [text])"),
+    "get_tokenizer: bpe without texts": (lambda: get_tokenizer("bpe:300"), "get_tokenizer('bpe:300', [text])"),
+    "get_tokenizer: a text for texts": (lambda: get_tokenizer("char", "abc"), "get_tokenizer('char', [text])"),
+    "get_tokenizer: bpe too small": (lambda: get_tokenizer("bpe:256", ["abc"]), "at least 257"),
+    "load_tokenizer: no file": (lambda: load_tokenizer("none.json"), "no tokenizer file none.json"),
+    "decode: id above": (lambda: get_tokenizer("char", ["abc"]).decode([3]), "token id 3"),
+    "encode: lone surrogate": (lambda: get_tokenizer("bpe:300", ["abc"]).encode("a\ud800"), "U+D800"),
+    "load_model: no run": (lambda: load_model("none"), "no run in none"),
+    "load_data: no data": (lambda: load_data("none"), "no prepared data in none"),
+    "from_dict: unknown key": (lambda: from_dict(TrainConfig, {"model": {"width": 1}}), "unknown setting model.width"),
+    "from_dict: None for a table": (lambda: from_dict(TrainConfig, {"model": None}), "[model], not a value: None"),
+    "from_dict: another table": (lambda: from_dict(TrainConfig, {"model": OptimConfig()}), "model must be a GPTConfig"),
+    "from_dict: key that is no string": (lambda: from_dict(TrainConfig, {3: 4}), "3"),
+    "from_dict: None": (lambda: from_dict(TrainConfig, None), "None"),
+    "from_dict: list": (lambda: from_dict(TrainConfig, [1, 2]), "[1, 2]"),
+    "resume: stride and path": (
+        lambda: check_resumable(TrainConfig(), from_dict(TrainConfig, {"data": {"path": "elsewhere", "stride": 4}})),
+        "data.stride is 0 in this run, not 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, words", CALLS.values(), ids=CALLS)
+def test_library(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    for piece in words.split(" ... "):
+        assert piece in str(error.value)

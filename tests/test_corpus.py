@@ -1,0 +1,306 @@
+"""gpt/corpus.py: where text comes from, and how it is cut into pieces."""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import regex
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import gpt.corpus
+from gpt.corpus import Corpus, cut_pieces, find_path, last_word_break, open_corpus, read_pieces
+
+# The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
+PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+STORY = Path(__file__).parent.parent / "data" / "story.txt"
+
+SPACED = st.text("ab1.,'\"!$s   \n\n\t\u00a0\u3000é中😀\u0301", max_size=60)
+thorough = settings(deadline=None, derandomize=True, max_examples=400)
+
+
+def gpt2_words(*texts):
+    """The words within which GPT-2 merges: where they are the same, so are the tokens."""
+    return [word for text in texts for word in regex.findall(PUBLISHED_PATTERN, text)]
+
+
+def breaks(text):
+    """All places where a letter, digit or punctuation mark comes before a space or line end, by hand."""
+    return [i for i in range(1, len(text)) if text[i] in " \n" and regex.match(r"[\p{L}\p{N}\p{P}]", text[i - 1])]
+
+
+# --- cutting ----------------------------------------------------------------------------------------------------------
+
+
+@thorough
+@given(text=SPACED)
+def test_last_word_break_is_the_last_one(text):
+    assert last_word_break(text) == max(breaks(text), default=0)
+
+
+@thorough
+@given(text=SPACED)
+def test_a_cut_at_any_word_break_keeps_gpt2s_words(text):
+    for i in breaks(text):
+        assert gpt2_words(text[:i], text[i:]) == gpt2_words(text)
+
+
+@thorough
+@given(before=SPACED, after=SPACED)
+def test_a_word_break_stays_one_whatever_text_follows(before, after):
+    """A stream is cut before its rest is known."""
+    if cut := last_word_break(before):
+        text = before + after
+        assert gpt2_words(text[:cut], text[cut:]) == gpt2_words(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [("", 0), ("word", 0), (" word", 0), ("   ", 0), ("a ", 1), ("one two three", 7), ("Stop.\n\nGo", 5), ("a\tb", 0)],
+)
+def test_last_word_break_of_examples(text, cut):
+    assert last_word_break(text) == cut
+
+
+@thorough
+@given(text=SPACED, longest=st.integers(1, 20))
+def test_cut_pieces_join_to_the_text_and_keep_gpt2s_words(text, longest):
+    """At most `longest` characters each. The words stay unless a piece had no word break to be cut at."""
+    pieces = list(cut_pieces(text, longest))
+    assert "".join(pieces) == text
+    assert all(len(piece) <= longest for piece in pieces)
+    starts = [sum(map(len, pieces[:n])) for n in range(len(pieces))]
+    within = [breaks(text[start : start + longest]) for start in starts[:-1]]
+    assert [len(piece) for piece in pieces[:-1]] == [max(found, default=longest) for found in within]
+    if all(within):
+        assert gpt2_words(*pieces) == gpt2_words(text)
+
+
+def test_cut_pieces_cuts_a_word_that_is_too_long():
+    assert list(cut_pieces("abcdefgh ij kl", 4)) == ["abcd", "efgh", " ij", " kl"]
+    assert list(cut_pieces("", 4)) == [""]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@thorough
+@given(text=st.text(st.sampled_from("abc1. \n\r\ufeffé中😀"), max_size=120), piece=st.integers(1, 8))
+@example(text="\ufeff\ufeffa", piece=1)
+@example(text="a\r\nb\r\rc\n\r", piece=1)
+def test_read_pieces_join_to_the_text_of_the_file(tmp_path_factory, text, piece):
+    """One byte order mark is dropped, line ends become \\n, GPT-2's words stay where there are word breaks."""
+    path = tmp_path_factory.getbasetemp() / "read_pieces.txt"
+    path.write_bytes(text.encode())
+    with patch.object(gpt.corpus, "PIECE", piece):
+        pieces = list(read_pieces(path))
+    expected = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    assert "".join(pieces) == expected
+    assert all(0 < len(p) <= 17 * piece for p in pieces)
+    if all(len(p) <= 16 * piece for p in pieces):  # a longer one may have been cut within a word
+        assert gpt2_words(*pieces) == gpt2_words(expected)
+
+
+@pytest.mark.parametrize("start", range(8189, 8194))
+@pytest.mark.parametrize("piece", [7, 8192, 1 << 20])
+def test_a_character_or_line_end_across_a_block_border_is_whole(tmp_path, monkeypatch, start, piece):
+    """Python reads text files in blocks of 8,192 bytes."""
+    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"x" * (start - 2) + b" y" + "😀中\r\né".encode() + b" z" * 5000)
+    assert "".join(read_pieces(path)) == "x" * (start - 2) + " y😀中\né" + " z" * 5000
+
+
+def test_a_long_file_comes_in_several_pieces_cut_where_words_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpt.corpus, "PIECE", 1000)
+    text = STORY.read_text(encoding="utf-8")
+    pieces = list(read_pieces(STORY))
+    assert "".join(pieces) == text
+    assert len(pieces) >= len(text) / 1000 - 1
+    assert max(map(len, pieces)) < 2000
+    assert gpt2_words(*pieces) == gpt2_words(text)
+
+
+def test_a_text_without_white_space_comes_whole_and_in_bounded_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpt.corpus, "PIECE", 100)
+    path = tmp_path / "text.txt"
+    path.write_text("中" * 10_000, encoding="utf-8")
+    pieces = list(read_pieces(path))
+    assert "".join(pieces) == "中" * 10_000
+    assert max(map(len, pieces)) <= 1700
+
+
+@pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf"], ids=["empty", "only a byte order mark"])
+def test_an_empty_file_has_no_pieces(tmp_path, data):
+    path = tmp_path / "text.txt"
+    path.write_bytes(data)
+    assert list(read_pieces(path)) == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"caf\xe9 au lait", b"good \xff", b"ends within \xe4\xb8", "utf-16".encode("utf-16"), b"surrogate \xed\xa0\x80"],
+    ids=["latin-1", "0xff", "cut off", "utf-16", "surrogate"],
+)
+@pytest.mark.parametrize("lead", [0, 20_000])
+def test_a_file_that_is_not_utf8_is_named(tmp_path, data, lead):
+    path = tmp_path / "named.txt"
+    path.write_bytes(data if lead == 0 else b"fine " * (lead // 5) + data)
+    with pytest.raises(ValueError, match=r"named\.txt (is not UTF-8 text|holds NUL bytes)"):
+        list(read_pieces(path))
+
+
+@pytest.mark.parametrize("data", [b"\0", b"a\0b", b"ends with\0", b"fine " * 4000 + b"\0"])
+def test_a_file_with_nul_bytes_is_named(tmp_path, data):
+    path = tmp_path / "named.txt"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"named\.txt holds NUL bytes"):
+        list(read_pieces(path))
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A folder with texts at several depths, and other files."""
+    for name in ("b.txt", "a.md", "A/deep/z.TXT", "A/c.txt", "notes.rst", "A/data.json", "B.txt/inside.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}\n")
+    return tmp_path
+
+
+def test_the_bundled_story():
+    corpus = open_corpus("story")
+    assert corpus.name == "story"
+    assert "".join(corpus.pieces()) == STORY.read_text(encoding="utf-8")
+
+
+def test_the_bundled_story_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sum(map(len, open_corpus("story").pieces())) == len(STORY.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["b.txt", "notes.rst", "A/data.json"])
+def test_a_file_may_have_any_name(library, name):
+    corpus = open_corpus(str(library / name))
+    assert (corpus.name, corpus.paths) == (Path(name).name, [library / name])
+    assert "".join(corpus.pieces()) == f"text of {name}\n"
+
+
+def test_a_file_whose_name_looks_like_a_glob(tmp_path):
+    path = tmp_path / "what[1]*.txt"
+    path.write_text("this one")
+    (tmp_path / "what1.txt").write_text("not this one")
+    assert "".join(open_corpus(str(path)).pieces()) == "this one"
+
+
+def test_a_folder_gives_its_txt_and_md_files_sorted_at_any_depth(library):
+    corpus = open_corpus(str(library))
+    names = ["A/c.txt", "A/deep/z.TXT", "B.txt/inside.txt", "a.md", "b.txt"]
+    assert corpus.name == library.name
+    assert corpus.paths == [library / name for name in names]
+    assert "".join(corpus.pieces()) == "".join(f"text of {name}\n" for name in names)
+
+
+def test_the_working_folder_has_a_name(library, monkeypatch):
+    monkeypatch.chdir(library)
+    assert open_corpus(".").name == library.name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.txt", ["b.txt"]),  # B.txt is a folder
+        ("?.*", ["a.md", "b.txt"]),
+        ("*.rst", ["notes.rst"]),
+        ("**/*.txt", ["A/c.txt", "B.txt/inside.txt", "b.txt"]),
+        ("A/*", ["A/c.txt", "A/data.json"]),
+    ],
+)
+def test_a_glob_gives_its_files_sorted(library, pattern, names):
+    corpus = open_corpus(str(library / pattern))
+    assert corpus.paths == [library / name for name in names]
+    assert corpus.name == str(library / pattern)
+
+
+def test_a_relative_glob(library, monkeypatch):
+    monkeypatch.chdir(library)
+    assert open_corpus("A/*.txt") == Corpus("A/*.txt", [Path("A/c.txt")])
+
+
+@pytest.mark.parametrize("source", ["stroy", "missing.txt", "missing/*.txt", "a\0b"])
+def test_an_unknown_name_is_refused_and_the_bundled_ones_are_named(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="story"):
+        open_corpus(source)
+
+
+def test_a_text_in_place_of_a_name_is_refused():
+    """Longer than a file name may be."""
+    with pytest.raises(ValueError):
+        open_corpus("Once upon a time there was a text. " * 200)
+
+
+def test_an_empty_name_is_refused(library, monkeypatch):
+    """As from --input "$UNSET": it must not become the working folder."""
+    monkeypatch.chdir(library)
+    with pytest.raises(ValueError):
+        open_corpus("")
+
+
+def test_a_folder_without_texts_is_refused(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8")
+    with pytest.raises(ValueError, match=r"holds no \.txt or \.md file"):
+        open_corpus(str(tmp_path))
+
+
+class Stdin:
+    """Standard input as a pipe, or as a terminal."""
+
+    def __init__(self, data: bytes, terminal: bool = False):
+        self.buffer = io.BytesIO(data)
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+def test_standard_input_is_copied_to_a_file_that_goes_at_the_end(tmp_path, monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", Stdin("\ufeffpiped café\r\n".encode()))
+    monkeypatch.setattr("atexit.register", lambda function, **options: at_exit.append(lambda: function(**options)))
+    corpus = open_corpus("-")
+    assert corpus.name == "standard input"
+    assert corpus.paths == list(tmp_path.iterdir())
+    for _ in range(2):  # a corpus is read more than once
+        assert "".join(corpus.pieces()) == "piped café\n"
+    for function in at_exit * 2:  # the second time, the file is gone already
+        function()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stdin", [None, Stdin(b"", terminal=True)], ids=["closed", "terminal"])
+def test_standard_input_without_a_pipe_is_refused(monkeypatch, stdin):
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with pytest.raises(ValueError, match="pipe a text into it"):
+        open_corpus("-")
+
+
+def test_several_documents_are_read_one_after_the_other(tmp_path):
+    for name, text in (("1", "one "), ("2", ""), ("3", "three")):
+        (tmp_path / name).write_text(text)
+    assert "".join(Corpus("three", [tmp_path / name for name in "123"]).pieces()) == "one three"
+
+
+def test_find_path_looks_at_the_working_folder_then_at_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_path("data/story.txt").samefile(STORY)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "story.txt").write_text("mine")
+    assert find_path("data/story.txt").read_text() == "mine"
+    assert find_path("nowhere/at/all") == Path("nowhere/at/all")

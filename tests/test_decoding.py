@@ -1,0 +1,164 @@
+"""Generation against the greedy oracle, against each row alone, and against the probabilities it draws from."""
+
+import pytest
+import torch
+
+from gpt.decoding import generate, generate_text_simple, next_token, stream, text_to_token_ids, token_ids_to_text
+from gpt.model import GPTModel
+from gpt.tokenizer import get_tokenizer
+
+CONFIG = {
+    "vocab_size": 19, "context_length": 10, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.3, "qkv_bias": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(5)
+    return GPTModel(CONFIG).double().eval()
+
+
+@pytest.mark.parametrize("kernels", ["explicit", "fused"])
+@pytest.mark.parametrize("new", [0, 1, 6, 25])
+def test_greedy_equals_the_oracle(kernels, new):
+    """With the cache while the window lasts (10 tokens), without it beyond."""
+    model = GPTModel({**CONFIG, "kernels": kernels}).double().eval()
+    idx = torch.randint(0, 19, (3, 4))
+    assert torch.equal(generate(model, idx, new, temperature=0), generate_text_simple(model, idx, new, 10))
+
+
+def test_a_prompt_longer_than_the_window_is_cropped(model):
+    idx = torch.randint(0, 19, (2, 17))
+    assert torch.equal(generate(model, idx, 5, temperature=0), generate_text_simple(model, idx, 5, 10))
+
+
+@pytest.mark.parametrize("new", [3, 20])
+def test_prompts_of_unequal_length_go_on_as_each_alone(model, new):
+    prompts = [torch.randint(0, 19, (n,)) for n in (1, 7, 4, 13)]
+    together = generate(model, prompts, new, temperature=0)
+    for prompt, text in zip(prompts, together, strict=True):
+        assert torch.equal(text, generate_text_simple(model, prompt[None], new, 10)[0])
+
+
+def test_the_mode_before_is_restored_module_by_module(model):
+    model.train()
+    model.trf_blocks[1].eval()
+    before = [m.training for m in model.modules()]
+    first = generate(model, torch.zeros(1, 1, dtype=torch.long), 5, temperature=0)
+    assert [m.training for m in model.modules()] == before
+    assert torch.equal(first, generate(model.eval(), torch.zeros(1, 1, dtype=torch.long), 5, temperature=0))
+
+
+def test_an_unfinished_stream_restores_the_mode_too(model):
+    model.train()
+    tokens = stream(model, torch.zeros(1, 1, dtype=torch.long), 5)
+    next(tokens)
+    tokens.close()
+    assert model.training
+
+
+def test_a_generator_makes_the_draw_repeatable_and_leaves_the_global_state_alone(model):
+    idx = torch.zeros(2, 1, dtype=torch.long)
+    state = torch.get_rng_state()
+    a, b = (generate(model, idx, 20, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    other = generate(model, idx, 20, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+LOGITS = torch.tensor([[0.5, 2.0, -1.0, 1.0, 0.0], [3.0, 3.0, 3.0, -9.0, 0.0]])
+
+
+def drawn_shares(logits, n=40_000, **kwargs):
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([next_token(row.expand(n, -1), generator=generator, **kwargs) for row in logits])
+    return torch.stack([torch.bincount(d, minlength=logits.size(1)) / n for d in draws])
+
+
+def expected(logits, temperature=1.0, top_k=None, top_p=None):
+    """The distribution to draw from, by sorting and looping."""
+    rows = []
+    for row in logits.tolist():
+        weights = torch.softmax(torch.tensor(row) / temperature, 0).tolist()
+        order = sorted(range(len(row)), key=lambda i: -weights[i])
+        if top_k:
+            smallest = weights[order[min(top_k, len(row)) - 1]]
+            order = [i for i in order if weights[i] >= smallest]  # equal ones stay together
+            total = sum(weights[i] for i in order)
+            weights = [w / total if i in order else 0.0 for i, w in enumerate(weights)]
+        if top_p:
+            kept, mass = [], 0.0
+            for i in order:
+                if mass >= top_p:
+                    break
+                kept.append(i)
+                mass += weights[i]
+            weights = [w if i in kept else 0.0 for i, w in enumerate(weights)]
+        rows.append(torch.tensor(weights) / sum(weights))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 1}, {"top_k": 2}, {"top_k": 99}, {"top_p": 0.5},
+     {"top_p": 0.9}, {"top_p": 1.0}, {"top_p": 1e-9}, {"temperature": 0.7, "top_k": 4, "top_p": 0.8}],
+    ids=str,
+)  # fmt: skip
+def test_draws_follow_the_distribution(kwargs):
+    torch.testing.assert_close(drawn_shares(LOGITS, **kwargs), expected(LOGITS, **kwargs), rtol=0, atol=0.01)
+
+
+def test_temperature_zero_is_greedy():
+    assert next_token(LOGITS[:1], temperature=0, top_k=3, top_p=0.1).item() == 1
+
+
+def test_the_stop_token_ends_each_row_by_itself(model):
+    idx = torch.arange(6)[:, None]
+    free = generate(model, idx, 30, generator=torch.Generator().manual_seed(1))
+    stop = int(free[0, 9])
+    stopped = generate(model, idx, 30, stop_id=stop, generator=torch.Generator().manual_seed(1))
+    ends = []
+    for row, free_row in zip(stopped.tolist(), free.tolist(), strict=True):
+        written = free_row[1:]
+        end = written.index(stop) + 2 if stop in written else len(free_row)
+        ends.append(end)
+        assert row[:end] == free_row[: min(end, len(row))]
+        assert set(row[end:]) <= {stop}
+    assert stopped.size(1) == max(ends)
+    as_list = generate(model, list(idx), 30, stop_id=stop, generator=torch.Generator().manual_seed(1))
+    assert [len(row) for row in as_list] == ends
+
+
+def test_generation_stops_when_all_rows_have_ended(model):
+    idx = torch.zeros(1, 1, dtype=torch.long)
+    stop = int(generate(model, idx, 1, temperature=0)[0, -1])
+    assert generate(model, idx, 50, temperature=0, stop_id=stop).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [({"temperature": -1}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_k": 0}, "top_k"),
+     ({"top_p": 0.0}, "top_p"), ({"top_p": 2.0}, "top_p"), ({"max_new_tokens": -1}, "max_new_tokens")],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_mean_nothing(model, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        generate(model, torch.zeros(1, 1, dtype=torch.long), **{"max_new_tokens": 1, **kwargs})
+
+
+@pytest.mark.parametrize(
+    "idx", [torch.zeros(1, 0, dtype=torch.long), [torch.tensor([], dtype=torch.long)], [], torch.tensor([[19]])]
+)
+def test_prompts_that_mean_nothing(model, idx):
+    with pytest.raises(ValueError, match="prompt"):
+        generate(model, idx, 3)
+
+
+def test_text_to_token_ids_and_back():
+    tokenizer = get_tokenizer("gpt2")
+    ids = text_to_token_ids("Every effort moves you", tokenizer)
+    assert ids.tolist() == [[6109, 3626, 6100, 345]]
+    assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == "Every effort moves you"
+    with pytest.raises(ValueError, match="one sequence"):
+        token_ids_to_text(ids.expand(2, -1), tokenizer)

@@ -1,0 +1,330 @@
+"""The model against PyTorch's modules, transformers' GPT-2 and published figures."""
+
+import pytest
+import torch
+from torch import nn
+
+from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
+from gpt.decoding import generate_text_simple, text_to_token_ids, token_ids_to_text
+from gpt.model import GELU, FeedForward, GPTModel, KVCache, LayerNorm, MultiHeadAttention, TransformerBlock
+from gpt.tokenizer import get_tokenizer
+
+ROOMS = pytest.mark.parametrize("kernels", ["explicit", "fused"])
+SMALL = {
+    "vocab_size": 23, "context_length": 12, "emb_dim": 16, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0, "qkv_bias": True,
+}  # fmt: skip
+
+
+def small(**changes):
+    return GPTModel({**SMALL, **changes}).double()
+
+
+def tokens(*shape):
+    return torch.randint(0, SMALL["vocab_size"], shape)
+
+
+def close(a, b, **kwargs):
+    torch.testing.assert_close(a, b, **{"rtol": 1e-10, "atol": 1e-10, **kwargs})
+
+
+# --- published figures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (GPT_CONFIG_124M, 163_009_536),
+        ({**GPT_CONFIG_124M, "tie_embeddings": True}, 124_412_160),
+        ({**GPT_CONFIG_124M, "tie_embeddings": True, "qkv_bias": True}, 124_439_808),
+        (GPT2_SIZES["gpt2"], 124_439_808),
+        (GPT2_SIZES["gpt2-medium"], 354_823_168),
+        (GPT2_SIZES["gpt2-large"], 774_030_080),
+        (GPT2_SIZES["gpt2-xl"], 1_557_611_200),
+    ],
+)
+def test_parameter_counts(config, count):
+    with torch.device("meta"):
+        assert GPTModel(config).num_parameters() == count
+
+
+@ROOMS
+def test_the_worked_example(kernels):
+    """The field's best-known worked example of a GPT's loss: two texts of three tokens, an untrained 124M model."""
+    torch.manual_seed(123)
+    model = GPTModel({**GPT_CONFIG_124M, "context_length": 256, "kernels": kernels}).eval()
+    inputs = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])  # "every effort moves", "I really like"
+    targets = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])  # " effort moves you", " really like chocolate"
+    tokenizer = get_tokenizer("gpt2")
+    with torch.no_grad():
+        logits = model(inputs)
+        probabilities = torch.softmax(logits, dim=-1)
+        assert probabilities.shape == (2, 3, 50257)
+        chosen = probabilities.gather(-1, targets[..., None]).squeeze(-1)
+        published = torch.tensor([[7.4540e-05, 3.1061e-05, 1.1563e-05], [1.0337e-05, 5.6776e-05, 4.7559e-06]])
+        torch.testing.assert_close(chosen, published, rtol=1e-4, atol=0)
+        logarithms = torch.tensor([[-9.5042, -10.3796, -11.3677], [-11.4798, -9.7764, -12.2561]])
+        torch.testing.assert_close(chosen.log(), logarithms, rtol=0, atol=6e-5)
+        assert chosen.log().mean().item() == pytest.approx(-10.7940, abs=5e-5)
+        loss = model(inputs, targets)
+        assert loss.item() == pytest.approx(10.7940, abs=5e-5)
+        assert loss.exp().item() == pytest.approx(48725.82, abs=0.5)
+        assert token_ids_to_text(probabilities[0].argmax(dim=-1), tokenizer) == " Armed heNetflix"
+        idx = text_to_token_ids("Every effort moves you", tokenizer)
+        written = token_ids_to_text(generate_text_simple(model, idx, 10, 256), tokenizer)
+        assert written == "Every effort moves you rentingetic wasnم refres RexMeCHicular stren"
+
+
+def test_names_are_those_of_the_book_layout():
+    """A checkpoint in the field's most-read layout loads with strict=True."""
+    block = [f"att.{w}.weight" for w in ("W_query", "W_key", "W_value")]
+    block += [
+        "att.out_proj.weight",
+        "att.out_proj.bias",
+        "ff.layers.0.weight",
+        "ff.layers.0.bias",
+        "ff.layers.2.weight",
+    ]
+    block += ["ff.layers.2.bias", "norm1.scale", "norm1.shift", "norm2.scale", "norm2.shift"]
+    names = ["tok_emb.weight", "pos_emb.weight", *(f"trf_blocks.{n}.{name}" for n in range(3) for name in block)]
+    names += ["final_norm.scale", "final_norm.shift", "out_head.weight"]
+    assert list(GPTModel({**SMALL, "qkv_bias": False}).state_dict()) == names
+
+
+# --- against PyTorch's modules ----------------------------------------------------------------------------------------
+
+
+@ROOMS
+def test_layer_norm_module(kernels):
+    ours, truth = LayerNorm(8, kernels), nn.LayerNorm(8)
+    nn.init.normal_(ours.scale), nn.init.normal_(ours.shift)
+    truth.load_state_dict({"weight": ours.scale, "bias": ours.shift})
+    x = torch.randn(3, 5, 8) * 7 + 2
+    torch.testing.assert_close(ours(x), truth(x))
+
+
+@ROOMS
+def test_gelu_module(kernels):
+    x = torch.linspace(-5, 5, 50)
+    torch.testing.assert_close(GELU(kernels)(x), nn.GELU(approximate="tanh")(x))
+
+
+def copy_attention(ours, theirs):
+    """Our separate projections into nn.MultiheadAttention's stacked one."""
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([ours.W_query.weight, ours.W_key.weight, ours.W_value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.W_query.bias, ours.W_key.bias, ours.W_value.bias]))
+        theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
+
+
+@ROOMS
+@pytest.mark.parametrize("mask", ["causal", "full"])
+def test_attention_module(kernels, mask):
+    ours = MultiHeadAttention({**SMALL, "kernels": kernels}).double()
+    truth = nn.MultiheadAttention(16, 4, batch_first=True).double()
+    copy_attention(ours, truth)
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    hidden = torch.ones(7, 7).triu(1).bool() if mask == "causal" else None  # PyTorch's masks say what is hidden
+    close(ours(x, mask), truth(x, x, x, attn_mask=hidden, need_weights=False)[0])
+
+
+@ROOMS
+def test_block_and_feed_forward_modules(kernels):
+    ours = TransformerBlock({**SMALL, "kernels": kernels}).double()
+    truth = nn.TransformerEncoderLayer(
+        16, 4, 64, 0.0, lambda x: nn.functional.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
+    ).double()
+    copy_attention(ours.att, truth.self_attn)
+    truth.linear1.load_state_dict(ours.ff.layers[0].state_dict())
+    truth.linear2.load_state_dict(ours.ff.layers[2].state_dict())
+    for norm, theirs in ((ours.norm1, truth.norm1), (ours.norm2, truth.norm2)):
+        nn.init.normal_(norm.scale), nn.init.normal_(norm.shift)
+        theirs.load_state_dict({"weight": norm.scale, "bias": norm.shift})
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    close(ours(x), truth(x, src_mask=torch.ones(7, 7).triu(1).bool()))
+    close(FeedForward.forward(ours.ff, x), truth.linear2(truth.activation(truth.linear1(x))))
+
+
+def transformers_gpt2(ours):
+    """transformers' GPT-2 of the same shape with the same weights (its linear layers are stored transposed)."""
+    transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
+    c = ours.config
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=c.vocab_size, n_positions=c.context_length, n_embd=c.emb_dim, n_layer=c.n_layers,
+            n_head=c.n_heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, tie_word_embeddings=c.tie_embeddings,
+        )
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        theirs.transformer.wte.weight.copy_(ours.tok_emb.weight)
+        theirs.transformer.wpe.weight.copy_(ours.pos_emb.weight)
+        theirs.lm_head.weight.copy_(ours.out_head.weight)
+        for a, b in zip(ours.trf_blocks, theirs.transformer.h, strict=True):
+            parts = (a.att.W_query, a.att.W_key, a.att.W_value)
+            b.attn.c_attn.weight.copy_(torch.cat([p.weight for p in parts]).T)
+            b.attn.c_attn.bias.copy_(torch.cat([p.bias for p in parts]))
+            pairs = ((b.attn.c_proj, a.att.out_proj), (b.mlp.c_fc, a.ff.layers[0]), (b.mlp.c_proj, a.ff.layers[2]))
+            for conv, linear in pairs:
+                conv.weight.copy_(linear.weight.T), conv.bias.copy_(linear.bias)
+    return theirs.eval()
+
+
+@ROOMS
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_whole_model_against_transformers(kernels, tied):
+    ours = small(kernels=kernels, tie_embeddings=tied, init="gpt2").eval()
+    theirs = transformers_gpt2(ours)
+    ids, targets = tokens(2, 12), tokens(2, 12)
+    their_logits = theirs(ids).logits
+    close(ours(ids), their_logits)
+    loss = ours(ids, targets)
+    their_loss = nn.functional.cross_entropy(their_logits.flatten(0, 1), targets.flatten())
+    close(loss, their_loss)
+    loss.backward(), their_loss.backward()
+    close(ours.tok_emb.weight.grad, theirs.transformer.wte.weight.grad)
+    close(ours.pos_emb.weight.grad, theirs.transformer.wpe.weight.grad)
+    close(ours.trf_blocks[0].att.W_key.weight.grad, theirs.transformer.h[0].attn.c_attn.weight.grad[:, 16:32].T)
+
+
+# --- what the forward promises ----------------------------------------------------------------------------------------
+
+
+@ROOMS
+def test_no_token_sees_a_later_one(kernels):
+    model = small(kernels=kernels).eval()
+    ids = tokens(1, 12)
+    before = model(ids)
+    for place in range(12):
+        changed = ids.clone()
+        changed[0, place] = (changed[0, place] + 1) % 23
+        after = model(changed)
+        close(after[:, :place], before[:, :place])
+        assert not torch.allclose(after[:, place], before[:, place])
+
+
+def test_full_mask_sees_everything():
+    model = small().eval()
+    ids = tokens(1, 6)
+    changed = ids.clone()
+    changed[0, 5] = (changed[0, 5] + 1) % 23
+    assert not torch.allclose(model(ids, mask="full")[:, 0], model(changed, mask="full")[:, 0])
+
+
+@ROOMS
+def test_a_mask_tensor_of_each_shape(kernels):
+    model = small(kernels=kernels).eval()
+    ids = tokens(2, 6)
+    causal = torch.ones(6, 6).tril().bool()
+    for mask in (causal, causal.expand(2, 6, 6), causal.expand(2, 4, 6, 6)):
+        close(model(ids, mask=mask), model(ids))
+
+
+def test_a_mask_per_row_hides_padding():
+    """Rows padded on the left, with positions of their own, give what the rows alone give."""
+    model = small().eval()
+    ids = tokens(1, 5)
+    padded = torch.cat([tokens(1, 3), ids], dim=1)
+    visible = torch.ones(8, 8).tril().bool() & ((torch.arange(8) >= 3) | torch.eye(8).bool())
+    positions = (torch.arange(8) - 3).clamp(min=0)
+    close(model(padded, mask=visible[None], positions=positions)[:, 3:], model(ids))
+
+
+def test_positions_pick_rows_of_the_position_table():
+    model = small().eval()
+    ids = tokens(2, 4)
+    close(model(ids, positions=torch.arange(4)), model(ids))
+    close(model(ids, positions=torch.arange(4).expand(2, 4)), model(ids))
+    assert not torch.allclose(model(ids, positions=torch.arange(4) + 1), model(ids))
+
+
+@ROOMS
+@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [12], [11, 1]])
+def test_a_cache_changes_nothing(kernels, pieces):
+    model = small(kernels=kernels).eval()
+    ids = tokens(2, 12)
+    cache = KVCache(model.config.n_layers, 12)
+    logits = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
+    close(logits, model(ids))
+    assert cache.length == 12
+    with pytest.raises(ValueError, match="13 tokens exceed"):
+        model(ids[:, :1], cache=cache)
+
+
+@ROOMS
+def test_loss_reductions_and_ignored_targets(kernels):
+    model = small(kernels=kernels).eval()
+    ids, targets = tokens(3, 5), tokens(3, 5)
+    targets[0, :4] = targets[2, 1] = -100
+    losses = nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), reduction="none").view(3, 5)
+    close(model(ids, targets, reduction="none"), losses)
+    close(model(ids, targets, reduction="sum"), losses.sum())
+    close(model(ids, targets), losses.sum() / 10)
+
+
+def test_a_loss_over_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no target counts"):
+        small()(tokens(1, 3), torch.full((1, 3), -100))
+
+
+def test_too_many_tokens_are_an_error():
+    with pytest.raises(ValueError, match="13 tokens exceed the model's context_length 12"):
+        small()(tokens(1, 13))
+
+
+@ROOMS
+def test_dropout_where_gpt2_has_it(kernels):
+    model = small(drop_rate=0.5, kernels=kernels)
+    ids = tokens(1, 8)
+    assert not torch.allclose(model(ids), model(ids))
+    model.eval()
+    close(model(ids), model(ids))
+    # embeddings, two residual branches per block; attention weights drop inside the attention op
+    assert sum(isinstance(m, nn.Dropout) for m in model.modules()) == 1 + SMALL["n_layers"]
+    model.train()
+    model.drop_emb.p = 0.0
+    for block in model.trf_blocks:
+        block.drop_resid.p = 0.0
+    assert not torch.allclose(model(ids), model(ids))  # attention weights alone
+
+
+def test_gpt2_initialisation():
+    model = GPTModel(GPTConfig(512, 64, 256, 4, 8, 0.0, True, True, "gpt2"))
+    assert model.tok_emb.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.trf_blocks[3].att.W_key.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    for layer in (model.trf_blocks[0].att.out_proj, model.trf_blocks[7].ff.layers[2]):
+        assert layer.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)  # sqrt(2 x 8 layers) = 4
+        assert not layer.bias.any()
+    assert (model.final_norm.scale == 1).all()
+    assert not model.trf_blocks[0].att.W_query.bias.any()
+
+
+def test_a_tied_head_is_the_embedding():
+    model = small(tie_embeddings=True)
+    assert model.out_head.weight is model.tok_emb.weight
+    assert small().out_head.weight is not small().tok_emb.weight
+
+
+def test_dict_and_config_make_the_same_model():
+    torch.manual_seed(1)
+    a = GPTModel(SMALL)
+    torch.manual_seed(1)
+    b = GPTModel(GPTConfig(**SMALL))
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_both_rooms_train_alike():
+    """The same weights, data and steps through both rooms at dropout 0: the same losses."""
+    curves = []
+    for kernels in ("explicit", "fused"):
+        torch.manual_seed(3)
+        model = small(kernels=kernels, tie_embeddings=True, init="gpt2")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        ids = tokens(4, 13)
+        losses = []
+        for _ in range(20):
+            loss = model(ids[:, :-1], ids[:, 1:])
+            losses.append(loss.item())
+            optimizer.zero_grad(), loss.backward(), optimizer.step()
+        curves.append(losses)
+    assert curves[0] == pytest.approx(curves[1], abs=1e-9)
+    assert curves[0][-1] < curves[0][0] - 0.3

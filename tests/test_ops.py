@@ -1,0 +1,195 @@
+"""Both rooms of ops against PyTorch's own functions, values and gradients, in float64 and float32."""
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt.ops import explicit, fused
+
+ROOMS = pytest.mark.parametrize("ops", [explicit, fused], ids=["explicit", "fused"])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+
+
+def tolerance(dtype):
+    return {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+
+
+def value_and_gradients(function, inputs):
+    """The function's value and the gradients of a fixed weighting of it with respect to each input."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = function(*leaves)
+    weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view(value.shape)
+    return value.detach(), torch.autograd.grad((value * weights).sum(), leaves)
+
+
+def assert_same(ours, truth, inputs):
+    value, gradients = value_and_gradients(ours, inputs)
+    true_value, true_gradients = value_and_gradients(truth, inputs)
+    kwargs = tolerance(value.dtype)
+    torch.testing.assert_close(value, true_value, **kwargs)
+    for gradient, true_gradient in zip(gradients, true_gradients, strict=True):
+        torch.testing.assert_close(gradient, true_gradient, **kwargs)
+
+
+def test_both_rooms_have_the_same_doors():
+    def doors(room):
+        found = inspect.getmembers(room, inspect.isfunction)
+        return {n: str(inspect.signature(f)) for n, f in found if f.__module__ == room.__name__ and n[0] != "_"}
+
+    plain, fast = doors(explicit), doors(fused)
+    assert set(fast) == {"softmax", "layer_norm", "gelu", "attention", "cross_entropy", "linear_cross_entropy"}
+    assert fast == {name: plain[name] for name in fast}
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("dim", [-1, 0])
+def test_softmax(ops, dtype, dim):
+    x = torch.randn(5, 7, dtype=dtype) * 4
+    assert_same(lambda x: ops.softmax(x, dim), lambda x: torch.softmax(x, dim), [x])
+
+
+@ROOMS
+def test_softmax_does_not_overflow(ops):
+    probabilities = ops.softmax(torch.tensor([1e4, 1e4, -1e4]))
+    torch.testing.assert_close(probabilities, torch.tensor([0.5, 0.5, 0.0]))
+
+
+@ROOMS
+@DTYPES
+def test_layer_norm(ops, dtype):
+    x, scale, shift = torch.randn(2, 3, 8, dtype=dtype), torch.randn(8, dtype=dtype), torch.randn(8, dtype=dtype)
+    assert_same(ops.layer_norm, lambda x, w, b: F.layer_norm(x, (8,), w, b, 1e-5), [x, scale, shift])
+
+
+@ROOMS
+@DTYPES
+def test_gelu(ops, dtype):
+    x = torch.linspace(-6, 6, 101, dtype=dtype)
+    assert_same(ops.gelu, lambda x: F.gelu(x, approximate="tanh"), [x])
+
+
+def masks(n_queries, n_keys):
+    """Masks by name, and what each means, written out as a boolean table by loops."""
+    causal = torch.tensor([[k <= q + n_keys - n_queries for k in range(n_keys)] for q in range(n_queries)])
+    holes = torch.rand(2, 1, n_queries, n_keys) < 0.6
+    holes[..., 0] = True  # each query sees something
+    return {"causal": ("causal", causal), "full": ("full", torch.ones_like(causal)), "tensor": (holes, holes)}
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("mask_name", ["causal", "full", "tensor"])
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(6, 6), (1, 6), (3, 6)], ids=["whole", "cached1", "cached3"])
+def test_attention_against_pytorchs_math_kernel(ops, dtype, mask_name, n_queries, n_keys):
+    query = torch.randn(2, 3, n_queries, 4, dtype=dtype)
+    key, value = (torch.randn(2, 3, n_keys, 4, dtype=dtype) for _ in range(2))
+    mask, meaning = masks(n_queries, n_keys)[mask_name]
+
+    def truth(q, k, v):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, meaning)
+
+    assert_same(lambda q, k, v: ops.attention(q, k, v, mask), truth, [query, key, value])
+
+
+def test_attention_weights_are_a_softmax_over_visible_keys():
+    query, key = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 8)
+    weights = explicit.attention_weights(query, key)[0, 0]
+    for q in range(4):
+        scores = torch.stack([query[0, 0, q] @ key[0, 0, k] / 8**0.5 for k in range(q + 1)])
+        torch.testing.assert_close(weights[q, : q + 1], torch.softmax(scores, 0))
+        assert (weights[q, q + 1 :] == 0).all()
+
+
+def test_dropout_keeps_the_expectation_and_drops_the_share():
+    dropped = explicit.dropout(torch.ones(200_000), 0.25)
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 4 / 3]))
+    assert abs((dropped == 0).float().mean() - 0.25) < 0.005
+    assert abs(dropped.mean() - 1) < 0.01
+    ones = torch.ones(3)
+    assert explicit.dropout(ones, 0) is ones
+
+
+@ROOMS
+def test_attention_drops_weights_at_the_given_rate(ops):
+    query, key = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 20_000, 4)  # equal scores: each weight is 1 / 20,000
+    kept = ops.attention(query, key, torch.ones(1, 1, 20_000, 1).expand(-1, -1, -1, 4), "full", 0.3)
+    assert 0.97 < kept.mean() < 1.03
+    assert (kept != 1).any()
+
+
+TARGETS = torch.tensor([3, -100, 0, 10, 10, -100, 7, 1, 2])
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy(ops, dtype, reduction):
+    logits = torch.randn(9, 11, dtype=dtype) * 3
+    assert_same(
+        lambda x: ops.cross_entropy(x, TARGETS, reduction),
+        lambda x: F.cross_entropy(x, TARGETS, ignore_index=-100, reduction=reduction),
+        [logits],
+    )
+
+
+@ROOMS
+def test_cross_entropy_of_extreme_logits(ops):
+    logits = torch.tensor([[1e4, -1e4], [1e4, -1e4]])
+    losses = ops.cross_entropy(logits, torch.tensor([0, 1]), "none")
+    torch.testing.assert_close(losses, torch.tensor([0.0, 2e4]))
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("chunk_logits", [1, 25, 2**24], ids=["1row", "2rows", "whole"])
+def test_linear_cross_entropy(ops, dtype, reduction, chunk_logits, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", chunk_logits)
+    hidden, weight = torch.randn(9, 4, dtype=dtype), torch.randn(11, 4, dtype=dtype)
+
+    def truth(hidden, weight):
+        return F.cross_entropy(hidden @ weight.T, TARGETS, reduction=reduction)
+
+    assert_same(lambda h, w: ops.linear_cross_entropy(h, w, TARGETS, reduction), truth, [hidden, weight])
+    with torch.no_grad():
+        ours = ops.linear_cross_entropy(hidden, weight, TARGETS, reduction)
+        torch.testing.assert_close(ours, truth(hidden, weight), **tolerance(dtype))
+
+
+def test_linear_cross_entropy_passes_gradcheck(monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", 25)
+    hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda h, w: fused.linear_cross_entropy(h, w, TARGETS, "sum"), (hidden, weight))
+
+
+def test_linear_cross_entropy_under_autocast_is_close_and_keeps_float32_gradients():
+    hidden, weight = torch.randn(64, 32), torch.randn(50, 32)
+    targets = torch.randint(0, 50, (64,))
+    true_value, true_gradients = value_and_gradients(lambda h, w: F.cross_entropy(h @ w.T, targets), [hidden, weight])
+
+    def ours(hidden, weight):
+        with torch.autocast("cpu", torch.bfloat16):
+            return fused.linear_cross_entropy(hidden, weight, targets)
+
+    value, gradients = value_and_gradients(ours, [hidden, weight])
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, true_value, rtol=0.02, atol=0)
+    for gradient, truth in zip(gradients, true_gradients, strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, truth, rtol=0, atol=0.02 * float(truth.abs().max()))
+
+
+def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", 30)
+    plain = F.linear
+    monkeypatch.setattr(fused.F, "linear", lambda *a: sizes.append(plain(*a).numel()) or plain(*a))
+    hidden = torch.randn(9, 4, requires_grad=True)
+    fused.linear_cross_entropy(hidden, torch.randn(11, 4), TARGETS).backward()
+    assert max(sizes) <= 30
+    assert sum(sizes) == 9 * 11

@@ -1,0 +1,376 @@
+"""The training loop against a loop written out by hand, and a stopped run against one that never stopped."""
+
+import csv
+import dataclasses
+import math
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gpt import report
+from gpt.checkpoint import RunFolder, load_model
+from gpt.config import GPTConfig, OptimConfig
+from gpt.data import load_data
+from gpt.loss import evaluate
+from gpt.model import GPTModel
+from gpt.objectives.next_token import NextToken
+from gpt.optim import learning_rate
+from gpt.plots import read_metrics
+from gpt.trainer import Trainer
+
+TIMES = ("tokens_per_second", "elapsed_s")
+
+
+def quiet(line):
+    """No word of progress."""
+
+
+def change(config, **changes):
+    """A config with other fields; model_drop_rate=0 stands for model.drop_rate."""
+    for name in [n for n in changes if n.startswith("model_")]:
+        model = dataclasses.replace(changes.get("model", config.model), **{name[6:]: changes.pop(name)})
+        changes["model"] = model
+    return dataclasses.replace(config, **changes)
+
+
+def train(config, folder):
+    trainer = Trainer.start(config, folder, quiet)
+    trainer.train()
+    return trainer
+
+
+def by_hand(config, data, steps, double=False):
+    """The same run in plain PyTorch: one big batch per step, mean loss, clipping, AdamW."""
+    torch.manual_seed(config.seed)
+    model = GPTModel(dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size))
+    if double:
+        model.double()
+    o = config.optim
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() >= 2) == big] for big in (True, False))
+    groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2))
+    tokens, T = data.train.tokens.astype(np.int64), config.model.context_length
+    n_windows, batch = (len(tokens) - T - 1) // config.stride + 1, config.batch_size * config.accumulate
+    losses, norms = [], []
+    for step in range(steps):
+        starts = []
+        for index in range(step * batch, (step + 1) * batch):
+            order = np.random.default_rng([config.seed, index // n_windows]).permutation(n_windows)
+            starts.append(order[index % n_windows] * config.stride)
+        window = torch.tensor(np.array([tokens[s : s + T + 1] for s in starts]))
+        logits = model(window[:, :-1])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        for p in model.parameters():
+            p.grad *= min(1.0, o.grad_clip / norms[-1])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, o, config.max_steps)
+        optimizer.step()
+        losses.append(loss.item())
+    return model, losses, norms
+
+
+def double_trainer(config, data, folder, objective=NextToken):
+    """A Trainer in float64, whose rounding leaves accumulation nothing to hide behind."""
+    torch.manual_seed(config.seed)
+    config = change(config, model_vocab_size=data.tokenizer.vocab_size)
+    run = RunFolder(folder)
+    run.create(config, data.tokenizer)
+    report.begin(run.metrics)
+    run.samples.touch()
+    return Trainer(config, objective(GPTModel(config.model).double()), data, run, quiet)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 8])
+def test_steps_are_those_of_a_loop_by_hand(tiny_config, prepared, tmp_path, accumulate):
+    config = change(tiny_config, model_drop_rate=0.0, batch_size=8 // accumulate, accumulate=accumulate, max_steps=9)
+    model, _, _ = by_hand(config, prepared, 9, double=True)
+    trainer = double_trainer(config, prepared, tmp_path / "run")
+    trainer.train()
+    for ours, theirs in zip(trainer.objective.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+class EvenTokensOnly(NextToken):
+    """Counts only targets with an even id: micro-batches of unequal token counts."""
+
+    def forward(self, inputs, targets):
+        return super().forward(inputs, torch.where(targets % 2 == 0, targets, -100))
+
+
+def test_micro_batches_of_unequal_counts_make_one_big_batchs_step(tiny_config, prepared, tmp_path):
+    weights = []
+    for batch_size, accumulate in ((8, 1), (2, 4), (1, 8)):
+        config = change(tiny_config, model_drop_rate=0.0, batch_size=batch_size, accumulate=accumulate, max_steps=5)
+        trainer = double_trainer(config, prepared, tmp_path / str(accumulate), EvenTokensOnly)
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.objective.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(weights[0], weights[2], rtol=0, atol=1e-12)
+
+
+def test_metrics_are_what_they_say(tiny_config, prepared, tmp_path):
+    config = change(tiny_config, model_drop_rate=0.0, log_every=2, eval_every=4, max_steps=8)
+    trainer = train(config, tmp_path / "run")
+    _, losses, norms = by_hand(config, prepared, 8)
+    columns = read_metrics(trainer.run.metrics)
+    assert columns["step"] == [0, 2, 4, 6, 8]
+    assert columns["tokens_seen"] == [k * 8 * 16 for k in (0, 2, 4, 6, 8)]
+    assert columns["train_loss"][1:] == pytest.approx([np.mean(losses[k : k + 2]) for k in (0, 2, 4, 6)], rel=1e-4)
+    assert columns["train_perplexity"][1:] == pytest.approx(np.exp(columns["train_loss"][1:]), rel=1e-6)
+    assert columns["grad_norm"][1:] == pytest.approx(norms[1::2], rel=1e-3)
+    assert columns["lr"][1:] == pytest.approx([learning_rate(k, config.optim, 8) for k in (1, 3, 5, 7)])
+    assert [not math.isnan(v) for v in columns["val_loss"]] == [True, False, True, False, True]
+    assert columns["val_loss"][0] == pytest.approx(math.log(prepared.tokenizer.vocab_size), abs=0.05)
+    model, _, _ = load_model(tmp_path / "run", "last")
+    val = evaluate(model, prepared.val.tokens, 16)
+    assert columns["val_loss"][-1] == pytest.approx(val.loss, rel=1e-6)
+    assert columns["val_loss_se"][-1] == pytest.approx(val.standard_error, rel=1e-5)
+    assert columns["val_perplexity"][-1] == pytest.approx(math.exp(val.loss), rel=1e-6)
+    # ASCII text, one token per character: one byte per token
+    assert columns["val_bits_per_byte"][-1] == pytest.approx(val.loss / math.log(2), rel=1e-6)
+
+
+def test_a_run_learns(tiny_config, tmp_path):
+    config = change(tiny_config, max_steps=150, eval_every=50, sample_every=0, save_every=0, log_every=50)
+    trainer = train(config, tmp_path / "run")
+    val = read_metrics(trainer.run.metrics)["val_loss"]
+    assert val[0] > 3.3
+    assert val[-1] < 1.7
+
+
+def rows(run):
+    with RunFolder(run).metrics.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_same_run(run, truth):
+    a, b = (RunFolder(folder).load("last") for folder in (run, truth))
+    assert a.weights.keys() == b.weights.keys()
+    for name, tensor in a.weights.items():
+        assert torch.equal(tensor, b.weights[name]), name
+    for key, state in a.training_state["optimizer"]["state"].items():
+        for name, tensor in state.items():
+            assert torch.equal(tensor, b.training_state["optimizer"]["state"][key][name])
+    assert torch.equal(a.training_state["random"]["cpu"], b.training_state["random"]["cpu"])
+    assert {k: v for k, v in a.state.items() if k not in ("elapsed_s", "sha256", "metrics_bytes")} == {
+        k: v for k, v in b.state.items() if k not in ("elapsed_s", "sha256", "metrics_bytes")
+    }
+    assert rows(run) == rows(truth)
+    assert RunFolder(run).samples.read_text() == RunFolder(truth).samples.read_text()
+
+
+def stop_at(trainer, step):
+    """Train until `step` optimizer steps are done, then stop as a signal does."""
+    inner = trainer._train_step
+
+    def one_step():
+        inner()
+        if trainer.step == step:
+            trainer.stopped_by = signal.SIGINT
+
+    trainer._train_step = one_step
+    trainer.train()
+
+
+def test_a_run_stopped_after_each_step_is_the_run_that_never_stopped(tiny_config, tmp_path):
+    """With dropout and accumulation, across ends of epochs, on and off the intervals of logs, evaluations and saves."""
+    truth, broken = tmp_path / "truth", tmp_path / "broken"
+    trainer = train(tiny_config, truth)
+    assert len(trainer.windows) < 12 * 8 / 2  # the third epoch begins
+    stop_at(Trainer.start(tiny_config, broken, quiet), 1)
+    for step in range(2, 13):
+        trainer = Trainer.resume(broken, say=quiet)
+        assert trainer.step == step - 1
+        stop_at(trainer, step)
+    Trainer.resume(broken, say=quiet).train()
+    assert_same_run(broken, truth)
+
+
+def test_what_was_done_after_the_last_checkpoint_is_done_again(tiny_config, tmp_path):
+    """Killed at step 8, the run goes on from the checkpoint of step 5 (or a best one), and nothing stands twice."""
+    truth, broken = tmp_path / "truth", tmp_path / "broken"
+    config = change(tiny_config, eval_every=0)
+    train(config, truth)
+
+    class Killed(BaseException):
+        pass
+
+    trainer = Trainer.start(config, broken, quiet)
+    inner = trainer._train_step
+
+    def one_step():
+        if trainer.step == 8:
+            raise Killed
+        inner()
+
+    trainer._train_step = one_step
+    with pytest.raises(Killed):
+        trainer.train()
+    assert rows(broken)[-1]["step"] == "6"
+    trainer = Trainer.resume(broken, say=quiet)
+    assert trainer.step == 5
+    trainer.train()
+    assert_same_run(broken, truth)
+
+
+def test_a_finished_run_resumed_is_unchanged(tiny_config, tmp_path):
+    train(tiny_config, tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    Trainer.resume(tmp_path / "run", say=quiet).train()
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_run_can_be_extended(tiny_config, tmp_path):
+    """As one that was meant to be that long, where decay_steps fixes the schedule."""
+    long = change(tiny_config, max_steps=20, optim=dataclasses.replace(tiny_config.optim, decay_steps=12))
+    train(long, tmp_path / "truth")
+    train(tiny_config, tmp_path / "run")
+    config = RunFolder(tmp_path / "run").config()
+    Trainer.resume(tmp_path / "run", dataclasses.replace(config, max_steps=20), quiet).train()
+    a, b = (RunFolder(tmp_path / name).load("last").weights for name in ("run", "truth"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_reporting_changes_nothing_in_training(tiny_config, tmp_path):
+    a = train(change(tiny_config, eval_every=1, sample_every=1, save_every=1, log_every=1), tmp_path / "a")
+    b = train(change(tiny_config, eval_every=0, sample_every=0, save_every=0, log_every=100), tmp_path / "b")
+    for p, q in zip(a.objective.parameters(), b.objective.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(tiny_config, tmp_path, number):
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("only the main thread receives signals")
+    lines = []
+    trainer = Trainer.start(change(tiny_config, max_steps=100_000, eval_every=0), tmp_path / "run", lines.append)
+    inner = trainer._train_step
+
+    def one_step():
+        inner()
+        if trainer.step == 4:
+            os.kill(os.getpid(), number)
+
+    trainer._train_step = one_step
+    before = signal.getsignal(number)
+    trainer.train()
+    assert trainer.stopped_by == number
+    assert signal.getsignal(number) is before
+    assert any(signal.Signals(number).name in line for line in lines)
+    assert RunFolder(tmp_path / "run").load("last").state["step"] == trainer.step
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tiny_config, tmp_path):
+    trainer = Trainer.start(change(tiny_config, eval_every=0, sample_every=0), tmp_path / "run", quiet)
+    with torch.no_grad():
+        trainer.objective.model.out_head.weight[0, 0] = math.inf
+    before = [p.detach().clone() for p in trainer.parameters]
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        trainer.train()
+    for p, q in zip(trainer.parameters, before, strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_too(tiny_config, tmp_path):
+    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    with torch.no_grad():
+        trainer.objective.model.out_head.weight[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="validation loss is nan after step 0"):
+        trainer.train()
+
+
+def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tiny_config, tmp_path):
+    """A learning rate that blows up after the first evaluations: the best is not the last."""
+    config = change(
+        tiny_config, max_steps=40, eval_every=5, save_every=10,
+        optim=OptimConfig(lr=0.3, min_lr=0.3, warmup_steps=40, schedule="constant", grad_clip=0.0),
+    )  # fmt: skip
+    trainer = train(config, tmp_path / "run")
+    columns = read_metrics(trainer.run.metrics)
+    losses = {int(s): v for s, v in zip(columns["step"], columns["val_loss"], strict=True) if s and not math.isnan(v)}
+    best = min(losses, key=losses.get)
+    assert best < 40
+    checkpoint = trainer.run.load("best")
+    assert checkpoint.state["step"] == best
+    assert checkpoint.state["best_loss"] == pytest.approx(losses[best], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"seed": 8}, "seed is 7 in this run, not 8"), ({"batch_size": 5}, "batch_size"), ({"accumulate": 1}, "accumulate"),
+     ({"model_n_layers": 1}, "model.n_layers is 2"), ({"optim": OptimConfig(lr=1.0)}, "optim.lr is 0.003")],
+    ids=str,
+)  # fmt: skip
+def test_a_resumed_run_computes_what_it_did(tiny_config, tmp_path, changes, words):
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    config = change(RunFolder(tmp_path / "run").config(), **changes)
+    with pytest.raises(ValueError, match=words):
+        Trainer.resume(tmp_path / "run", config, quiet)
+
+
+def test_a_run_is_not_started_over(tiny_config, tmp_path):
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    with pytest.raises(ValueError, match="--resume"):
+        Trainer.start(tiny_config, tmp_path / "run", quiet)
+
+
+def test_other_data_are_refused(tiny_config, prepared, tmp_path):
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for file in prepared.folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    data = load_data(folder)
+    trainer = Trainer.resume(tmp_path / "run", say=quiet)
+    trainer.data = dataclasses.replace(data, train=dataclasses.replace(data.train, sha256="0" * 64))
+    with pytest.raises(ValueError, match="is not what the run"):
+        trainer._restore(RunFolder(tmp_path / "run").load("last"))
+
+
+def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt.runtime.shutil.which", lambda name: None)
+    lines = []
+    trainer = Trainer.start(change(tiny_config, compile=True, max_steps=1), tmp_path / "run", lines.append)
+    assert "needs a C++ compiler" in lines[0]
+    trainer.train()
+    assert trainer.step == 1
+
+
+@pytest.mark.parametrize("vocab_size", [30, 64])
+def test_data_of_another_tokenizer_are_refused(tiny_config, tmp_path, vocab_size):
+    with pytest.raises(ValueError, match="prepared with the tokenizer char of 31 tokens"):
+        Trainer.start(change(tiny_config, model_vocab_size=vocab_size), tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_folder_holds_what_it_should(tiny_config, tmp_path):
+    trainer = train(tiny_config, tmp_path / "run")
+    found = {p.relative_to(trainer.run.path).as_posix() for p in trainer.run.path.rglob("*") if p.is_file()}
+    top = {
+        "config.toml",
+        "tokenizer.json",
+        "metrics.csv",
+        "loss.png",
+        "samples.txt",
+        "checkpoints/last",
+        "checkpoints/best",
+    }
+    steps = {f for f in found if f.startswith("checkpoints/step-")}
+    assert found - steps == top
+    assert {f.rpartition("/")[2] for f in steps} == {"model.safetensors", "training_state.pt", "state.json"}
+    config = trainer.run.config()
+    assert config.model.vocab_size == trainer.data.tokenizer.vocab_size
+    assert config.optim.decay_steps == 12
+    samples = trainer.run.samples.read_text()
+    assert [line for line in samples.splitlines() if line.startswith("---")] == [
+        f"--- step {k} ---" for k in (0, 6, 12)
+    ]
+    assert samples.splitlines()[1].startswith("on the")

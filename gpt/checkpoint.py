@@ -2,7 +2,7 @@
 
 runs/NAME/
   config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
-  checkpoints/step-000500/   model.safetensors  training_state.pt  state.json (with the SHA-256 of the other two)
+  checkpoints/step-000500/   model.safetensors  training_state.pt  state.json (with the SHA-256 of all three)
   checkpoints/last, best     text files: the name of the checkpoint to resume from, and of the one to use
 """
 
@@ -96,8 +96,8 @@ class RunFolder:
             safetensors.torch.save_file(backbone_weights(objective), temporary / "model.safetensors")
             torch.save(training_state, temporary / "training_state.pt")
             digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-            whole = json.dumps({"format": FORMAT, **state, "sha256": digests}, indent=2)
-            (temporary / "state.json").write_text(whole + "\n", encoding="utf-8")
+            whole = sealed({"format": FORMAT, **state, "sha256": digests})
+            (temporary / "state.json").write_text(whole, encoding="utf-8", newline="\n")
             for file in (*temporary.iterdir(), self.metrics, self.samples):
                 _flush(file)
             _flush(temporary)
@@ -159,9 +159,19 @@ class RunFolder:
         return None, complaints
 
 
+def sealed(state: dict[str, Any]) -> str:
+    """The text of a state.json: JSON that ends with the SHA-256 of everything before it."""
+    state = {name: value for name, value in state.items() if name != "seal"}
+    text = json.dumps(state, indent=2, allow_nan=False)
+    return json.dumps({**state, "seal": hashlib.sha256(text.encode()).hexdigest()}, indent=2) + "\n"
+
+
 def _read(folder: Path) -> Checkpoint:
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        text = (folder / "state.json").read_bytes()
+        state = json.loads(text)
+        if text != sealed(state).encode():
+            raise ValueError(f"{folder / 'state.json'} is damaged: its seal is not the SHA-256 of the rest")
         if state["format"] != FORMAT:
             raise ValueError(f"{folder} has checkpoint format {state['format']}, this version reads {FORMAT}")
         for name, digest in state["sha256"].items():
@@ -171,7 +181,7 @@ def _read(folder: Path) -> Checkpoint:
         training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / 'state.json'} is damaged ({type(error).__name__})") from None
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{folder} is damaged: {str(error).splitlines()[0]}") from None

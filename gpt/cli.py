@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Raise the sentence, without argparse's "argument" before the option's name."""
         raise ValueError(message.removeprefix("argument "))
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:

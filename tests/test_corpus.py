@@ -167,7 +167,7 @@ def test_a_file_with_nul_bytes_is_named(tmp_path, data):
 @pytest.fixture
 def library(tmp_path):
     """A folder with texts at several depths, and other files."""
-    for name in ("b.txt", "a.md", "A/deep/z.TXT", "A/c.txt", "notes.rst", "A/data.json", "B.txt/inside.txt"):
+    for name in ("b.txt", "a.md", "0/deep/z.TXT", "0/c.txt", "notes.rst", "0/data.json", "x.txt/inside.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}\n")
     return tmp_path
@@ -184,7 +184,7 @@ def test_the_bundled_story_is_found_from_any_folder(tmp_path, monkeypatch):
     assert sum(map(len, open_corpus("story").pieces())) == len(STORY.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["b.txt", "notes.rst", "A/data.json"])
+@pytest.mark.parametrize("name", ["b.txt", "notes.rst", "0/data.json"])
 def test_a_file_may_have_any_name(library, name):
     corpus = open_corpus(str(library / name))
     assert (corpus.name, corpus.paths) == (Path(name).name, [library / name])
@@ -192,7 +192,7 @@ def test_a_file_may_have_any_name(library, name):
 
 
 def test_a_file_whose_name_looks_like_a_glob(tmp_path):
-    path = tmp_path / "what[1]*.txt"
+    path = tmp_path / "what[1].txt"
     path.write_text("this one")
     (tmp_path / "what1.txt").write_text("not this one")
     assert "".join(open_corpus(str(path)).pieces()) == "this one"
@@ -200,7 +200,7 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
 
 def test_a_folder_gives_its_txt_and_md_files_sorted_at_any_depth(library):
     corpus = open_corpus(str(library))
-    names = ["A/c.txt", "A/deep/z.TXT", "B.txt/inside.txt", "a.md", "b.txt"]
+    names = ["0/c.txt", "0/deep/z.TXT", "a.md", "b.txt", "x.txt/inside.txt"]
     assert corpus.name == library.name
     assert corpus.paths == [library / name for name in names]
     assert "".join(corpus.pieces()) == "".join(f"text of {name}\n" for name in names)
@@ -214,11 +214,11 @@ def test_the_working_folder_has_a_name(library, monkeypatch):
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
-        ("*.txt", ["b.txt"]),  # B.txt is a folder
+        ("*.txt", ["b.txt"]),  # x.txt is a folder
         ("?.*", ["a.md", "b.txt"]),
         ("*.rst", ["notes.rst"]),
-        ("**/*.txt", ["A/c.txt", "B.txt/inside.txt", "b.txt"]),
-        ("A/*", ["A/c.txt", "A/data.json"]),
+        ("**/*.txt", ["0/c.txt", "b.txt", "x.txt/inside.txt"]),
+        ("0/*", ["0/c.txt", "0/data.json"]),
     ],
 )
 def test_a_glob_gives_its_files_sorted(library, pattern, names):
@@ -229,7 +229,7 @@ def test_a_glob_gives_its_files_sorted(library, pattern, names):
 
 def test_a_relative_glob(library, monkeypatch):
     monkeypatch.chdir(library)
-    assert open_corpus("A/*.txt") == Corpus("A/*.txt", [Path("A/c.txt")])
+    assert open_corpus("0/*.txt") == Corpus("0/*.txt", [Path("0/c.txt")])
 
 
 @pytest.mark.parametrize("source", ["stroy", "missing.txt", "missing/*.txt", "a\0b"])

@@ -1,0 +1,206 @@
+"""Checkpoints: whole or not at all, found damaged when they are, and never more than they should be."""
+
+import json
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+from gpt.checkpoint import RunFolder, backbone_weights, load_model, load_weights
+from gpt.config import GPTConfig, TrainConfig
+from gpt.model import GPTModel
+from gpt.objectives.next_token import NextToken
+from gpt.tokenizer import get_tokenizer
+
+MODEL = GPTConfig(5, 8, 8, 2, 1, 0.0, init="gpt2")
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(TrainConfig(model=MODEL), get_tokenizer("char", ["abcde"]))
+    folder.metrics.write_text("step\n")
+    folder.samples.write_text("")
+    return folder
+
+
+def save(run, step, is_best=False, keep=2, objective=None):
+    training_state = {"optimizer": {"state": {0: {"exp_avg": torch.full((3,), float(step))}}}, "random": {}}
+    return run.save(objective or NextToken(GPTModel(MODEL)), training_state, {"step": step}, is_best, keep)
+
+
+def test_what_is_saved_is_loaded(run):
+    objective = NextToken(GPTModel(MODEL))
+    path = save(run, 3, objective=objective)
+    assert path.name == "step-000003"
+    checkpoint = run.load("last")
+    assert checkpoint.state["step"] == 3
+    assert checkpoint.training_state["optimizer"]["state"][0]["exp_avg"].tolist() == [3, 3, 3]
+    other = NextToken(GPTModel(MODEL))
+    load_weights(other, checkpoint.weights)
+    for a, b in zip(objective.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_saved_names_are_the_models_own(run):
+    path = save(run, 1)
+    assert set(safetensors.torch.load_file(path / "model.safetensors")) == set(GPTModel(MODEL).state_dict())
+
+
+def test_the_newest_and_the_best_are_kept(run):
+    for step, is_best in ((1, False), (2, True), (3, False), (4, False), (5, False)):
+        save(run, step, is_best)
+    assert run.steps() == ["step-000002", "step-000004", "step-000005"]
+    assert (run.load("last").state["step"], run.load("best").state["step"]) == (5, 2)
+    assert run.load("step-000004").state["step"] == 4
+
+
+def test_without_a_best_the_newest_is_used(run):
+    save(run, 1)
+    assert run.load("best").state["step"] == 1
+
+
+def test_steps_are_ordered_by_number(run):
+    for step in (999_999, 1_000_000):
+        save(run, step)
+    assert run.steps()[-1] == "step-1000000"
+
+
+@pytest.mark.parametrize("where", ["safetensors.torch.save_file", "torch.save", "gpt.checkpoint._flush", "json.dumps"])
+def test_a_failure_during_a_save_leaves_the_checkpoint_before(run, monkeypatch, where):
+    save(run, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            save(run, 2)
+    assert [p.name for p in run.checkpoints.iterdir() if p.is_dir()] == ["step-000001"]
+    assert run.load("last").state["step"] == 1
+    assert save(run, 2).is_dir()
+
+
+def test_the_remains_of_a_killed_save_do_no_harm(run):
+    (run.checkpoints / ".step-000002.tmp").mkdir()
+    (run.checkpoints / ".step-000002.tmp" / "model.safetensors").write_bytes(b"half")
+    assert run.steps() == []
+    save(run, 2)
+    assert run.load("last").state["step"] == 2
+    assert not (run.checkpoints / ".step-000002.tmp").exists()
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 0b100
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "state.json"])
+@pytest.mark.parametrize("damage", ["flip first", "flip middle", "flip last", "truncate", "empty", "delete"])
+def test_a_damaged_checkpoint_is_found_and_passed_over(run, name, damage):
+    save(run, 1)
+    file = save(run, 2) / name
+    size = file.stat().st_size
+    if damage.startswith("flip"):
+        flip(file, {"first": 0, "middle": size // 2, "last": size - 1}[damage.split()[1]])
+    elif damage == "delete":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: 0 if damage == "empty" else size // 2])
+    if (name, damage) == ("state.json", "flip last"):  # the line end after the closing brace, now a "\x0e"
+        assert file.read_bytes()[-1:] == b"\x0e"
+    with pytest.raises(ValueError, match="step-000002"):
+        run.load("last")
+    checkpoint, complaints = run.load_newest_whole()
+    assert checkpoint.state["step"] == 1
+    assert len(complaints) == 1
+    assert "step-000002" in complaints[0]
+
+
+def test_each_bit_of_state_json_is_watched(run):
+    """A flipped bit in a checksum, a counter or a name is found, wherever it is."""
+    file = save(run, 2) / "state.json"
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        for bit in (0, 3, 6):
+            data = bytearray(whole)
+            data[place] ^= 1 << bit
+            file.write_bytes(data)
+            with pytest.raises(ValueError, match="step-000002"):
+                run.load("last")
+
+
+def test_a_pickle_with_code_in_it_is_not_executed(run, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'boom')!r}, 'w')",))
+
+    folder = save(run, 1)
+    torch.save({"optimizer": Bomb()}, folder / "training_state.pt")
+    digest = __import__("hashlib").sha256((folder / "training_state.pt").read_bytes()).hexdigest()
+    state = json.loads((folder / "state.json").read_text())
+    state["sha256"]["training_state.pt"] = digest
+    state.pop("seal", None)
+    from gpt.checkpoint import sealed
+
+    (folder / "state.json").write_text(sealed(state))
+    with pytest.raises(ValueError, match="damaged"):
+        run.load("last")
+    assert not (tmp_path / "boom").exists()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(folder / "training_state.pt", weights_only=True)
+
+
+def test_a_checkpoint_of_another_format_is_refused_in_words(run):
+    from gpt.checkpoint import sealed
+
+    folder = save(run, 1)
+    state = json.loads((folder / "state.json").read_text()) | {"format": 99}
+    (folder / "state.json").write_text(sealed(state))
+    with pytest.raises(ValueError, match="format 99, this version reads"):
+        run.load("last")
+
+
+def test_no_checkpoint_is_said_in_words(run):
+    with pytest.raises(ValueError, match=r"no checkpoint 'best' .* there are: none"):
+        run.load("best")
+    save(run, 1)
+    with pytest.raises(ValueError, match=r"no checkpoint 'step-7' .* there are: step-000001"):
+        run.load("step-7")
+
+
+def test_a_tied_weight_is_saved_once_and_loaded_tied(run):
+    tied = GPTConfig(5, 8, 8, 2, 1, 0.0, tie_embeddings=True)
+    objective = NextToken(GPTModel(tied))
+    weights = backbone_weights(objective)
+    assert "out_head.weight" not in weights
+    other = GPTModel(tied)
+    load_weights(other, weights)
+    assert torch.equal(other.out_head.weight, objective.model.tok_emb.weight)
+    assert other.out_head.weight is other.tok_emb.weight
+
+
+def test_an_objectives_own_tensors_stand_apart():
+    objective = NextToken(GPTModel(MODEL))
+    objective.head = torch.nn.Linear(8, 2)
+    weights = backbone_weights(objective)
+    assert {"objective.head.weight", "objective.head.bias"} == set(weights) - set(GPTModel(MODEL).state_dict())
+    load_weights(objective, weights)
+    with pytest.raises(ValueError, match=r"do not fit the model in 2 tensors, the first objective.head.bias"):
+        load_weights(NextToken(GPTModel(MODEL)), weights)
+
+
+def test_weights_of_another_shape_are_refused():
+    other = GPTConfig(5, 9, 8, 2, 1, 0.0)
+    with pytest.raises(ValueError, match=r"pos_emb.weight: expected \(9, 8\), found \(8, 8\)"):
+        load_weights(GPTModel(other), backbone_weights(NextToken(GPTModel(MODEL))))
+
+
+def test_load_model_gives_a_model_ready_to_use(run):
+    objective = NextToken(GPTModel(MODEL))
+    save(run, 4, objective=objective)
+    model, tokenizer, checkpoint = load_model(run.path)
+    assert not model.training
+    assert tokenizer.decode([0, 1]) == "ab"
+    assert checkpoint.state["step"] == 4
+    ids = torch.tensor([[0, 3, 1]])
+    assert torch.equal(model(ids), objective.model.eval()(ids))

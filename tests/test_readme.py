@@ -1,0 +1,46 @@
+"""Documents that cannot drift: the README's Python runs, its links lead somewhere, its options exist.
+
+Its quick start is run word for word by .ci/quick_start.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt.config import TrainConfig, config_fields
+
+PROJECT = Path(__file__).parent.parent
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+
+
+def test_the_readmes_python_runs(monkeypatch, capsys):
+    monkeypatch.chdir(PROJECT)
+    (program,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.S)
+    exec(compile(program, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    losses = [float(re.search(r"loss (\S+),", line)[1]) for line in lines[:5]]
+    assert losses == sorted(losses, reverse=True)
+    assert "On Monday the Patience" in "\n".join(lines[5:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    known = {name for name, _ in config_fields(TrainConfig)}
+    for name in re.findall(r"`?(?:--)?\b((?:model|optim|data|objective)\.[a-z_0-9]+)\b", text):
+        assert name in known or name.endswith(("py", "py)")), name
+
+
+def test_the_quick_start_has_commands_to_run():
+    section = PAGES[0].read_text(encoding="utf-8").split("## Quick start", 1)[1].split("\n## ", 1)[0]
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", section, re.S) for line in block.splitlines()]
+    assert commands[:2] == ["make train", "make test"]
+    assert len(commands) > 6

@@ -1,0 +1,140 @@
+"""Choices about the machine: which device and precision, what is said when memory runs out."""
+
+import sys
+
+import pytest
+import torch
+
+from gpt import runtime
+from gpt.model import GPTModel
+
+MODEL = {"vocab_size": 7, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 1}
+
+
+def pretend(monkeypatch, cuda=False, mps=False, bf16=False):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if cuda else 0)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"),
+    [(False, False, "cpu"), (True, False, "cuda"), (False, True, "mps"), (True, True, "cuda")],
+)
+def test_auto_takes_the_first_that_is_there(monkeypatch, cuda, mps, device):
+    pretend(monkeypatch, cuda, mps)
+    assert runtime.choose_device("auto") == torch.device(device)
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "tpu", "", "cuda:x", "cpu:3", "meta", "xla"])
+def test_a_device_that_is_not_there(monkeypatch, name):
+    pretend(monkeypatch)
+    with pytest.raises(ValueError, match="device"):
+        runtime.choose_device(name)
+
+
+def test_a_second_gpu(monkeypatch):
+    pretend(monkeypatch, cuda=True)
+    assert runtime.choose_device("cuda:1").index == 1
+    with pytest.raises(ValueError, match="cuda:2"):
+        runtime.choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "dtype"),
+    [
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float32),
+        ("cpu", True, torch.float32),
+        ("mps", True, torch.float32),
+    ],
+)
+def test_precision(monkeypatch, device, bf16, dtype):
+    pretend(monkeypatch, cuda=True, bf16=bf16)
+    assert runtime.choose_dtype("auto", torch.device(device)) == dtype
+    assert runtime.choose_dtype("bfloat16", torch.device(device)) == torch.bfloat16
+
+
+def test_autocast_makes_matrix_products_bfloat16_and_only_then():
+    a = torch.randn(3, 3)
+    with runtime.autocast(torch.device("cpu"), torch.bfloat16):
+        assert (a @ a).dtype == torch.bfloat16
+    with runtime.autocast(torch.device("cpu"), torch.float32):
+        assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "words"),
+    [
+        (8, 1, "batch_size 4 with accumulate 2"),
+        (5, 3, "batch_size 3 with accumulate 5"),
+        (1, 4, "lower model.context_length"),
+    ],
+)
+def test_out_of_memory_names_the_setting(batch_size, accumulate, words):
+    with pytest.raises(ValueError, match=words), runtime.memory_advice(batch_size, accumulate):
+        torch.empty(2**60)  # a real failure of the CPU's allocator
+    with pytest.raises(ValueError, match=words), runtime.memory_advice(batch_size, accumulate):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_other_errors_pass_through_memory_advice():
+    with pytest.raises(RuntimeError, match="shape"), runtime.memory_advice(1, 1):
+        torch.zeros(2) @ torch.zeros(3, 3)  # shapes do not fit
+
+
+def test_a_device_that_computes_wrongly_is_found():
+    model = GPTModel(MODEL).train()
+    ids = torch.tensor([[1, 2, 3]])
+    runtime.check_device(model, ids)
+    assert model.training
+
+    class Wrong(torch.nn.Module):
+        """Computes something else each time, as a broken device does."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.calls = 0
+
+        def forward(self, ids):
+            self.calls += 1
+            return self.weight * self.calls
+
+    with pytest.raises(RuntimeError, match="computes wrongly"):
+        runtime.check_device(Wrong(), ids)
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "obstacle"),
+    [("cpu", None, "C++ compiler"), ("cpu", "/usr/bin/c++", None), ("mps", None, "MPS")],
+)
+def test_what_stands_in_the_way_of_compiling(monkeypatch, device, found, obstacle):
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: found)
+    said = runtime.compile_obstacle(torch.device(device))
+    assert said is None if obstacle is None else obstacle in said
+
+
+def test_tune_is_harmless_everywhere(monkeypatch):
+    runtime.tune()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("glibc's settings asked of another system"))
+    assert runtime.tune() is None
+
+
+def test_tune_sets_glibcs_three_settings(monkeypatch):
+    """No mmap for large blocks, no trimming, a padded heap: M_MMAP_MAX -4, M_TRIM_THRESHOLD -1, M_TOP_PAD -2."""
+    settings = {}
+
+    class Libc:
+        @staticmethod
+        def mallopt(which, value):
+            settings[which] = value
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: Libc)
+    runtime.tune()
+    assert settings.keys() == {-4, -1, -2}
+    assert settings[-4] == 0
+    assert settings[-1] > 2**30

@@ -64,8 +64,12 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True)
         for old in (self.metrics, self.samples, self.plot):
             old.unlink(missing_ok=True)
-        (self.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        self.write_config(config)
         tokenizer.save(self.path / "tokenizer.json")
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write config.toml, whole or not at all."""
+        _replace(self.path / "config.toml", to_toml(config))
 
     def config(self) -> TrainConfig:
         """The run's config. ValueError where the folder is not a run."""
@@ -109,21 +113,14 @@ class RunFolder:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._point("last", name)
+        _replace(self.checkpoints / "last", name + "\n")
         if is_best:
-            self._point("best", name)
+            _replace(self.checkpoints / "best", name + "\n")
         kept = {*self.steps()[-keep:], self._pointed("best"), name}
         for old in self.steps():
             if old not in kept:
                 shutil.rmtree(self.checkpoints / old)
         return final
-
-    def _point(self, pointer: str, name: str) -> None:
-        temporary = self.checkpoints / f".{pointer}.tmp"
-        temporary.write_text(name + "\n", encoding="utf-8")
-        _flush(temporary)
-        temporary.replace(self.checkpoints / pointer)
-        _flush(self.checkpoints)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -135,18 +132,22 @@ class RunFolder:
         path = self.checkpoints / pointer
         return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
-    def load(self, which: str = "last") -> Checkpoint:
-        """The checkpoint "last", "best", or one by its name, checked against its sums.
-
-        ValueError where there is none, or where a file of it is missing or damaged.
-        """
+    def find(self, which: str = "last") -> Path:
+        """The folder of the checkpoint "last", "best", or of one by its name. ValueError where there is none."""
+        name = which
         if which in ("last", "best"):
-            name = self._pointed(which) or (self.steps() or [None])[-1]
-        else:
-            name = which
-        if name is None or not (self.checkpoints / name).is_dir():
+            name = self._pointed(which) or (self.steps() or ["none"])[-1]
+        if name not in self.steps():
             raise ValueError(f"no checkpoint {which!r} in {self.path}; there are: {', '.join(self.steps()) or 'none'}")
-        return _read(self.checkpoints / name)
+        return self.checkpoints / name
+
+    def load(self, which: str = "last") -> Checkpoint:
+        """The checkpoint that `find` finds, checked against its sums: ValueError where a file is missing or damaged."""
+        return _read(self.find(which))
+
+    def state(self, which: str = "last") -> dict[str, Any]:
+        """The counters of a checkpoint alone: step, tokens_seen, best_loss, ..."""
+        return _read_state(self.find(which))
 
     def load_newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole (None where there is none), and what was wrong with newer ones."""
@@ -166,7 +167,7 @@ def sealed(state: dict[str, Any]) -> str:
     return json.dumps({**state, "seal": hashlib.sha256(text.encode()).hexdigest()}, indent=2) + "\n"
 
 
-def _read(folder: Path) -> Checkpoint:
+def _read_state(folder: Path) -> dict[str, Any]:
     try:
         text = (folder / "state.json").read_bytes()
         state = json.loads(text)
@@ -174,6 +175,16 @@ def _read(folder: Path) -> Checkpoint:
             raise ValueError(f"{folder / 'state.json'} is damaged: its seal is not the SHA-256 of the rest")
         if state["format"] != FORMAT:
             raise ValueError(f"{folder} has checkpoint format {state['format']}, this version reads {FORMAT}")
+        return state
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is incomplete: state.json is missing") from None
+    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / 'state.json'} is damaged ({type(error).__name__})") from None
+
+
+def _read(folder: Path) -> Checkpoint:
+    state = _read_state(folder)
+    try:
         for name, digest in state["sha256"].items():
             if _sha256(folder / name) != digest:
                 raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one written in state.json")
@@ -181,8 +192,6 @@ def _read(folder: Path) -> Checkpoint:
         training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
-    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / 'state.json'} is damaged ({type(error).__name__})") from None
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{folder} is damaged: {str(error).splitlines()[0]}") from None
     return Checkpoint(folder, weights, training_state, state)
@@ -249,6 +258,15 @@ def _saved_name(module: nn.Module, name: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Have a small text file hold `text`: at each moment it is the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    _flush(temporary)
+    temporary.replace(path)
+    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

@@ -87,11 +87,11 @@ def suggest(name: str, known: list[str]) -> str:
 class GPTConfig:
     """The shape of a model. The defaults are those of the published from-scratch figures, not of a training run."""
 
-    vocab_size: int = _setting(50257, "tokens in the vocabulary; 0: the tokenizer's", 0)
-    context_length: int = _setting(1024, "tokens the model sees at once", 1)
-    emb_dim: int = _setting(768, "width of the residual stream; a multiple of n_heads", 1)
+    vocab_size: int = _setting(50257, "tokens in the vocabulary; 0: the tokenizer's", 0, 2**24)
+    context_length: int = _setting(1024, "tokens the model sees at once", 1, 2**24)
+    emb_dim: int = _setting(768, "width of the residual stream; a multiple of n_heads", 1, 2**17)
     n_heads: int = _setting(12, "attention heads per block", 1)
-    n_layers: int = _setting(12, "transformer blocks", 1)
+    n_layers: int = _setting(12, "transformer blocks", 1, 10_000)
     drop_rate: float = _setting(0.1, "dropout probability: embeddings, attention weights, residual branches", 0, 0.99)
     qkv_bias: bool = _setting(False, "a bias on W_query, W_key and W_value (GPT-2 has one)")
     tie_embeddings: bool = _setting(False, "out_head shares its weight with tok_emb (GPT-2 does)")

@@ -63,16 +63,16 @@ def describe(trainer) -> str:
 
 def summary(run: RunFolder, max_steps: int) -> str:
     """What came out, where it is, and what to type next."""
-    last, best = run.load("last"), run.load("best").state
+    path, last, best = run.find("last"), run.state("last"), run.state("best")
     name = run.path.name if run.path.parent.name == "runs" else run.path
-    if last.state["step"] < max_steps:
+    if last["step"] < max_steps:
         return (
-            f"stopped at step {last.state['step']:,} of {max_steps:,}, saved in {last.path}\n"
+            f"stopped at step {last['step']:,} of {max_steps:,}, saved in {path}\n"
             f"go on: python scripts/train.py --run {name} --resume"
         )
     sample = run.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].strip()
     lines = [
-        f"finished  {max_steps:,} steps, {last.state['tokens_seen']:,} tokens, {last.state['elapsed_s']:.0f} s",
+        f"finished  {last['step']:,} steps, {last['tokens_seen']:,} tokens, {last['elapsed_s']:.0f} s",
         f"best      validation loss {best['best_loss']:.4f} nats per token, perplexity "
         f"{perplexity(best['best_loss']):,.2f}, at step {best['step']:,}",
         f"plot      {run.plot}",

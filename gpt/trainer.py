@@ -89,6 +89,8 @@ class Trainer:
         folder = RunFolder(run)
         if folder.steps():
             raise ValueError(f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: --resume goes on with it")
+        if folder.path.exists() and any(folder.path.iterdir()) and not (folder.path / "config.toml").is_file():
+            raise ValueError(f"{folder.path} exists and is not a run: name another folder")
         trainer = cls._create(config, folder, say)
         folder.create(trainer.config, trainer.data.tokenizer)
         report.begin(folder.metrics)
@@ -116,6 +118,8 @@ class Trainer:
             return cls.start(config, run, say)
         trainer = cls._create(config, folder, say)
         trainer._restore(checkpoint)
+        if trainer.config != before:
+            folder.write_config(trainer.config)  # so that the next --resume goes on as this one
         return trainer
 
     @classmethod
@@ -123,7 +127,9 @@ class Trainer:
         data = load_data(find_path(config.data.path), verify=True)
         config = fit_to_data(config, data)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
-        return cls(config, create_objective(config.objective, GPTModel(config.model)), data, folder, say)
+        with runtime.memory_advice(config.batch_size, config.accumulate):
+            objective = create_objective(config.objective, GPTModel(config.model))
+            return cls(config, objective, data, folder, say)
 
     def _compile(self) -> nn.Module:
         if not self.config.compile:

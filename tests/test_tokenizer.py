@@ -28,7 +28,7 @@ TEXTS = {
     "empty": "",
     "english": "Every effort moves you. It's what we've done, isn't it? I'd say they'll DON'T 'quote' 1,234.56!",
     "story": STORY,
-    "code": "def f(x: int) -> int:\n    if x >= 10:\n\t\treturn x**2  # squared\n\n\n    return {'a': [1, 2]}['a'][0]\n",
+    "code": "def f(x: int) -> int:\n    if x >= 10:\n\t\treturn x**2  # x²\n\n\n    return {'a': [1, 2]}['a'][0]\n",
     "chinese": "从零开始训练一个语言模型。每一步努力都会让你前进!《红楼梦》第一回 — 甄士隐梦幻识通灵。",
     "arabic": "اللغة العربية جميلة، وَالْكِتَابُ مُفِيدٌ. ١٢٣ سؤال؟",
     "german": "Der Bäcker in Überlingen heißt Jürgen Weiß; daß er's weiß, macht ihn größer. „Straßenbahn“",
@@ -40,9 +40,8 @@ TEXTS = {
     "kilobyte of digits": "31415926535897932384626433832795" * 32,
 }
 
-MIXED = st.text(
-    st.one_of(st.sampled_from("aeAE019 \n\t\r'’.,!$_-sdtmrevl\u00a0\u3000é中😀\u0301"), st.characters(codec="utf-8"))
-)
+COMMON = "aeAE019 \n\t\r'’.,!$_-sdtmrevl\u00a0\u3000é中😀\u0301"
+MIXED = st.text(st.one_of(st.sampled_from(COMMON), st.characters(codec="utf-8")))
 quick = settings(deadline=None, derandomize=True, max_examples=150)
 
 
@@ -152,7 +151,9 @@ def test_gpt2_without_its_package_takes_the_files_that_tiktoken_downloads(monkey
 
 @pytest.mark.parametrize("cache", ["", "cache"], ids=["no cache", "a cache"])
 @pytest.mark.parametrize(
-    ("name", "old", "new"), [("vocab.bpe", b"#version: 0.2", b"#version: 0.3"), ("encoder.json", b"}", b" }")]
+    ("name", "old", "new"),
+    [("vocab.bpe", b"#version: 0.2", b"#version: 0.3"), ("encoder.json", b"}", b" }")],
+    ids=["vocab.bpe", "encoder.json"],
 )
 def test_gpt2_refuses_a_file_with_a_wrong_checksum(monkeypatch, tmp_path, name, old, new, cache):
     """The changes are ones that nothing but the checksum notices: a version number and a space."""
@@ -161,7 +162,7 @@ def test_gpt2_refuses_a_file_with_a_wrong_checksum(monkeypatch, tmp_path, name, 
     damaged.write_bytes(new.join(damaged.read_bytes().rsplit(old, 1)))
     use_package(monkeypatch, tmp_path)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", cache and str(tmp_path / cache))
-    with pytest.raises(ValueError, match="(?i)hash|sha-?256|checksum"):
+    with pytest.raises(ValueError, match=regex.escape(name)):
         get_tokenizer("gpt2")
 
 
@@ -379,6 +380,12 @@ def test_char_of_no_text_is_refused(texts):
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError):
         get_tokenizer(name, ["some text"])
+
+
+def test_a_text_in_place_of_a_name_is_refused():
+    """Longer than a file name may be."""
+    with pytest.raises(ValueError):
+        get_tokenizer("Once upon a time there was a text. " * 200)
 
 
 @pytest.mark.parametrize("name", ["char", "bpe:300"])

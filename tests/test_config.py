@@ -1,0 +1,286 @@
+"""Settings: the published ones, their way to TOML and back, and what no text and no dictionary may do: crash."""
+
+import dataclasses
+import datetime
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpt.config import (
+    GPT2_SIZES,
+    GPT_CONFIG_124M,
+    GPTConfig,
+    OptimConfig,
+    TrainConfig,
+    config_fields,
+    from_dict,
+    model_config,
+    read_toml,
+    suggest,
+    to_toml,
+)
+from gpt.model import GPTModel
+
+PROJECT = Path(__file__).resolve().parent.parent
+FIELDS = dict(config_fields(TrainConfig))
+CONFIGS = sorted((PROJECT / "configs").glob("*.toml"))
+SCRIPTS = sorted((PROJECT / "scripts").glob("*.py"))
+
+
+# --- what is published ------------------------------------------------------------------------------------------------
+
+
+def test_the_book_configuration():
+    assert GPT_CONFIG_124M == {
+        "vocab_size": 50257,
+        "context_length": 1024,
+        "emb_dim": 768,
+        "n_heads": 12,
+        "n_layers": 12,
+        "drop_rate": 0.1,
+        "qkv_bias": False,
+    }
+    assert model_config(GPT_CONFIG_124M) == GPTConfig()
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+)
+def test_gpt2_sizes_have_the_published_parameter_counts(name, count):
+    with torch.device("meta"):
+        assert GPTModel(GPT2_SIZES[name]).num_parameters() == count
+    assert GPT2_SIZES[name].head_dim == 64
+
+
+# --- to TOML and back -------------------------------------------------------------------------------------------------
+
+
+def values_of(field):
+    """Any value that a field allows by itself."""
+    low, high = field.metadata["low"], field.metadata["high"]
+    if get_origin(field.type) is Literal:
+        return st.sampled_from(get_args(field.type))
+    return {
+        bool: st.booleans(),
+        str: st.text(),
+        int: st.integers(low, 2**40 if high is None else int(high)),
+        float: st.floats(low, high, allow_nan=False, allow_infinity=False),
+    }[field.type]
+
+
+@st.composite
+def configs(draw, kind=TrainConfig):
+    values = {
+        f.name: draw(configs(f.type) if dataclasses.is_dataclass(f.type) else values_of(f))
+        for f in dataclasses.fields(kind)
+    }
+    if kind is GPTConfig:
+        widest = FIELDS["model.emb_dim"].metadata["high"] or 2**40
+        values["n_heads"] = min(values["n_heads"], int(widest))
+        values["emb_dim"] = values["n_heads"] * draw(st.integers(1, int(widest) // values["n_heads"]))
+    if kind is OptimConfig:
+        values["min_lr"], values["lr"] = sorted((values["min_lr"], values["lr"]))
+    return kind(**values)
+
+
+@settings(max_examples=100, deadline=None)
+@given(configs())
+def test_every_config_comes_back_from_toml(tmp_path_factory, config):
+    path = tmp_path_factory.getbasetemp() / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert from_dict(TrainConfig, read_toml(path)) == config
+    assert from_dict(TrainConfig, dataclasses.asdict(config)) == config
+
+
+def test_what_is_left_out_keeps_its_default():
+    config = from_dict(TrainConfig, {"max_steps": 5, "model": {"n_layers": 3}})
+    assert config == dataclasses.replace(TrainConfig(), max_steps=5, model=GPTConfig(n_layers=3))
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbfmax_steps = 5\r\n[model]\r\nn_layers = 3\r\n")
+    assert read_toml(tmp_path / "x.toml") == {"max_steps": 5, "model": {"n_layers": 3}}
+
+
+# --- whatever comes, a TrainConfig or a ValueError --------------------------------------------------------------------
+
+
+def is_config_or_value_error(make) -> bool:
+    try:
+        return isinstance(make(), TrainConfig)
+    except ValueError as error:
+        return bool(str(error))
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.dates(),
+    st.times(),
+    st.datetimes(),
+    st.sampled_from([0, 1, -1, 0.5, 10**400, "auto", "float32", b"1", 1j, (), {1}, int, GPTConfig, GPTConfig()]),
+)
+NAMES = st.sampled_from(["model", "data", "optim", "objective", "x", "", *{n.rpartition(".")[2] for n in FIELDS}])
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(NAMES | st.text(max_size=3), VALUES, max_size=4))
+@example({"seed": 10**400})
+@example({"optim": {"lr": 10**400}})
+@example({"optim": {"lr": -(10**400)}})
+@example({"model": {"n_heads": 10**400, "emb_dim": 10**400}})
+@example({"model": {"init": ["gpt2"]}})
+@example({"max_steps": datetime.date(2020, 1, 1)})
+@example({1: 2})
+@example({"model": {None: 2}})
+def test_any_dictionary(values):
+    assert is_config_or_value_error(lambda: from_dict(TrainConfig, values))
+
+
+WORDS = st.sampled_from(
+    [*FIELDS, "model", "optim", "x", "=", ".", "[", "]", "[[", "]]", "{", "}", ",", '"', "'", '"""', "#", "\n", "\r"]
+    + ["1", "0", "-1", "0.5", "1e400", "nan", "-inf", "true", '"gpt2"', "[1]", "{a = 1}", "2020-01-01", "0x1F", "1_0"]
+    + [f"{name} = {value}\n" for name in FIELDS for value in ("1", "0.5", '"auto"', "true")]
+    + [f"[{name}]\n" for name in ("model", "data", "optim", "objective")]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(WORDS, max_size=12).map(lambda words: " ".join(words).encode()) | st.text().map(str.encode) | st.binary()
+)
+@example(b"lr = " + b"[" * 100_000)
+@example(b"lr = " + b"{a = " * 100_000)
+@example(b"a." * 2000 + b"a = 1")
+@example(b"seed." + b"a." * 2000 + b"a = 1")
+@example(b"seed = 1" + b"0" * 5000)
+@example(b"[optim]\nlr = 1" + b"0" * 400)
+@example(b"[model]\ndrop_rate = 1e-99999")
+@example(b"seed = 0000-00-00")
+@example(b'device = "\\uD800"')
+def test_any_text(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "text.toml"
+    path.write_bytes(text)
+    assert is_config_or_value_error(lambda: from_dict(TrainConfig, read_toml(path)))
+
+
+@pytest.mark.parametrize("values", [None, 3, "max_steps", [("max_steps", 3)], TrainConfig()], ids=repr)
+def test_what_is_no_dictionary(values):
+    assert is_config_or_value_error(lambda: from_dict(TrainConfig, values))
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_says_what_it_means_and_its_default_is_within_its_bounds(name):
+    field = FIELDS[name]
+    assert len(field.metadata["help"]) >= 10
+    low, high = field.metadata["low"], field.metadata["high"]
+    assert low is None or low <= field.default
+    assert high is None or field.default <= high
+    assert (low is None) == (field.type not in (int, float)), "every number has a lower bound"
+
+
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.metadata["low"] is not None])
+def test_bounds_are_kept_and_named(name):
+    field = FIELDS[name]
+    for bound, beyond, words in (("low", -1, "at least"), ("high", 1, "at most")):
+        limit = field.metadata[bound]
+        if limit is not None:
+            table, _, bare = name.rpartition(".")
+            values = {bare: limit + beyond}
+            with pytest.raises(ValueError, match=rf"^{re.escape(name)} must be {words} {limit}, not "):
+                from_dict(TrainConfig, {table: values} if table else values)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), *(getattr(TrainConfig(), n) for n in ("model", "data", "optim"))])
+def test_configs_are_frozen(config):
+    for field in dataclasses.fields(config):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, field.name, getattr(config, field.name))
+
+
+def test_an_int_is_accepted_where_a_float_is_due():
+    config = OptimConfig(lr=1, min_lr=0)
+    assert config == OptimConfig(lr=1.0, min_lr=0.0)
+    assert type(config.lr) is float
+
+
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("n_layer", "model.n_layers"),
+        ("model.n_layer", "model.n_layers"),
+        ("n_layers", "model.n_layers"),
+        ("lr", "optim.lr"),
+        ("max_step", "max_steps"),
+        ("model.embed_dim", "model.emb_dim"),
+        ("context_len", "model.context_length"),
+        ("batchsize", "batch_size"),
+    ],
+)
+def test_the_nearest_name_is_offered(name, near):
+    assert suggest(name, list(FIELDS)) == f"did you mean {near}?"
+
+
+@pytest.mark.parametrize("name", ["zzz", "learning_rate"])
+def test_a_name_that_is_near_none_is_answered_with_all_of_them(name):
+    """A wrong guess (learning_rate: drop_rate?) is worse than none."""
+    said = suggest(name, list(FIELDS))
+    assert said == "did you mean optim.lr?" or all(known in said for known in FIELDS)
+
+
+# --- what ships with the project --------------------------------------------------------------------------------------
+
+
+def test_there_are_configs_and_scripts():
+    assert "story.toml" in [path.name for path in CONFIGS]
+    assert len(SCRIPTS) >= 4
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_shipped_config_loads_and_its_header_says_how_to_use_it(path):
+    assert isinstance(from_dict(TrainConfig, read_toml(path)), TrainConfig)
+    header = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        header.append(line)
+    assert re.search(rf"python scripts/train\.py --config configs/{re.escape(path.name)}(\s|$)", "\n".join(header))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_help_documents_every_option(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code in (0, None)
+    out, err = capsys.readouterr()
+    assert err == ""
+
+    def said(text):  # wherever the lines are broken
+        return re.sub(r"\s", "", text) in re.sub(r"\s", "", out)
+
+    source = path.read_text(encoding="utf-8")
+    for option, words in re.findall(r'add_argument\(\s*"(--\w+)".*?help="(.*?)"', source, re.DOTALL):
+        assert re.search(rf"^  {option}\b", out, re.MULTILINE)
+        assert said(words)
+    assert source.count("add_argument(") == source.count("help=")
+    if path.name == "train.py":
+        for name, field in FIELDS.items():
+            default = str(field.default).lower() if field.type is bool else field.default
+            assert re.search(rf"^  --{re.escape(name)} ", out, re.MULTILINE)
+            assert said(f"{field.metadata['help']} (default: {'empty' if default == '' else default})")

@@ -7,6 +7,8 @@ from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.corpus import Corpus
 from gpt.data import prepare_data
 
+torch.set_num_threads(1)  # the models here are tiny: threads would wait for each other, and for other jobs
+
 TEXT = "".join(
     f"{n} green bottles hanging on the wall, and if {n % 7} should fall there is more to sing.\n" for n in range(120)
 )

@@ -176,7 +176,9 @@ def test_any_text(tmp_path_factory, text):
     assert is_config_or_value_error(lambda: from_dict(TrainConfig, read_toml(path)))
 
 
-@pytest.mark.parametrize("values", [None, 3, "max_steps", [("max_steps", 3)], TrainConfig()], ids=repr)
+@pytest.mark.parametrize(
+    "values", [None, 3, "max_steps", [("max_steps", 3)], TrainConfig()], ids=lambda v: repr(v)[:30]
+)
 def test_what_is_no_dictionary(values):
     assert is_config_or_value_error(lambda: from_dict(TrainConfig, values))
 

@@ -126,7 +126,8 @@ class RunFolder:
 
     def steps(self) -> list[str]:
         """The names of the checkpoints, oldest first."""
-        return sorted((p.name for p in self.checkpoints.glob("step-*") if p.is_dir()), key=lambda n: int(n[5:]))
+        names = (p.name for p in self.checkpoints.glob("step-*") if p.name[5:].isdecimal() and p.is_dir())
+        return sorted(names, key=lambda name: int(name[5:]))
 
     def _pointed(self, pointer: str) -> str | None:
         path = self.checkpoints / pointer

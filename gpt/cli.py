@@ -23,20 +23,30 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.register("type", int, lambda text: _number(text, int))
+        self.register("type", float, lambda text: _number(text, float))
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """As argparse's, but a reader that has left is noticed here, within `run`, and not when Python ends."""
+        sys.stdout.flush()
+        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         """Raise the sentence, without argparse's "argument" before the option's name."""
-        raise ValueError(message.removeprefix("argument "))
+        option, separator, complaint = message.removeprefix("argument ").partition(": ")
+        if complaint == "expected one argument":
+            complaint = f"a value is missing (one that begins with a dash is written {option}=-...)"
+        raise ValueError(option + (" " if complaint.startswith("takes ") else separator) + complaint)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        """As argparse's, but an unknown option is answered with the nearest known one."""
+        """As argparse's, but an unknown option is answered with the nearest known one, before anything else."""
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        for name in (word.split("=")[0] for word in (sys.argv[1:] if args is None else args)):
+            if name.startswith("--") and name not in known:
+                self.error(f"unknown option {name}: {suggest(name[2:], [option[2:] for option in known])}")
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            name = unknown[0].split("=")[0]
-            if not name.startswith("--"):
-                self.error(f"unexpected argument {name!r}: a value that holds spaces is written in quotes")
-            known = [o.removeprefix("--") for o in self._option_string_actions if o.startswith("--")]
-            self.error(f"unknown option {name}: {suggest(name.removeprefix('--'), known)}")
+            self.error(f"unexpected argument {unknown[0]!r}: a value that holds spaces is written in quotes")
         return parsed
 
 
@@ -64,7 +74,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error)
+    return "\\n".join(str(error).splitlines())
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
@@ -121,10 +131,17 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
         return text.lower() == "true"
     if kind in (int, float):
         try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"--{name} takes a {'whole ' if kind is int else ''}number, not {text!r}") from None
+            return _number(text, kind)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"--{name} {error}") from None
     return text
+
+
+def _number(text: str, kind: type) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes a {'whole ' if kind is int else ''}number, not {text!r}") from None
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -135,7 +152,7 @@ def run_path(name: str) -> Path:
     path = Path(name)
     if not name or name in (".", ".."):
         raise ValueError(f"a run needs a name, not {name!r}")
-    return find_path(path if len(path.parts) > 1 or path.is_absolute() else RUNS / name)
+    return find_path(RUNS / name if name == path.name else path)
 
 
 def existing_run(name: str) -> Path:

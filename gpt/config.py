@@ -9,6 +9,7 @@ names, because all three are read off these classes.
 import dataclasses
 import difflib
 import math
+import reprlib
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,10 +51,12 @@ def _check_fields(config: Any) -> None:
         value = _checked(f.name, value, f.type)
         object.__setattr__(config, f.name, value)  # frozen for everyone else
         low, high = f.metadata.get("low"), f.metadata.get("high")
+        if high is None and type(value) is int:
+            high = 2**63 - 1  # what PyTorch and a TOML file can hold
         if low is not None and value < low:
             raise ValueError(f"{f.name} must be at least {low}, not {value}")
         if high is not None and value > high:
-            raise ValueError(f"{f.name} must be at most {high}, not {value}")
+            raise ValueError(f"{f.name} must be at most {high}, not {_shown(value)}")
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
@@ -63,11 +66,16 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, not {value!r}")
         return value
     if kind is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a string"}
-        raise ValueError(f"{name} must be {words[kind]}, not {value!r}")
+        raise ValueError(f"{name} must be {words[kind]}, not {_shown(value)}")
     return value
+
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 200
+_shown = _repr.repr  # a value in a message: of bounded depth and length
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -76,7 +84,7 @@ def suggest(name: str, known: list[str]) -> str:
     if not near:  # a bare name may be meant for a table: n_layers for model.n_layers
         near = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     if not near:
-        near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
 
 
@@ -227,15 +235,18 @@ def from_dict(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
 
     Raises ValueError for an unknown key (naming the nearest known one) and for a value out of bounds.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"settings are a dictionary, not {_shown(values)}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     arguments = {}
     for name, value in values.items():
         if name not in fields:
             known = [key for key, _ in config_fields(TrainConfig if prefix else kind)]
-            raise ValueError(f"unknown setting {prefix}{name}: {suggest(prefix + name, known)}")
+            raise ValueError(f"unknown setting {prefix}{name}: {suggest(f'{prefix}{name}', known)}")
         if dataclasses.is_dataclass(fields[name].type) and not dataclasses.is_dataclass(value):
             if not isinstance(value, dict):
-                raise ValueError(f"{prefix}{name} is a table of settings, [{prefix}{name}], not a value: {value!r}")
+                table = prefix + name
+                raise ValueError(f"{table} is a table of settings, [{table}], not a value: {_shown(value)}")
             value = from_dict(fields[name].type, value, f"{prefix}{name}.")
         arguments[name] = value
     try:
@@ -246,7 +257,7 @@ def from_dict(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
 
 def model_config(config: "GPTConfig | dict[str, Any]") -> GPTConfig:
     """The checked form of a model's configuration, given as a GPTConfig or as a plain dict such as GPT_CONFIG_124M."""
-    return config if isinstance(config, GPTConfig) else from_dict(GPTConfig, dict(config))
+    return config if isinstance(config, GPTConfig) else from_dict(GPTConfig, config)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -258,7 +269,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"no config file {path}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML's, Unicode's, and that of a number of 5,000 digits
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -288,9 +299,11 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
         if name in _FREE or old == new:
             continue
         if dataclasses.is_dataclass(old):
+            if name == "data":  # it may have moved; its checksums are compared
+                old = dataclasses.replace(old, path=new.path)
+                if old == new:
+                    continue
             changed = next(f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name))
-            if (name, changed) == ("data", "path"):
-                continue  # the data may have moved; its checksums are compared
             name, old, new = f"{name}.{changed}", getattr(old, changed), getattr(new, changed)
         raise ValueError(f"{name} is {old!r} in this run, not {new!r}: what a run computes stays when it is resumed")
     return filled

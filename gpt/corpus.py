@@ -46,6 +46,8 @@ def open_corpus(source: str) -> Corpus:
 
     Several files are several documents, in the order of their names. ValueError where there is nothing to read.
     """
+    if not source:
+        raise ValueError("no text is named: '' is neither a file, a folder nor a glob")
     if source in BUNDLED:
         return Corpus(source, [BUNDLED[source]])
     if source == "-":

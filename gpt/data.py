@@ -7,6 +7,7 @@ the token that comes next.
     for inputs, targets in loader: ...        # (8, 256) and (8, 256), int64
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -41,6 +42,10 @@ class TokenWindows(Dataset):
     """
 
     def __init__(self, tokens: Tokens, context_length: int, stride: int = 0):
+        if context_length < 1:
+            raise ValueError(f"context_length must be at least 1, not {context_length}")
+        if stride < 0:
+            raise ValueError(f"stride must be at least 0, not {stride}")
         self.tokens = np.asarray(tokens)
         self.context_length = context_length
         self.stride = stride or context_length
@@ -80,6 +85,8 @@ class WindowSampler(Sampler[list[int]]):
     """
 
     def __init__(self, n_windows: int, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = True):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.n_windows, self.batch_size = n_windows, batch_size
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
         self.epoch = 0
@@ -154,6 +161,11 @@ class PreparedData:
     train: TokenFile
     val: TokenFile
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of both splits: two folders with the same sums hold the same tokens."""
+        return {"train": self.train.sha256, "val": self.val.sha256}
+
 
 def prepare_data(
     corpus: Corpus,
@@ -173,10 +185,18 @@ def prepare_data(
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise ValueError(f"{out} holds the working folder, not a folder of prepared data: name another one")
+    for parent in out.parents:
+        if parent.is_file():
+            raise ValueError(f"{parent} is a file, so {out} cannot be a folder in it: name another one")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "meta.json").is_file())):
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
     lengths = [_length(path) for path in corpus.paths]
-    total = sum(lengths) + (sum(map(_length, val_corpus.paths)) if val_corpus else 0)
+    val_total = sum(map(_length, val_corpus.paths)) if val_corpus else 0
+    if val_corpus and val_total < 2:
+        raise ValueError(f"{val_corpus.name} holds {val_total} characters: no text to validate on")
+    total = sum(lengths) + val_total
     if total < 2:
         raise ValueError(f"{corpus.name} holds {total} characters: no text to learn from")
     tokenizer = get_tokenizer(tokenizer_name, _all_pieces(corpus, val_corpus))
@@ -189,8 +209,10 @@ def prepare_data(
     else:
         parts = dict(zip(("train", "val"), _split_characters(corpus.paths, lengths, val_fraction), strict=True))
 
+    made = [parent for parent in out.parents if not parent.exists()]  # nearest first
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    aside = temporary.with_name(temporary.name + "-before")
     bar = tqdm(total=total, unit="characters", unit_scale=True, disable=not sys.stderr.isatty())
     try:
         meta = {"format": FORMAT, "source": corpus.name, "tokenizer": tokenizer.name}
@@ -213,16 +235,24 @@ def prepare_data(
                     count["documents"] += 1
             meta[split] = {**count, "sha256": digest.hexdigest()}
         if min(meta["train"]["tokens"], meta["val"]["tokens"]) < 2:
-            raise ValueError(f"{corpus.name} is too short: both splits need at least two tokens")
+            raise ValueError(
+                f"{corpus.name} is too short for a val_fraction of {val_fraction}: both splits need at least two tokens"
+            )
         tokenizer.save(temporary / "tokenizer.json")
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are private; prepared data is not
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(aside)  # until the new one is in its place
         temporary.rename(out)
     finally:
         bar.close()
+        if aside.exists() and not out.exists():
+            aside.rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty: all went well
+                parent.rmdir()
     return load_data(out)
 
 
@@ -244,6 +274,11 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
     content (by SHA-256).
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, not prepared data: python scripts/prepare_data.py --input {folder} --out data/NAME, "
+            f"then data.path is data/NAME"
+        )
     if not (folder / "meta.json").is_file():
         raise ValueError(
             f"no prepared data in {folder}: python scripts/prepare_data.py --input TEXT --tokenizer gpt2 --out {folder}"

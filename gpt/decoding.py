@@ -50,14 +50,15 @@ def next_token(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float() / temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)  # 0 for the best: never inf - inf
     if top_k is not None and top_k < logits.size(-1):
         smallest_kept = logits.topk(top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
     if top_p is not None and top_p < 1:
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)  # (B, V)
         before = ordered.cumsum(dim=-1) - ordered  # the probability of all that are more probable
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
+        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, (before >= top_p) & (before > 0))
         logits = logits.masked_fill(dropped, -torch.inf)
     probabilities = logits.softmax(dim=-1)
     if not probabilities.isfinite().all():
@@ -167,7 +168,7 @@ def _check(model, idx, max_new_tokens, temperature, top_k, top_p) -> list[Tensor
     """The prompts as 1-D tensors; ValueError for arguments that mean nothing."""
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     rows = list(idx)
-    if not rows or any(row.dim() != 1 for row in rows):
+    if not rows or any(not isinstance(row, Tensor) or row.dim() != 1 for row in rows):
         raise ValueError("prompts are a (B, T) tensor, or a list of at least one 1-D tensor")
     if any(len(row) == 0 for row in rows):
         raise ValueError("a prompt is empty: the model continues at least one token")

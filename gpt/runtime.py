@@ -110,7 +110,7 @@ def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
             smaller = (batch_size + 1) // 2
             advice = f"batch_size {smaller} with accumulate {-(-batch_size * accumulate // smaller)} takes about half"
         else:
-            advice = "batch_size is 1 already: lower model.context_length, model.n_layers or model.emb_dim"
+            advice = "lower model.context_length, model.n_layers or model.emb_dim"
         raise ValueError(f"not enough memory at batch_size {batch_size}: {advice}") from error
 
 

@@ -116,18 +116,25 @@ class Trainer:
             if complaints:
                 raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
             return cls.start(config, run, say)
-        trainer = cls._create(config, folder, say)
+        trainer = cls._create(config, folder, say, checkpoint.state["data"])
         trainer._restore(checkpoint)
         if trainer.config != before:
             folder.write_config(trainer.config)  # so that the next --resume goes on as this one
         return trainer
 
     @classmethod
-    def _create(cls, config: TrainConfig, folder: RunFolder, say: Callable[[str], None]) -> "Trainer":
+    def _create(
+        cls, config: TrainConfig, folder: RunFolder, say: Callable[[str], None], checksums: dict | None = None
+    ) -> "Trainer":
         data = load_data(find_path(config.data.path), verify=True)
+        if checksums is not None and checksums != data.checksums:
+            raise ValueError(
+                f"the data in {data.folder} is not what the run {folder.path} was trained on: "
+                f"prepare it again as it was, or start a new run"
+            )
         config = fit_to_data(config, data)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
-        with runtime.memory_advice(config.batch_size, config.accumulate):
+        with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters
             objective = create_objective(config.objective, GPTModel(config.model))
             return cls(config, objective, data, folder, say)
 
@@ -315,17 +322,12 @@ class Trainer:
             "elapsed_s": self.elapsed,
             "metrics_bytes": self.run.metrics.stat().st_size,
             "samples_bytes": self.run.samples.stat().st_size,
-            "data": {"train": self.data.train.sha256, "val": self.data.val.sha256},
+            "data": self.data.checksums,
         }
         return self.run.save(self.objective, training_state, state, is_best, self.config.keep)
 
     def _restore(self, checkpoint) -> None:
         state = checkpoint.state
-        if state["data"] != {"train": self.data.train.sha256, "val": self.data.val.sha256}:
-            raise ValueError(
-                f"the data in {self.data.folder} is not what the run {self.run.path} was trained on: "
-                f"prepare it again as it was, or start a new run"
-            )
         load_weights(self.objective, checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.training_state["optimizer"])
         random_state = checkpoint.training_state["random"]
@@ -382,7 +384,10 @@ def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
             f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one window of "
             f"context_length {model.context_length} and a target: lower model.context_length or take a longer text"
         )
-    data.tokenizer.encode(config.sample_prompt)  # a char tokenizer may not know the prompt's characters
+    try:
+        data.tokenizer.encode(config.sample_prompt)
+    except ValueError as error:  # a char tokenizer may not know the prompt's characters
+        raise ValueError(f"sample_prompt: {error}") from None
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, vocab_size=model.vocab_size or n_tokens),

@@ -70,8 +70,8 @@ def validation_split(folder, checkpoint):
     from gpt.corpus import find_path
     from gpt.data import load_data
 
-    data = load_data(find_path(RunFolder(folder).config().data.path))
-    if data.val.sha256 != checkpoint.state["data"]["val"]:
+    data = load_data(find_path(RunFolder(folder).config().data.path), verify=True)
+    if data.checksums != checkpoint.state["data"]:
         raise ValueError(f"{data.folder} was prepared anew since this run began: name a text with --text FILE")
     return f"validation split of {data.folder}", data.val.tokens, data.val.bytes
 

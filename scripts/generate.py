@@ -41,6 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         parser.error(f"--num_samples must be at least 1, not {arguments.num_samples}")
+    if not 0 <= arguments.seed < 2**63:
+        parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
     folder = existing_run(arguments.run)
 
     import torch

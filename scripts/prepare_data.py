@@ -34,7 +34,7 @@ def main() -> None:
     from gpt.data import describe, prepare_data
 
     corpus = open_corpus(arguments.input)
-    val_corpus = open_corpus(arguments.val_input) if arguments.val_input else None
+    val_corpus = open_corpus(arguments.val_input) if arguments.val_input is not None else None
     data = prepare_data(corpus, arguments.tokenizer, Path(arguments.out), arguments.val_fraction, val_corpus)
     print(describe(data))
 

@@ -29,7 +29,7 @@ def main() -> int:
         if arguments.config is not None:
             config = config_from(arguments.config, arguments)
     else:
-        folder = run_path(arguments.run) if arguments.run else next_run(arguments.config)
+        folder = run_path(arguments.run) if arguments.run is not None else next_run(arguments.config)
         config = config_from(arguments.config, arguments)
 
     from gpt import report, runtime  # PyTorch is imported only when the arguments are known to be good

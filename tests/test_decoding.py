@@ -8,7 +8,7 @@ from gpt.model import GPTModel
 from gpt.tokenizer import get_tokenizer
 
 CONFIG = {
-    "vocab_size": 19, "context_length": 10, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.3, "qkv_bias": True,
+    "vocab_size": 19, "context_length": 10, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.3,
 }  # fmt: skip
 
 

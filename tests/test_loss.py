@@ -12,7 +12,7 @@ from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate, evaluating, ev
 from gpt.model import GPTModel
 
 CONFIG = {
-    "vocab_size": 31, "context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "drop_rate": 0.4, "qkv_bias": True,
+    "vocab_size": 31, "context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "drop_rate": 0.4,
 }  # fmt: skip
 
 

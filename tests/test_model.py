@@ -11,7 +11,8 @@ from gpt.tokenizer import get_tokenizer
 
 ROOMS = pytest.mark.parametrize("kernels", ["explicit", "fused"])
 SMALL = {
-    "vocab_size": 23, "context_length": 12, "emb_dim": 16, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0, "qkv_bias": True,
+    "vocab_size": 23, "context_length": 12, "emb_dim": 16, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0,
+    "qkv_bias": True,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import threading
 
@@ -15,7 +16,8 @@ from torch import nn
 from gpt import report
 from gpt.checkpoint import RunFolder, load_model
 from gpt.config import OptimConfig
-from gpt.data import load_data
+from gpt.corpus import open_corpus
+from gpt.data import prepare_data
 from gpt.loss import evaluate
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
@@ -324,16 +326,14 @@ def test_a_run_is_not_started_over(tiny_config, tmp_path):
 
 
 def test_other_data_are_refused(tiny_config, prepared, tmp_path):
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
-    folder = tmp_path / "other"
-    folder.mkdir()
-    for file in prepared.folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    data = load_data(folder)
-    trainer = Trainer.resume(tmp_path / "run", say=quiet)
-    trainer.data = dataclasses.replace(data, train=dataclasses.replace(data.train, sha256="0" * 64))
+    """Prepared anew in the same place, from other text and with another tokenizer."""
+    folder = tmp_path / "data"
+    shutil.copytree(prepared.folder, folder)
+    config = change(tiny_config, data=dataclasses.replace(tiny_config.data, path=str(folder)))
+    stop_at(Trainer.start(config, tmp_path / "run", quiet), 2)
+    prepare_data(open_corpus("story"), "char", folder)
     with pytest.raises(ValueError, match="is not what the run"):
-        trainer._restore(RunFolder(tmp_path / "run").load("last"))
+        Trainer.resume(tmp_path / "run", say=quiet)
 
 
 def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, monkeypatch):

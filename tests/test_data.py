@@ -20,8 +20,9 @@ from gpt.data import TokenWindows, WindowSampler, create_dataloader, describe, l
 from gpt.tokenizer import CharTokenizer, get_tokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
+FILES = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
 BYTES, EOT = "bpe:257", 256  # a tokenizer without merges: its ids are the UTF-8 bytes, and 256 ends a text
-quick = settings(deadline=None, derandomize=True, max_examples=100)
+quick = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 def corpus_of(folder, *texts):
@@ -317,6 +318,14 @@ def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece)
         assert [data.train.characters, data.val.characters] == [n, total - n]
 
 
+@pytest.mark.parametrize(("n", "val_fraction", "n_val"), [(50, 0.14, 7), (25, 0.28, 7), (100, 0.07, 7), (51, 0.14, 8)])
+def test_the_split_is_that_of_exact_fractions(tmp_path, n, val_fraction, n_val):
+    """In floating point 50 * 0.14 is a little more than 7, which must not round up to 8."""
+    assert (n * val_fraction > n_val) == (n != 51)
+    data = prepare_data(corpus_of(tmp_path / "in", "a" * n), "char", tmp_path / "out", val_fraction)
+    assert (data.train.characters, data.val.characters) == (n - n_val, n_val)
+
+
 @pytest.mark.parametrize(
     ("n", "val_fraction", "n_val"), [(10, 0.1, 1), (10, 0.01, 1), (12, 0.25, 3), (25, 0.2, 5), (10, 0.9, 9)]
 )
@@ -442,8 +451,19 @@ def test_preparing_anew_replaces_what_was_there(tmp_path):
     prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
     data = prepare_data(corpus_of(tmp_path / "in", "another text"), BYTES, out)
     assert bytes(data.train.tokens.tolist()) + bytes(data.val.tokens.tolist()) == b"another text"
-    assert sorted(path.name for path in out.iterdir()) == ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json"])
+def test_a_folder_that_lost_a_file_may_be_prepared_anew(tmp_path, name):
+    """As the complaint about it advises."""
+    corpus = corpus_of(tmp_path / "in", STORY[:100])
+    prepare_data(corpus, "char", tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    with pytest.raises(ValueError):
+        load_data(tmp_path / "out")
+    assert prepare_data(corpus, "char", tmp_path / "out").train.characters == 90
 
 
 def test_an_empty_folder_may_be_prepared_into(tmp_path):
@@ -484,6 +504,9 @@ def test_a_link_to_a_folder_on_another_disk_may_be_prepared_into(tmp_path):
     except OSError:
         pytest.skip("this system makes no symbolic links")
     assert prepare_data(corpus_of(tmp_path / "in", STORY[:100]), "char", tmp_path / "out").train.characters == 90
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "in", "out"]
 
 
 @pytest.mark.parametrize(
@@ -538,6 +561,25 @@ def test_an_interruption_leaves_the_old_data_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(gpt.data, "get_tokenizer", lambda *args: Interrupted("another text"))
     with pytest.raises(KeyboardInterrupt):
         prepare_data(corpus, "char", out)
+    assert snapshot(tmp_path) == before
+
+
+def test_new_data_that_cannot_be_put_in_place_leaves_the_old_as_it_was(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
+    corpus = corpus_of(tmp_path / "new", "another text")
+    before, rename, refused = snapshot(tmp_path), Path.rename, []
+
+    def refuse_once(self, target):
+        if Path(target).name == "out" and not refused:
+            refused.append(self)
+            raise PermissionError("the file is open in another program")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_once)
+    with pytest.raises(PermissionError):
+        prepare_data(corpus, "char", out)
+    assert refused
     assert snapshot(tmp_path) == before
 
 

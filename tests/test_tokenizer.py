@@ -317,7 +317,7 @@ def test_bpe_round_trip_of_the_texts(bpe, name):
     assert bpe.decode(bpe.encode(TEXTS[name])) == TEXTS[name]
 
 
-@pytest.mark.parametrize("character", ["a", " ", "\n", "😀", "-"])
+@pytest.mark.parametrize("character", ["a", " ", "\n", "😀"])
 def test_a_million_times_one_character_makes_the_round_trip(gpt2, bpe, character):
     """Here a matcher that backtracks, or a quadratic merge loop, would take hours."""
     text = character * 1_000_000

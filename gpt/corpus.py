@@ -53,9 +53,13 @@ def open_corpus(source: str) -> Corpus:
     if source == "-":
         return Corpus("standard input", [_spool_stdin()])
     path = Path(source)
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError:  # a name longer than a file's may be
+        is_file = is_folder = False
+    if is_file:
         return Corpus(path.name, [path])
-    if path.is_dir():
+    if is_folder:
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not found:
             raise ValueError(f"the folder {source} holds no {' or '.join(SUFFIXES)} file; a glob takes other names")
@@ -113,10 +117,10 @@ def _advice() -> str:
 def last_word_break(text: str) -> int:
     """The last index at which `text` can be cut without changing its GPT-2 tokens; 0 where there is none.
 
-    That is between a letter, digit or punctuation mark and a space or line end after it: no word of its pattern goes
+    That is between a letter, digit, mark or sign and a space or line end after it: no word of its pattern goes
     on across such a place, and none looks across it.
     """
-    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}])[ \n]", text)  # (?r): searched from the end
+    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}\p{S}\p{M}])[ \n]", text)  # (?r): searched from the end
     return found.start() if found else 0
 
 

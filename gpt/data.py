@@ -7,15 +7,10 @@ the token that comes next.
     for inputs, targets in loader: ...        # (8, 256) and (8, 256), int64
 """
 
-import contextlib
 import hashlib
 import json
 import math
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,14 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
-from gpt.corpus import Corpus, read_pieces
 from gpt.tokenizer import Tokenizer, get_tokenizer, load_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
 FORMAT = 1  # of a prepared folder
-FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
 
 # --- windows ----------------------------------------------------------------------------------------------------------
 
@@ -154,7 +146,7 @@ class TokenFile:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A folder that `prepare_data` wrote: tokenizer, training split and validation split."""
+    """A folder that gpt/prepare.py wrote: tokenizer, training split and validation split."""
 
     folder: Path
     source: str
@@ -166,97 +158,6 @@ class PreparedData:
     def checksums(self) -> dict[str, str]:
         """SHA-256 of both splits: two folders with the same sums hold the same tokens."""
         return {"train": self.train.sha256, "val": self.val.sha256}
-
-
-def prepare_data(
-    corpus: Corpus,
-    tokenizer_name: str,
-    out: Path,
-    val_fraction: float = 0.1,
-    val_corpus: Corpus | None = None,
-) -> PreparedData:
-    """Write a corpus as token files: `out` gets train.bin, val.bin, tokenizer.json and meta.json, all or nothing.
-
-    The last `val_fraction` of the characters validate; of the documents, where there are ten or more; all of
-    `val_corpus`, where it is given. "char" and "bpe:N" are learned from the whole corpus. Where there are several
-    documents, each ends with the end-of-text token if the tokenizer has one. Memory stays constant however large the
-    corpus is; a terminal sees a progress bar.
-
-    Raises ValueError for a corpus without text, and for an `out` that exists and was not written by this function.
-    """
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
-    if Path.cwd().is_relative_to(out.resolve()):
-        raise ValueError(f"{out} holds the working folder, not a folder of prepared data: name another one")
-    for parent in out.parents:
-        if parent.is_file():
-            raise ValueError(f"{parent} is a file, so {out} cannot be a folder in it: name another one")
-    if out.exists() and (not out.is_dir() or not _replaceable(out)):
-        raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
-    lengths = [_length(path) for path in corpus.paths]
-    val_total = sum(map(_length, val_corpus.paths)) if val_corpus else 0
-    if val_corpus and val_total < 2:
-        raise ValueError(f"{val_corpus.name} holds {val_total} characters: no text to validate on")
-    total = sum(lengths) + val_total
-    if total < 2:
-        raise ValueError(f"{corpus.name} holds {total} characters: no text to learn from")
-    tokenizer = get_tokenizer(tokenizer_name, _all_pieces(corpus, val_corpus))
-
-    if val_corpus is not None:
-        parts = {"train": _part(corpus.paths), "val": _part(val_corpus.paths)}
-    elif len(corpus.paths) >= 10:
-        n_val = max(1, round(len(corpus.paths) * val_fraction))
-        parts = {"train": _part(corpus.paths[:-n_val]), "val": _part(corpus.paths[-n_val:])}
-    else:
-        parts = dict(zip(("train", "val"), _split_characters(corpus.paths, lengths, val_fraction), strict=True))
-
-    made = [parent for parent in out.parents if not parent.exists()]  # nearest first
-    folder, out = out, out.resolve()  # a link stays one
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    aside = temporary.with_name(temporary.name + "-before")
-    bar = tqdm(total=total, unit="characters", unit_scale=True, disable=not sys.stderr.isatty())
-    try:
-        meta = {"format": FORMAT, "source": corpus.name, "tokenizer": tokenizer.name}
-        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        meta |= {"vocab_size": tokenizer.vocab_size, "dtype": np.dtype(dtype).name}
-        several = len(corpus.paths) > 1 or (val_corpus is not None and len(val_corpus.paths) > 1)
-        for split, documents in parts.items():
-            digest = hashlib.sha256()
-            count = {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0}
-            with (temporary / f"{split}.bin").open("wb") as file:
-                for document in documents:
-                    for piece in document():
-                        ids = np.array(tokenizer.encode(piece), dtype)
-                        _append(file, digest, count, ids)
-                        count["characters"] += len(piece)
-                        count["bytes"] += len(piece.encode())
-                        bar.update(len(piece))
-                    if several and tokenizer.eot_id is not None:
-                        _append(file, digest, count, np.array([tokenizer.eot_id], dtype))
-                    count["documents"] += 1
-            meta[split] = {**count, "sha256": digest.hexdigest()}
-        if min(meta["train"]["tokens"], meta["val"]["tokens"]) < 2:
-            raise ValueError(
-                f"{corpus.name} is too short for a val_fraction of {val_fraction}: both splits need at least two tokens"
-            )
-        tokenizer.save(temporary / "tokenizer.json")
-        meta["tokenizer_sha256"] = hashlib.sha256((temporary / "tokenizer.json").read_bytes()).hexdigest()
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are private; prepared data is not
-        if out.exists():
-            out.rename(aside)  # until the new one is in its place
-        temporary.rename(out)
-    finally:
-        bar.close()
-        if aside.exists() and not out.exists():
-            aside.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: all went well
-                parent.rmdir()
-    return load_data(folder)
 
 
 def describe(data: PreparedData) -> str:
@@ -322,67 +223,3 @@ def _load_split(path: Path, meta: dict, dtype: str, verify: bool) -> TokenFile:
                 raise ValueError(f"{path} is not what was written (its SHA-256 differs): prepare the data anew")
     tokens = np.memmap(path, dtype, mode="r")
     return TokenFile(path, tokens, meta["documents"], meta["characters"], meta["bytes"], meta["sha256"])
-
-
-# --- writing them -----------------------------------------------------------------------------------------------------
-
-Document = Callable[[], Iterator[str]]  # a document's pieces, read when asked for
-
-
-def _part(paths: list[Path]) -> list[Document]:
-    return [lambda path=path: read_pieces(path) for path in paths]
-
-
-def _split_characters(
-    paths: list[Path], lengths: list[int], val_fraction: float
-) -> tuple[list[Document], list[Document]]:
-    """The documents up to the character where validation begins, and from there on; one of them may be cut in two."""
-    n_train = sum(lengths) - math.ceil(round(sum(lengths) * val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001
-    train, val = [], []
-    for path, length in zip(paths, lengths, strict=True):
-        cut = min(max(n_train, 0), length)
-        if cut > 0:
-            train.append(lambda path=path, cut=cut: _between(path, 0, cut))
-        if cut < length:
-            val.append(lambda path=path, cut=cut, length=length: _between(path, cut, length))
-        n_train -= length
-    return train, val
-
-
-def _between(path: Path, start: int, end: int) -> Iterator[str]:
-    """The characters start .. end of a text file, in pieces."""
-    place = 0
-    for piece in read_pieces(path):
-        inside = piece[max(start - place, 0) : max(end - place, 0)]
-        if inside:
-            yield inside
-        place += len(piece)
-
-
-def _length(path: Path) -> int:
-    return sum(map(len, read_pieces(path)))
-
-
-def _all_pieces(*corpora: Corpus | None) -> Iterator[str]:
-    for corpus in corpora:
-        if corpus is not None:
-            yield from corpus.pieces()
-
-
-def _append(file, digest, count: dict[str, int], ids: np.ndarray) -> None:
-    data = ids.tobytes()
-    file.write(data)
-    digest.update(data)
-    count["tokens"] += len(ids)
-
-
-def _replaceable(folder: Path) -> bool:
-    """Whether a folder is empty, or holds what `prepare_data` writes and nothing else."""
-    names = {path.name for path in folder.iterdir()}
-    return not names or ("meta.json" in names and names <= FILES)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -31,7 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from gpt.corpus import open_corpus
-    from gpt.data import describe, prepare_data
+    from gpt.data import describe
+    from gpt.prepare import prepare_data
 
     corpus = open_corpus(arguments.input)
     val_corpus = open_corpus(arguments.val_input) if arguments.val_input is not None else None

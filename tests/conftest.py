@@ -5,7 +5,7 @@ import torch
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.corpus import Corpus
-from gpt.data import prepare_data
+from gpt.prepare import prepare_data
 
 torch.set_num_threads(1)  # the models here are tiny: threads would wait for each other, and for other jobs
 

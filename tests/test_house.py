@@ -16,7 +16,7 @@ PROJECT = Path(gpt.__file__).parent.parent
 # From the ground up; a file imports from lower floors, or from files named before it on its own floor.
 FLOORS = [
     ["corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
-    ["tokenizer", "data", "optim"],
+    ["tokenizer", "data", "prepare", "optim"],
     ["model"],
     ["loss", "decoding", "checkpoint", "objectives.next_token", "objectives", "plots", "report"],
     ["trainer", "cli"],

@@ -17,12 +17,12 @@ from gpt import report
 from gpt.checkpoint import RunFolder, load_model
 from gpt.config import OptimConfig
 from gpt.corpus import open_corpus
-from gpt.data import prepare_data
 from gpt.loss import evaluate
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.optim import learning_rate
 from gpt.plots import read_metrics
+from gpt.prepare import prepare_data
 from gpt.trainer import Trainer
 
 TIMES = ("tokens_per_second", "elapsed_s")

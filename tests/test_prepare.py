@@ -1,0 +1,372 @@
+"""gpt/prepare.py: what the token files hold, and that they are written whole or not at all."""
+
+import hashlib
+import json
+import math
+import tempfile
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpt.prepare
+from gpt.corpus import Corpus, open_corpus
+from gpt.data import describe, load_data
+from gpt.prepare import prepare_data
+from gpt.tokenizer import CharTokenizer, get_tokenizer
+
+STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
+FILES = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
+BYTES, EOT = "bpe:257", 256  # a tokenizer without merges: its ids are the UTF-8 bytes, and 256 ends a text
+quick = settings(deadline=None, derandomize=True, max_examples=60)
+
+
+def corpus_of(folder, *texts):
+    """A corpus of one document per text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{n:03}.txt" for n in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    return Corpus("a corpus", paths)
+
+
+def published_windows(ids, context_length, stride):
+    """The windows of the published from-scratch GPT's dataset, in its words."""
+    starts = range(0, len(ids) - context_length, stride)
+    return [(ids[i : i + context_length], ids[i + 1 : i + context_length + 1]) for i in starts]
+
+
+def snapshot(folder):
+    """Every file below a folder with its content."""
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return get_tokenizer("gpt2")
+
+
+# --- preparing: what the files hold -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.05, 0.5])
+def test_the_story_is_split_at_the_right_character(tmp_path, gpt2, val_fraction):
+    """As by hand: encode text[:n] and text[n:]."""
+    data = prepare_data(open_corpus("story"), "gpt2", tmp_path / "out", val_fraction)
+    n = int(len(STORY) * (1 - Fraction(str(val_fraction))))
+    assert data.train.tokens.tolist() == gpt2.encode(STORY[:n])
+    assert data.val.tokens.tolist() == gpt2.encode(STORY[n:])
+    assert (data.train.characters, data.val.characters) == (n, len(STORY) - n)
+    assert (data.train.documents, data.val.documents) == (1, 1)
+    assert data.tokenizer.name == "gpt2"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "char", "bpe:300"])
+def test_a_file_that_is_read_in_many_pieces_gives_the_same_tokens(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(gpt.corpus, "PIECE", 700)
+    data = prepare_data(open_corpus("story"), name, tmp_path / "out", 0.3)
+    n = int(len(STORY) * Fraction("0.7"))
+    tokenizer = get_tokenizer(name, [STORY])
+    assert data.train.tokens.tolist() == tokenizer.encode(STORY[:n])
+    assert data.val.tokens.tolist() == tokenizer.encode(STORY[n:])
+
+
+@quick
+@given(
+    texts=st.lists(st.text("ab 1.\né中😀", min_size=1, max_size=12), min_size=1, max_size=9),
+    percent=st.integers(1, 99),
+    piece=st.sampled_from([1, 5, 1 << 20]),
+)
+def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece):
+    """The last percent, rounded up, validate. Each document, or part of one, ends with EOT."""
+    total = sum(map(len, texts))
+    n = total - -(-total * percent // 100)
+    train, val, place = [], [], 0
+    for text in texts:
+        head, tail = text[: max(n - place, 0)], text[max(n - place, 0) :]
+        train += [head] if head else []
+        val += [tail] if tail else []
+        place += len(text)
+    end = [EOT] if len(texts) > 1 else []
+    expected = [[i for part in parts for i in [*part.encode(), *end]] for parts in (train, val)]
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt.corpus, "PIECE", piece)
+        corpus, out = corpus_of(Path(folder, "in"), *texts), Path(folder, "out")
+        if min(map(len, expected)) < 2:
+            with pytest.raises(ValueError, match=r"too short|no text to learn from"):
+                prepare_data(corpus, BYTES, out, percent / 100)
+            return
+        data = prepare_data(corpus, BYTES, out, percent / 100)
+        assert [data.train.tokens.tolist(), data.val.tokens.tolist()] == expected
+        assert [data.train.documents, data.val.documents] == [len(train), len(val)]
+        assert [data.train.characters, data.val.characters] == [n, total - n]
+
+
+@pytest.mark.parametrize(("n", "val_fraction", "n_val"), [(50, 0.14, 7), (25, 0.28, 7), (100, 0.07, 7), (51, 0.14, 8)])
+def test_the_split_is_that_of_exact_fractions(tmp_path, n, val_fraction, n_val):
+    """In floating point 50 * 0.14 is a little more than 7, which must not round up to 8."""
+    assert (n * val_fraction > n_val) == (n != 51)
+    data = prepare_data(corpus_of(tmp_path / "in", "a" * n), "char", tmp_path / "out", val_fraction)
+    assert (data.train.characters, data.val.characters) == (n - n_val, n_val)
+
+
+@pytest.mark.parametrize(
+    ("n", "val_fraction", "n_val"), [(10, 0.1, 1), (10, 0.01, 1), (12, 0.25, 3), (25, 0.2, 5), (10, 0.9, 9)]
+)
+def test_ten_or_more_documents_are_split_by_documents(tmp_path, n, val_fraction, n_val):
+    texts = [f"text {i} " * (i + 1) for i in range(n)]
+    data = prepare_data(corpus_of(tmp_path / "in", *texts), BYTES, tmp_path / "out", val_fraction)
+    for split, part in ((data.train, texts[:-n_val]), (data.val, texts[-n_val:])):
+        assert split.tokens.tolist() == [i for text in part for i in [*text.encode(), EOT]]
+        assert (split.documents, split.characters) == (len(part), sum(map(len, part)))
+
+
+def test_a_split_that_leaves_no_document_to_train_on_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="too short"):
+        prepare_data(corpus_of(tmp_path / "in", *["a text"] * 10), BYTES, tmp_path / "out", 0.99)
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_documents_of_characters_have_nothing_between_them(tmp_path):
+    data = prepare_data(corpus_of(tmp_path / "in", "abab", "baba"), "char", tmp_path / "out", 0.25)
+    assert data.tokenizer.decode(data.train.tokens) == "ababba"
+    assert data.tokenizer.decode(data.val.tokens) == "ba"
+
+
+def test_a_validation_corpus_validates_and_the_whole_corpus_trains(tmp_path):
+    corpus, val_corpus = corpus_of(tmp_path / "in", "the training text"), corpus_of(tmp_path / "val", "Zoë")
+    data = prepare_data(corpus, "char", tmp_path / "out", val_corpus=val_corpus)
+    assert data.tokenizer.decode(data.train.tokens) == "the training text"
+    assert data.tokenizer.decode(data.val.tokens) == "Zoë"
+    assert data.tokenizer.characters == sorted({*"the training text", *"Zoë"})
+    assert (data.val.characters, data.val.bytes) == (3, 4)
+
+
+def test_each_of_several_validation_documents_ends_with_end_of_text(tmp_path):
+    corpus, val_corpus = corpus_of(tmp_path / "in", "the training text"), corpus_of(tmp_path / "val", "ab", "cd")
+    data = prepare_data(corpus, BYTES, tmp_path / "out", val_corpus=val_corpus)
+    assert data.val.documents == 2
+    assert data.val.tokens.tolist() == [*b"ab", EOT, *b"cd", EOT]
+
+
+def test_learned_tokenizers_learn_from_both_splits(tmp_path):
+    corpus = corpus_of(tmp_path / "in", "a" * 90 + "xy" * 5)
+    assert prepare_data(corpus, "char", tmp_path / "char").tokenizer.characters == ["a", "x", "y"]
+    merges = prepare_data(corpus, "bpe:1000", tmp_path / "bpe").tokenizer.merges
+    assert (ord("x"), ord("y")) in merges
+
+
+def test_a_saved_tokenizer_can_prepare_other_data(tmp_path):
+    first = prepare_data(corpus_of(tmp_path / "1", STORY), "bpe:300", tmp_path / "first")
+    again = prepare_data(corpus_of(tmp_path / "2", STORY[:500]), str(tmp_path / "first/tokenizer.json"), tmp_path / "b")
+    assert again.tokenizer.merges == first.tokenizer.merges
+    assert again.train.tokens.tolist() == first.tokenizer.encode(STORY[:450])
+
+
+def test_a_text_of_one_repeated_character(tmp_path):
+    data = prepare_data(corpus_of(tmp_path / "in", "a" * 40), "char", tmp_path / "out")
+    assert data.tokenizer.vocab_size == 1
+    assert (data.train.tokens.tolist(), data.val.tokens.tolist()) == ([0] * 36, [0] * 4)
+
+
+def test_meta_json_counts_what_the_files_hold(tmp_path):
+    texts = ["Ein Bär\r\nging. ", "中文 😀", "the end"]
+    data = prepare_data(corpus_of(tmp_path / "in", *texts), "bpe:260", tmp_path / "out", 0.4)
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    whole = "".join(texts).replace("\r\n", "\n")
+    assert meta["train"]["characters"] + meta["val"]["characters"] == len(whole)
+    assert meta["train"]["bytes"] + meta["val"]["bytes"] == len(whole.encode())
+    assert {key: meta[key] for key in ("source", "tokenizer", "vocab_size", "dtype")} == {
+        "source": "a corpus",
+        "tokenizer": data.tokenizer.name,
+        "vocab_size": data.tokenizer.vocab_size,
+        "dtype": "uint16",
+    }
+    for split in ("train", "val"):
+        content = (tmp_path / "out" / f"{split}.bin").read_bytes()
+        ids = np.frombuffer(content, np.uint16)
+        text = data.tokenizer.decode(ids[ids != data.tokenizer.eot_id])
+        counted = {
+            "documents": int((ids == data.tokenizer.eot_id).sum()),
+            "characters": len(text),
+            "bytes": len(text.encode()),
+            "tokens": len(ids),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        assert meta[split] == counted
+        loaded = getattr(data, split)
+        assert loaded.tokens.tolist() == ids.tolist()
+        assert all(getattr(loaded, key) == counted[key] for key in ("documents", "characters", "bytes", "sha256"))
+
+
+@pytest.mark.parametrize(("n_characters", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
+def test_ids_take_two_bytes_up_to_65536_tokens_and_four_beyond(tmp_path, n_characters, dtype):
+    text = "".join(map(chr, range(0x10000, 0x10000 + n_characters)))
+    data = prepare_data(corpus_of(tmp_path / "in", text), "char", tmp_path / "out")
+    assert (data.tokenizer.vocab_size, data.train.tokens.dtype, data.val.tokens.dtype) == (n_characters, dtype, dtype)
+    assert [*data.train.tokens, *data.val.tokens] == list(range(n_characters))
+
+
+def test_describe_names_the_counts(tmp_path):
+    data = prepare_data(corpus_of(tmp_path / "in", "é" * 30), BYTES, tmp_path / "out")
+    lines = describe(data).splitlines()
+    assert "257 tokens" in lines[0]
+    assert "54 tokens, 27 characters, 54 bytes (1.00 per token), documents: 1" in lines[1]
+    assert "6 tokens, 3 characters, 6 bytes (1.00 per token), documents: 1" in lines[2]
+
+
+def test_memory_stays_bounded(tmp_path, monkeypatch):
+    """A file of 2 MB is prepared in a fraction of that: nothing holds the whole text or all of its ids."""
+    monkeypatch.setattr(gpt.corpus, "PIECE", 10_000)
+    corpus = corpus_of(tmp_path / "in", "some words " * 180_000)
+    prepare_data(corpus_of(tmp_path / "warm-up", "some words "), "char", tmp_path / "out")
+    tracemalloc.start()
+    prepare_data(corpus, "char", tmp_path / "out")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+# --- preparing: all or nothing ----------------------------------------------------------------------------------------
+
+
+def test_preparing_anew_replaces_what_was_there(tmp_path):
+    out = tmp_path / "out"
+    prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
+    data = prepare_data(corpus_of(tmp_path / "in", "another text"), BYTES, out)
+    assert bytes(data.train.tokens.tolist()) + bytes(data.val.tokens.tolist()) == b"another text"
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json"])
+def test_a_folder_that_lost_a_file_may_be_prepared_anew(tmp_path, name):
+    """As the complaint about it advises."""
+    corpus = corpus_of(tmp_path / "in", STORY[:100])
+    prepare_data(corpus, "char", tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    with pytest.raises(ValueError):
+        load_data(tmp_path / "out")
+    assert prepare_data(corpus, "char", tmp_path / "out").train.characters == 90
+
+
+def test_an_empty_folder_may_be_prepared_into(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert prepare_data(corpus_of(tmp_path / "in", STORY[:100]), "char", tmp_path / "out").train.characters == 90
+
+
+def test_missing_parents_are_made_and_permissions_are_the_usual_ones(tmp_path):
+    prepare_data(corpus_of(tmp_path / "in", STORY[:100]), "char", tmp_path / "a" / "b" / "out")
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "a" / "b" / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("names", [["thesis.txt"], ["thesis.txt", "train.bin"], ["thesis.txt", "meta.json"]], ids=str)
+def test_a_folder_that_holds_other_things_is_refused_and_left_alone(tmp_path, names):
+    """Even if one of them is called meta.json, as other programs' files are too."""
+    out, corpus = tmp_path / "out", corpus_of(tmp_path / "in", STORY[:500])
+    out.mkdir()
+    for name in names:
+        (out / name).write_text("years of work")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="out exists and is not a folder of prepared data"):
+        prepare_data(corpus, "char", out)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_file_in_place_of_the_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "out").write_text("years of work")
+    with pytest.raises(ValueError, match="out exists and is not a folder of prepared data"):
+        prepare_data(corpus_of(tmp_path / "in", STORY[:500]), "char", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "years of work"
+
+
+def test_a_link_to_a_folder_on_another_disk_may_be_prepared_into(tmp_path):
+    (tmp_path / "disk").mkdir()
+    try:
+        (tmp_path / "out").symlink_to(tmp_path / "disk", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no symbolic links")
+    assert prepare_data(corpus_of(tmp_path / "in", STORY[:100]), "char", tmp_path / "out").train.characters == 90
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "in", "out"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokenizer", "val_fraction"),
+    [
+        ([""], "gpt2", 0.1),
+        (["", "", ""], BYTES, 0.1),
+        (["a"], "char", 0.5),
+        (["ab"], "char", 0.5),  # one token each
+        (["a" * 1000], "char", 0.001),  # one token to validate
+        (["some text"], "bpe:9", 0.1),
+        (["some text"], "unknown", 0.1),
+        (["some text"] * 3, BYTES, 0.0),
+        (["some text"] * 3, BYTES, 1.0),
+        (["some text"] * 3, BYTES, -0.1),
+        (["some text"] * 3, BYTES, math.nan),
+        (["some text", "binary \0"], BYTES, 0.1),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused_and_nothing_left_behind(tmp_path, texts, tokenizer, val_fraction):
+    corpus = corpus_of(tmp_path / "in", *texts)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError):
+        prepare_data(corpus, tokenizer, tmp_path / "out", val_fraction)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_character_outside_a_given_vocabulary_is_refused_and_nothing_left_behind(tmp_path):
+    get_tokenizer("char", ["abc "]).save(tmp_path / "abc.json")
+    corpus = corpus_of(tmp_path / "in", "abc cab bad")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="'d'"):
+        prepare_data(corpus, str(tmp_path / "abc.json"), tmp_path / "out")
+    assert snapshot(tmp_path) == before
+
+
+def test_an_interruption_leaves_the_old_data_as_it_was(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
+    corpus = corpus_of(tmp_path / "new", *["another text"] * 3)
+    before = snapshot(tmp_path)
+
+    class Interrupted(CharTokenizer):
+        calls = 0
+
+        def encode(self, text, special=False):
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().encode(text)
+
+    monkeypatch.setattr(gpt.prepare, "get_tokenizer", lambda *args: Interrupted("another text"))
+    with pytest.raises(KeyboardInterrupt):
+        prepare_data(corpus, "char", out)
+    assert snapshot(tmp_path) == before
+
+
+def test_new_data_that_cannot_be_put_in_place_leaves_the_old_as_it_was(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
+    corpus = corpus_of(tmp_path / "new", "another text")
+    before, rename, refused = snapshot(tmp_path), Path.rename, []
+
+    def refuse_once(self, target):
+        if Path(target).name == "out" and not refused:
+            refused.append(self)
+            raise PermissionError("the file is open in another program")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_once)
+    with pytest.raises(PermissionError):
+        prepare_data(corpus, "char", out)
+    assert refused
+    assert snapshot(tmp_path) == before

@@ -3,8 +3,10 @@
 import contextlib
 import ctypes
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -112,6 +114,28 @@ def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
         else:
             advice = "lower model.context_length, model.n_layers or model.emb_dim"
         raise ValueError(f"not enough memory at batch_size {batch_size}: {advice}") from error
+
+
+@contextlib.contextmanager
+def stop_signals(stop: Callable[[int], None]) -> Iterator[None]:
+    """A context in which the first SIGINT or SIGTERM calls stop(number), and a second one ends the program.
+
+    Only the main thread may set handlers; in another thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(number: int, frame) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop(number)
+
+    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def synchronize(device: torch.device) -> None:

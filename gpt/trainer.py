@@ -11,10 +11,8 @@ import dataclasses
 import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -162,7 +160,7 @@ class Trainer:
         self.bar = tqdm(
             total=config.max_steps, initial=self.step, unit="step", disable=not show_bar, dynamic_ncols=True
         )
-        with self._signals(), self.bar, runtime.memory_advice(config.batch_size, config.accumulate):
+        with runtime.stop_signals(self._stop), self.bar, runtime.memory_advice(config.batch_size, config.accumulate):
             while not self.stopped_by:
                 self.elapsed = before + time.perf_counter() - sitting
                 if self.report_due:
@@ -341,31 +339,10 @@ class Trainer:
             with path.open("ab") as file:
                 file.truncate(size)  # rows and samples written after the checkpoint will be written again
 
-    @contextmanager
-    def _signals(self):
-        """SIGINT and SIGTERM set `stopped_by` for the loop to see; a second one has its usual effect.
-
-        Only the main thread may set handlers; elsewhere the program's own stay.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(number, frame):
-            self.stopped_by = number
-            signal.signal(number, signal.SIG_DFL)
-            self._say(
-                f"{signal.Signals(number).name}: finishing step {self.step + 1}, then saving; once more ends at once"
-            )
-
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int) -> None:
+        self.stopped_by = number
+        name = signal.Signals(number).name
+        self._say(f"{name}: finishing step {self.step + 1}, then saving; once more ends at once")
 
 
 # --- configs and data -------------------------------------------------------------------------------------------------

@@ -33,11 +33,17 @@ def test_a_prompt_longer_than_the_window_is_cropped(model):
 
 
 @pytest.mark.parametrize("new", [3, 20])
-def test_prompts_of_unequal_length_go_on_as_each_alone(model, new):
+def test_prompts_of_unequal_length_go_on_as_each_alone(model, new, monkeypatch):
+    """Tokens and logits: a tiny model may choose the same token from other logits."""
+    seen = []
+    monkeypatch.setattr("gpt.decoding.next_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
     prompts = [torch.randint(0, 19, (n,)) for n in (1, 7, 4, 13)]
     together = generate(model, prompts, new, temperature=0)
-    for prompt, text in zip(prompts, together, strict=True):
+    for row, (prompt, text) in enumerate(zip(prompts, together, strict=True)):
         assert torch.equal(text, generate_text_simple(model, prompt[None], new, 10)[0])
+        for step, logits in enumerate(seen):
+            alone = model(text[None, : len(prompt) + step][:, -10:])[0, -1]
+            torch.testing.assert_close(logits[row], alone, rtol=1e-10, atol=1e-10)
 
 
 def test_the_mode_before_is_restored_module_by_module(model):

@@ -136,9 +136,11 @@ class RunFolder:
     def find(self, which: str = "last") -> Path:
         """The folder of the checkpoint "last", "best", or of one by its name. ValueError where there is none."""
         name = which
+        steps = self.steps()
         if which in ("last", "best"):
-            name = self._pointed(which) or (self.steps() or ["none"])[-1]
-        if name not in self.steps():
+            pointed = self._pointed(which)
+            name = pointed if pointed in steps or not steps else steps[-1]
+        if name not in steps:
             raise ValueError(f"no checkpoint {which!r} in {self.path}; there are: {', '.join(self.steps()) or 'none'}")
         return self.checkpoints / name
 

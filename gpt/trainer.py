@@ -75,6 +75,7 @@ class Trainer:
 
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row
         self.stopped_by: int | None = None  # the signal that ended the loop
+        self.saved_at: int | None = None  # the step of the last checkpoint of this sitting
         self.drawn_at = -math.inf
         self.bar: tqdm | None = None
 
@@ -168,7 +169,7 @@ class Trainer:
                 if self.step >= config.max_steps or self.stopped_by:
                     break
                 self._train_step()
-        if self.stopped_by:
+        if self.stopped_by and self.saved_at != self.step:
             self._save(is_best=False)
         self.draw()
 
@@ -304,7 +305,7 @@ class Trainer:
 
     # --- saving and restoring -----------------------------------------------------------------------------------------
 
-    def _save(self, is_best: bool) -> Path:
+    def _save(self, is_best: bool) -> None:
         random_state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -322,7 +323,8 @@ class Trainer:
             "samples_bytes": self.run.samples.stat().st_size,
             "data": self.data.checksums,
         }
-        return self.run.save(self.objective, training_state, state, is_best, self.config.keep)
+        self.saved_at = self.step
+        self.run.save(self.objective, training_state, state, is_best, self.config.keep)
 
     def _restore(self, checkpoint) -> None:
         state = checkpoint.state

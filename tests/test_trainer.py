@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import math
-import os
 import shutil
 import signal
 import threading
@@ -259,7 +258,7 @@ def test_a_signal_finishes_the_step_and_saves(tiny_config, tmp_path, number):
     def one_step():
         inner()
         if trainer.step == 4:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     trainer._train_step = one_step
     before = signal.getsignal(number)

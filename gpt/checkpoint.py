@@ -3,7 +3,7 @@
 runs/NAME/
   config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
   checkpoints/step-000500/   model.safetensors  training_state.pt  state.json (with the SHA-256 of all three)
-  checkpoints/last, best     text files: the name of the checkpoint to resume from, and of the one to use
+  checkpoints/last, best     text files that name the newest checkpoint, and the one with the lowest validation loss
 """
 
 import hashlib
@@ -97,7 +97,7 @@ class RunFolder:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            safetensors.torch.save_file(backbone_weights(objective), temporary / "model.safetensors")
+            safetensors.torch.save_file(named_weights(objective), temporary / "model.safetensors")
             torch.save(training_state, temporary / "training_state.pt")
             digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
             whole = sealed({"format": FORMAT, **state, "sha256": digests})
@@ -105,11 +105,13 @@ class RunFolder:
             for file in (*temporary.iterdir(), self.metrics, self.samples):
                 _flush(file)
             _flush(temporary)
-            final = self.checkpoints / name
+            final, aside = self.checkpoints / name, self.checkpoints / f".{name}.old"
             if final.exists():  # the same step again, after a resume from an older checkpoint
-                shutil.rmtree(final)
+                shutil.rmtree(aside, ignore_errors=True)
+                final.rename(aside)
             temporary.rename(final)
             _flush(self.checkpoints)
+            shutil.rmtree(aside, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -126,6 +128,9 @@ class RunFolder:
 
     def steps(self) -> list[str]:
         """The names of the checkpoints, oldest first."""
+        for aside in self.checkpoints.glob(".step-*.old"):  # a save was killed between its two renames
+            if not (final := self.checkpoints / aside.name[1:-4]).exists():
+                aside.rename(final)
         names = (p.name for p in self.checkpoints.glob("step-*") if p.name[5:].isdecimal() and p.is_dir())
         return sorted(names, key=lambda name: int(name[5:]))
 
@@ -213,7 +218,7 @@ def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTMod
 # --- tensors by name --------------------------------------------------------------------------------------------------
 
 
-def backbone_weights(objective: nn.Module) -> dict[str, Tensor]:
+def named_weights(objective: nn.Module) -> dict[str, Tensor]:
     """An objective's tensors: the backbone's under GPTModel's own names, the objective's own under `objective.`.
 
     A tensor that goes by two names (a tied head) is listed once, under the first.
@@ -228,7 +233,7 @@ def backbone_weights(objective: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load tensors that `backbone_weights` named into an objective or a GPTModel; ValueError unless all fit exactly."""
+    """Load tensors that `named_weights` named into an objective or a GPTModel; ValueError unless all fit exactly."""
     own = module.state_dict()
     first_name = {}  # data pointer -> the first name of that tensor
     for name, tensor in own.items():

@@ -1,4 +1,4 @@
-"""The command line: options read off the config classes, and a person's mistake answered in a line, with status 2."""
+"""The command line: options read off the config classes, and a person's mistake answered in one line, with status 2."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         known = [option for option in self._option_string_actions if option.startswith("--")]
         for name in (word.split("=")[0] for word in (sys.argv[1:] if args is None else args)):
             if name.startswith("--") and name not in known:
-                self.error(f"unknown option {name}: {suggest(name[2:], [option[2:] for option in known])}")
+                self.error(f"unknown option {name}: {suggest(name[2:], [option[2:] for option in known], '--')}")
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(f"unexpected argument {unknown[0]!r}: a value that holds spaces is written in quotes")
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's main and exit with its status; a person's mistake is two lines at most, and status 2.
+    """Run a script's main and exit with its status: a person's mistake is one line and 2, a diverged loss one and 1.
 
     With GPT_TRACEBACK=1 in the environment a mistake shows where it was raised.
     """
@@ -80,10 +80,10 @@ def _sentence(error: Exception) -> str:
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
-def add_config_options(parser: argparse.ArgumentParser, kind: type = TrainConfig) -> None:
-    """One option per field of a config class, those of nested tables with a dot: --max_steps, --model.n_layers, ..."""
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """One option per field of TrainConfig, those of nested tables with a dot: --max_steps, --model.n_layers, ..."""
     groups: dict[str, Any] = {}
-    for name, field in config_fields(kind):
+    for name, field in config_fields(TrainConfig):
         table = name.rpartition(".")[0]
         if table not in groups:
             groups[table] = parser.add_argument_group(f"[{table}]" if table else "the run")
@@ -104,15 +104,13 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", bool: "{true,false}", str: "TEXT"}[kind]
 
 
-def config_from(path: str | None, arguments: argparse.Namespace, base: dict[str, Any] | None = None) -> TrainConfig:
-    """The config of a TOML file (or `base`), with the options given on the command line over it."""
-    values = base or {}
-    if path is not None:
-        values = read_toml(find_path(path))
-        try:
-            from_dict(TrainConfig, values)  # a mistake in the file is told apart from one on the command line
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+def config_from(path: str | Path, arguments: argparse.Namespace) -> TrainConfig:
+    """The config of a TOML file, with the options given on the command line over it."""
+    values = read_toml(find_path(path))
+    try:
+        from_dict(TrainConfig, values)  # a mistake in the file is told apart from one on the command line
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     for name, field in config_fields(TrainConfig):
         if name in vars(arguments):
             *tables, last = name.split(".")

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 
-# The seven keys under which the field's best-known from-scratch GPT is configured: GPT-2's smallest size.
+# GPT-2's smallest size, under the seven keys of Raschka, "Build a Large Language Model (From Scratch)", 2024.
 GPT_CONFIG_124M = {
     "vocab_size": 50257,
     "context_length": 1024,
@@ -78,14 +78,15 @@ _repr.maxstring = _repr.maxother = 200
 _shown = _repr.repr  # a value in a message: of bounded depth and length
 
 
-def suggest(name: str, known: list[str]) -> str:
-    """A sentence that offers the known name nearest to a mistyped one, or lists them where none is near."""
+def suggest(name: str, known: list[str], mark: str = "") -> str:
+    """A sentence that offers the known name nearest to a mistyped one, or lists them where none is near; `mark` stands
+    before each."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not near:  # a bare name may be meant for a table: n_layers for model.n_layers
         near = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     if not near:
         near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"did you mean {mark}{near[0]}?" if near else f"there are: {', '.join(mark + k for k in sorted(known))}"
 
 
 # --- the settings ----------------------------------------------------------------------------------------------------
@@ -106,7 +107,9 @@ class GPTConfig:
     init: Literal["pytorch", "gpt2"] = _setting(
         "pytorch", "initial weights: the layers' own defaults, or GPT-2's N(0, 0.02) with scaled residual branches"
     )
-    kernels: Literal["fused", "explicit"] = _setting("fused", "which room of gpt/ops computes: the fast, or the plain")
+    kernels: Literal["fused", "explicit"] = _setting(
+        "fused", "which formulas of gpt/ops run: fused (the fastest kernels) or explicit (written out)"
+    )
 
     def __post_init__(self):
         _check_fields(self)
@@ -181,7 +184,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run."""
+    """All settings of a run."""
 
     seed: int = _setting(1337, "fixes the initial weights, the order of the windows, dropout and samples", 0, 2**63 - 1)
     max_steps: int = _setting(1000, "optimizer steps", 1)
@@ -193,7 +196,7 @@ class TrainConfig:
     save_every: int = _setting(500, "steps between checkpoints; 0: only at the end", 0)
     keep: int = _setting(2, "checkpoints kept besides the best one", 1)
     sample_every: int = _setting(100, "steps between samples of what the model writes; 0: only at the end", 0)
-    sample_prompt: str = _setting("", "text that samples begin with; empty: the first words of the training split")
+    sample_prompt: str = _setting("", "text that samples begin with; empty: the first token of the training split")
     device: str = _setting("auto", "auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = _setting(
         "auto", "precision of the matrix products; auto: bfloat16 where the device has it in hardware"
@@ -211,11 +214,6 @@ class TrainConfig:
     def decay_steps(self) -> int:
         """The step at which the learning rate has come down to min_lr."""
         return self.optim.decay_steps or self.max_steps
-
-    @property
-    def stride(self) -> int:
-        """Tokens from one training window's start to the next."""
-        return self.data.stride or self.model.context_length
 
 
 # --- dictionaries and TOML --------------------------------------------------------------------------------------------
@@ -280,7 +278,8 @@ def to_toml(config: TrainConfig) -> str:
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
-# what may change when a run is resumed: how long it goes on and what it reports, not what it computes
+# What may change when a run is resumed: how long it goes on, what it reports, and on which hardware in which precision.
+# The last three change the rounding: bit for bit, a run is resumed only where they stay.
 _FREE = {
     "max_steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
     "device", "dtype", "compile",
@@ -294,9 +293,12 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
         model=dataclasses.replace(after.model, vocab_size=after.model.vocab_size or before.model.vocab_size),
         optim=dataclasses.replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps),
     )
+    free = _FREE
+    if before.batch_size * before.accumulate == filled.batch_size * filled.accumulate:
+        free = _FREE | {"batch_size", "accumulate"}  # the same steps in other portions
     for name in (f.name for f in dataclasses.fields(before)):
         old, new = getattr(before, name), getattr(filled, name)
-        if name in _FREE or old == new:
+        if name in free or old == new:
             continue
         if dataclasses.is_dataclass(old):
             if name == "data":  # it may have moved; its checksums are compared
@@ -305,5 +307,5 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
                     continue
             changed = next(f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name))
             name, old, new = f"{name}.{changed}", getattr(old, changed), getattr(new, changed)
-        raise ValueError(f"{name} is {old!r} in this run, not {new!r}: what a run computes stays when it is resumed")
+        raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")
     return filled

@@ -35,7 +35,7 @@ def generate_text_simple(model: nn.Module, idx: Tensor, max_new_tokens: int, con
     return idx
 
 
-def next_token(
+def sample_token(
     logits: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -107,7 +107,7 @@ def stream(
             else:
                 new = tokens[:, -1:]
             x = model.hidden_states(new, cache=cache, **_padding_arguments(padding, columns, new.size(1), window))
-            chosen = next_token(model.out_head(x[:, -1]), temperature, top_k, top_p, generator)  # (B,)
+            chosen = sample_token(model.out_head(x[:, -1]), temperature, top_k, top_p, generator)  # (B,)
             if stop_id is not None:
                 chosen = torch.where(ended, stop_id, chosen)
                 ended |= chosen == stop_id
@@ -147,7 +147,7 @@ def generate(
 
     A list of 1-D tensors, which may differ in length, gives such a list, each cut after its stop_id; in a tensor a
     row that has ended is filled up with stop_id. Temperature 0 is greedy; otherwise `generator` makes the draw
-    repeatable. See `next_token` for top_k and top_p. The model is in evaluation mode meanwhile and in its former mode
+    repeatable. See `sample_token` for top_k and top_p. The model is in evaluation mode meanwhile and in its former mode
     afterwards.
 
     Raises ValueError for an empty prompt, and for a temperature < 0, a top_k < 1 or a top_p outside (0, 1].

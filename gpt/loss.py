@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,21 +49,17 @@ def perplexity(loss: float | Tensor) -> float | Tensor:
     """
     if isinstance(loss, Tensor):
         return loss.exp()
-    return math.exp(loss) if loss < 709 else math.inf
+    return math.exp(loss) if loss < 709 else math.inf  # e^710 overflows a float
 
 
-class evaluating:  # noqa: N801 - reads as a statement: with evaluating(model)
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """A context in which a model is in evaluation mode (no dropout); each module's mode before is restored."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-
-    def __enter__(self) -> nn.Module:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        return self.model.eval()
-
-    def __exit__(self, *exception) -> None:
-        for module, mode in self.modes:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes:
             module.training = mode
 
 
@@ -122,13 +119,13 @@ def evaluate(
     """The loss of `model` on a text of token ids, every token after the first predicted once.
 
     `n_batches` > 0 reads that many batches of windows, spread evenly over the text. `stride` < context_length lets
-    windows overlap, so that each prediction has at least context_length - stride tokens before it; at equal context
-    a smaller stride gives a lower loss, which is why a quoted perplexity names both. Nothing is drawn at random, and
+    windows overlap, so that each prediction has at least context_length - stride tokens before it; the loss depends
+    on both, which is why a quoted perplexity names them. Nothing is drawn at random, and
     no random state is touched.
 
-    The standard error is that of a mean over windows weighted by their tokens (a ratio estimate, windows taken as
-    independent): tokens of one window are not. NaN where there is one window only. ValueError for fewer than two
-    tokens, for a context longer than the model's and for a stride above it.
+    The standard error is that of a mean over stretches of context_length tokens, weighted by their tokens (a ratio
+    estimate): stretches are taken as independent, tokens within one are not. NaN where there is one stretch only.
+    ValueError for fewer than two tokens, for a context longer than the model's and for a stride above it.
     """
     if len(tokens) < 2:
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to predict: two are needed")
@@ -157,7 +154,9 @@ def evaluate(
                 torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none"
             )  # (B, T)
             sums += losses.float().cpu().double().sum(1).tolist()
-    sums, counts = np.array(sums), np.array(counts)
+    stretch = [(first - 1) // context_length for _, _, first in windows]  # overlapping windows share one
+    sums, counts = np.bincount(stretch, sums), np.bincount(stretch, counts)
+    sums, counts = sums[counts > 0], counts[counts > 0]
     loss = sums.sum() / counts.sum()
     n = len(sums)
     residuals = sums - loss * counts

@@ -1,28 +1,41 @@
 """A GPT: LayerNorm, GELU, FeedForward, MultiHeadAttention, TransformerBlock, GPTModel.
 
 The architecture is GPT-2's (Radford et al. 2019): a decoder-only transformer with learned positions and pre-norm
-residual blocks. Modules are created, and named, in the order and under the names of the field's most-read from-scratch
-GPT, so that a seed gives its published figures and its checkpoints load with strict=True.
+residual blocks. Modules are created in the order, and carry the names, of Raschka, "Build a Large Language Model (From
+Scratch)", 2024, so that a seed gives that book's figures and its checkpoints load with strict=True.
 
 Shape letters: B batch, T tokens in the window, S tokens attended to (T and those cached before), D emb_dim, H heads,
 K head_dim (D = H·K), V vocab_size.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gpt import ops
 from gpt.config import GPTConfig, model_config
-from gpt.ops import explicit, kernels
+from gpt.ops import explicit
 
 
-class LayerNorm(nn.Module):
+class _Layer(nn.Module):
+    """A module that computes with the formulas of gpt/ops/fused.py or gpt/ops/explicit.py, as `kernels` says."""
+
+    def __init__(self, kernels: str):
+        super().__init__()
+        self.kernels = kernels  # the name, since a module as an attribute could be neither copied nor pickled
+
+    @property
+    def ops(self) -> ModuleType:
+        return ops.kernels(self.kernels)
+
+
+class LayerNorm(_Layer):
     """Brings each vector to mean 0 and variance 1, then applies a learned scale and shift: (..., D) -> (..., D)."""
 
-    def __init__(self, emb_dim: int, kernels_name: str = "fused"):
-        super().__init__()
-        self.ops = kernels(kernels_name)
+    def __init__(self, emb_dim: int, kernels: str = "fused"):
+        super().__init__(kernels)
         self.eps = 1e-5
         self.scale = nn.Parameter(torch.ones(emb_dim))
         self.shift = nn.Parameter(torch.zeros(emb_dim))
@@ -31,12 +44,11 @@ class LayerNorm(nn.Module):
         return self.ops.layer_norm(x, self.scale, self.shift, self.eps)
 
 
-class GELU(nn.Module):
+class GELU(_Layer):
     """The activation x · Phi(x) in GPT-2's tanh approximation, element by element."""
 
-    def __init__(self, kernels_name: str = "fused"):
-        super().__init__()
-        self.ops = kernels(kernels_name)
+    def __init__(self, kernels: str = "fused"):
+        super().__init__(kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.gelu(x)
@@ -84,13 +96,12 @@ class KVCache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(_Layer):
     """Each token takes from the tokens it may see what its H queries ask for: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: GPTConfig | dict[str, Any], layer: int = 0):
-        super().__init__()
         config = model_config(config)
-        self.ops = kernels(config.kernels)
+        super().__init__(config.kernels)
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.drop_rate = config.drop_rate
         self.layer = layer  # which of a cache's layers is this one's
@@ -98,6 +109,10 @@ class MultiHeadAttention(nn.Module):
         self.W_key = nn.Linear(config.emb_dim, config.emb_dim, bias=config.qkv_bias)
         self.W_value = nn.Linear(config.emb_dim, config.emb_dim, bias=config.qkv_bias)
         self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        state_dict.pop(f"{prefix}mask", None)  # the book's checkpoints carry the causal mask, a constant
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, T, D) cut into heads, (B, H, T, K)."""
@@ -129,18 +144,18 @@ class TransformerBlock(nn.Module):
         return x + self.drop_resid(self.ff(self.norm2(x)))
 
 
-class GPTModel(nn.Module):
+class GPTModel(_Layer):
     """Token ids to next-token logits, or with targets to the loss.
 
     `config` is a GPTConfig, or a dict with its keys such as GPT_CONFIG_124M; ValueError where it is not valid.
     """
 
     def __init__(self, config: GPTConfig | dict[str, Any]):
-        super().__init__()
-        self.config = config = model_config(config)
+        config = model_config(config)
         if not config.vocab_size:
             raise ValueError("vocab_size 0 stands for the tokenizer's: set it before a model is made")
-        self.ops = kernels(config.kernels)
+        super().__init__(config.kernels)
+        self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
         self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
         self.drop_emb = nn.Dropout(config.drop_rate)
@@ -216,6 +231,7 @@ class GPTModel(nn.Module):
         x = self.hidden_states(token_ids, mask=mask, positions=positions, cache=cache)  # (B, T, D)
         if targets is None:
             return self.out_head(x)
+        # while compiling, a branch on data would cut the graph in two
         if not torch.compiler.is_compiling() and not (targets != explicit.IGNORE).any():
             raise ValueError("no target counts: a loss over nothing is not defined")
         losses = self.ops.linear_cross_entropy(x.flatten(0, 1), self.out_head.weight, targets.flatten(), reduction)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gpt.config import OptimConfig
 
@@ -20,13 +20,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trainable parameters of `module`.
 
-    PyTorch's fused kernel is taken where the device has one: it updates all tensors in one pass over memory.
+    PyTorch's fused kernel updates a tensor in one pass over memory.
     """
     groups = [group for group in parameter_groups(module, config.weight_decay) if group["params"]]
     if not groups:
         raise ValueError("nothing to train: no parameter requires a gradient")
-    fused = all(p.device.type in ("cpu", "cuda", "mps") for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
@@ -45,17 +44,17 @@ def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
     return config.min_lr + (config.lr - config.min_lr) * remaining
 
 
-def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: float) -> Tensor:
+def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: float) -> float:
     """Divide all gradients by `divisor`, then scale them down to the global norm `max_norm` where they exceed it
-    (0: never); the norm before clipping, a scalar tensor.
+    (0: never); the norm before clipping.
 
-    Gradients are accumulated of summed losses; divided by the tokens counted they are those of the mean. Both
+    The accumulated gradients are those of summed losses; divided by the tokens counted, they are the mean's. Both
     factors are applied in one pass. Pascanu et al. 2013, arXiv:1211.5063.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients) / divisor
+    norm = torch.nn.utils.get_total_norm(gradients).item() / divisor
     factor = 1 / divisor
     if max_norm > 0 and norm > max_norm:
-        factor *= max_norm / norm.item()
+        factor *= max_norm / norm
     torch._foreach_mul_(gradients, factor)
     return norm

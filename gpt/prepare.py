@@ -33,8 +33,8 @@ def prepare_data(
 
     The last `val_fraction` of the characters validate; of the documents, where there are ten or more; all of
     `val_corpus`, where it is given. "char" and "bpe:N" are learned from both splits. Where there are several documents,
-    each ends with the end-of-text token if the tokenizer has one. Memory stays constant however large the corpus is; a
-    terminal sees a progress bar.
+    each ends with the end-of-text token if the tokenizer has one (a document that the split cuts in two, both parts).
+    Memory does not grow with the corpus, but for bpe:N's table of distinct words. A terminal sees a progress bar.
 
     Raises ValueError for a corpus without text, and for an `out` that exists and was not written by this function.
     """

@@ -68,7 +68,7 @@ def summary(run: RunFolder, max_steps: int) -> str:
     if last["step"] < max_steps:
         return (
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {path}\n"
-            f"go on: python scripts/train.py --run {name} --resume"
+            f"to resume: python scripts/train.py --run {name} --resume"
         )
     sample = run.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].strip()
     lines = [
@@ -81,6 +81,6 @@ def summary(run: RunFolder, max_steps: int) -> str:
         "",
         *("    " + text for text in sample.splitlines()),
         "",
-        f'let it write: python scripts/generate.py --run {name} --prompt "..."',
+        f'to generate text: python scripts/generate.py --run {name} --prompt "..."',
     ]
     return "\n".join(lines)

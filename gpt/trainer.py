@@ -31,7 +31,7 @@ from gpt.objectives import create_objective
 from gpt.optim import create_optimizer, learning_rate, scale_and_clip
 
 SAMPLE_TOKENS = 120
-SAMPLE_TEMPERATURE = 0.8  # a little below 1: what the model thinks likely, without the long tail
+SAMPLE_TEMPERATURE = 0.8  # a little below 1: less weight on improbable tokens
 DIVERGED = "a lower optim.lr or a longer optim.warmup_steps helps most often"
 PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
 
@@ -59,7 +59,7 @@ class Trainer:
         self.compiled = self._compile()
         self.optimizer = create_optimizer(self.objective, config.optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.windows = TokenWindows(data.train.tokens, config.model.context_length, config.stride)
+        self.windows = TokenWindows(data.train.tokens, config.model.context_length, config.data.stride)
         self.sampler = WindowSampler(len(self.windows), config.batch_size * config.accumulate, seed=config.seed)
         if self.device.type == "mps":
             runtime.check_device(self.objective.model, self.windows.batch([0])[0])
@@ -87,7 +87,10 @@ class Trainer:
         run has a checkpoint already."""
         folder = RunFolder(run)
         if folder.steps():
-            raise ValueError(f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: --resume goes on with it")
+            raise ValueError(
+                f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: "
+                f"--resume goes on with it, another --run starts anew"
+            )
         if folder.path.exists() and any(folder.path.iterdir()) and not (folder.path / "config.toml").is_file():
             raise ValueError(f"{folder.path} exists and is not a run: name another folder")
         trainer = cls._create(config, folder, say)
@@ -102,8 +105,8 @@ class Trainer:
     ) -> "Trainer":
         """A Trainer that goes on from the newest whole checkpoint of a run, as if it had never stopped.
 
-        `config` may differ from the run's own in how long it trains and what it reports, not in what is computed:
-        ValueError names a field that must stay. A run without a checkpoint starts anew.
+        `config` may differ from the run's own in how long it trains, what it reports and where it computes: ValueError
+        names a field that must stay. A run without a checkpoint starts anew.
         """
         folder = RunFolder(run)
         before = folder.config()
@@ -114,7 +117,13 @@ class Trainer:
         if checkpoint is None:
             if complaints:
                 raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
+            say(f"{folder.path} has no checkpoint yet: starting at step 0")
             return cls.start(config, run, say)
+        if checkpoint.state["step"] > config.max_steps:
+            raise ValueError(
+                f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps {config.max_steps} "
+                f"lies behind it"
+            )
         trainer = cls._create(config, folder, say, checkpoint.state["data"])
         trainer._restore(checkpoint)
         if trainer.config != before:
@@ -192,7 +201,7 @@ class Trainer:
             loss_sum += batch_loss.detach()
             counted += batch_tokens
         loss_sum, counted = float(loss_sum), int(counted)
-        norm = float(scale_and_clip(self.parameters, counted, config.optim.grad_clip))  # ... and become the mean's here
+        norm = scale_and_clip(self.parameters, counted, config.optim.grad_clip)  # ... and become the mean's here
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
             raise FloatingPointError(
                 f"the loss or its gradient is not finite at step {self.step + 1} (loss {loss_sum / counted}, gradient "
@@ -344,7 +353,7 @@ class Trainer:
     def _stop(self, number: int) -> None:
         self.stopped_by = number
         name = signal.Signals(number).name
-        self._say(f"{name}: finishing step {self.step + 1}, then saving; once more ends at once")
+        self._say(f"{name}: finishing the work at hand, then saving; a second one ends at once")
 
 
 # --- configs and data -------------------------------------------------------------------------------------------------
@@ -356,7 +365,7 @@ def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
     if model.vocab_size not in (0, n_tokens):
         raise ValueError(
             f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
-            f"{data.tokenizer.name} of {n_tokens} tokens: leave vocab_size at 0, or prepare the data anew"
+            f"{data.tokenizer.name} of {n_tokens} tokens: set model.vocab_size to 0, or prepare the data anew"
         )
     if len(data.train.tokens) <= model.context_length:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Let a trained run write.
+"""Generate text with a trained model.
 
 python scripts/generate.py --run story-001 --prompt "On Monday the Patience came in"
 python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
@@ -19,9 +19,11 @@ def main() -> None:
         type=float,
         default=0.8,
         metavar="X",
-        help="0: always the most probable token; 1: as the model has it; above: wilder (default: 0.8)",
+        help="0: always the most probable token; 1: the model's own probabilities; higher: more random (default: 0.8)",
     )
-    parser.add_argument("--top_k", type=int, metavar="N", help="draw from the N most probable tokens only")
+    parser.add_argument(
+        "--top_k", type=int, metavar="N", help="draw from the N most probable tokens only (default: all)"
+    )
     parser.add_argument(
         "--top_p",
         type=float,

@@ -6,7 +6,8 @@
     cat book.txt | python scripts/prepare_data.py --input - --out data/book
 
 The input is a bundled text (story), a file, a folder (its .txt and .md files), a glob, or - for standard input: UTF-8
-text in any language, of any size. The last tenth of its characters validates; of its documents, if there are ten.
+text in any language, of any size. The last tenth of the characters is held out for validation; of ten
+documents or more, the last tenth of the documents.
 """
 
 from pathlib import Path
@@ -25,9 +26,13 @@ def main() -> None:
         help="gpt2, char, bpe:N with N tokens in all, or a tokenizer.json (default: gpt2)",
     )
     parser.add_argument(
-        "--val_fraction", type=float, default=0.1, metavar="X", help="share of the text that validates (default: 0.1)"
+        "--val_fraction",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="share of the text held out for validation (default: 0.1)",
     )
-    parser.add_argument("--val_input", metavar="TEXT", help="a text of its own to validate on, instead of a share")
+    parser.add_argument("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
     arguments = parser.parse_args()
 
     from gpt.corpus import open_corpus

@@ -19,18 +19,15 @@ def main() -> int:
     add_config_options(parser)
     arguments = parser.parse_args()
     if arguments.config is None and not arguments.resume:
-        parser.error("--config FILE says what to train, such as configs/story.toml; or --run NAME --resume goes on")
+        parser.error("name a config (--config configs/story.toml), or a run to resume (--run NAME --resume)")
     if arguments.resume and arguments.run is None:
-        parser.error("--resume needs --run NAME: which run goes on?")
+        parser.error("--resume needs the name of the run: --run NAME")
 
     if arguments.resume:
         folder = existing_run(arguments.run)
-        config = config_from(str(folder / "config.toml"), arguments)
-        if arguments.config is not None:
-            config = config_from(arguments.config, arguments)
     else:
         folder = run_path(arguments.run) if arguments.run is not None else next_run(arguments.config)
-        config = config_from(arguments.config, arguments)
+    config = config_from(arguments.config or folder / "config.toml", arguments)
 
     from gpt import report, runtime  # PyTorch is imported only when the arguments are known to be good
     from gpt.trainer import Trainer

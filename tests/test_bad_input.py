@@ -155,8 +155,8 @@ RESUME = "train --run tiny --resume"
 
 @table(
     [
-        ("train", "--config FILE ... --resume"),
-        ("train --resume", "--resume needs --run NAME"),
+        ("train", "name a config (--config configs/story.toml)"),
+        ("train --resume", "--resume needs the name of the run"),
         (f"{TRAIN} extra", "'extra' ... quotes"),
         ("train --config", "--config"),
         (f"{TRAIN} --max_steps", "--max_steps"),
@@ -197,8 +197,8 @@ RESUME = "train --run tiny --resume"
         (f"{TRAIN} --data.path notes", "no prepared data in notes ... python scripts/prepare_data.py"),
         (f"{TRAIN} --data.path text.txt", "text.txt ... scripts/prepare_data.py --input text.txt"),
         (f"{TRAIN} --model.context_length 5000", "too few ... context_length 5000 ... a longer text"),
-        (f"{TRAIN} --model.vocab_size 5", "vocab_size is 5 ... data/tiny ... vocab_size at 0"),
-        (f"{TRAIN} --model.vocab_size 50257", "vocab_size is 50257 ... data/tiny ... vocab_size at 0"),
+        (f"{TRAIN} --model.vocab_size 5", "vocab_size is 5 ... data/tiny ... set model.vocab_size to 0"),
+        (f"{TRAIN} --model.vocab_size 50257", "vocab_size is 50257 ... data/tiny ... set model.vocab_size to 0"),
         (f"{TRAIN} --model.emb_dim {10**15}", "model.emb_dim must be at most"),
         (f"{TRAIN} --sample_prompt 'the \N{GREEK SMALL LETTER OMEGA}'", "sample_prompt ... U+03C9 ... gpt2 or bpe"),
         (f"{TRAIN} --run tiny", "tiny ... has a checkpoint ... --resume"),

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from gpt.checkpoint import RunFolder, backbone_weights, load_model, load_weights
+from gpt.checkpoint import RunFolder, load_model, load_weights, named_weights
 from gpt.config import GPTConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
@@ -171,7 +171,7 @@ def test_no_checkpoint_is_said_in_words(run):
 def test_a_tied_weight_is_saved_once_and_loaded_tied(run):
     tied = GPTConfig(5, 8, 8, 2, 1, 0.0, tie_embeddings=True)
     objective = NextToken(GPTModel(tied))
-    weights = backbone_weights(objective)
+    weights = named_weights(objective)
     assert "out_head.weight" not in weights
     other = GPTModel(tied)
     load_weights(other, weights)
@@ -182,7 +182,7 @@ def test_a_tied_weight_is_saved_once_and_loaded_tied(run):
 def test_an_objectives_own_tensors_stand_apart():
     objective = NextToken(GPTModel(MODEL))
     objective.head = torch.nn.Linear(8, 2)
-    weights = backbone_weights(objective)
+    weights = named_weights(objective)
     assert {"objective.head.weight", "objective.head.bias"} == set(weights) - set(GPTModel(MODEL).state_dict())
     load_weights(objective, weights)
     with pytest.raises(ValueError, match=r"do not fit the model in 2 tensors, the first objective.head.bias"):
@@ -192,7 +192,7 @@ def test_an_objectives_own_tensors_stand_apart():
 def test_weights_of_another_shape_are_refused():
     other = GPTConfig(5, 9, 8, 2, 1, 0.0)
     with pytest.raises(ValueError, match=r"pos_emb.weight: expected \(9, 8\), found \(8, 8\)"):
-        load_weights(GPTModel(other), backbone_weights(NextToken(GPTModel(MODEL))))
+        load_weights(GPTModel(other), named_weights(NextToken(GPTModel(MODEL))))
 
 
 def test_load_model_gives_a_model_ready_to_use(run):

@@ -33,7 +33,7 @@ def config(*arguments: str, file: str | Path | None = None) -> TrainConfig:
     """The config of a file and of what is typed after the script's name."""
     parser = Parser("A program.")
     add_config_options(parser)
-    return config_from(None if file is None else str(file), parser.parse_args(list(arguments)))
+    return config_from(file or write(Path("empty.toml")), parser.parse_args(list(arguments)))
 
 
 def typed(value) -> str | None:
@@ -133,7 +133,7 @@ def test_numbers_as_they_are_typed(text, value):
 
 
 def test_names_are_not_abbreviated():
-    with pytest.raises(ValueError, match="unknown option --max_step: did you mean max_steps"):
+    with pytest.raises(ValueError, match="unknown option --max_step: did you mean --max_steps"):
         config("--max_step", "3")
 
 
@@ -206,7 +206,7 @@ def test_an_unknown_run_is_answered_with_what_is_there(here):
     (here / "runs/zebra").mkdir()
     with pytest.raises(ValueError, match=r"unknown run 'storry-001': did you mean story-001\?"):
         existing_run("storry-001")
-    with pytest.raises(ValueError, match="unknown run 'zebra': known: sort-001, story-001, story-002"):
+    with pytest.raises(ValueError, match="unknown run 'zebra': there are: sort-001, story-001, story-002"):
         existing_run("zebra")
 
 

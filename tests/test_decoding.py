@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpt.decoding import generate, generate_text_simple, next_token, stream, text_to_token_ids, token_ids_to_text
+from gpt.decoding import generate, generate_text_simple, sample_token, stream, text_to_token_ids, token_ids_to_text
 from gpt.model import GPTModel
 from gpt.tokenizer import get_tokenizer
 
@@ -36,7 +36,7 @@ def test_a_prompt_longer_than_the_window_is_cropped(model):
 def test_prompts_of_unequal_length_go_on_as_each_alone(model, new, monkeypatch):
     """Tokens and logits: a tiny model may choose the same token from other logits."""
     seen = []
-    monkeypatch.setattr("gpt.decoding.next_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
+    monkeypatch.setattr("gpt.decoding.sample_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
     prompts = [torch.randint(0, 19, (n,)) for n in (1, 7, 4, 13)]
     together = generate(model, prompts, new, temperature=0)
     for row, (prompt, text) in enumerate(zip(prompts, together, strict=True)):
@@ -78,7 +78,7 @@ LOGITS = torch.tensor([[0.5, 2.0, -1.0, 1.0, 0.0], [3.0, 3.0, 3.0, -9.0, 0.0]])
 
 def drawn_shares(logits, n=40_000, **kwargs):
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([next_token(row.expand(n, -1), generator=generator, **kwargs) for row in logits])
+    draws = torch.stack([sample_token(row.expand(n, -1), generator=generator, **kwargs) for row in logits])
     return torch.stack([torch.bincount(d, minlength=logits.size(1)) / n for d in draws])
 
 
@@ -116,7 +116,7 @@ def test_draws_follow_the_distribution(kwargs):
 
 
 def test_temperature_zero_is_greedy():
-    assert next_token(LOGITS[:1], temperature=0, top_k=3, top_p=0.1).item() == 1
+    assert sample_token(LOGITS[:1], temperature=0, top_k=3, top_p=0.1).item() == 1
 
 
 def test_the_stop_token_ends_each_row_by_itself(model):

@@ -1,5 +1,8 @@
 """The model against PyTorch's modules, transformers' GPT-2 and published figures."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -50,7 +53,7 @@ def test_parameter_counts(config, count):
 
 @ROOMS
 def test_the_worked_example(kernels):
-    """The field's best-known worked example of a GPT's loss: two texts of three tokens, an untrained 124M model."""
+    """Raschka 2024, chapter 5: two texts of three tokens, an untrained model of GPT-2's smallest size."""
     torch.manual_seed(123)
     model = GPTModel({**GPT_CONFIG_124M, "context_length": 256, "kernels": kernels}).eval()
     inputs = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])  # "every effort moves", "I really like"
@@ -75,8 +78,8 @@ def test_the_worked_example(kernels):
         assert written == "Every effort moves you rentingetic wasnم refres RexMeCHicular stren"
 
 
-def test_names_are_those_of_the_book_layout():
-    """A checkpoint in the field's most-read layout loads with strict=True."""
+def test_a_checkpoint_in_the_books_layout_loads_with_strict():
+    """Raschka 2024: these names, in this order, and a constant mask in each block."""
     block = [f"att.{w}.weight" for w in ("W_query", "W_key", "W_value")]
     block += [
         "att.out_proj.weight",
@@ -88,7 +91,22 @@ def test_names_are_those_of_the_book_layout():
     block += ["ff.layers.2.bias", "norm1.scale", "norm1.shift", "norm2.scale", "norm2.shift"]
     names = ["tok_emb.weight", "pos_emb.weight", *(f"trf_blocks.{n}.{name}" for n in range(3) for name in block)]
     names += ["final_norm.scale", "final_norm.shift", "out_head.weight"]
-    assert list(GPTModel({**SMALL, "qkv_bias": False}).state_dict()) == names
+    model = GPTModel({**SMALL, "qkv_bias": False})
+    assert list(model.state_dict()) == names
+    theirs = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    masks = {f"trf_blocks.{n}.att.mask": torch.ones(12, 12).triu(1) for n in range(3)}
+    model.load_state_dict({**theirs, **masks}, strict=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, theirs[name])
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict({**theirs, "trf_blocks.0.att.other": torch.ones(1)}, strict=True)
+
+
+def test_a_model_can_be_copied_and_pickled():
+    model = small().eval()
+    ids = tokens(1, 5)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(ids), model(ids))
 
 
 # --- against PyTorch's modules ----------------------------------------------------------------------------------------

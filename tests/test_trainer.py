@@ -55,14 +55,14 @@ def by_hand(config, data, steps, double=False):
     matrices, vectors = ([p for p in model.parameters() if (p.dim() >= 2) == big] for big in (True, False))
     groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2))
-    tokens, T = data.train.tokens.astype(np.int64), config.model.context_length
-    n_windows, batch = (len(tokens) - T - 1) // config.stride + 1, config.batch_size * config.accumulate
+    tokens, T, stride = data.train.tokens.astype(np.int64), config.model.context_length, config.data.stride
+    n_windows, batch = (len(tokens) - T - 1) // stride + 1, config.batch_size * config.accumulate
     losses, norms = [], []
     for step in range(steps):
         starts = []
         for index in range(step * batch, (step + 1) * batch):
             order = np.random.default_rng([config.seed, index // n_windows]).permutation(n_windows)
-            starts.append(order[index % n_windows] * config.stride)
+            starts.append(order[index % n_windows] * stride)
         window = torch.tensor(np.array([tokens[s : s + T + 1] for s in starts]))
         logits = model(window[:, :-1])
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())

@@ -13,7 +13,11 @@ from gpt.cli import Parser, existing_run, run
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--run", required=True, metavar="NAME", help="a name under runs/, or a path")
-    parser.add_argument("--text", metavar="FILE", help="a text to measure on (default: the run's validation split)")
+    parser.add_argument(
+        "--text",
+        metavar="TEXT",
+        help="a text to measure on: a file, folder, glob, story or - (default: the validation split)",
+    )
     parser.add_argument(
         "--context", type=int, metavar="N", help="tokens the model sees at once (default: its context_length)"
     )

@@ -1,7 +1,9 @@
 """Generate text with a trained model.
 
-python scripts/generate.py --run story-001 --prompt "On Monday the Patience came in"
-python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
+    python scripts/generate.py --run story-001 --prompt "On Monday the Patience came in"
+    python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
+
+The text appears as it is written. The same seed writes the same text.
 """
 
 import sys

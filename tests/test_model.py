@@ -71,11 +71,12 @@ def test_the_worked_example(kernels):
         assert chosen.log().mean().item() == pytest.approx(-10.7940, abs=5e-5)
         loss = model(inputs, targets)
         assert loss.item() == pytest.approx(10.7940, abs=5e-5)
-        assert loss.exp().item() == pytest.approx(48725.82, abs=0.5)
+        assert loss.exp().item() == pytest.approx(48725.82, abs=0.05)  # one float32 step of the loss is 0.046
         assert token_ids_to_text(probabilities[0].argmax(dim=-1), tokenizer) == " Armed heNetflix"
         idx = text_to_token_ids("Every effort moves you", tokenizer)
         written = token_ids_to_text(generate_text_simple(model, idx, 10, 256), tokenizer)
         assert written == "Every effort moves you rentingetic wasnم refres RexMeCHicular stren"
+        assert model.double()(inputs, targets).exp().item() == pytest.approx(48725.82, abs=0.005)
 
 
 def test_a_checkpoint_in_the_books_layout_loads_with_strict():

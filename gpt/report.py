@@ -1,6 +1,7 @@
 """What a run tells: the rows of metrics.csv, its lines of progress, and the words it begins and ends with."""
 
 import csv
+import shlex
 from pathlib import Path
 
 from gpt.checkpoint import RunFolder
@@ -64,7 +65,7 @@ def describe(trainer) -> str:
 def summary(run: RunFolder, max_steps: int) -> str:
     """What came out, where it is, and what to type next."""
     path, last, best = run.find("last"), run.state("last"), run.state("best")
-    name = run.path.name if run.path.parent.name == "runs" else run.path
+    name = shlex.quote(run.path.name if run.path.parent.name == "runs" else str(run.path))
     if last["step"] < max_steps:
         return (
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {path}\n"

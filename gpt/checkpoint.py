@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gpt.config import TrainConfig, from_dict, read_toml, to_toml
+from gpt.config import GPTConfig, TrainConfig, from_dict, read_toml, to_toml
 from gpt.model import GPTModel
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -61,10 +61,10 @@ class RunFolder:
     def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
         """Make the folder and write down everything the run is started with. A run without a checkpoint starts anew."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config(config)  # first: it tells a run from another folder
         self.checkpoints.mkdir(exist_ok=True)
         for old in (self.metrics, self.samples, self.plot):
             old.unlink(missing_ok=True)
-        self.write_config(config)
         tokenizer.save(self.path / "tokenizer.json")
 
     def write_config(self, config: TrainConfig) -> None:
@@ -93,6 +93,7 @@ class RunFolder:
         `keep` and the best. Interrupted anywhere, the folder still holds the checkpoints it held before.
         """
         name = f"step-{state['step']:06d}"
+        state = {**state, "best": name if is_best else self._pointed("best")}
         temporary = self.checkpoints / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -112,9 +113,14 @@ class RunFolder:
             temporary.rename(final)
             _flush(self.checkpoints)
             shutil.rmtree(aside, ignore_errors=True)
-        except BaseException:
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # each writer has its own for a full disk
+            reason = str(error).splitlines()[0]
+            raise OSError(
+                f"the checkpoint {name} could not be written to {self.checkpoints} ({reason}): is the disk full? "
+                f"With room, --resume goes on from the checkpoint before"
+            ) from error
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
         _replace(self.checkpoints / "last", name + "\n")
         if is_best:
             _replace(self.checkpoints / "best", name + "\n")
@@ -123,6 +129,13 @@ class RunFolder:
             if old not in kept:
                 shutil.rmtree(self.checkpoints / old)
         return final
+
+    def point(self, checkpoint: Checkpoint) -> None:
+        """Have `last` and `best` name what they were to name beside this checkpoint: its save may have been killed
+        before it came to that."""
+        for pointer, name in (("last", checkpoint.path.name), ("best", checkpoint.state["best"])):
+            if name in self.steps() and self._pointed(pointer) != name:
+                _replace(self.checkpoints / pointer, name + "\n")
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -136,7 +149,7 @@ class RunFolder:
 
     def _pointed(self, pointer: str) -> str | None:
         path = self.checkpoints / pointer
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
     def find(self, which: str = "last") -> Path:
         """The folder of the checkpoint "last", "best", or of one by its name. ValueError where there is none."""
@@ -186,6 +199,8 @@ def _read_state(folder: Path) -> dict[str, Any]:
         return state
     except FileNotFoundError:
         raise ValueError(f"{folder} is incomplete: state.json is missing") from None
+    except OSError as error:
+        raise ValueError(f"{folder / 'state.json'} is damaged: {error.strerror}") from None
     except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / 'state.json'} is damaged ({type(error).__name__})") from None
 
@@ -200,6 +215,8 @@ def _read(folder: Path) -> Checkpoint:
         training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
+    except OSError as error:
+        raise ValueError(f"{error.filename} is damaged: {error.strerror}") from None
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{folder} is damaged: {str(error).splitlines()[0]}") from None
     return Checkpoint(folder, weights, training_state, state)
@@ -208,8 +225,14 @@ def _read(folder: Path) -> Checkpoint:
 def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTModel, Tokenizer, Checkpoint]:
     """The model of a run, in evaluation mode, its tokenizer, and the checkpoint it was loaded from."""
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    config, tokenizer, checkpoint = folder.config(), folder.tokenizer(), folder.load(which)
-    model = GPTModel(config.model)
+    folder.config()  # is it a run at all? The model's own settings are those of the checkpoint
+    tokenizer, checkpoint = folder.tokenizer(), folder.load(which)
+    model = GPTModel(from_dict(GPTConfig, checkpoint.state["config"]["model"]))
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"{folder.path / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the model was trained with "
+            f"{model.config.vocab_size}: it is another run's"
+        )
     weights = {name: w for name, w in checkpoint.weights.items() if not name.startswith("objective.")}
     load_weights(model, weights)
     return model.eval(), tokenizer, checkpoint

@@ -55,12 +55,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     With GPT_TRACEBACK=1 in the environment a mistake shows where it was raised.
     """
+    _ready_streams()
+    status = 0
     try:
         status = main() or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
     except KeyboardInterrupt:
         status = 130
     except (ValueError, OSError, FloatingPointError) as error:
@@ -69,6 +70,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(f"{Path(sys.argv[0]).name}: error: {_sentence(error)}", file=sys.stderr)
         status = 1 if isinstance(error, FloatingPointError) else 2
     sys.exit(status)
+
+
+def _ready_streams() -> None:
+    """Output that no text can break: a console of ASCII or cp1252 shows ? for what it lacks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)  # a line is in `| tee log` when it is printed
 
 
 def _sentence(error: Exception) -> str:

@@ -8,7 +8,7 @@ import glob
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,14 +60,19 @@ def open_corpus(source: str) -> Corpus:
     if is_file:
         return Corpus(path.name, [path])
     if is_folder:
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = _files(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
             raise ValueError(f"the folder {source} holds no {' or '.join(SUFFIXES)} file; a glob takes other names")
         return Corpus(path.resolve().name, found)
-    found = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file())
+    found = _files(map(Path, glob.glob(source, recursive=True)))
     if not found:
         raise ValueError(f"no file, folder or glob {source!r}, and no bundled text of that name ({', '.join(BUNDLED)})")
     return Corpus(source, found)
+
+
+def _files(paths: Iterable[Path]) -> list[Path]:
+    """The files among paths in the order of their names, each once, by whatever links it was reached."""
+    return list({path.resolve(): path for path in sorted(paths, reverse=True) if path.is_file()}.values())[::-1]
 
 
 def _spool_stdin() -> Path:

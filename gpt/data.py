@@ -7,6 +7,7 @@ the token that comes next.
     for inputs, targets in loader: ...        # (8, 256) and (8, 256), int64
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gpt.config import TrainConfig
 from gpt.tokenizer import Tokenizer, get_tokenizer, load_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
@@ -40,6 +42,10 @@ class TokenWindows(Dataset):
         if stride < 0:
             raise ValueError(f"stride must be at least 0, not {stride}")
         self.tokens = np.asarray(tokens)
+        if self.tokens.ndim != 1 or (len(self.tokens) and self.tokens.dtype.kind not in "iu"):
+            raise ValueError(
+                f"tokens are a sequence of whole numbers, not {self.tokens.dtype} of shape {self.tokens.shape}"
+            )
         self.context_length = context_length
         self.stride = stride or context_length
         if len(self.tokens) <= context_length:
@@ -118,7 +124,7 @@ def create_dataloader(
 
     `text_or_tokens` is a string, which `tokenizer` (one, or a name for `get_tokenizer`) encodes, or token ids.
     `stride` is the distance between windows in tokens; 0 means context_length, so that each token is a target once.
-    ValueError where the text is too short for one window.
+    ValueError where the text is too short for one window, or for one batch.
     """
     if isinstance(text_or_tokens, str):
         if isinstance(tokenizer, str):
@@ -126,6 +132,8 @@ def create_dataloader(
         text_or_tokens = tokenizer.encode(text_or_tokens)
     windows = TokenWindows(text_or_tokens, context_length, stride)
     sampler = WindowSampler(len(windows), batch_size, shuffle, seed, drop_last)
+    if not len(sampler):
+        raise ValueError(f"{len(windows)} windows make no batch of {batch_size}: lower batch_size, or drop_last=False")
     return DataLoader(windows, batch_sampler=sampler, num_workers=num_workers)
 
 
@@ -223,3 +231,27 @@ def _load_split(path: Path, meta: dict, dtype: str, verify: bool) -> TokenFile:
                 raise ValueError(f"{path} is not what was written (its SHA-256 differs): prepare the data anew")
     tokens = np.memmap(path, dtype, mode="r")
     return TokenFile(path, tokens, meta["documents"], meta["characters"], meta["bytes"], meta["sha256"])
+
+
+def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
+    """The config with vocab_size and decay_steps filled in. ValueError where it does not fit the data."""
+    model, n_tokens = config.model, data.tokenizer.vocab_size
+    if model.vocab_size not in (0, n_tokens):
+        raise ValueError(
+            f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
+            f"{data.tokenizer.name} of {n_tokens} tokens: set model.vocab_size to 0, or prepare the data anew"
+        )
+    if len(data.train.tokens) <= model.context_length:
+        raise ValueError(
+            f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one window of "
+            f"context_length {model.context_length} and a target: lower model.context_length or take a longer text"
+        )
+    try:
+        data.tokenizer.encode(config.sample_prompt)
+    except ValueError as error:  # a char tokenizer may not know the prompt's characters
+        raise ValueError(f"sample_prompt: {error}") from None
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, vocab_size=model.vocab_size or n_tokens),
+        optim=dataclasses.replace(config.optim, decay_steps=config.decay_steps),
+    )

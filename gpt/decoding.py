@@ -170,6 +170,8 @@ def _check(model, idx, max_new_tokens, temperature, top_k, top_p) -> list[Tensor
     rows = list(idx)
     if not rows or any(not isinstance(row, Tensor) or row.dim() != 1 for row in rows):
         raise ValueError("prompts are a (B, T) tensor, or a list of at least one 1-D tensor")
+    if any(row.is_floating_point() or row.is_complex() for row in rows):
+        raise ValueError("prompts are token ids: tensors of whole numbers")
     if any(len(row) == 0 for row in rows):
         raise ValueError("a prompt is empty: the model continues at least one token")
     vocab_size = model.config.vocab_size

@@ -137,6 +137,8 @@ def evaluate(
         raise ValueError(f"the stride must be 1 to the context's {context_length} tokens, not {stride}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if n_batches < 0:
+        raise ValueError(f"n_batches must be at least 0, not {n_batches}")
     windows = list(evaluation_windows(len(tokens), context_length, stride))
     if n_batches and n_batches * batch_size < len(windows):
         windows = [windows[i * len(windows) // (n_batches * batch_size)] for i in range(n_batches * batch_size)]

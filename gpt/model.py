@@ -191,6 +191,10 @@ class GPTModel(_Layer):
         cache: KVCache | None = None,
     ) -> Tensor:
         """The vectors after the final norm, (B, T, D), from which out_head reads logits. Arguments as in `forward`."""
+        if isinstance(mask, str) and mask not in ("causal", "full"):
+            raise ValueError(f"mask is 'causal', 'full' or a boolean tensor, not {mask!r}")
+        if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+            raise ValueError(f"a mask is a boolean tensor, True where a query may see a key, not one of {mask.dtype}")
         n_tokens = token_ids.size(-1)
         start = 0 if cache is None else cache.length
         if start + n_tokens > self.config.context_length:
@@ -226,8 +230,11 @@ class GPTModel(_Layer):
         this call extends. reduction: "mean" over the targets, "sum", or "none" for (B, T) losses. A target of -100
         counts nowhere. With targets the logits of the whole batch are never held at once.
 
-        Raises ValueError where the tokens exceed context_length, and where no target counts.
+        Raises ValueError where the tokens exceed context_length, where no target counts, and for any other mask or
+        reduction.
         """
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}")
         x = self.hidden_states(token_ids, mask=mask, positions=positions, cache=cache)  # (B, T, D)
         if targets is None:
             return self.out_head(x)

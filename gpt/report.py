@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from gpt.checkpoint import RunFolder
+from gpt.corpus import PROJECT
 from gpt.loss import perplexity
 
 COLUMNS = [
@@ -65,7 +66,8 @@ def describe(trainer) -> str:
 def summary(run: RunFolder, max_steps: int) -> str:
     """What came out, where it is, and what to type next."""
     path, last, best = run.find("last"), run.state("last"), run.state("best")
-    name = shlex.quote(run.path.name if run.path.parent.name == "runs" else str(run.path))
+    in_runs = run.path.parent in (Path("runs"), PROJECT / "runs")
+    name = shlex.quote(run.path.name if in_runs else str(run.path.absolute()))
     if last["step"] < max_steps:
         return (
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {path}\n"

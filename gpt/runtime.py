@@ -105,8 +105,8 @@ def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
     """Turns an out-of-memory error into a sentence that names the setting to lower, and by how much."""
     try:
         yield
-    except RuntimeError as error:  # CUDA has a class of its own, a CPU allocator only this text
-        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error).lower():
+    except (RuntimeError, MemoryError) as error:  # CUDA has a class of its own, a CPU allocator only this text
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "alloc" not in str(error).lower():
             raise
         if batch_size > 1:
             smaller = (batch_size + 1) // 2

@@ -27,6 +27,7 @@ import tiktoken
 from gpt.corpus import cut_pieces
 
 EOT = "<|endoftext|>"
+LONGEST_WORD = 256  # characters; longer words, such as a text without spaces, are learned from in parts
 
 # GPT-2's rule for cutting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
 # then letters, digits or other signs, each with the one space before them, then runs of white space.
@@ -243,7 +244,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
     words = Counter()
     for text in texts:
         for piece in cut_pieces(text):
-            words.update(regex.findall(GPT2_PATTERN, piece))
+            for word in regex.findall(GPT2_PATTERN, piece):  # an endless word would be rewritten at each merge
+                words.update(word[i : i + LONGEST_WORD] for i in range(0, len(word), LONGEST_WORD))
     check_text("".join(words))
     spellings = [list(word.encode()) for word in words]  # each distinct word as its current tokens
     counts = list(words.values())

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from gpt import report, runtime
 from gpt.checkpoint import RunFolder, load_weights
-from gpt.config import TrainConfig, check_resumable
+from gpt.config import TrainConfig, check_resumable, from_dict
 from gpt.corpus import find_path
-from gpt.data import PreparedData, TokenWindows, WindowSampler, load_data
+from gpt.data import PreparedData, TokenWindows, WindowSampler, fit_to_data, load_data
 from gpt.decoding import generate
 from gpt.loss import Evaluation, evaluate, perplexity
 from gpt.model import GPTModel
@@ -109,8 +109,7 @@ class Trainer:
         names a field that must stay. A run without a checkpoint starts anew.
         """
         folder = RunFolder(run)
-        before = folder.config()
-        config = check_resumable(before, config or before)
+        config = config or folder.config()
         checkpoint, complaints = folder.load_newest_whole()
         for complaint in complaints:
             say(f"passed over: {complaint}")
@@ -119,6 +118,8 @@ class Trainer:
                 raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
             say(f"{folder.path} has no checkpoint yet: starting at step 0")
             return cls.start(config, run, say)
+        before = from_dict(TrainConfig, checkpoint.state["config"])  # config.toml may have been edited
+        config = check_resumable(before, config)
         if checkpoint.state["step"] > config.max_steps:
             raise ValueError(
                 f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps {config.max_steps} "
@@ -126,8 +127,9 @@ class Trainer:
             )
         trainer = cls._create(config, folder, say, checkpoint.state["data"])
         trainer._restore(checkpoint)
-        if trainer.config != before:
-            folder.write_config(trainer.config)  # so that the next --resume goes on as this one
+        folder.point(checkpoint)
+        folder.write_config(trainer.config)  # so that the next --resume goes on as this one
+        trainer.data.tokenizer.save(folder.path / "tokenizer.json")
         return trainer
 
     @classmethod
@@ -282,7 +284,7 @@ class Trainer:
         self.loss_sum, self.loss_tokens = 0.0, 0
         self.timed_tokens, self.timed_seconds = 0, 0.0
         if evaluation or self.bar.disable:  # on a terminal the bar shows the rest
-            self._say(report.line(row, self.config.max_steps))
+            self.tell(report.line(row, self.config.max_steps))
 
     def _write_sample(self) -> None:
         tokenizer = self.data.tokenizer
@@ -303,14 +305,25 @@ class Trainer:
         from gpt.plots import plot_losses  # matplotlib takes half a second to import
 
         vocab_size = self.config.model.vocab_size
-        plot_losses(self.run.metrics, self.run.plot, {f"uniform over {vocab_size:,} tokens": math.log(vocab_size)})
+        try:
+            plot_losses(self.run.metrics, self.run.plot, {f"uniform over {vocab_size:,} tokens": math.log(vocab_size)})
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # an edited metrics.csv is no reason to stop
+            self.tell(f"{self.run.plot} was not drawn, since {self.run.metrics} is damaged ({error})")
         self.drawn_at = time.perf_counter()
 
-    def _say(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Say a line without breaking the progress bar."""
         if self.bar is not None and not self.bar.disable:
             self.bar.write(line)
-        else:
+            return
+        try:
             self.say(line)
+        except BrokenPipeError:  # the reader has left, as tee does at Ctrl-C: the run goes on, and is saved
+            self.say = lambda line: None
 
     # --- saving and restoring -----------------------------------------------------------------------------------------
 
@@ -331,6 +344,7 @@ class Trainer:
             "metrics_bytes": self.run.metrics.stat().st_size,
             "samples_bytes": self.run.samples.stat().st_size,
             "data": self.data.checksums,
+            "config": dataclasses.asdict(self.config),
         }
         self.saved_at = self.step
         self.run.save(self.objective, training_state, state, is_best, self.config.keep)
@@ -347,37 +361,16 @@ class Trainer:
         self.loss_sum, self.loss_tokens = state["loss_sum"], state["loss_tokens"]
         self.grad_norm, self.best_loss, self.elapsed = state["grad_norm"], state["best_loss"], state["elapsed_s"]
         for path, size in ((self.run.metrics, state["metrics_bytes"]), (self.run.samples, state["samples_bytes"])):
-            with path.open("ab") as file:
-                file.truncate(size)  # rows and samples written after the checkpoint will be written again
+            if path.is_file() and path.stat().st_size >= size:
+                with path.open("ab") as file:
+                    file.truncate(size)  # rows and samples written after the checkpoint will be written again
+            else:
+                self.tell(f"{path} is missing or shorter than it was: it begins anew")
+                path.write_bytes(b"")
+        if self.run.metrics.stat().st_size == 0:
+            report.begin(self.run.metrics)
 
     def _stop(self, number: int) -> None:
         self.stopped_by = number
         name = signal.Signals(number).name
-        self._say(f"{name}: finishing the work at hand, then saving; a second one ends at once")
-
-
-# --- configs and data -------------------------------------------------------------------------------------------------
-
-
-def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
-    """The config with vocab_size and decay_steps filled in. ValueError where it does not fit the data."""
-    model, n_tokens = config.model, data.tokenizer.vocab_size
-    if model.vocab_size not in (0, n_tokens):
-        raise ValueError(
-            f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
-            f"{data.tokenizer.name} of {n_tokens} tokens: set model.vocab_size to 0, or prepare the data anew"
-        )
-    if len(data.train.tokens) <= model.context_length:
-        raise ValueError(
-            f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one window of "
-            f"context_length {model.context_length} and a target: lower model.context_length or take a longer text"
-        )
-    try:
-        data.tokenizer.encode(config.sample_prompt)
-    except ValueError as error:  # a char tokenizer may not know the prompt's characters
-        raise ValueError(f"sample_prompt: {error}") from None
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(model, vocab_size=model.vocab_size or n_tokens),
-        optim=dataclasses.replace(config.optim, decay_steps=config.decay_steps),
-    )
+        self.tell(f"{name}: finishing the work at hand, then saving; a second one ends at once")

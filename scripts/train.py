@@ -34,9 +34,9 @@ def main() -> int:
 
     runtime.tune()
     trainer = Trainer.resume(folder, config) if arguments.resume else Trainer.start(config, folder)
-    print(report.describe(trainer))
+    trainer.tell(report.describe(trainer))
     trainer.train()
-    print(report.summary(trainer.run, trainer.config.max_steps))
+    trainer.tell(report.summary(trainer.run, trainer.config.max_steps))
     return 128 + trainer.stopped_by if trainer.stopped_by else 0
 
 

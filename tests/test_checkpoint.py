@@ -1,7 +1,9 @@
 """Checkpoints: whole or not at all, found damaged when they are, and never more than they should be."""
 
+import dataclasses
 import json
 import pickle
+import signal
 
 import pytest
 import safetensors.torch
@@ -27,7 +29,8 @@ def run(tmp_path):
 
 def save(run, step, is_best=False, keep=2, objective=None):
     training_state = {"optimizer": {"state": {0: {"exp_avg": torch.full((3,), float(step))}}}, "random": {}}
-    return run.save(objective or NextToken(GPTModel(MODEL)), training_state, {"step": step}, is_best, keep)
+    state = {"step": step, "config": dataclasses.asdict(TrainConfig(model=MODEL))}
+    return run.save(objective or NextToken(GPTModel(MODEL)), training_state, state, is_best, keep)
 
 
 def test_what_is_saved_is_loaded(run):
@@ -77,6 +80,30 @@ def test_a_failure_during_a_save_leaves_the_checkpoint_before(run, monkeypatch, 
     assert [p.name for p in run.checkpoints.iterdir() if p.is_dir()] == ["step-000001"]
     assert run.load("last").state["step"] == 1
     assert save(run, 2).is_dir()
+
+
+def test_a_full_disk_is_said_in_words(run):
+    resource = pytest.importorskip("resource", reason="file-size limits are POSIX")
+    save(run, 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+        with pytest.raises(OSError, match=r"step-000002 could not be written .* is the disk full"):
+            save(run, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert run.load("last").state["step"] == 1
+    assert [p.name for p in run.checkpoints.iterdir() if p.is_dir()] == ["step-000001"]
+
+
+def test_a_kill_between_the_two_renames_of_a_repeated_save_loses_nothing(run):
+    save(run, 1)
+    path = save(run, 2)
+    path.rename(run.checkpoints / ".step-000002.old")
+    assert run.steps() == ["step-000001", "step-000002"]
+    assert run.load("last").state["step"] == 2
 
 
 def test_the_remains_of_a_killed_save_do_no_harm(run):

@@ -1,6 +1,7 @@
 """The command line: what wins over what, how options are typed, where runs are, and how a program ends."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -300,3 +301,20 @@ def test_the_parser_raises_instead_of_printing(capsys):
             parser.parse_args(arguments)
     assert parser.parse_args(["--needed", "1"]).needed == 1
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_lacks_characters_shows_question_marks(encoding):
+    program = "from gpt.cli import run\nrun(lambda: print('caf\\u00e9 \\u4e2d \\U0001f600'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).split() == [{"ascii": "caf?"}.get(encoding, "caf\u00e9"), "?", "?"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sh closes the streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed):
+    command = f"'{sys.executable}' -c 'from gpt.cli import run; run(lambda: print(1))' {closed}"
+    assert subprocess.run(["sh", "-c", command]).returncode == 0

@@ -1,6 +1,7 @@
 """gpt/corpus.py: where text comes from, and how it is cut into pieces."""
 
 import io
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -83,6 +84,16 @@ def test_cut_pieces_join_to_the_text_and_keep_gpt2s_words(text, longest):
 def test_cut_pieces_cuts_a_word_that_is_too_long():
     assert list(cut_pieces("abcdefgh ij kl", 4)) == ["abcd", "efgh", " ij", " kl"]
     assert list(cut_pieces("", 4)) == [""]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_a_loop_of_links_is_read_once(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    (tmp_path / "texts" / "b.txt").write_text("b")
+    (tmp_path / "texts" / "loop").symlink_to(tmp_path / "texts")
+    for source in (tmp_path / "texts", tmp_path / "texts" / "**" / "*.txt"):
+        assert [path.name for path in open_corpus(str(source)).paths] == ["a.txt", "b.txt"]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -285,6 +285,14 @@ def test_a_loss_over_nothing_is_an_error():
         small()(tokens(1, 3), torch.full((1, 3), -100))
 
 
+@pytest.mark.parametrize(
+    "kwargs", [{"mask": "causl"}, {"mask": torch.ones(3, 3)}, {"reduction": "men", "targets": torch.ones(1, 3).long()}]
+)
+def test_a_mistyped_argument_does_not_pass_for_another(kwargs):
+    with pytest.raises(ValueError, match=r"mask|reduction"):
+        small()(tokens(1, 3), **kwargs)
+
+
 def test_too_many_tokens_are_an_error():
     with pytest.raises(ValueError, match="13 tokens exceed the model's context_length 12"):
         small()(tokens(1, 13))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import random
 import shutil
 import socket
 from collections import Counter
@@ -525,3 +526,11 @@ def test_decode_stream_waits_within_an_emoji(gpt2):
 def test_decode_stream_of_characters(bpe):
     tokenizer = CharTokenizer("añ中😀")
     assert list(decode_stream(tokenizer, tokenizer.encode("中a😀ñ"))) == ["中", "a", "😀", "ñ"]
+
+
+def test_an_endless_word_is_learned_from_in_parts():
+    """Half a million letters without a space: seconds, not hours."""
+    text = "".join(random.Random(0).choices("abcdefgh", k=500_000))
+    tokenizer = get_tokenizer("bpe:300", [text])
+    assert tokenizer.vocab_size == 300
+    assert tokenizer.decode(tokenizer.encode(text)) == text

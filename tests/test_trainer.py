@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import gpt.checkpoint
 from gpt import report
 from gpt.checkpoint import RunFolder, load_model
 from gpt.config import OptimConfig
@@ -22,6 +23,7 @@ from gpt.objectives.next_token import NextToken
 from gpt.optim import learning_rate
 from gpt.plots import read_metrics
 from gpt.prepare import prepare_data
+from gpt.tokenizer import get_tokenizer
 from gpt.trainer import Trainer
 
 TIMES = ("tokens_per_second", "elapsed_s")
@@ -333,6 +335,100 @@ def test_other_data_are_refused(tiny_config, prepared, tmp_path):
     prepare_data(open_corpus("story"), "char", folder)
     with pytest.raises(ValueError, match="is not what the run"):
         Trainer.resume(tmp_path / "run", say=quiet)
+
+
+@pytest.mark.parametrize("changes", ["n_heads = 2", "drop_rate = 0.2", "lr = 0.1", "seed = 8"])
+def test_a_config_edited_by_hand_is_not_believed(tiny_config, tmp_path, changes):
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    path, name = tmp_path / "run" / "config.toml", changes.split()[0]
+    lines = [changes if line.split(" ")[0] == name else line for line in path.read_text().splitlines()]
+    assert changes in lines
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=f"{name} is .* it cannot change"):
+        Trainer.resume(tmp_path / "run", say=quiet)
+    model, _, _ = load_model(tmp_path / "run")
+    assert model.config.n_heads == 4
+
+
+@pytest.mark.parametrize("damage", ["delete", "empty", "shorten", "garble"])
+def test_damaged_metrics_do_not_stop_a_run(tiny_config, tmp_path, damage):
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    run = RunFolder(tmp_path / "run")
+    before = run.metrics.read_bytes()
+    run.samples.unlink()
+    if damage == "delete":
+        run.metrics.unlink()
+    else:
+        run.metrics.write_bytes({"empty": b"", "shorten": before[:-9], "garble": b"x" * len(before)}[damage])
+    lines = []
+    trainer = Trainer.resume(run.path, say=lines.append)
+    trainer.train()
+    assert trainer.step == 12
+    assert any("metrics.csv" in line for line in lines)
+    assert any("samples.txt is missing" in line for line in lines)
+    assert b"\0" not in run.metrics.read_bytes() + run.samples.read_bytes()
+    if damage != "garble":
+        assert read_metrics(run.metrics)["step"] == [6, 8, 9, 12]
+
+
+def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_config, tmp_path, monkeypatch):
+    """The best checkpoint is written, the run killed before `best` and `last` name it."""
+    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+
+    class Killed(BaseException):
+        pass
+
+    def replace(path, text):
+        if trainer.step == 8:
+            raise Killed
+        original(path, text)
+
+    original = gpt.checkpoint._replace
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt.checkpoint._replace", replace)
+        with pytest.raises(Killed):
+            trainer.train()
+    run = RunFolder(tmp_path / "run")
+    assert run.find("best").name == "step-000004"
+    Trainer.resume(run.path, say=quiet)
+    assert run.find("best").name == run.find("last").name == "step-000008"
+
+
+def test_a_reader_that_leaves_does_not_end_a_run(tiny_config, tmp_path):
+    def broken(line):
+        raise BrokenPipeError
+
+    trainer = Trainer.start(tiny_config, tmp_path / "run", broken)
+    trainer.train()
+    assert trainer.step == 12
+
+
+def test_a_run_gets_its_tokenizer_back(tiny_config, tmp_path):
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    path = tmp_path / "run" / "tokenizer.json"
+    before = path.read_bytes()
+    get_tokenizer("char", ["abc"]).save(path)
+    with pytest.raises(ValueError, match="3 tokens, but the model was trained with 31"):
+        load_model(tmp_path / "run")
+    Trainer.resume(tmp_path / "run", say=quiet)
+    assert path.read_bytes() == before
+
+
+def test_a_resumed_run_cannot_end_before_it_is(tiny_config, tmp_path):
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    with pytest.raises(ValueError, match="is at step 5 already: max_steps 3 lies behind it"):
+        Trainer.resume(tmp_path / "run", change(tiny_config, max_steps=3), quiet)
+
+
+def test_the_same_batch_may_be_cut_anew_on_resume(tiny_config, tmp_path):
+    """What the advice after an out-of-memory error asks for."""
+    config = change(tiny_config, model_drop_rate=0.0)
+    truth = train(config, tmp_path / "truth")
+    stop_at(Trainer.start(config, tmp_path / "run", quiet), 5)
+    trainer = Trainer.resume(tmp_path / "run", change(config, batch_size=2, accumulate=4), quiet)
+    trainer.train()
+    for ours, theirs in zip(trainer.parameters, truth.parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, monkeypatch):

@@ -14,6 +14,15 @@ TEXT = "".join(
 )
 
 
+def corpus_of(folder, *texts):
+    """A corpus of one document per text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{n:03}.txt" for n in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    return Corpus("a corpus", paths)
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """A folder of prepared data: a few thousand characters, char tokenizer."""

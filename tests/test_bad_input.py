@@ -118,7 +118,7 @@ def work(workshop, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def mistake(work, capfd):
+def assert_mistake(work, capfd):
     """Run a command that holds a mistake, and check all that is the same for all of them. Pieces of `words`, which
     " ... " divides, must be in the message."""
 
@@ -221,8 +221,8 @@ RESUME = "train --run tiny --resume"
         (f"{RESUME} --config none.toml", "no config file none.toml"),
     ]
 )
-def test_train(mistake, command, words):
-    mistake(command, words)
+def test_train(assert_mistake, command, words):
+    assert_mistake(command, words)
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,9 @@ def test_train(mistake, command, words):
     ],
     ids=lambda value: value[:40].encode("unicode_escape").decode(),
 )
-def test_config_file(work, mistake, toml, words):
+def test_config_file(work, assert_mistake, toml, words):
     (work / "broken.toml").write_text(toml, encoding="utf-8")
-    assert "broken.toml" in mistake("train --config broken.toml", words)
+    assert "broken.toml" in assert_mistake("train --config broken.toml", words)
 
 
 def flip_bit(path: Path) -> None:
@@ -273,19 +273,19 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json", "tokenizer.json"])
-def test_damaged_data(work, mistake, name, damage):
+def test_damaged_data(work, assert_mistake, name, damage):
     damage(work / "data/tiny" / name)
-    mistake(TRAIN, "data/tiny" if name == "meta.json" else name)
+    assert_mistake(TRAIN, "data/tiny" if name == "meta.json" else name)
 
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "state.json"])
-def test_damaged_checkpoint(work, mistake, name, damage):
+def test_damaged_checkpoint(work, assert_mistake, name, damage):
     """The run's only one."""
     damage(work / "runs/tiny/checkpoints/step-000004" / name)
-    mistake(RESUME, f"tiny ... {name}")
-    mistake("generate --run tiny --prompt the", name)
-    mistake("evaluate --run tiny", name)
+    assert_mistake(RESUME, f"tiny ... {name}")
+    assert_mistake("generate --run tiny --prompt the", name)
+    assert_mistake("evaluate --run tiny", name)
 
 
 @pytest.mark.parametrize(
@@ -298,36 +298,36 @@ def test_damaged_checkpoint(work, mistake, name, damage):
         ("tokenizer.json", Path.unlink, "no tokenizer file ... tokenizer.json"),
     ],
 )
-def test_damaged_run(work, mistake, name, damage, words):
+def test_damaged_run(work, assert_mistake, name, damage, words):
     damage(work / "runs/tiny" / name)
-    mistake("generate --run tiny --prompt the", words)
+    assert_mistake("generate --run tiny --prompt the", words)
 
 
-def test_a_run_without_a_checkpoint(work, mistake):
+def test_a_run_without_a_checkpoint(work, assert_mistake):
     shutil.rmtree(work / "runs/tiny/checkpoints")
-    mistake("generate --run tiny --prompt the", "no checkpoint 'best' in ... tiny ... none")
+    assert_mistake("generate --run tiny --prompt the", "no checkpoint 'best' in ... tiny ... none")
 
 
-def test_a_stray_folder_among_the_checkpoints_is_passed_over(work, mistake):
+def test_a_stray_folder_among_the_checkpoints_is_passed_over(work, assert_mistake):
     (work / "runs/tiny/checkpoints/step-backup").mkdir()
     assert RunFolder(work / "runs/tiny").steps() == ["step-000004"]
-    mistake(f"{TRAIN} --run tiny", "has a checkpoint ... --resume")
+    assert_mistake(f"{TRAIN} --run tiny", "has a checkpoint ... --resume")
 
 
-def test_a_model_that_does_not_fit_memory(mistake, monkeypatch):
+def test_a_model_that_does_not_fit_memory(assert_mistake, monkeypatch):
     def no_memory(config):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr("gpt.trainer.GPTModel", no_memory)
-    mistake(TRAIN, "memory ... model.n_layers")
+    assert_mistake(TRAIN, "memory ... model.n_layers")
 
 
 @pytest.mark.parametrize("how", ["--tokenizer bpe:270", "--tokenizer char --val_fraction 0.3"])
-def test_data_prepared_anew(work, mistake, how):
+def test_data_prepared_anew(work, assert_mistake, how):
     """Neither a resumed run nor its evaluation may use it."""
     assert execute(f"prepare_data --input text.txt {how} --out data/tiny") == 0
-    mistake(RESUME, "data/tiny ... prepare")
-    mistake("evaluate --run tiny", "data/tiny was prepared anew ... --text FILE")
+    assert_mistake(RESUME, "data/tiny ... prepare")
+    assert_mistake("evaluate --run tiny", "data/tiny was prepared anew ... --text FILE")
 
 
 # --- generate.py ------------------------------------------------------------------------------------------------------
@@ -370,8 +370,8 @@ GENERATE = "generate --run tiny --prompt the"
         (f"{GENERATE} --device cuda", "'cuda' is not available"),
     ]
 )
-def test_generate(mistake, command, words):
-    mistake(command, words)
+def test_generate(assert_mistake, command, words):
+    assert_mistake(command, words)
 
 
 def test_a_prompt_longer_than_the_context_is_cropped_and_says_so(work, capfd):
@@ -419,18 +419,18 @@ EVALUATE = "evaluate --run tiny"
         (f"{EVALUATE} --device tpu9", "unknown device 'tpu9'"),
     ]
 )
-def test_evaluate(mistake, command, words):
-    mistake(command, words)
+def test_evaluate(assert_mistake, command, words):
+    assert_mistake(command, words)
 
 
-def test_evaluate_without_the_data(work, mistake):
+def test_evaluate_without_the_data(work, assert_mistake):
     shutil.rmtree(work / "data/tiny")
-    mistake(EVALUATE, "no prepared data in ... tiny ... prepare_data.py")
+    assert_mistake(EVALUATE, "no prepared data in ... tiny ... prepare_data.py")
 
 
-def test_evaluate_on_a_damaged_split(work, mistake):
+def test_evaluate_on_a_damaged_split(work, assert_mistake):
     flip_bit(work / "data/tiny/val.bin")
-    mistake(EVALUATE, "val.bin")
+    assert_mistake(EVALUATE, "val.bin")
 
 
 # --- prepare_data.py --------------------------------------------------------------------------------------------------
@@ -480,14 +480,14 @@ PREPARE = "prepare_data --out data/new --tokenizer char --input"
         (f"{PREPARE} text.txt --out ''", "not a folder of prepared data"),
     ]
 )
-def test_prepare_data(mistake, command, words):
-    mistake(command, words)
+def test_prepare_data(assert_mistake, command, words):
+    assert_mistake(command, words)
 
 
 @pytest.mark.parametrize("stdin", [io.TextIOWrapper(io.BytesIO()), None], ids=["empty", "closed"])
-def test_no_standard_input(mistake, monkeypatch, stdin):
+def test_no_standard_input(assert_mistake, monkeypatch, stdin):
     monkeypatch.setattr(sys, "stdin", stdin)
-    mistake(f"{PREPARE} -", "standard input")
+    assert_mistake(f"{PREPARE} -", "standard input")
 
 
 @pytest.mark.parametrize("out", [".", "", "../tiny"])

@@ -7,38 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import corpus_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.corpus import Corpus
 from gpt.data import TokenWindows, WindowSampler, create_dataloader, load_data
 from gpt.prepare import prepare_data
 from gpt.tokenizer import get_tokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
-FILES = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
-BYTES, EOT = "bpe:257", 256  # a tokenizer without merges: its ids are the UTF-8 bytes, and 256 ends a text
 quick = settings(deadline=None, derandomize=True, max_examples=60)
-
-
-def corpus_of(folder, *texts):
-    """A corpus of one document per text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{n:03}.txt" for n in range(len(texts))]
-    for path, text in zip(paths, texts, strict=True):
-        path.write_bytes(text.encode())
-    return Corpus("a corpus", paths)
 
 
 def published_windows(ids, context_length, stride):
     """The windows of the published from-scratch GPT's dataset, in its words."""
     starts = range(0, len(ids) - context_length, stride)
     return [(ids[i : i + context_length], ids[i + 1 : i + context_length + 1]) for i in starts]
-
-
-def snapshot(folder):
-    """Every file below a folder with its content."""
-    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------

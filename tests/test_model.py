@@ -27,7 +27,7 @@ def tokens(*shape):
     return torch.randint(0, SMALL["vocab_size"], shape)
 
 
-def close(a, b, **kwargs):
+def assert_close(a, b, **kwargs):
     torch.testing.assert_close(a, b, **{"rtol": 1e-10, "atol": 1e-10, **kwargs})
 
 
@@ -144,7 +144,7 @@ def test_attention_module(kernels, mask):
     copy_attention(ours, truth)
     x = torch.randn(2, 7, 16, dtype=torch.float64)
     hidden = torch.ones(7, 7).triu(1).bool() if mask == "causal" else None  # PyTorch's masks say what is hidden
-    close(ours(x, mask), truth(x, x, x, attn_mask=hidden, need_weights=False)[0])
+    assert_close(ours(x, mask), truth(x, x, x, attn_mask=hidden, need_weights=False)[0])
 
 
 @ROOMS
@@ -160,8 +160,8 @@ def test_block_and_feed_forward_modules(kernels):
         nn.init.normal_(norm.scale), nn.init.normal_(norm.shift)
         theirs.load_state_dict({"weight": norm.scale, "bias": norm.shift})
     x = torch.randn(2, 7, 16, dtype=torch.float64)
-    close(ours(x), truth(x, src_mask=torch.ones(7, 7).triu(1).bool()))
-    close(FeedForward.forward(ours.ff, x), truth.linear2(truth.activation(truth.linear1(x))))
+    assert_close(ours(x), truth(x, src_mask=torch.ones(7, 7).triu(1).bool()))
+    assert_close(FeedForward.forward(ours.ff, x), truth.linear2(truth.activation(truth.linear1(x))))
 
 
 def transformers_gpt2(ours):
@@ -195,14 +195,14 @@ def test_whole_model_against_transformers(kernels, tied):
     theirs = transformers_gpt2(ours)
     ids, targets = tokens(2, 12), tokens(2, 12)
     their_logits = theirs(ids).logits
-    close(ours(ids), their_logits)
+    assert_close(ours(ids), their_logits)
     loss = ours(ids, targets)
     their_loss = nn.functional.cross_entropy(their_logits.flatten(0, 1), targets.flatten())
-    close(loss, their_loss)
+    assert_close(loss, their_loss)
     loss.backward(), their_loss.backward()
-    close(ours.tok_emb.weight.grad, theirs.transformer.wte.weight.grad)
-    close(ours.pos_emb.weight.grad, theirs.transformer.wpe.weight.grad)
-    close(ours.trf_blocks[0].att.W_key.weight.grad, theirs.transformer.h[0].attn.c_attn.weight.grad[:, 16:32].T)
+    assert_close(ours.tok_emb.weight.grad, theirs.transformer.wte.weight.grad)
+    assert_close(ours.pos_emb.weight.grad, theirs.transformer.wpe.weight.grad)
+    assert_close(ours.trf_blocks[0].att.W_key.weight.grad, theirs.transformer.h[0].attn.c_attn.weight.grad[:, 16:32].T)
 
 
 # --- what the forward promises ----------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_no_token_sees_a_later_one(kernels):
         changed = ids.clone()
         changed[0, place] = (changed[0, place] + 1) % 23
         after = model(changed)
-        close(after[:, :place], before[:, :place])
+        assert_close(after[:, :place], before[:, :place])
         assert not torch.allclose(after[:, place], before[:, place])
 
 
@@ -235,7 +235,7 @@ def test_a_mask_tensor_of_each_shape(kernels):
     ids = tokens(2, 6)
     causal = torch.ones(6, 6).tril().bool()
     for mask in (causal, causal.expand(2, 6, 6), causal.expand(2, 4, 6, 6)):
-        close(model(ids, mask=mask), model(ids))
+        assert_close(model(ids, mask=mask), model(ids))
 
 
 def test_a_mask_per_row_hides_padding():
@@ -245,14 +245,14 @@ def test_a_mask_per_row_hides_padding():
     padded = torch.cat([tokens(1, 3), ids], dim=1)
     visible = torch.ones(8, 8).tril().bool() & ((torch.arange(8) >= 3) | torch.eye(8).bool())
     positions = (torch.arange(8) - 3).clamp(min=0)
-    close(model(padded, mask=visible[None], positions=positions)[:, 3:], model(ids))
+    assert_close(model(padded, mask=visible[None], positions=positions)[:, 3:], model(ids))
 
 
 def test_positions_pick_rows_of_the_position_table():
     model = small().eval()
     ids = tokens(2, 4)
-    close(model(ids, positions=torch.arange(4)), model(ids))
-    close(model(ids, positions=torch.arange(4).expand(2, 4)), model(ids))
+    assert_close(model(ids, positions=torch.arange(4)), model(ids))
+    assert_close(model(ids, positions=torch.arange(4).expand(2, 4)), model(ids))
     assert not torch.allclose(model(ids, positions=torch.arange(4) + 1), model(ids))
 
 
@@ -263,7 +263,7 @@ def test_a_cache_changes_nothing(kernels, pieces):
     ids = tokens(2, 12)
     cache = KVCache(model.config.n_layers, 12)
     logits = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
-    close(logits, model(ids))
+    assert_close(logits, model(ids))
     assert cache.length == 12
     with pytest.raises(ValueError, match="13 tokens exceed"):
         model(ids[:, :1], cache=cache)
@@ -275,9 +275,9 @@ def test_loss_reductions_and_ignored_targets(kernels):
     ids, targets = tokens(3, 5), tokens(3, 5)
     targets[0, :4] = targets[2, 1] = -100
     losses = nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), reduction="none").view(3, 5)
-    close(model(ids, targets, reduction="none"), losses)
-    close(model(ids, targets, reduction="sum"), losses.sum())
-    close(model(ids, targets), losses.sum() / 10)
+    assert_close(model(ids, targets, reduction="none"), losses)
+    assert_close(model(ids, targets, reduction="sum"), losses.sum())
+    assert_close(model(ids, targets), losses.sum() / 10)
 
 
 def test_a_loss_over_nothing_is_an_error():
@@ -304,7 +304,7 @@ def test_dropout_where_gpt2_has_it(kernels):
     ids = tokens(1, 8)
     assert not torch.allclose(model(ids), model(ids))
     model.eval()
-    close(model(ids), model(ids))
+    assert_close(model(ids), model(ids))
     # embeddings, two residual branches per block; attention weights drop inside the attention op
     assert sum(isinstance(m, nn.Dropout) for m in model.modules()) == 1 + SMALL["n_layers"]
     model.train()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import corpus_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt.prepare
-from gpt.corpus import Corpus, open_corpus
+from gpt.corpus import open_corpus
 from gpt.data import describe, load_data
 from gpt.prepare import prepare_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
@@ -23,21 +24,6 @@ STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding
 FILES = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
 BYTES, EOT = "bpe:257", 256  # a tokenizer without merges: its ids are the UTF-8 bytes, and 256 ends a text
 quick = settings(deadline=None, derandomize=True, max_examples=60)
-
-
-def corpus_of(folder, *texts):
-    """A corpus of one document per text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{n:03}.txt" for n in range(len(texts))]
-    for path, text in zip(paths, texts, strict=True):
-        path.write_bytes(text.encode())
-    return Corpus("a corpus", paths)
-
-
-def published_windows(ids, context_length, stride):
-    """The windows of the published from-scratch GPT's dataset, in its words."""
-    starts = range(0, len(ids) - context_length, stride)
-    return [(ids[i : i + context_length], ids[i + 1 : i + context_length + 1]) for i in starts]
 
 
 def snapshot(folder):

@@ -31,6 +31,20 @@ def assert_close(a, b, **kwargs):
     torch.testing.assert_close(a, b, **{"rtol": 1e-10, "atol": 1e-10, **kwargs})
 
 
+def assert_same_module(ours, theirs, x, pairs=()):
+    """Two functions of x: equal values, and equal gradients with respect to x and to parameters, given as
+    pairs of ours and a function that returns the gradient of theirs."""
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    value, truth = ours(a), theirs(b)
+    assert_close(value, truth)
+    weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view(value.shape)
+    (value * weights).sum().backward()
+    (truth * weights).sum().backward()
+    assert_close(a.grad, b.grad)
+    for parameter, gradient in pairs:
+        assert_close(parameter.grad, gradient())
+
+
 # --- published figures ------------------------------------------------------------------------------------------------
 
 
@@ -115,17 +129,16 @@ def test_a_model_can_be_copied_and_pickled():
 
 @ROOMS
 def test_layer_norm_module(kernels):
-    ours, truth = LayerNorm(8, kernels), nn.LayerNorm(8)
+    ours, truth = LayerNorm(8, kernels).double(), nn.LayerNorm(8).double()
     nn.init.normal_(ours.scale), nn.init.normal_(ours.shift)
     truth.load_state_dict({"weight": ours.scale, "bias": ours.shift})
-    x = torch.randn(3, 5, 8) * 7 + 2
-    torch.testing.assert_close(ours(x), truth(x))
+    pairs = [(ours.scale, lambda: truth.weight.grad), (ours.shift, lambda: truth.bias.grad)]
+    assert_same_module(ours, truth, torch.randn(3, 5, 8).double() * 7 + 2, pairs)
 
 
 @ROOMS
 def test_gelu_module(kernels):
-    x = torch.linspace(-5, 5, 50)
-    torch.testing.assert_close(GELU(kernels)(x), nn.GELU(approximate="tanh")(x))
+    assert_same_module(GELU(kernels), nn.GELU(approximate="tanh"), torch.linspace(-5, 5, 50).double())
 
 
 def copy_attention(ours, theirs):
@@ -142,13 +155,19 @@ def test_attention_module(kernels, mask):
     ours = MultiHeadAttention({**SMALL, "kernels": kernels}).double()
     truth = nn.MultiheadAttention(16, 4, batch_first=True).double()
     copy_attention(ours, truth)
-    x = torch.randn(2, 7, 16, dtype=torch.float64)
     hidden = torch.ones(7, 7).triu(1).bool() if mask == "causal" else None  # PyTorch's masks say what is hidden
-    assert_close(ours(x, mask), truth(x, x, x, attn_mask=hidden, need_weights=False)[0])
+    pairs = [(ours.out_proj.weight, lambda: truth.out_proj.weight.grad)]
+    for n, layer in enumerate((ours.W_query, ours.W_key, ours.W_value)):
+        pairs.append((layer.weight, lambda n=n: truth.in_proj_weight.grad[16 * n : 16 * n + 16]))
+        pairs.append((layer.bias, lambda n=n: truth.in_proj_bias.grad[16 * n : 16 * n + 16]))
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    assert_same_module(
+        lambda x: ours(x, mask), lambda x: truth(x, x, x, attn_mask=hidden, need_weights=False)[0], x, pairs
+    )
 
 
 @ROOMS
-def test_block_and_feed_forward_modules(kernels):
+def test_block_module(kernels):
     ours = TransformerBlock({**SMALL, "kernels": kernels}).double()
     truth = nn.TransformerEncoderLayer(
         16, 4, 64, 0.0, lambda x: nn.functional.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
@@ -160,8 +179,24 @@ def test_block_and_feed_forward_modules(kernels):
         nn.init.normal_(norm.scale), nn.init.normal_(norm.shift)
         theirs.load_state_dict({"weight": norm.scale, "bias": norm.shift})
     x = torch.randn(2, 7, 16, dtype=torch.float64)
-    assert_close(ours(x), truth(x, src_mask=torch.ones(7, 7).triu(1).bool()))
-    assert_close(FeedForward.forward(ours.ff, x), truth.linear2(truth.activation(truth.linear1(x))))
+    pairs = [
+        (ours.att.W_value.weight, lambda: truth.self_attn.in_proj_weight.grad[32:]),
+        (ours.ff.layers[0].weight, lambda: truth.linear1.weight.grad),
+        (ours.ff.layers[2].bias, lambda: truth.linear2.bias.grad),
+        (ours.norm1.scale, lambda: truth.norm1.weight.grad),
+        (ours.norm2.shift, lambda: truth.norm2.bias.grad),
+    ]
+    hidden = torch.ones(7, 7).triu(1).bool()
+    assert_same_module(ours, lambda x: truth(x, src_mask=hidden), x, pairs)
+
+
+@ROOMS
+def test_feed_forward_module(kernels):
+    ours = FeedForward({**SMALL, "kernels": kernels}).double()
+    truth = nn.Sequential(nn.Linear(16, 64), nn.GELU(approximate="tanh"), nn.Linear(64, 16)).double()
+    truth.load_state_dict({name.removeprefix("layers."): w for name, w in ours.state_dict().items()})
+    pairs = [(ours.layers[n].weight, lambda n=n: truth[n].weight.grad) for n in (0, 2)]
+    assert_same_module(ours, truth, torch.randn(2, 7, 16).double(), pairs)
 
 
 def transformers_gpt2(ours):

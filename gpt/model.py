@@ -22,7 +22,7 @@ from gpt.ops import explicit
 class _Layer(nn.Module):
     """A module that computes with the formulas of gpt/ops/fused.py or gpt/ops/explicit.py, as `kernels` says."""
 
-    def __init__(self, kernels: str):
+    def __init__(self, kernels: str = "fused"):
         super().__init__()
         self.kernels = kernels  # the name, since a module as an attribute could be neither copied nor pickled
 
@@ -46,9 +46,6 @@ class LayerNorm(_Layer):
 
 class GELU(_Layer):
     """The activation x · Phi(x) in GPT-2's tanh approximation, element by element."""
-
-    def __init__(self, kernels: str = "fused"):
-        super().__init__(kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.gelu(x)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import GPTConfig, TrainConfig, from_dict, read_toml, to_toml
+from gpt.corpus import sha256
 from gpt.model import GPTModel
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -32,7 +33,7 @@ class Checkpoint:
 
     path: Path
     weights: dict[str, Tensor]
-    training_state: dict[str, Any]
+    training_state: dict[str, Any] | None  # None where it was not asked for
     state: dict[str, Any]
 
 
@@ -100,7 +101,7 @@ class RunFolder:
         try:
             safetensors.torch.save_file(named_weights(objective), temporary / "model.safetensors")
             torch.save(training_state, temporary / "training_state.pt")
-            digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+            digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
             whole = sealed({"format": FORMAT, **state, "sha256": digests})
             (temporary / "state.json").write_text(whole, encoding="utf-8", newline="\n")
             for file in (*temporary.iterdir(), self.metrics, self.samples):
@@ -162,9 +163,12 @@ class RunFolder:
             raise ValueError(f"no checkpoint {which!r} in {self.path}; there are: {', '.join(self.steps()) or 'none'}")
         return self.checkpoints / name
 
-    def load(self, which: str = "last") -> Checkpoint:
-        """The checkpoint that `find` finds, checked against its sums: ValueError where a file is missing or damaged."""
-        return _read(self.find(which))
+    def load(self, which: str = "last", training: bool = True) -> Checkpoint:
+        """The checkpoint that `find` finds, checked against its sums: ValueError where a file is missing or damaged.
+
+        Without `training` the optimizer's state, twice the size of the weights, is not read into memory.
+        """
+        return _read(self.find(which), training)
 
     def state(self, which: str = "last") -> dict[str, Any]:
         """The counters of a checkpoint alone: step, tokens_seen, best_loss, ..."""
@@ -205,14 +209,16 @@ def _read_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / 'state.json'} is damaged ({type(error).__name__})") from None
 
 
-def _read(folder: Path) -> Checkpoint:
+def _read(folder: Path, training: bool = True) -> Checkpoint:
     state = _read_state(folder)
     try:
         for name, digest in state["sha256"].items():
-            if _sha256(folder / name) != digest:
+            if sha256(folder / name) != digest:
                 raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one written in state.json")
         weights = safetensors.torch.load_file(folder / "model.safetensors")
-        training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
+        training_state = None
+        if training:
+            training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
     except OSError as error:
@@ -226,7 +232,7 @@ def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTMod
     """The model of a run, in evaluation mode, its tokenizer, and the checkpoint it was loaded from."""
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     folder.config()  # is it a run at all? The model's own settings are those of the checkpoint
-    tokenizer, checkpoint = folder.tokenizer(), folder.load(which)
+    tokenizer, checkpoint = folder.tokenizer(), folder.load(which, training=False)
     model = GPTModel(from_dict(GPTConfig, checkpoint.state["config"]["model"]))
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
@@ -284,11 +290,6 @@ def _saved_name(module: nn.Module, name: str) -> str:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _replace(path: Path, text: str) -> None:

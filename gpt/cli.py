@@ -155,6 +155,17 @@ def _number(text: str, kind: type) -> int | float:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which trained run is used: --run, --checkpoint and --device."""
+    parser.add_argument("--run", required=True, metavar="NAME", help="a name under runs/, or a path")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="NAME", help="best, last, or a name such as step-000500 (default: best)"
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
+    )
+
+
 def run_path(name: str) -> Path:
     """The folder of a run: a name under runs/, or a path. ValueError for a name that leads nowhere sensible."""
     path = Path(name)

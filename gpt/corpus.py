@@ -5,6 +5,7 @@ A `Corpus` is a list of documents; each is read as a stream of pieces, so that a
 
 import atexit
 import glob
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,12 @@ def find_path(path: str | Path) -> Path:
     data/story works from any working folder."""
     path = Path(path)
     return PROJECT / path if not path.exists() and (PROJECT / path).exists() else path
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,8 @@ def _advice() -> str:
 def last_word_break(text: str) -> int:
     """The last index at which `text` can be cut without changing its GPT-2 tokens; 0 where there is none.
 
-    That is between a letter, digit, mark or sign and a space or line end after it: no word of its pattern goes
-    on across such a place, and none looks across it.
+    That is between a letter, digit, mark or sign and a space or line end after it: no word of
+    GPT-2's pattern goes on across such a place, and none looks across it.
     """
     found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}\p{S}\p{M}])[ \n]", text)  # (?r): searched from the end
     return found.start() if found else 0

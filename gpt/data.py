@@ -8,7 +8,6 @@ the token that comes next.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gpt.config import TrainConfig
+from gpt.corpus import sha256
 from gpt.tokenizer import Tokenizer, get_tokenizer, load_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
@@ -206,8 +206,7 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
             for split in ("train", "val")
         }
         tokenizer = load_tokenizer(folder / "tokenizer.json")
-        sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-        if verify and sha256 != meta["tokenizer_sha256"]:
+        if verify and sha256(folder / "tokenizer.json") != meta["tokenizer_sha256"]:
             raise ValueError(f"{folder / 'tokenizer.json'} is not what was written: prepare the data anew")
         if tokenizer.vocab_size != meta["vocab_size"]:
             raise ValueError(
@@ -225,10 +224,8 @@ def _load_split(path: Path, meta: dict, dtype: str, verify: bool) -> TokenFile:
     size = meta["tokens"] * np.dtype(dtype).itemsize
     if not path.is_file() or path.stat().st_size != size:
         raise ValueError(f"{path} is missing or not {size} bytes long, as it was written: prepare the data anew")
-    if verify:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
-                raise ValueError(f"{path} is not what was written (its SHA-256 differs): prepare the data anew")
+    if verify and sha256(path) != meta["sha256"]:
+        raise ValueError(f"{path} is not what was written (its SHA-256 differs): prepare the data anew")
     tokens = np.memmap(path, dtype, mode="r")
     return TokenFile(path, tokens, meta["documents"], meta["characters"], meta["bytes"], meta["sha256"])
 

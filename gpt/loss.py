@@ -120,8 +120,7 @@ def evaluate(
 
     `n_batches` > 0 reads that many batches of windows, spread evenly over the text. `stride` < context_length lets
     windows overlap, so that each prediction has at least context_length - stride tokens before it; the loss depends
-    on both, which is why a quoted perplexity names them. Nothing is drawn at random, and
-    no random state is touched.
+    on both, which is why a quoted perplexity names them. Nothing is drawn at random, and no random state is touched.
 
     The standard error is that of a mean over stretches of context_length tokens, weighted by their tokens (a ratio
     estimate): stretches are taken as independent, tokens within one are not. NaN where there is one stretch only.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gpt.corpus import Corpus, read_pieces
+from gpt.corpus import Corpus, read_pieces, sha256
 from gpt.data import FORMAT, PreparedData, load_data
 from gpt.tokenizer import Tokenizer, get_tokenizer
 
@@ -42,12 +42,10 @@ def prepare_data(
         raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
     _check_target(out)
     corpora = [corpus, *([val_corpus] if val_corpus else [])]
-    total = 0
-    for source in corpora:
-        length = sum(map(_length, source.paths))
+    lengths = [[sum(map(len, read_pieces(path))) for path in source.paths] for source in corpora]  # in characters
+    for source, length in zip(corpora, map(sum, lengths), strict=True):
         if length < 2:
             raise ValueError(f"{source.name} holds {length} characters: no text to learn from")
-        total += length
     tokenizer = get_tokenizer(tokenizer_name, (piece for source in corpora for piece in source.pieces()))
     eot_id = tokenizer.eot_id if any(len(source.paths) > 1 for source in corpora) else None
     meta = {
@@ -57,9 +55,9 @@ def prepare_data(
         "vocab_size": tokenizer.vocab_size,
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
     }
-    bar = tqdm(total=total, unit="characters", unit_scale=True, disable=not sys.stderr.isatty())
+    bar = tqdm(total=sum(map(sum, lengths)), unit="characters", unit_scale=True, disable=not sys.stderr.isatty())
     with bar, _written_whole(out) as folder:
-        for split, documents in _splits(corpus, val_fraction, val_corpus).items():
+        for split, documents in _splits(corpus, lengths[0], val_fraction, val_corpus).items():
             meta[split] = _write_split(folder / f"{split}.bin", documents, tokenizer, eot_id, meta["dtype"], bar)
             if meta[split]["tokens"] < 2:
                 raise ValueError(
@@ -67,7 +65,7 @@ def prepare_data(
                     f"both splits need at least two tokens"
                 )
         tokenizer.save(folder / "tokenizer.json")
-        meta["tokenizer_sha256"] = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+        meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return load_data(out)
 
@@ -100,14 +98,15 @@ def _write_split(
 # --- which text goes where --------------------------------------------------------------------------------------------
 
 
-def _splits(corpus: Corpus, val_fraction: float, val_corpus: Corpus | None) -> dict[str, list[Document]]:
-    """The documents of the training split, "train", and of the validation split, "val"."""
+def _splits(
+    corpus: Corpus, lengths: list[int], val_fraction: float, val_corpus: Corpus | None
+) -> dict[str, list[Document]]:
+    """The documents of the training split, "train", and of the validation split, "val"; `lengths` in characters."""
     if val_corpus is not None:
         return {"train": _whole(corpus.paths), "val": _whole(val_corpus.paths)}
     if len(corpus.paths) >= 10:
         n_val = max(1, round(len(corpus.paths) * val_fraction))
         return {"train": _whole(corpus.paths[:-n_val]), "val": _whole(corpus.paths[-n_val:])}
-    lengths = [_length(path) for path in corpus.paths]
     n_train = sum(lengths) - math.ceil(round(sum(lengths) * val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001
     train, val = [], []
     for path, length in zip(corpus.paths, lengths, strict=True):
@@ -132,10 +131,6 @@ def _between(path: Path, start: int, end: int) -> Iterator[str]:
         if inside:
             yield inside
         place += len(piece)
-
-
-def _length(path: Path) -> int:
-    return sum(map(len, read_pieces(path)))
 
 
 # --- all or nothing ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ the caller says `special=True`.
 
 import codecs
 import contextlib
-import hashlib
 import heapq
 import importlib.util
 import json
@@ -24,7 +23,7 @@ from typing import Protocol
 import regex
 import tiktoken
 
-from gpt.corpus import cut_pieces
+from gpt.corpus import cut_pieces, sha256
 
 EOT = "<|endoftext|>"
 LONGEST_WORD = 256  # characters; longer words, such as a text without spaces, are learned from in parts
@@ -209,7 +208,7 @@ def _published_ranks(folder: Path) -> dict[bytes, int]:
     where that is switched off.
     """
     for name, digest in GPT2_SHA256.items():
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+        if sha256(folder / name) != digest:
             raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     spelled = {chr(byte): byte for byte in printable}

@@ -307,11 +307,7 @@ class Trainer:
         vocab_size = self.config.model.vocab_size
         try:
             plot_losses(self.run.metrics, self.run.plot, {f"uniform over {vocab_size:,} tokens": math.log(vocab_size)})
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-        ) as error:  # an edited metrics.csv is no reason to stop
+        except (ValueError, KeyError, TypeError) as error:  # an edited metrics.csv is no reason to stop
             self.tell(f"{self.run.plot} was not drawn, since {self.run.metrics} is damaged ({error})")
         self.drawn_at = time.perf_counter()
 

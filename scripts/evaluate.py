@@ -7,12 +7,12 @@ A perplexity depends on the tokenizer, the context and the stride, so these are 
 compared across tokenizers.
 """
 
-from gpt.cli import Parser, existing_run, run
+from gpt.cli import Parser, add_run_options, existing_run, run
 
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--run", required=True, metavar="NAME", help="a name under runs/, or a path")
+    add_run_options(parser)
     parser.add_argument(
         "--text",
         metavar="TEXT",
@@ -28,12 +28,6 @@ def main() -> None:
         help="tokens from one window to the next; below the context, windows overlap (default: the context)",
     )
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="windows read at once (default: 16)")
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="NAME", help="best, last, or a name such as step-000500 (default: best)"
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
-    )
     arguments = parser.parse_args()
     folder = existing_run(arguments.run)
 

@@ -8,12 +8,12 @@ The text appears as it is written. The same seed writes the same text.
 
 import sys
 
-from gpt.cli import Parser, existing_run, run
+from gpt.cli import Parser, add_run_options, existing_run, run
 
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--run", required=True, metavar="NAME", help="a name under runs/, or a path")
+    add_run_options(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--max_new_tokens", type=int, default=200, metavar="N", help="tokens to write (default: 200)")
     parser.add_argument(
@@ -36,12 +36,6 @@ def main() -> None:
         "--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default: 0)"
     )
     parser.add_argument("--num_samples", type=int, default=1, metavar="N", help="texts to write (default: 1)")
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="NAME", help="best, last, or a name such as step-000500 (default: best)"
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
-    )
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         parser.error(f"--num_samples must be at least 1, not {arguments.num_samples}")

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 TRAIN, VAL, QUIET = "#1f6fb4", "#d9480f", "#868e96"
 
@@ -50,6 +51,8 @@ def plot_losses(metrics: Path, out: Path, baselines: dict[str, float]) -> None:
     left.set_ylabel("cross-entropy, nats per token")
     right.set_ylabel("perplexity (log scale)")
     right.set_yscale("log")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
     right.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:.1f}")
+    right.yaxis.set_minor_formatter(NullFormatter())  # its own would write 6 x 10^1 where the range is narrow
     left.legend(frameon=False)
     figure.savefig(out)

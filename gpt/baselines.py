@@ -1,6 +1,20 @@
-"""What a GPT has to beat: a guess among all tokens, n-grams, an LSTM."""
+"""What a GPT has to beat, and what it cannot: a guess among all tokens, n-grams, an LSTM; the entropy of the text."""
+
+import json
+import math
+from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor, nn
+
+from gpt import tales
+from gpt.config import GPTConfig, model_config
+from gpt.corpus import PROJECT
+from gpt.data import PreparedData
+from gpt.model import GPTModel, KVCache, LayerNorm
+
+RESULTS = PROJECT / "data" / "baselines.json"  # of models that take longer to train than a run should wait
+MOST_TOKENS = 10_000_000  # that n-grams are counted on, and scored on
 
 # --- n-grams ----------------------------------------------------------------------------------------------------------
 
@@ -75,3 +89,102 @@ def _windows(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
     for i in range(n):
         packed = packed * vocab_size + tokens[i : len(tokens) - n + 1 + i]
     return packed
+
+
+# --- an LSTM ----------------------------------------------------------------------------------------------------------
+
+
+class LSTMModel(GPTModel):
+    """A language model with a recurrence in place of attention: GPTModel's embedding, head, loss and calls, but layers
+    of nn.LSTM, emb_dim wide, between them. Hochreiter and Schmidhuber 1997; as a language model Zaremba et al. 2014,
+    arXiv:1409.2329. It has no positions, no masks but the causal one, and n_heads means nothing to it."""
+
+    def __init__(self, config: GPTConfig | dict):
+        config = model_config(config)
+        super(GPTModel, self).__init__(config.kernels)
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
+        self.drop_emb = nn.Dropout(config.drop_rate)
+        between = config.drop_rate if config.n_layers > 1 else 0.0  # dropout stands between layers
+        self.lstm = nn.LSTM(config.emb_dim, config.emb_dim, config.n_layers, batch_first=True, dropout=between)
+        self.final_norm = LayerNorm(config.emb_dim, config.kernels)
+        self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        if config.init != "pytorch":
+            nn.init.normal_(self.tok_emb.weight, std=0.02)
+            nn.init.normal_(self.out_head.weight, std=0.02)
+        if config.tie_embeddings:
+            self.out_head.weight = self.tok_emb.weight
+
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        *,
+        mask: Tensor | str = "causal",
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The vectors from which out_head reads logits, (B, T, D). The cache holds one state instead of all keys."""
+        if not isinstance(mask, str) or mask != "causal" or positions is not None:
+            raise ValueError("an LSTM reads from left to right: it takes no mask, no positions, no padded prompts")
+        state = None if cache is None or not cache.length else (cache.keys[0], cache.values[0])
+        x, (hidden, cell) = self.lstm(self.drop_emb(self.tok_emb(token_ids)), state)
+        if cache is not None:
+            cache.keys[0], cache.values[0] = hidden, cell
+            cache.length += token_ids.size(-1)
+        return self.final_norm(x)
+
+
+def create_model(config: GPTConfig) -> GPTModel:
+    """The backbone that a config names."""
+    return {"gpt": GPTModel, "lstm": LSTMModel}[config.backbone](config)
+
+
+# --- a yardstick ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a loss on a validation split is measured by: losses above it and, where the entropy is known, below it."""
+
+    baselines: dict[str, float]  # name -> nats per token, from the weakest on
+    floor: np.ndarray | None  # -ln p of each validation document, end included, in nats; None where nobody knows it
+    tokens: int  # of the validation split that are predicted
+
+    @property
+    def floor_loss(self) -> float:
+        """The floor in nats per token: no model can be expected below it."""
+        return float(self.floor.sum()) / self.tokens
+
+    @property
+    def entropy(self) -> float:
+        """The exact entropy of the source in nats per token: that of a tale, over the mean length of these ones."""
+        return tales.entropy() * len(self.floor) / self.tokens
+
+    def gap_closed(self, loss: float) -> float:
+        """(trigram - loss) / (trigram - floor): of what only attention can see, the share that has been seen."""
+        trigram = self.baselines["trigram"]
+        return (trigram - loss) / (trigram - self.floor_loss)
+
+
+def yardstick(data: PreparedData) -> Yardstick:
+    """Baselines fitted on a training split and scored on all tokens of its validation split, and the floor where there
+    is one. Of larger splits the first ten million tokens count."""
+    train, val = data.train.tokens[:MOST_TOKENS], data.val.tokens[:MOST_TOKENS]
+    vocab_size = data.tokenizer.vocab_size
+    baselines = {"uniform": math.log(vocab_size)}
+    for n, name in enumerate(("unigram", "bigram", "trigram"), start=1):
+        baselines[name] = -float(ngram_log_probabilities(train, val, n, vocab_size).mean())
+    for result in json.loads(RESULTS.read_text(encoding="utf-8")):
+        if result["data"] == data.checksums:
+            baselines[result["name"]] = result["val_loss"]
+    return Yardstick(baselines, _floor(data), len(data.val.tokens) - 1)
+
+
+def _floor(data: PreparedData) -> np.ndarray | None:
+    """-ln p of each validation document, if all of them are tales."""
+    found = []
+    for text in data.documents(data.val) if data.separated else ():
+        found.append(-tales.log_probability(text))
+        if math.isinf(found[-1]):
+            return None
+    return np.array(found) if found else None

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gpt.baselines import create_model
 from gpt.config import GPTConfig, TrainConfig, from_dict, read_toml, to_toml
 from gpt.corpus import sha256
 from gpt.model import GPTModel
@@ -233,7 +234,7 @@ def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTMod
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     folder.config()  # is it a run at all? The model's own settings are those of the checkpoint
     tokenizer, checkpoint = folder.tokenizer(), folder.load(which, training=False)
-    model = GPTModel(from_dict(GPTConfig, checkpoint.state["config"]["model"]))
+    model = create_model(from_dict(GPTConfig, checkpoint.state["config"]["model"]))
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"{folder.path / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the model was trained with "

@@ -107,6 +107,7 @@ class GPTConfig:
     init: Literal["pytorch", "gpt2"] = _setting(
         "pytorch", "initial weights: the layers' own defaults, or GPT-2's N(0, 0.02) with scaled residual branches"
     )
+    backbone: Literal["gpt", "lstm"] = _setting("gpt", "transformer blocks, or the LSTM that they have to beat")
     kernels: Literal["fused", "explicit"] = _setting(
         "fused", "which formulas of gpt/ops run: fused (the fastest kernels) or explicit (written out)"
     )
@@ -145,10 +146,15 @@ class DataConfig:
     """Where the tokens are, and how windows are cut out of them."""
 
     path: str = _setting("data/story", "a folder that scripts/prepare_data.py wrote")
+    windows: Literal["stream", "document"] = _setting(
+        "stream", "windows begin anywhere in the text, or where a document begins and hold no other"
+    )
     stride: int = _setting(0, "tokens from one training window's start to the next; 0: context_length", 0)
 
     def __post_init__(self):
         _check_fields(self)
+        if self.windows == "document" and self.stride:
+            raise ValueError(f"stride is {self.stride}, but windows of documents begin where documents do: set it to 0")
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,29 @@
-"""Where text comes from: a text that ships with the project, your own files, or standard input.
+"""Where text comes from: a text that ships with the project, tales that are made up, your own files, standard input.
 
-A `Corpus` is a list of documents; each is read as a stream of pieces, so that a file may be larger than memory.
+A `Corpus` is a sequence of documents; each is read as a stream of pieces, so that a file may be larger than memory.
 """
 
 import atexit
 import glob
 import hashlib
+import io
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import regex
+
+from gpt import tales
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUNDLED = {"story": PROJECT / "data" / "story.txt"}  # texts that ship with the project
 SUFFIXES = (".txt", ".md")  # what is taken from a folder; a file named by itself may have any name
 PIECE = 1 << 20  # characters read at once
+TALES = 30_000  # as many as "tales" stands for
 
 
 def find_path(path: str | Path) -> Path:
@@ -36,45 +41,61 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, or several documents, on disk. `name` says in words where it came from."""
+    """Documents on disk: a file each or, with a separator, as many as stand between separators in each file.
+
+    `name` says in words where they came from.
+    """
 
     name: str
     paths: list[Path]
+    separator: str = ""
+
+    def documents(self) -> Iterator[Iterable[str]]:
+        """The documents, each as the pieces that its text is read in. Each is used up before the next is asked for."""
+        for path in self.paths:
+            if self.separator:
+                yield from ([text] for text in split_at(read_pieces(path), self.separator))
+            else:
+                yield read_pieces(path)
 
     def pieces(self) -> Iterator[str]:
         """All of the text, document after document, piece by piece."""
-        for path in self.paths:
-            yield from read_pieces(path)
+        for document in self.documents():
+            yield from document
 
 
-def open_corpus(source: str) -> Corpus:
+def open_corpus(source: str, separator: str = "") -> Corpus:
     """The corpus that `source` names: a bundled text ("story"), a file, a folder (its .txt and .md files, at any
-    depth), a glob such as "books/*.txt", or "-" for standard input, which is copied to a temporary file first.
+    depth), a glob such as "books/*.txt", or "-" for standard input, which is copied to a temporary file first; or
+    "tales:N", N tales of gpt/tales.py, as many as TALES where N is left out.
 
-    Several files are several documents, in the order of their names. ValueError where there is nothing to read.
+    Several files are several documents, in the order of their names; `separator` ends a document within a file.
+    ValueError where there is nothing to read.
     """
     if not source:
         raise ValueError("no text is named: '' is neither a file, a folder nor a glob")
     if source in BUNDLED:
-        return Corpus(source, [BUNDLED[source]])
+        return Corpus(source, [BUNDLED[source]], separator)
     if source == "-":
-        return Corpus("standard input", [_spool_stdin()])
+        return Corpus("standard input", [_spool(_stdin())], separator)
+    if source.partition(":")[0] == "tales" and not Path(source).exists():
+        return _tales(source)
     path = Path(source)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
     except OSError:  # a name longer than a file's may be
         is_file = is_folder = False
     if is_file:
-        return Corpus(path.name, [path])
+        return Corpus(path.name, [path], separator)
     if is_folder:
         found = _files(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
             raise ValueError(f"the folder {source} holds no {' or '.join(SUFFIXES)} file; a glob takes other names")
-        return Corpus(path.resolve().name, found)
+        return Corpus(path.resolve().name, found, separator)
     found = _files(map(Path, glob.glob(source, recursive=True)))
     if not found:
         raise ValueError(f"no file, folder or glob {source!r}, and no bundled text of that name ({', '.join(BUNDLED)})")
-    return Corpus(source, found)
+    return Corpus(source, found, separator)
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
@@ -82,13 +103,27 @@ def _files(paths: Iterable[Path]) -> list[Path]:
     return list({path.resolve(): path for path in sorted(paths, reverse=True) if path.is_file()}.values())[::-1]
 
 
-def _spool_stdin() -> Path:
-    """Standard input as a file, gone when the program ends: a corpus is read more than once, and may not fit memory."""
+def _tales(source: str) -> Corpus:
+    """The corpus "tales:N": always the same N tales, one per line of a temporary file."""
+    _, _, count = source.partition(":")
+    if not (count or "1").isdecimal() or int(count or TALES) < 1:
+        raise ValueError(f"{source!r}: tales takes how many, as in tales:{TALES}")
+    n = int(count or TALES)
+    text = io.BytesIO("".join(f"{tale}\n" for tale in tales.generate(n)).encode())
+    return Corpus(f"tales:{n}", [_spool(text)], separator="\n")
+
+
+def _stdin() -> BinaryIO:
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError("standard input is a terminal: pipe a text into it, as in `cat book.txt | ... --input -`")
+    return sys.stdin.buffer
+
+
+def _spool(stream: BinaryIO) -> Path:
+    """A stream as a file, gone when the program ends: a corpus is read more than once, and may not fit memory."""
     with tempfile.NamedTemporaryFile(suffix=".txt", delete=False) as spool:
         atexit.register(Path(spool.name).unlink, missing_ok=True)
-        shutil.copyfileobj(sys.stdin.buffer, spool)
+        shutil.copyfileobj(stream, spool)
     return Path(spool.name)
 
 
@@ -145,3 +180,13 @@ def cut_pieces(text: str, longest: int = 100_000) -> Iterator[str]:
         yield piece[:cut]
         start += cut
     yield text[start:]
+
+
+def split_at(pieces: Iterable[str], separator: str) -> Iterator[str]:
+    """The texts between separators, without the white space around them; empty ones are left out."""
+    rest = ""
+    for piece in pieces:
+        *texts, rest = (rest + piece).split(separator)
+        yield from (text.strip() for text in texts if text.strip())
+    if rest.strip():
+        yield rest.strip()

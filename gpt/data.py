@@ -10,9 +10,10 @@ the token that comes next.
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gpt.config import TrainConfig
 from gpt.corpus import sha256
+from gpt.ops.explicit import IGNORE
 from gpt.tokenizer import Tokenizer, get_tokenizer, load_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
-FORMAT = 1  # of a prepared folder
+FORMAT = 2  # of a prepared folder
 
 # --- windows ----------------------------------------------------------------------------------------------------------
 
@@ -69,6 +71,61 @@ class TokenWindows(Dataset):
         windows = np.stack([self.tokens[start : start + self.context_length + 1] for start in starts])  # (B, T+1)
         windows = torch.from_numpy(windows.astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def document_windows(tokens: np.ndarray, eot_id: int, context_length: int) -> np.ndarray:
+    """Windows that begin where documents begin, rows of (start, end, document), int64, for a text whose documents stand
+    between end-of-text tokens.
+
+    The inputs of a window are tokens start .. end-1, the targets start+1 .. end. The first input is the end-of-text
+    token before the document, the last target the one after it. A document of more tokens than context_length goes on
+    in further windows, so that each of its tokens is a target once.
+    """
+    marks = np.flatnonzero(np.asarray(tokens) == eot_id)
+    lengths = np.diff(marks)  # in targets
+    n_windows = -(-lengths // context_length)
+    documents = np.repeat(np.arange(len(lengths)), n_windows)
+    nth = np.arange(len(documents)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)  # within its document
+    starts = marks[documents] + nth * context_length
+    return np.stack([starts, np.minimum(starts + context_length, marks[documents + 1]), documents], axis=1)
+
+
+def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Inputs tokens[start:end] and targets tokens[start+1:end+1] of each span (start, end), int64, (B, T) with T the
+    longest. Shorter ones are filled up on the right, where a causal model sees nothing of it, with targets of -100."""
+    spans = list(spans)
+    inputs = np.zeros((len(spans), max(end - start for start, end in spans)), np.int64)
+    targets = np.full_like(inputs, IGNORE)
+    for row, (start, end) in enumerate(spans):
+        inputs[row, : end - start] = tokens[start:end]
+        targets[row, : end - start] = tokens[start + 1 : end + 1]
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+class DocumentWindows(Dataset):
+    """One document per window, or context_length tokens of a longer one: the windows of `document_windows`.
+
+    ValueError where the tokens hold no document between two end-of-text tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, context_length: int, eot_id: int):
+        self.tokens, self.context_length = tokens, context_length
+        self.windows = document_windows(tokens, eot_id, context_length)
+        if not len(self.windows):
+            raise ValueError(f"{len(tokens)} tokens hold no document that stands between two end-of-text tokens")
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        inputs, targets = self.batch([index])
+        return inputs[0], targets[0]
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of several windows, (B, T) each, where T is the longest one's length."""
+        return padded_batch(self.tokens, self.windows[indices, :2])
 
 
 @lru_cache(maxsize=2)  # a step may straddle two epochs
@@ -159,6 +216,7 @@ class PreparedData:
     folder: Path
     source: str
     tokenizer: Tokenizer
+    separated: bool  # documents stand between end-of-text tokens
     train: TokenFile
     val: TokenFile
 
@@ -166,6 +224,14 @@ class PreparedData:
     def checksums(self) -> dict[str, str]:
         """SHA-256 of both splits: two folders with the same sums hold the same tokens."""
         return {"train": self.train.sha256, "val": self.val.sha256}
+
+    def documents(self, split: TokenFile) -> Iterator[str]:
+        """The texts of a split's documents; of one that is not separated, the one text."""
+        if not self.separated:
+            yield self.tokenizer.decode(split.tokens.tolist())
+            return
+        for start, end in pairwise(np.flatnonzero(split.tokens == self.tokenizer.eot_id).tolist()):
+            yield self.tokenizer.decode(split.tokens[start + 1 : end].tolist())
 
 
 def describe(data: PreparedData) -> str:
@@ -213,7 +279,7 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
                 f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the token files were made with "
                 f"{meta['vocab_size']}: prepare the data anew"
             )
-        return PreparedData(folder, meta["source"], tokenizer, **splits)
+        return PreparedData(folder, meta["source"], tokenizer, meta["separated"], **splits)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'meta.json'} is damaged ({type(error).__name__}): prepare the data anew") from None
 
@@ -230,6 +296,13 @@ def _load_split(path: Path, meta: dict, dtype: str, verify: bool) -> TokenFile:
     return TokenFile(path, tokens, meta["documents"], meta["characters"], meta["bytes"], meta["sha256"])
 
 
+def training_windows(config: TrainConfig, data: PreparedData) -> TokenWindows | DocumentWindows:
+    """The windows of the training split that a config asks for."""
+    if config.data.windows == "document":
+        return DocumentWindows(data.train.tokens, config.model.context_length, data.tokenizer.eot_id)
+    return TokenWindows(data.train.tokens, config.model.context_length, config.data.stride)
+
+
 def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
     """The config with vocab_size and decay_steps filled in. ValueError where it does not fit the data."""
     model, n_tokens = config.model, data.tokenizer.vocab_size
@@ -238,7 +311,12 @@ def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
             f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
             f"{data.tokenizer.name} of {n_tokens} tokens: set model.vocab_size to 0, or prepare the data anew"
         )
-    if len(data.train.tokens) <= model.context_length:
+    if config.data.windows == "document" and not data.separated:
+        raise ValueError(
+            f"data.windows is 'document', but the text of {data.folder} is not divided into documents: set it to "
+            f"'stream', or prepare several files, or a file with a --separator"
+        )
+    if config.data.windows == "stream" and len(data.train.tokens) <= model.context_length:
         raise ValueError(
             f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one window of "
             f"context_length {model.context_length} and a target: lower model.context_length or take a longer text"

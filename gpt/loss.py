@@ -1,5 +1,6 @@
 """The loss of a batch, of a loader, of a whole text; perplexity, bits per token and bits per byte."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gpt.data import document_windows, padded_batch
 from gpt.ops.explicit import IGNORE
 
 
@@ -67,10 +69,37 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 class Evaluation:
     """The loss of a model on a text, in the units in which it is quoted."""
 
-    loss: float  # nats per token
-    standard_error: float  # of the loss, nats per token
-    tokens: int  # predicted, each once
-    bytes_per_token: float  # of the text; NaN where it is not known
+    stretches: np.ndarray  # which stretches of the text were read: documents, or context_length tokens each
+    sums: np.ndarray  # nats, of each of them
+    counts: np.ndarray  # tokens predicted in each of them
+    bytes_per_token: float = math.nan  # of the text; NaN where it is not known
+
+    @property
+    def tokens(self) -> int:
+        """Tokens predicted, each once."""
+        return int(self.counts.sum())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats per token."""
+        return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the loss, in nats per token: that of a mean over stretches, weighted by their tokens (a ratio estimate).
+
+        Stretches are taken as independent, tokens within one are not. NaN where there is one stretch only.
+        """
+        n = len(self.sums)
+        if n < 2:
+            return math.nan
+        residuals = self.sums - self.loss * self.counts
+        return math.sqrt(n / (n - 1) * (residuals**2).sum()) / self.tokens
+
+    def above(self, floor: np.ndarray) -> "Evaluation":
+        """How far the loss lies above a lower one, given as the nats of every stretch of the text. The two are compared
+        stretch by stretch: what makes a stretch hard for both does not blur the difference."""
+        return dataclasses.replace(self, sums=self.sums - floor[self.stretches])
 
     @property
     def perplexity(self) -> float:
@@ -113,6 +142,7 @@ def evaluate(
     batch_size: int = 16,
     n_batches: int = 0,
     stride: int | None = None,
+    eot_id: int | None = None,
     bytes_per_token: float = math.nan,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
@@ -120,11 +150,11 @@ def evaluate(
 
     `n_batches` > 0 reads that many batches of windows, spread evenly over the text. `stride` < context_length lets
     windows overlap, so that each prediction has at least context_length - stride tokens before it; the loss depends
-    on both, which is why a quoted perplexity names them. Nothing is drawn at random, and no random state is touched.
+    on both, which is why a quoted perplexity names them. With `eot_id` windows begin where documents begin, as in
+    `gpt.data.document_windows`. Nothing is drawn at random, and no random state is touched.
 
-    The standard error is that of a mean over stretches of context_length tokens, weighted by their tokens (a ratio
-    estimate): stretches are taken as independent, tokens within one are not. NaN where there is one stretch only.
-    ValueError for fewer than two tokens, for a context longer than the model's and for a stride above it.
+    ValueError for fewer than two tokens, for a context longer than the model's, for a stride above it, and with
+    `eot_id` for a stride or a text without a document.
     """
     if len(tokens) < 2:
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to predict: two are needed")
@@ -138,28 +168,31 @@ def evaluate(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if n_batches < 0:
         raise ValueError(f"n_batches must be at least 0, not {n_batches}")
-    windows = list(evaluation_windows(len(tokens), context_length, stride))
+    if eot_id is None:  # (start, end, first target that counts, stretch); overlapping windows share a stretch
+        windows = [
+            (start, end, first, (first - 1) // context_length)
+            for start, end, first in evaluation_windows(len(tokens), context_length, stride)
+        ]
+    elif stride not in (None, context_length):
+        raise ValueError("windows of documents do not overlap: leave the stride out")
+    else:
+        spans = document_windows(tokens, eot_id, context_length).tolist()
+        windows = [(start, end, start + 1, document) for start, end, document in spans]
+        if not windows:
+            raise ValueError("the text holds no document that stands between two end-of-text tokens")
     if n_batches and n_batches * batch_size < len(windows):
         windows = [windows[i * len(windows) // (n_batches * batch_size)] for i in range(n_batches * batch_size)]
     sums, counts = [], []
     with evaluating(model):
         for begin in range(0, len(windows), batch_size):
             batch = windows[begin : begin + batch_size]
-            inputs = np.zeros((len(batch), max(end - start for start, end, _ in batch)), np.int64)  # (B, T)
-            targets = np.full_like(inputs, IGNORE)
-            for row, (start, end, first) in enumerate(batch):
-                inputs[row, : end - start] = tokens[start:end]
-                targets[row, first - 1 - start : end - start] = tokens[first : end + 1]
+            inputs, targets = padded_batch(tokens, ((start, end) for start, end, _, _ in batch))  # (B, T)
+            for row, (start, _, first, _) in enumerate(batch):
+                targets[row, : first - 1 - start] = IGNORE  # context only
             counts += (targets != IGNORE).sum(1).tolist()
-            losses = model(
-                torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none"
-            )  # (B, T)
+            losses = model(inputs.to(device), targets.to(device), reduction="none")  # (B, T)
             sums += losses.float().cpu().double().sum(1).tolist()
-    stretch = [(first - 1) // context_length for _, _, first in windows]  # overlapping windows share one
+    stretch = [stretch for _, _, _, stretch in windows]
     sums, counts = np.bincount(stretch, sums), np.bincount(stretch, counts)
-    sums, counts = sums[counts > 0], counts[counts > 0]
-    loss = sums.sum() / counts.sum()
-    n = len(sums)
-    residuals = sums - loss * counts
-    standard_error = math.sqrt(n / (n - 1) * (residuals**2).sum()) / counts.sum() if n > 1 else math.nan
-    return Evaluation(float(loss), standard_error, int(counts.sum()), bytes_per_token)
+    read = np.flatnonzero(counts)
+    return Evaluation(read, sums[read], counts[read], bytes_per_token)

@@ -2,24 +2,25 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from gpt.corpus import Corpus, read_pieces, sha256
+from gpt.corpus import Corpus, sha256
 from gpt.data import FORMAT, PreparedData, load_data
-from gpt.tokenizer import Tokenizer, get_tokenizer
+from gpt.tokenizer import CharTokenizer, Tokenizer, get_tokenizer
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
-Document = Callable[[], Iterator[str]]  # a document's pieces, read when asked for
+Document = Iterable[str]  # a document's pieces
 
 
 def prepare_data(
@@ -33,8 +34,9 @@ def prepare_data(
 
     The last `val_fraction` of the characters validate; of the documents, where there are ten or more; all of
     `val_corpus`, where it is given. "char" and "bpe:N" are learned from both splits. Where there are several documents,
-    each ends with the end-of-text token if the tokenizer has one (a document that the split cuts in two, both parts).
-    Memory does not grow with the corpus, but for bpe:N's table of distinct words. A terminal sees a progress bar.
+    each stands between two end-of-text tokens (of a document that the split cuts in two, each part does), so that a
+    model reads where one begins and learns where one ends. Memory does not grow with the corpus, but for bpe:N's table
+    of distinct words. A terminal sees a progress bar.
 
     Raises ValueError for a corpus without text, and for an `out` that exists and was not written by this function.
     """
@@ -42,28 +44,33 @@ def prepare_data(
         raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
     _check_target(out)
     corpora = [corpus, *([val_corpus] if val_corpus else [])]
-    lengths = [[sum(map(len, read_pieces(path))) for path in source.paths] for source in corpora]  # in characters
+    lengths = [[sum(map(len, document)) for document in source.documents()] for source in corpora]  # in characters
     for source, length in zip(corpora, map(sum, lengths), strict=True):
         if length < 2:
             raise ValueError(f"{source.name} holds {length} characters: no text to learn from")
+    separated = max(map(len, lengths)) > 1
     tokenizer = get_tokenizer(tokenizer_name, (piece for source in corpora for piece in source.pieces()))
-    eot_id = tokenizer.eot_id if any(len(source.paths) > 1 for source in corpora) else None
+    if separated and tokenizer_name == "char":
+        tokenizer = CharTokenizer(tokenizer.characters, end_of_text=True)
+    separated &= tokenizer.eot_id is not None  # a saved char tokenizer may have no such token
     meta = {
         "format": FORMAT,
         "source": corpus.name,
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+        "separated": separated,
     }
     bar = tqdm(total=sum(map(sum, lengths)), unit="characters", unit_scale=True, disable=not sys.stderr.isatty())
     with bar, _written_whole(out) as folder:
-        for split, documents in _splits(corpus, lengths[0], val_fraction, val_corpus).items():
-            meta[split] = _write_split(folder / f"{split}.bin", documents, tokenizer, eot_id, meta["dtype"], bar)
-            if meta[split]["tokens"] < 2:
-                raise ValueError(
-                    f"{corpus.name} is too short for a val_fraction of {val_fraction}: "
-                    f"both splits need at least two tokens"
-                )
+        splits = _split(corpus.documents(), lengths[0], val_fraction, val_corpus)
+        for split, documents in itertools.groupby(splits, key=lambda found: found[0]):
+            path = folder / f"{split}.bin"
+            meta[split] = _write_split(path, (d for _, d in documents), tokenizer, separated, meta["dtype"], bar)
+        if any(meta.get(split, {"tokens": 0})["tokens"] < 2 + separated for split in ("train", "val")):
+            raise ValueError(
+                f"{corpus.name} is too short for a val_fraction of {val_fraction}: both splits need at least two tokens"
+            )
         tokenizer.save(folder / "tokenizer.json")
         meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -71,10 +78,11 @@ def prepare_data(
 
 
 def _write_split(
-    path: Path, documents: list[Document], tokenizer: Tokenizer, eot_id: int | None, dtype: str, bar: tqdm
+    path: Path, documents: Iterable[Document], tokenizer: Tokenizer, separated: bool, dtype: str, bar: tqdm
 ) -> dict[str, int | str]:
-    """Write a split's tokens, each document followed by eot_id unless that is None; its counts and its SHA-256."""
-    count = {"documents": len(documents), "characters": 0, "bytes": 0, "tokens": 0}
+    """Write a split's tokens, with an end-of-text token before and after each document where they are to be
+    separated; its counts and its SHA-256."""
+    count = {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0}
     digest = hashlib.sha256()
     with path.open("wb") as file:
 
@@ -84,53 +92,59 @@ def _write_split(
             digest.update(data)
             count["tokens"] += len(ids)
 
+        if separated:
+            write([tokenizer.eot_id])
         for document in documents:
-            for piece in document():
+            count["documents"] += 1
+            for piece in document:
                 write(tokenizer.encode(piece))
                 count["characters"] += len(piece)
                 count["bytes"] += len(piece.encode())
                 bar.update(len(piece))
-            if eot_id is not None:
-                write([eot_id])
+            if separated:
+                write([tokenizer.eot_id])
     return {**count, "sha256": digest.hexdigest()}
 
 
 # --- which text goes where --------------------------------------------------------------------------------------------
 
 
-def _splits(
-    corpus: Corpus, lengths: list[int], val_fraction: float, val_corpus: Corpus | None
-) -> dict[str, list[Document]]:
-    """The documents of the training split, "train", and of the validation split, "val"; `lengths` in characters."""
+def _split(
+    documents: Iterator[Document], lengths: list[int], val_fraction: float, val_corpus: Corpus | None
+) -> Iterator[tuple[str, Document]]:
+    """The documents, each with its split: those of "train" first, then those of "val"; `lengths` in characters."""
     if val_corpus is not None:
-        return {"train": _whole(corpus.paths), "val": _whole(val_corpus.paths)}
-    if len(corpus.paths) >= 10:
-        n_val = max(1, round(len(corpus.paths) * val_fraction))
-        return {"train": _whole(corpus.paths[:-n_val]), "val": _whole(corpus.paths[-n_val:])}
-    n_train = sum(lengths) - math.ceil(round(sum(lengths) * val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001
-    train, val = [], []
-    for path, length in zip(corpus.paths, lengths, strict=True):
-        cut = min(max(n_train, 0), length)  # one document may be cut in two
-        if cut > 0:
-            train.append(lambda path=path, cut=cut: _between(path, 0, cut))
-        if cut < length:
-            val.append(lambda path=path, cut=cut, length=length: _between(path, cut, length))
-        n_train -= length
-    return {"train": train, "val": val}
+        yield from (("train", document) for document in documents)
+        yield from (("val", document) for document in val_corpus.documents())
+    elif len(lengths) >= 10:
+        n_train = len(lengths) - max(1, round(len(lengths) * val_fraction))
+        yield from (("train" if n < n_train else "val", document) for n, document in enumerate(documents))
+    else:
+        n_val = math.ceil(round(sum(lengths) * val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001
+        n_train = sum(lengths) - n_val  # characters
+        for document, length in zip(documents, lengths, strict=True):
+            head, tail = _cut(document, min(max(n_train, 0), length))
+            if n_train > 0:
+                yield "train", head
+            if n_train < length:
+                yield "val", tail
+            n_train -= length
 
 
-def _whole(paths: list[Path]) -> list[Document]:
-    return [lambda path=path: read_pieces(path) for path in paths]
+def _cut(document: Document, n: int) -> tuple[Iterator[str], Iterator[str]]:
+    """The first n characters of a document and the rest, in pieces; the first are to be read first."""
+    pieces, rest = iter(document), []
 
+    def head() -> Iterator[str]:
+        left = n
+        while left > 0:
+            piece = next(pieces)
+            yield piece[:left]
+            if piece[left:]:
+                rest.append(piece[left:])
+            left -= len(piece)
 
-def _between(path: Path, start: int, end: int) -> Iterator[str]:
-    """The characters start .. end of a text file, in pieces."""
-    place = 0
-    for piece in read_pieces(path):
-        inside = piece[max(start - place, 0) : max(end - place, 0)]
-        if inside:
-            yield inside
-        place += len(piece)
+    return head(), (piece for part in (rest, pieces) for piece in part)
 
 
 # --- all or nothing ---------------------------------------------------------------------------------------------------

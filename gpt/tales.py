@@ -130,9 +130,9 @@ TABLES = {
     ),
     "animal": table(
         """fox: barked, owl: hooted, bee: buzzed, frog: croaked, horse: neighed, donkey: brayed, cat: mewed,
-        goose: hissed, rooster: crowed, bear: growled, wolf: howled, mouse: squeaked, pig: grunted, sheep: bleated, cow: mooed,
-        duck: quacked, raven: cawed, cricket: chirped, lion: roared, snake: rattled, dove: cooed, hen: clucked,
-        turkey: gobbled, parrot: shrieked""",
+        goose: hissed, rooster: crowed, bear: growled, wolf: howled, mouse: squeaked, pig: grunted, sheep: bleated,
+        cow: mooed, duck: quacked, raven: cawed, cricket: chirped, lion: roared, snake: rattled, dove: cooed,
+        hen: clucked, turkey: gobbled, parrot: shrieked""",
         "deed", rule="order", deed="deed",
     ),
     "villain": table(

@@ -54,20 +54,25 @@ class Tokenizer(Protocol):
 
 
 class CharTokenizer:
-    """One token per distinct character, in code point order."""
+    """One token per distinct character, in code point order; with `end_of_text`, the end-of-text token after them."""
 
     name = "char"
-    eot_id = None
 
-    def __init__(self, characters: Iterable[str]):
+    def __init__(self, characters: Iterable[str], end_of_text: bool = False):
         self.characters = sorted(set(characters))
         if not self.characters:
             raise ValueError("a char tokenizer is learned from at least one character")
-        self.vocab_size = len(self.characters)
+        self.eot_id = len(self.characters) if end_of_text else None
+        self.vocab_size = len(self.characters) + end_of_text
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of the characters. ValueError for one that is not in the vocabulary. `special` changes nothing."""
+        """Ids of the characters. With `special`, `<|endoftext|>` becomes the end-of-text token, if there is one.
+
+        ValueError for a character that is not in the vocabulary.
+        """
+        if special and self.eot_id is not None:
+            return _encode_special(self, text)
         try:
             return [self._ids[character] for character in text]
         except KeyError as error:
@@ -81,7 +86,7 @@ class CharTokenizer:
         """The characters of the ids. ValueError for an id outside the vocabulary."""
         ids = list(ids)
         _check_ids(ids, self.vocab_size)
-        return "".join(self.characters[i] for i in ids)
+        return "".join(EOT if i == self.eot_id else self.characters[i] for i in ids)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The text's UTF-8 bytes."""
@@ -89,7 +94,8 @@ class CharTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write the characters as one JSON file."""
-        _write_json(path, {"kind": self.name, "characters": "".join(self.characters)})
+        end_of_text = {"end_of_text": True} if self.eot_id is not None else {}
+        _write_json(path, {"kind": self.name, "characters": "".join(self.characters), **end_of_text})
 
 
 class BytePairTokenizer:
@@ -115,8 +121,7 @@ class BytePairTokenizer:
         """
         check_text(text)
         if special and EOT in text:
-            first, *rest = map(self.encode, text.split(EOT))
-            return first + [i for ids in rest for i in (self.eot_id, *ids)]
+            return _encode_special(self, text)
         # tiktoken's matcher backtracks over white space and takes quadratic time over one endless word: short pieces
         return [i for piece in cut_pieces(text) for i in self._engine.encode_ordinary(piece)]
 
@@ -174,7 +179,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if saved["kind"] == "char":
             if not isinstance(saved["characters"], str):
                 raise TypeError("characters must be one string")
-            return CharTokenizer(saved["characters"])
+            return CharTokenizer(saved["characters"], bool(saved.get("end_of_text")))
         if saved["kind"] == "bpe":
             return _from_merges([tuple(merge) for merge in saved["merges"]])
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError, RecursionError) as error:
@@ -320,6 +325,12 @@ def check_text(text: str) -> None:
             f"the text holds a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}, "
             f"which is no character"
         ) from None
+
+
+def _encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text in which `<|endoftext|>` is the end-of-text token."""
+    first, *rest = map(tokenizer.encode, text.split(EOT))
+    return first + [i for ids in rest for i in (tokenizer.eot_id, *ids)]
 
 
 def _check_ids(ids: list[int], vocab_size: int) -> None:

@@ -20,13 +20,13 @@ from torch import nn
 from tqdm import tqdm
 
 from gpt import report, runtime
+from gpt.baselines import create_model
 from gpt.checkpoint import RunFolder, load_weights
 from gpt.config import TrainConfig, check_resumable, from_dict
 from gpt.corpus import find_path
-from gpt.data import PreparedData, TokenWindows, WindowSampler, fit_to_data, load_data
+from gpt.data import PreparedData, WindowSampler, fit_to_data, load_data, training_windows
 from gpt.decoding import generate
 from gpt.loss import Evaluation, evaluate, perplexity
-from gpt.model import GPTModel
 from gpt.objectives import create_objective
 from gpt.optim import create_optimizer, learning_rate, scale_and_clip
 
@@ -59,7 +59,7 @@ class Trainer:
         self.compiled = self._compile()
         self.optimizer = create_optimizer(self.objective, config.optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.windows = TokenWindows(data.train.tokens, config.model.context_length, config.data.stride)
+        self.windows = training_windows(config, data)
         self.sampler = WindowSampler(len(self.windows), config.batch_size * config.accumulate, seed=config.seed)
         if self.device.type == "mps":
             runtime.check_device(self.objective.model, self.windows.batch([0])[0])
@@ -145,7 +145,7 @@ class Trainer:
         config = fit_to_data(config, data)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
         with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters
-            objective = create_objective(config.objective, GPTModel(config.model))
+            objective = create_objective(config.objective, create_model(config.model))
             return cls(config, objective, data, folder, say)
 
     def _compile(self) -> nn.Module:
@@ -261,6 +261,7 @@ class Trainer:
                 self.config.model.context_length,
                 self.config.batch_size,
                 self.config.eval_batches,
+                eot_id=self.data.tokenizer.eot_id if self.config.data.windows == "document" else None,
                 bytes_per_token=self.data.val.bytes / len(self.data.val.tokens),
                 device=self.device,
             )

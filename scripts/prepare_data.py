@@ -1,13 +1,15 @@
 """Turn text into token files that a training run reads.
 
+    python scripts/prepare_data.py --input tales --tokenizer bpe:1024 --val_fraction 0.02 --out data/tales
     python scripts/prepare_data.py --input story --out data/story
     python scripts/prepare_data.py --input book.txt --tokenizer char --out data/book
     python scripts/prepare_data.py --input "texts/**/*.txt" --tokenizer bpe:4096 --out data/texts
     cat book.txt | python scripts/prepare_data.py --input - --out data/book
 
-The input is a bundled text (story), a file, a folder (its .txt and .md files), a glob, or - for standard input: UTF-8
-text in any language, of any size. The last tenth of the characters is held out for validation; of ten
-documents or more, the last tenth of the documents.
+The input is a bundled text (story), tales of the grammar in gpt/tales.py (tales:N for N of them), a file, a folder (its
+.txt and .md files), a glob, or - for standard input: UTF-8 text in any language, of any size. Each file is a document;
+with --separator, each stretch of a file between separators. The last tenth of the characters is held out for
+validation; of ten documents or more, the last tenth of the documents.
 """
 
 from pathlib import Path
@@ -17,7 +19,7 @@ from gpt.cli import Parser, run
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--input", required=True, metavar="TEXT", help="story, a file, a folder, a glob, or -")
+    parser.add_argument("--input", required=True, metavar="TEXT", help="story, tales, a file, a folder, a glob, or -")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the token files go, such as data/mine")
     parser.add_argument(
         "--tokenizer",
@@ -32,6 +34,12 @@ def main() -> None:
         metavar="X",
         help="share of the text held out for validation (default: 0.1)",
     )
+    parser.add_argument(
+        "--separator",
+        default="",
+        metavar="TEXT",
+        help="what stands between documents of a file, such as '<|endoftext|>' or '\\n\\n' (default: a file is one)",
+    )
     parser.add_argument("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
     arguments = parser.parse_args()
 
@@ -39,8 +47,9 @@ def main() -> None:
     from gpt.data import describe
     from gpt.prepare import prepare_data
 
-    corpus = open_corpus(arguments.input)
-    val_corpus = open_corpus(arguments.val_input) if arguments.val_input is not None else None
+    separator = arguments.separator.replace("\\n", "\n").replace("\\t", "\t")
+    corpus = open_corpus(arguments.input, separator)
+    val_corpus = open_corpus(arguments.val_input, separator) if arguments.val_input is not None else None
     data = prepare_data(corpus, arguments.tokenizer, Path(arguments.out), arguments.val_fraction, val_corpus)
     print(describe(data))
 

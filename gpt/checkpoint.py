@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from gpt.baselines import create_model
 from gpt.config import GPTConfig, TrainConfig, from_dict, read_toml, to_toml
-from gpt.corpus import sha256
+from gpt.corpus import find_path, sha256
+from gpt.data import PreparedData, load_data
 from gpt.model import GPTModel
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -243,6 +244,15 @@ def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTMod
     weights = {name: w for name, w in checkpoint.weights.items() if not name.startswith("objective.")}
     load_weights(model, weights)
     return model.eval(), tokenizer, checkpoint
+
+
+def run_data(run: str | Path | RunFolder, checkpoint: Checkpoint) -> PreparedData:
+    """The prepared data that a run was trained on; ValueError where the folder has been prepared anew since."""
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    data = load_data(find_path(folder.config().data.path), verify=True)
+    if data.checksums != checkpoint.state["data"]:
+        raise ValueError(f"{data.folder} was prepared anew since this run began: name a text with --text FILE")
+    return data
 
 
 # --- tensors by name --------------------------------------------------------------------------------------------------

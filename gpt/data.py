@@ -194,6 +194,12 @@ def create_dataloader(
     return DataLoader(windows, batch_sampler=sampler, num_workers=num_workers)
 
 
+def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, separated: bool) -> np.ndarray:
+    """The token ids of texts, one after the other; `separated`, each between two end-of-text tokens."""
+    mark = [tokenizer.eot_id] if separated else []
+    return np.array(mark + [i for text in texts for i in (*tokenizer.encode(text), *mark)], np.int64)
+
+
 # --- token files ------------------------------------------------------------------------------------------------------
 
 

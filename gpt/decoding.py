@@ -164,6 +164,18 @@ def generate(
     return texts
 
 
+def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch_size: int = 100) -> list[list[int]]:
+    """The tokens of n documents as a model writes them from one end-of-text token to the next, at temperature 1, where
+    each is as probable as the model says. One that does not end is cut off at the model's context_length."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    documents = []
+    while len(documents) < n:
+        prompts = [torch.tensor([eot_id])] * min(batch_size, n - len(documents))
+        written = generate(model, prompts, model.config.context_length, stop_id=eot_id, generator=generator)
+        documents += [[i for i in ids.tolist() if i != eot_id] for ids in written]
+    return documents
+
+
 def _check(model, idx, max_new_tokens, temperature, top_k, top_p) -> list[Tensor]:
     """The prompts as 1-D tensors; ValueError for arguments that mean nothing."""
     check_sampling(max_new_tokens, temperature, top_k, top_p)

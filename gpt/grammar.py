@@ -22,6 +22,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+UNKNOWN = "unknown sentence"  # what a text breaks where recalling wrongly does not explain it
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 Entry = dict[str, str]  # a form's name -> its text; "" is the plain form, "a" the one with an article
@@ -297,7 +299,7 @@ class Grammar:
         fewest: "pronoun", "thing", "order", ...; "unknown sentence" where recalling wrongly does not explain it."""
         for derivation in self.derivations(text, strict=False):
             return derivation.broken[0][1] if derivation.broken else None
-        return "unknown sentence"
+        return UNKNOWN
 
     def derivations(self, text: str, strict: bool = True) -> Iterator[Derivation]:
         """All derivations of a text, by exhaustive search. Not `strict`, also those in which a slot holds another entry

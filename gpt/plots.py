@@ -4,10 +4,15 @@ import csv
 import math
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-TRAIN, VAL, QUIET = "#1f6fb4", "#d9480f", "#868e96"
+from gpt.baselines import Yardstick
+from gpt.loss import perplexity
+from gpt.tales import UNKNOWN, Verdict
+
+TRAIN, VAL, QUIET, FLOOR = "#1f6fb4", "#d9480f", "#868e96", "#2b8a3e"
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
@@ -17,42 +22,83 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
-def plot_losses(metrics: Path, out: Path, baselines: dict[str, float]) -> None:
-    """Draw training and validation loss (nats per token) and perplexity over tokens seen, as a PNG.
-
-    `baselines` are losses in nats per token that need no training to reach, drawn as level lines.
-    """
+def plot_losses(metrics: Path, out: Path, yardstick: Yardstick) -> None:
+    """Draw training and validation loss (nats per token) and perplexity over tokens seen, among the yardstick's
+    baselines and above its floor, as a PNG. With a floor, the distance to it is drawn as well: the KL divergence."""
     columns = read_metrics(metrics)
-    tokens = columns["tokens_seen"]
-    figure = Figure(figsize=(11, 4.4), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, train, val, level in (
-        (left, "train_loss", "val_loss", lambda loss: loss),
-        (right, "train_perplexity", "val_perplexity", math.exp),
-    ):
-        for name, column, colour in (("training", train, TRAIN), ("validation", val, VAL)):
-            points = [(x, y) for x, y in zip(tokens, columns[column], strict=True) if not math.isnan(y)]
+    levels = dict(yardstick.baselines)
+    panels = [("cross-entropy, nats per token", "linear", lambda loss: loss)]
+    panels.append(("perplexity: among how many tokens it is unsure", "log", perplexity))
+    if yardstick.floor is not None:
+        floor = yardstick.floor_loss
+        levels["floor"] = floor
+        panels.append(("above the floor: KL divergence, nats per token", "log", lambda loss: loss - floor))
+    figure = Figure(figsize=(6.4 * len(panels), 4.8), dpi=110, layout="constrained")
+    for axes, (title, scale, level) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.set_yscale(scale)
+        for name, column, colour in (("training", "train_loss", TRAIN), ("validation", "val_loss", VAL)):
+            points = [
+                (x, level(y)) for x, y in zip(columns["tokens_seen"], columns[column], strict=True) if not math.isnan(y)
+            ]
             if points:
-                axes.plot(
-                    *zip(*points, strict=True), color=colour, label=name, marker="o" if name[0] == "v" else None, ms=3
-                )
-        for name, loss in baselines.items():
-            axes.axhline(level(loss), color=QUIET, ls="--", lw=1)
-            axes.annotate(
-                f"{name}: {level(loss):,.{2 if level(loss) < 1000 else 0}f}",
-                (1, level(loss)), xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
-                ha="right", va="top", color=QUIET, fontsize=8,
-            )  # fmt: skip
-        axes.set_xlabel("tokens seen")
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
-        axes.grid(alpha=0.25)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    left.set_ylabel("cross-entropy, nats per token")
-    right.set_ylabel("perplexity (log scale)")
-    right.set_yscale("log")
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-    right.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:.1f}")
-    right.yaxis.set_minor_formatter(NullFormatter())  # its own would write 6 x 10^1 where the range is narrow
-    left.legend(frameon=False)
+                marker = "o" if column == "val_loss" else None
+                axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, ms=3)
+        shown = {name: level(loss) for name, loss in levels.items()}
+        if scale == "log":
+            shown = {name: y for name, y in shown.items() if y > 0}
+        for name, y in shown.items():
+            axes.axhline(y, color=FLOOR if name == "floor" else QUIET, ls="-" if name == "floor" else "--", lw=1)
+        _label_levels(axes, shown)
+        axes.set_title(title, loc="left", fontsize=10)
+        _tokens_axis(axes)
+        if scale == "log":
+            _plain_log_axis(axes)
+        axes.legend(frameon=False, loc="upper right")
+    figure.savefig(out)
+
+
+def _label_levels(axes: Axes, levels: dict[str, float]) -> None:
+    """Names and values of level lines, right of the axes, pushed apart where they would overlap."""
+    place = axes.transAxes.inverted().transform
+    lowest = -0.05
+    for name, y in sorted(levels.items(), key=lambda level: level[1]):
+        height = float(place(axes.transData.transform((0, y)))[1])
+        lowest = max(height, lowest + 0.05)
+        text = f"{name} {y:,.{3 if y < 1 else 2 if y < 1000 else 0}f}"
+        colour = FLOOR if name == "floor" else QUIET
+        axes.text(1.01, lowest, text, transform=axes.transAxes, va="center", color=colour, fontsize=8)
+
+
+def _tokens_axis(axes: Axes) -> None:
+    axes.set_xlabel("tokens seen")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _plain_log_axis(axes: Axes) -> None:
+    """Plain numbers on a log axis, whatever its range."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())  # its own would write 6 x 10^1 where the range is narrow
+
+
+def plot_verdicts(verdicts: dict[int, Verdict], out: Path) -> None:
+    """Draw what a model of tales has learnt when, as a PNG: over tokens seen, the share of its tales that the grammar
+    accepts, and of the others the share by the first rule that each breaks."""
+    tokens = sorted(verdicts)
+    rules = sorted({rule for verdict in verdicts.values() for rule in verdict.broken}, key=lambda r: (r == UNKNOWN, r))
+    shares = [[verdicts[t].accepted / verdicts[t].texts for t in tokens]]
+    shares += [[verdicts[t].broken.get(rule, 0) / verdicts[t].texts for t in tokens] for rule in rules]
+    figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    colours = [FLOOR, *(QUIET if rule == UNKNOWN else f"C{i}" for i, rule in enumerate(rules))]
+    axes.stackplot(tokens, shares, labels=["accepted", *rules], colors=colours, alpha=0.8)
+    axes.set_ylim(0, 1)
+    axes.set_xlim(tokens[0], tokens[-1])
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    axes.set_title("sampled tales: accepted by the grammar, or the first rule broken", loc="left", fontsize=10)
+    _tokens_axis(axes)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     figure.savefig(out)

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gpt import report, runtime
-from gpt.baselines import create_model
+from gpt.baselines import Yardstick, create_model, yardstick
 from gpt.checkpoint import RunFolder, load_weights
 from gpt.config import TrainConfig, check_resumable, from_dict
 from gpt.corpus import find_path
@@ -73,11 +74,17 @@ class Trainer:
         self.best_loss: float | None = None
         self.elapsed = 0.0  # seconds, all sittings together
 
+        self.evaluation: Evaluation | None = None  # the last one of this sitting
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row
         self.stopped_by: int | None = None  # the signal that ended the loop
         self.saved_at: int | None = None  # the step of the last checkpoint of this sitting
         self.drawn_at = -math.inf
         self.bar: tqdm | None = None
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """What the validation loss is measured by."""
+        return yardstick(self.data)
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
@@ -238,6 +245,7 @@ class Trainer:
             return last or (every > 0 and self.step % every == 0)
 
         evaluation = self.evaluate() if due(config.eval_every) else None
+        self.evaluation = evaluation or self.evaluation
         if evaluation and not math.isfinite(evaluation.loss):
             raise FloatingPointError(f"the validation loss is {evaluation.loss} after step {self.step}: {DIVERGED}")
         if evaluation or (due(config.log_every) and self.step):
@@ -292,9 +300,11 @@ class Trainer:
         ids = tokenizer.encode(self.config.sample_prompt) or self.data.train.tokens[:1].tolist()
         generator = torch.Generator(self.device).manual_seed(self.config.seed + self.step)
         prompt = torch.tensor([ids], device=self.device)
+        in_documents = self.config.data.windows == "document"
+        longest = self.config.model.context_length if in_documents else SAMPLE_TOKENS
         with runtime.autocast(self.device, self.dtype):
             written = generate(
-                self.objective.model, prompt, SAMPLE_TOKENS, SAMPLE_TEMPERATURE,
+                self.objective.model, prompt, longest, SAMPLE_TEMPERATURE,
                 stop_id=tokenizer.eot_id, generator=generator,
             )  # fmt: skip
         text = tokenizer.decode(i for i in written[0].tolist() if i != tokenizer.eot_id)
@@ -305,9 +315,8 @@ class Trainer:
         """Draw loss.png from metrics.csv."""
         from gpt.plots import plot_losses  # matplotlib takes half a second to import
 
-        vocab_size = self.config.model.vocab_size
         try:
-            plot_losses(self.run.metrics, self.run.plot, {f"uniform over {vocab_size:,} tokens": math.log(vocab_size)})
+            plot_losses(self.run.metrics, self.run.plot, self.yardstick)
         except (ValueError, KeyError, TypeError) as error:  # an edited metrics.csv is no reason to stop
             self.tell(f"{self.run.plot} was not drawn, since {self.run.metrics} is damaged ({error})")
         self.drawn_at = time.perf_counter()

@@ -2,9 +2,14 @@
 
     python scripts/evaluate.py --run story-001
     python scripts/evaluate.py --run story-001 --text other.txt --stride 32
+    python scripts/evaluate.py --run tales-001
+    python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
 
 A perplexity depends on the tokenizer, the context and the stride, so these are printed with it; bits per byte can be
-compared across tokenizers.
+compared across tokenizers. On its validation split a run stands among the baselines of that split.
+
+A run on tales is judged by their grammar as well: how many of --samples tales that it writes at temperature 1 the grammar
+accepts, and which rule the others break first. --checkpoint all judges every checkpoint, and draws what was learnt when.
 """
 
 from gpt.cli import Parser, add_run_options, existing_run, run
@@ -28,50 +33,61 @@ def main() -> None:
         help="tokens from one window to the next; below the context, windows overlap (default: the context)",
     )
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="windows read at once (default: 16)")
+    parser.add_argument(
+        "--samples", type=int, default=500, metavar="N", help="tales to write and have judged (default: 500)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of these tales (default: 0)")
     arguments = parser.parse_args()
+    if arguments.samples < 0:
+        parser.error(f"--samples must be at least 0, not {arguments.samples}")
+    if not 0 <= arguments.seed < 2**63:
+        parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
     folder = existing_run(arguments.run)
 
-    import numpy as np
-
-    from gpt.checkpoint import load_model
+    from gpt import report
+    from gpt.baselines import yardstick
+    from gpt.checkpoint import load_model, run_data
     from gpt.corpus import open_corpus
+    from gpt.data import encode_documents
     from gpt.loss import evaluate
     from gpt.runtime import choose_device, tune
 
     tune()
     device = choose_device(arguments.device)
+    if arguments.checkpoint == "all":
+        report.judge_checkpoints(folder, arguments.samples, arguments.seed, device)
+        return
     model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
-    if arguments.text is None:
-        source, tokens, n_bytes = validation_split(folder, checkpoint)
+    model.to(device)
+    in_documents = checkpoint.state["config"]["data"]["windows"] == "document"
+    data = None if arguments.text is not None else run_data(folder, checkpoint)
+    if data is not None:
+        source, tokens, n_bytes = f"validation split of {data.folder}", data.val.tokens, data.val.bytes
     else:
         corpus = open_corpus(arguments.text)
-        text = "".join(corpus.pieces())
-        source, tokens, n_bytes = corpus.name, np.array(tokenizer.encode(text)), len(text.encode())
+        texts = ["".join(document) for document in corpus.documents()]
+        source, n_bytes = corpus.name, sum(len(text.encode()) for text in texts)
+        tokens = encode_documents(texts if in_documents else ["".join(texts)], tokenizer, in_documents)
     context = model.config.context_length if arguments.context is None else arguments.context
     stride = context if arguments.stride is None else arguments.stride
     result = evaluate(
-        model.to(device), tokens, context, arguments.batch_size, stride=stride,
-        bytes_per_token=n_bytes / max(1, len(tokens)), device=device,
+        model, tokens, context, arguments.batch_size, stride=stride, eot_id=tokenizer.eot_id if in_documents else None,
+        bytes_per_token=n_bytes / max(1, len(tokens) - in_documents), device=device,
     )  # fmt: skip
     print(f"run             {folder}, step {checkpoint.state['step']:,}")
     print(f"text            {source}: {result.tokens:,} tokens predicted")
-    print(f"measured with   tokenizer {tokenizer.name}, context {context}, stride {stride}")
+    windows = "windows of one document" if in_documents else f"stride {stride}"
+    print(f"measured with   tokenizer {tokenizer.name}, context {context}, {windows}")
     print(f"loss            {result.loss:.4f} nats per token, standard error {result.standard_error:.4f}")
     print(f"perplexity      {result.perplexity:,.2f}")
     print(f"bits per token  {result.bits_per_token:.4f}")
     print(f"bits per byte   {result.bits_per_byte:.4f}")
-
-
-def validation_split(folder, checkpoint):
-    """The name, tokens and bytes of the split that the run was validated on."""
-    from gpt.checkpoint import RunFolder
-    from gpt.corpus import find_path
-    from gpt.data import load_data
-
-    data = load_data(find_path(RunFolder(folder).config().data.path), verify=True)
-    if data.checksums != checkpoint.state["data"]:
-        raise ValueError(f"{data.folder} was prepared anew since this run began: name a text with --text FILE")
-    return f"validation split of {data.folder}", data.val.tokens, data.val.bytes
+    if data is not None:
+        measured = yardstick(data)
+        print(f"\n{report.table(measured, 'this run', result)}")
+        if measured.floor is not None and arguments.samples:
+            _, verdict = report.judge_samples(model, data, arguments.samples, arguments.seed)
+            print(f"\n{report.describe_verdict(verdict)}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> int:
     trainer = Trainer.resume(folder, config) if arguments.resume else Trainer.start(config, folder)
     trainer.tell(report.describe(trainer))
     trainer.train()
-    trainer.tell(report.summary(trainer.run, trainer.config.max_steps))
+    trainer.tell(report.summary(trainer))
     return 128 + trainer.stopped_by if trainer.stopped_by else 0
 
 

@@ -231,6 +231,11 @@ class PreparedData:
         """SHA-256 of both splits: two folders with the same sums hold the same tokens."""
         return {"train": self.train.sha256, "val": self.val.sha256}
 
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of the validation text per token that is predicted: a loss over it gives the loss per byte."""
+        return self.val.bytes / (len(self.val.tokens) - self.separated)  # the first end-of-text token is not predicted
+
     def documents(self, split: TokenFile) -> Iterator[str]:
         """The texts of a split's documents; of one that is not separated, the one text."""
         if not self.separated:

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from gpt.baselines import Yardstick
+from gpt.grammar import UNKNOWN
 from gpt.loss import perplexity
-from gpt.tales import UNKNOWN, Verdict
+from gpt.tales import Verdict
 
 TRAIN, VAL, QUIET, FLOOR = "#1f6fb4", "#d9480f", "#868e96", "#2b8a3e"
 
@@ -33,7 +34,7 @@ def plot_losses(metrics: Path, out: Path, yardstick: Yardstick) -> None:
         floor = yardstick.floor_loss
         levels["floor"] = floor
         panels.append(("above the floor: KL divergence, nats per token", "log", lambda loss: loss - floor))
-    figure = Figure(figsize=(6.4 * len(panels), 4.8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5.6 * len(panels), 4.6), dpi=110, layout="constrained")
     for axes, (title, scale, level) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.set_yscale(scale)
         for name, column, colour in (("training", "train_loss", TRAIN), ("validation", "val_loss", VAL)):
@@ -59,6 +60,7 @@ def plot_losses(metrics: Path, out: Path, yardstick: Yardstick) -> None:
 
 def _label_levels(axes: Axes, levels: dict[str, float]) -> None:
     """Names and values of level lines, right of the axes, pushed apart where they would overlap."""
+    axes.get_ylim()  # until they are asked for, the axes' limits are not made to fit what was drawn
     place = axes.transAxes.inverted().transform
     lowest = -0.05
     for name, y in sorted(levels.items(), key=lambda level: level[1]):

@@ -270,7 +270,7 @@ class Trainer:
                 self.config.batch_size,
                 self.config.eval_batches,
                 eot_id=self.data.tokenizer.eot_id if self.config.data.windows == "document" else None,
-                bytes_per_token=self.data.val.bytes / len(self.data.val.tokens),
+                bytes_per_token=self.data.bytes_per_token,
                 device=self.device,
             )
 

@@ -8,8 +8,9 @@
 A perplexity depends on the tokenizer, the context and the stride, so these are printed with it; bits per byte can be
 compared across tokenizers. On its validation split a run stands among the baselines of that split.
 
-A run on tales is judged by their grammar as well: how many of --samples tales that it writes at temperature 1 the grammar
-accepts, and which rule the others break first. --checkpoint all judges every checkpoint, and draws what was learnt when.
+A run on tales is judged by their grammar as well: how many of --samples tales that it writes at temperature 1 the
+grammar accepts, and which rule the others break first. --checkpoint all judges every checkpoint, and draws what was
+learnt when.
 """
 
 from gpt.cli import Parser, add_run_options, existing_run, run
@@ -62,17 +63,19 @@ def main() -> None:
     in_documents = checkpoint.state["config"]["data"]["windows"] == "document"
     data = None if arguments.text is not None else run_data(folder, checkpoint)
     if data is not None:
-        source, tokens, n_bytes = f"validation split of {data.folder}", data.val.tokens, data.val.bytes
+        source, tokens = f"validation split of {data.folder}", data.val.tokens
+        bytes_per_token = data.bytes_per_token
     else:
         corpus = open_corpus(arguments.text)
         texts = ["".join(document) for document in corpus.documents()]
-        source, n_bytes = corpus.name, sum(len(text.encode()) for text in texts)
         tokens = encode_documents(texts if in_documents else ["".join(texts)], tokenizer, in_documents)
+        source = corpus.name
+        bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, len(tokens) - in_documents)
     context = model.config.context_length if arguments.context is None else arguments.context
     stride = context if arguments.stride is None else arguments.stride
     result = evaluate(
         model, tokens, context, arguments.batch_size, stride=stride, eot_id=tokenizer.eot_id if in_documents else None,
-        bytes_per_token=n_bytes / max(1, len(tokens) - in_documents), device=device,
+        bytes_per_token=bytes_per_token, device=device,
     )  # fmt: skip
     print(f"run             {folder}, step {checkpoint.state['step']:,}")
     print(f"text            {source}: {result.tokens:,} tokens predicted")

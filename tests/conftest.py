@@ -14,13 +14,13 @@ TEXT = "".join(
 )
 
 
-def corpus_of(folder, *texts):
-    """A corpus of one document per text."""
+def corpus_of(folder, *texts, separator=""):
+    """A corpus of one file per text, each a document, or as many as the separator makes of it."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{n:03}.txt" for n in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_bytes(text.encode())
-    return Corpus("a corpus", paths)
+    return Corpus("a corpus", paths, separator)
 
 
 @pytest.fixture(scope="session")

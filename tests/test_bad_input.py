@@ -22,8 +22,8 @@ import torch
 
 from gpt import corpus
 from gpt.checkpoint import RunFolder, load_model
-from gpt.config import OptimConfig, TrainConfig, check_resumable, from_dict
-from gpt.data import create_dataloader, load_data
+from gpt.config import DataConfig, OptimConfig, TrainConfig, check_resumable, from_dict
+from gpt.data import DocumentWindows, create_dataloader, load_data
 from gpt.decoding import generate
 from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate
 from gpt.model import GPTModel
@@ -196,6 +196,9 @@ RESUME = "train --run tiny --resume"
         (f"{TRAIN} --data.path data/none", "data/none ... python scripts/prepare_data.py ... --out data/none"),
         (f"{TRAIN} --data.path notes", "no prepared data in notes ... python scripts/prepare_data.py"),
         (f"{TRAIN} --data.path text.txt", "text.txt ... scripts/prepare_data.py --input text.txt"),
+        (f"{TRAIN} --data.windows book", "data.windows must be one of 'stream', 'document', not 'book'"),
+        (f"{TRAIN} --data.windows document", "data/tiny is not divided into documents ... 'stream' ... --separator"),
+        (f"{TRAIN} --data.windows document --data.stride 4", "data.stride is 4, but windows of documents ... 0"),
         (f"{TRAIN} --model.context_length 5000", "too few ... context_length 5000 ... a longer text"),
         (f"{TRAIN} --model.vocab_size 5", "vocab_size is 5 ... data/tiny ... set model.vocab_size to 0"),
         (f"{TRAIN} --model.vocab_size 50257", "vocab_size is 50257 ... data/tiny ... set model.vocab_size to 0"),
@@ -217,6 +220,7 @@ RESUME = "train --run tiny --resume"
         (f"{RESUME} --batch_size 3", "batch_size is 2 in this run, not 3"),
         (f"{RESUME} --optim.lr 0.5", "optim.lr is 0.001 in this run, not 0.5"),
         (f"{RESUME} --data.stride 3", "data.stride is 0 in this run, not 3"),
+        (f"{RESUME} --data.windows document", "data.windows is stream in this run, not document"),
         (f"{RESUME} --data.path data/none", "data/none ... prepare_data.py"),
         (f"{RESUME} --config none.toml", "no config file none.toml"),
     ]
@@ -318,7 +322,7 @@ def test_a_model_that_does_not_fit_memory(assert_mistake, monkeypatch):
     def no_memory(config):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("gpt.trainer.GPTModel", no_memory)
+    monkeypatch.setattr("gpt.trainer.create_model", no_memory)
     assert_mistake(TRAIN, "memory ... model.n_layers")
 
 
@@ -447,6 +451,13 @@ PREPARE = "prepare_data --out data/new --tokenizer char --input"
         (f"{PREPARE} stroy", "'stroy' ... story"),
         (f"{PREPARE} ''", "''"),
         (f"{PREPARE} '*.rst'", "'*.rst'"),
+        (f"{PREPARE} tales:0", "'tales:0': tales takes how many, as in tales:30000"),
+        (f"{PREPARE} tales:many", "'tales:many': tales takes how many"),
+        (f"{PREPARE} tales:-5", "'tales:-5': tales takes how many"),
+        (f"{PREPARE} tale:5", "'tale:5'"),
+        (f"{PREPARE} text.txt --separator", "--separator: a value is missing"),
+        (f"{PREPARE} text.txt --separator -- --val_fraction 0.5", "--separator: a value is missing"),
+        (f"{PREPARE} text.txt --separator a --val_fraction 1e-9 --val_input one.txt", "one.txt holds 1 character"),
         (f"{PREPARE} notes", "the folder notes holds no .txt or .md file"),
         (f"{PREPARE} binary.bin", "binary.bin holds NUL bytes"),
         (f"{PREPARE} latin1.txt", "latin1.txt is not UTF-8 text ... 0xe9"),
@@ -594,6 +605,14 @@ CALLS = {
     ),
     "evaluate: one token": (lambda: evaluate(model(), TOKENS[:1], 8), "a text of 1 tokens"),
     "evaluate: long context": (lambda: evaluate(model(), TOKENS, 9), "model's 8 tokens, not 9"),
+    "evaluate: a stride over documents": (
+        lambda: evaluate(model(), TOKENS, 8, stride=4, eot_id=10),
+        "windows of documents do not overlap",
+    ),
+    "evaluate: no document": (lambda: evaluate(model(), TOKENS[:15], 8, eot_id=10), "holds no document"),
+    "DocumentWindows: no document": (lambda: DocumentWindows(TOKENS[:15], 8, 10), "15 tokens hold no document"),
+    "DataConfig: a stride over documents": (lambda: DataConfig(windows="document", stride=8), "stride is 8"),
+    "open_corpus: no tales": (lambda: corpus.open_corpus("tales:0"), "'tales:0': tales takes how many"),
     "get_tokenizer: unknown": (lambda: get_tokenizer("words"), "unknown tokenizer 'words'"),
     "get_tokenizer: char without texts": (lambda: get_tokenizer("char"), "get_tokenizer('char', [text])"),
     "get_tokenizer: bpe without texts": (lambda: get_tokenizer("bpe:300"), "get_tokenizer('bpe:300', [text])"),

@@ -1,5 +1,6 @@
 """Settings: the published ones, their way to TOML and back, and what no text and no dictionary may do: crash."""
 
+import ast
 import dataclasses
 import datetime
 import re
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from gpt.config import (
     GPT2_SIZES,
     GPT_CONFIG_124M,
+    DataConfig,
     GPTConfig,
     OptimConfig,
     TrainConfig,
@@ -88,6 +90,8 @@ def configs(draw, kind=TrainConfig):
         values["emb_dim"] = values["n_heads"] * draw(st.integers(1, int(widest) // values["n_heads"]))
     if kind is OptimConfig:
         values["min_lr"], values["lr"] = sorted((values["min_lr"], values["lr"]))
+    if kind is DataConfig and values["windows"] == "document":
+        values["stride"] = 0
     return kind(**values)
 
 
@@ -221,6 +225,22 @@ def test_an_int_is_accepted_where_a_float_is_due():
     assert type(config.lr) is float
 
 
+def test_windows_of_documents_take_no_stride():
+    assert DataConfig(stride=3).windows == "stream"
+    assert DataConfig(windows="document").stride == 0
+    with pytest.raises(ValueError, match="stride is 3, but windows of documents begin where documents do"):
+        DataConfig(windows="document", stride=3)
+    with pytest.raises(ValueError, match=r"^data\.stride is 3"):
+        from_dict(TrainConfig, {"data": {"windows": "document", "stride": 3}})
+
+
+@pytest.mark.parametrize(("table", "name", "wrong"), [("data", "windows", "files"), ("model", "backbone", "rnn")])
+def test_a_choice_that_there_is_not_is_refused_and_the_others_are_named(table, name, wrong):
+    choices = ", ".join(map(repr, get_args(FIELDS[f"{table}.{name}"].type)))
+    with pytest.raises(ValueError, match=rf"^{table}\.{name} must be one of {choices}, not '{wrong}'"):
+        from_dict(TrainConfig, {table: {name: wrong}})
+
+
 @pytest.mark.parametrize(
     "name, near",
     [
@@ -279,7 +299,7 @@ def test_help_documents_every_option(path, monkeypatch, capsys):
     source = path.read_text(encoding="utf-8")
     for option, words in re.findall(r'add_argument\(\s*"(--\w+)".*?help="(.*?)"', source, re.DOTALL):
         assert re.search(rf"^  {option}\b", out, re.MULTILINE)
-        assert said(words)
+        assert said(ast.literal_eval(f'"{words}"'))
     assert source.count("add_argument(") == source.count("help=")
     if path.name == "train.py":
         for name, field in FIELDS.items():

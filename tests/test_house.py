@@ -15,9 +15,9 @@ PROJECT = Path(gpt.__file__).parent.parent
 
 # From the ground up; a file imports from lower floors, or from files named before it on its own floor.
 FLOORS = [
-    ["corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
+    ["grammar", "tales", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
     ["tokenizer", "data", "prepare", "optim"],
-    ["model"],
+    ["model", "baselines"],
     ["loss", "decoding", "checkpoint", "objectives.next_token", "objectives", "plots", "report"],
     ["trainer", "cli"],
 ]

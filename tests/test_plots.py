@@ -2,13 +2,27 @@
 
 import math
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from gpt import plots, report
+from gpt.baselines import Yardstick
+from gpt.grammar import UNKNOWN
+from gpt.tales import Verdict
 
 
-def test_loss_plot_draws_each_figure_of_the_table(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of the figure that was saved last."""
+    drawn = {}
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.update(axes=figure.axes) or save(figure, path))
+    return drawn
+
+
+@pytest.mark.parametrize("floor", [None, np.array([10.0, 14.0])])
+def test_loss_plot_draws_each_figure_of_the_table(tmp_path, drawn, floor):
     metrics, out = tmp_path / "metrics.csv", tmp_path / "loss.png"
     report.begin(metrics)
     for step, train, val in ((0, None, 4.0), (10, 3.0, None), (20, 2.0, 2.5)):
@@ -16,17 +30,40 @@ def test_loss_plot_draws_each_figure_of_the_table(tmp_path, monkeypatch):
         row |= {"train_loss": train, "train_perplexity": math.exp(train)} if train else {}
         row |= {"val_loss": val, "val_perplexity": math.exp(val)} if val else {}
         report.append(metrics, row)
-    drawn = {}
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.update(axes=figure.axes) or save(figure, path))
-    plots.plot_losses(metrics, out, {"uniform": math.log(65)})
+    plots.plot_losses(metrics, out, Yardstick({"uniform": math.log(65), "trigram": 2.2}, floor, 20))
     assert out.read_bytes().startswith(b"\x89PNG")
-    for axes, level in zip(drawn["axes"], (lambda x: x, math.exp), strict=True):
+    panels = [lambda x: x, math.exp] + [lambda x: x - 24 / 20] * (floor is not None)
+    for axes, level in zip(drawn["axes"], panels, strict=True):
         lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         assert lines["training"] == [[640, pytest.approx(level(3.0))], [1280, pytest.approx(level(2.0))]]
         assert lines["validation"] == [[0, pytest.approx(level(4.0))], [1280, pytest.approx(level(2.5))]]
-        assert axes.lines[-1].get_ydata()[0] == pytest.approx(level(math.log(65)))
-    assert drawn["axes"][1].get_yscale() == "log"
+        heights = [line.get_ydata()[0] for line in axes.lines[2:]]
+        assert heights[:2] == pytest.approx([level(math.log(65)), level(2.2)])
+        if floor is not None and axes is not drawn["axes"][2]:
+            assert heights[2] == pytest.approx(level(1.2))
+        named = {text.get_text().split()[0]: text.get_position()[1] for text in axes.texts}
+        assert set(named) == {"uniform", "trigram", *(["floor"] if len(heights) == 3 else [])}
+        uniform = axes.transAxes.inverted().transform(axes.transData.transform((0, level(math.log(65)))))[1]
+        assert named["uniform"] == pytest.approx(uniform, abs=0.01), "a level that stands alone is named at its height"
+    assert [axes.get_yscale() for axes in drawn["axes"]] == ["linear", "log", "log"][: len(panels)]
+
+
+def test_verdicts_are_drawn_as_shares_that_add_up(tmp_path, drawn):
+    verdicts = {
+        1000: Verdict(10, 2, 2, -70.0, {"order": 5, UNKNOWN: 3}),
+        2000: Verdict(10, 7, 7, -70.0, {"thing": 1, "order": 2}),
+    }
+    plots.plot_verdicts(verdicts, tmp_path / "learnt.png")
+    assert (tmp_path / "learnt.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn["axes"]
+    tops = {}
+    for area in axes.collections:
+        corners = area.get_paths()[0].vertices
+        tops[area.get_label()] = [corners[corners[:, 0] == x, 1].max() for x in (1000, 2000)]
+    assert list(tops) == ["accepted", "order", "thing", UNKNOWN]
+    assert tops["accepted"] == pytest.approx([0.2, 0.7])
+    assert tops["order"] == pytest.approx([0.7, 0.9])
+    assert tops[UNKNOWN] == pytest.approx([1, 1])
 
 
 def test_read_metrics_of_an_empty_table(tmp_path):

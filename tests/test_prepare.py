@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import runpy
+import sys
 import tempfile
 import tracemalloc
 from fractions import Fraction
@@ -15,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt.prepare
+import gpt.tales
 from gpt.corpus import open_corpus
 from gpt.data import describe, load_data
 from gpt.prepare import prepare_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
+PREPARE = Path(__file__).parent.parent / "scripts" / "prepare_data.py"
 FILES = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
 BYTES, EOT = "bpe:257", 256  # a tokenizer without merges: its ids are the UTF-8 bytes, and 256 ends a text
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -66,9 +70,13 @@ def test_a_file_that_is_read_in_many_pieces_gives_the_same_tokens(tmp_path, monk
     texts=st.lists(st.text("ab 1.\né中😀", min_size=1, max_size=12), min_size=1, max_size=9),
     percent=st.integers(1, 99),
     piece=st.sampled_from([1, 5, 1 << 20]),
+    separator=st.sampled_from(["", "|", "<|endoftext|>"]),
 )
-def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece):
-    """The last percent, rounded up, validate. Each document, or part of one, ends with EOT."""
+def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece, separator):
+    """The last percent, rounded up, validate. Each document, or part of one, stands between EOTs."""
+    files = [separator.join(texts)] if separator else texts
+    if separator:
+        texts = [text.strip() for text in texts if text.strip()]
     total = sum(map(len, texts))
     n = total - -(-total * percent // 100)
     train, val, place = [], [], 0
@@ -77,13 +85,13 @@ def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece)
         train += [head] if head else []
         val += [tail] if tail else []
         place += len(text)
-    end = [EOT] if len(texts) > 1 else []
-    expected = [[i for part in parts for i in [*part.encode(), *end]] for parts in (train, val)]
+    mark = [EOT] if len(texts) > 1 else []
+    expected = [[*mark, *(i for part in parts for i in [*part.encode(), *mark])] for parts in (train, val)]
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpt.corpus, "PIECE", piece)
-        corpus, out = corpus_of(Path(folder, "in"), *texts), Path(folder, "out")
-        if min(map(len, expected)) < 2:
+        corpus, out = corpus_of(Path(folder, "in"), *files, separator=separator), Path(folder, "out")
+        if total < 2 or min(map(len, expected)) < 2 + len(mark):
             with pytest.raises(ValueError, match=r"too short|no text to learn from"):
                 prepare_data(corpus, BYTES, out, percent / 100)
             return
@@ -91,6 +99,7 @@ def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece)
         assert [data.train.tokens.tolist(), data.val.tokens.tolist()] == expected
         assert [data.train.documents, data.val.documents] == [len(train), len(val)]
         assert [data.train.characters, data.val.characters] == [n, total - n]
+        assert data.separated == (len(texts) > 1)
 
 
 @pytest.mark.parametrize(("n", "val_fraction", "n_val"), [(50, 0.14, 7), (25, 0.28, 7), (100, 0.07, 7), (51, 0.14, 8)])
@@ -104,11 +113,16 @@ def test_the_split_is_that_of_exact_fractions(tmp_path, n, val_fraction, n_val):
 @pytest.mark.parametrize(
     ("n", "val_fraction", "n_val"), [(10, 0.1, 1), (10, 0.01, 1), (12, 0.25, 3), (25, 0.2, 5), (10, 0.9, 9)]
 )
-def test_ten_or_more_documents_are_split_by_documents(tmp_path, n, val_fraction, n_val):
-    texts = [f"text {i} " * (i + 1) for i in range(n)]
-    data = prepare_data(corpus_of(tmp_path / "in", *texts), BYTES, tmp_path / "out", val_fraction)
+@pytest.mark.parametrize("separator", ["", "\n", "\n\n"])
+def test_ten_or_more_documents_are_split_by_documents(tmp_path, monkeypatch, n, val_fraction, n_val, separator):
+    """In a file each, or all in one, which is read in pieces that end within documents and separators."""
+    monkeypatch.setattr(gpt.corpus, "PIECE", 50)
+    texts = [" ".join([f"text {i}."] * (i + 1)) for i in range(n)]
+    files = [separator.join(texts)] if separator else texts
+    data = prepare_data(corpus_of(tmp_path / "in", *files, separator=separator), BYTES, tmp_path / "out", val_fraction)
+    assert data.separated
     for split, part in ((data.train, texts[:-n_val]), (data.val, texts[-n_val:])):
-        assert split.tokens.tolist() == [i for text in part for i in [*text.encode(), EOT]]
+        assert split.tokens.tolist() == [EOT, *(i for text in part for i in [*text.encode(), EOT])]
         assert (split.documents, split.characters) == (len(part), sum(map(len, part)))
 
 
@@ -118,10 +132,50 @@ def test_a_split_that_leaves_no_document_to_train_on_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_several_documents_of_characters_have_nothing_between_them(tmp_path):
+@pytest.mark.parametrize("name", ["char", "bpe:300", "gpt2"])
+def test_each_of_several_documents_stands_between_two_end_of_text_tokens(tmp_path, name):
+    texts = ["One fine day.", "Two geese <|endoftext|> flew.", "Three \nmen.", "Four: é"]
+    lengths = [13, 29, 11, 7]
+    data = prepare_data(corpus_of(tmp_path / "in", *texts), name, tmp_path / "out", (7 + 8) / sum(lengths))
+    tokenizer, eot = data.tokenizer, data.tokenizer.eot_id
+    assert list(map(len, texts)) == lengths
+    assert eot == tokenizer.vocab_size - 1
+    assert data.separated
+    first, second, head, tail, last = map(tokenizer.encode, [*texts[:2], "Thr", "ee \nmen.", "Four: é"])
+    assert data.train.tokens.tolist() == [eot, *first, eot, *second, eot, *head, eot]
+    assert data.val.tokens.tolist() == [eot, *tail, eot, *last, eot]
+    assert (data.train.documents, data.val.documents) == (3, 2)
+    assert load_data(tmp_path / "out", verify=True).tokenizer.eot_id == eot
+
+
+def test_several_documents_of_characters_by_hand(tmp_path):
     data = prepare_data(corpus_of(tmp_path / "in", "abab", "baba"), "char", tmp_path / "out", 0.25)
-    assert data.tokenizer.decode(data.train.tokens) == "ababba"
-    assert data.tokenizer.decode(data.val.tokens) == "ba"
+    assert (data.tokenizer.characters, data.tokenizer.eot_id, data.tokenizer.vocab_size) == (["a", "b"], 2, 3)
+    assert data.train.tokens.tolist() == [2, 0, 1, 0, 1, 2, 1, 0, 2]
+    assert data.val.tokens.tolist() == [2, 1, 0, 2]
+
+
+@pytest.mark.parametrize("name", ["char", "bpe:300", "gpt2"])
+@pytest.mark.parametrize("separator", ["", "|"])
+def test_a_single_document_has_no_end_of_text(tmp_path, name, separator):
+    corpus = corpus_of(tmp_path / "in", "one document alone", separator=separator)
+    data = prepare_data(corpus, name, tmp_path / "out", 0.5)
+    assert not data.separated
+    assert data.train.tokens.tolist() == data.tokenizer.encode("one docum")
+    assert data.val.tokens.tolist() == data.tokenizer.encode("ent alone")
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["separated"] is False
+    assert name != "char" or data.tokenizer.eot_id is None
+
+
+@pytest.mark.parametrize("end_of_text", [False, True])
+def test_a_saved_char_tokenizer_separates_documents_if_it_has_an_end_of_text(tmp_path, end_of_text):
+    CharTokenizer("abc", end_of_text).save(tmp_path / "abc.json")
+    data = prepare_data(corpus_of(tmp_path / "in", "abc", "cba"), str(tmp_path / "abc.json"), tmp_path / "out", 0.5)
+    mark = [3] if end_of_text else []
+    assert data.separated == end_of_text
+    assert data.train.tokens.tolist() == [*mark, 0, 1, 2, *mark]
+    assert data.val.tokens.tolist() == [*mark, 2, 1, 0, *mark]
+    assert (data.train.documents, data.val.documents, data.tokenizer.vocab_size) == (1, 1, 3 + end_of_text)
 
 
 def test_a_validation_corpus_validates_and_the_whole_corpus_trains(tmp_path):
@@ -133,11 +187,43 @@ def test_a_validation_corpus_validates_and_the_whole_corpus_trains(tmp_path):
     assert (data.val.characters, data.val.bytes) == (3, 4)
 
 
-def test_each_of_several_validation_documents_ends_with_end_of_text(tmp_path):
-    corpus, val_corpus = corpus_of(tmp_path / "in", "the training text"), corpus_of(tmp_path / "val", "ab", "cd")
-    data = prepare_data(corpus, BYTES, tmp_path / "out", val_corpus=val_corpus)
-    assert data.val.documents == 2
-    assert data.val.tokens.tolist() == [*b"ab", EOT, *b"cd", EOT]
+@pytest.mark.parametrize("files", [["ab", "cd"], ["ab|cd"]])
+def test_several_validation_documents_separate_both_splits(tmp_path, files):
+    corpus = corpus_of(tmp_path / "in", "the training text")
+    data = prepare_data(corpus, BYTES, tmp_path / "out", val_corpus=corpus_of(tmp_path / "val", *files, separator="|"))
+    assert (data.train.documents, data.val.documents) == (1, 2)
+    assert data.train.tokens.tolist() == [EOT, *b"the training text", EOT]
+    assert data.val.tokens.tolist() == [EOT, *b"ab", EOT, *b"cd", EOT]
+
+
+@pytest.mark.parametrize(
+    ("typed", "separator"),
+    [("\\n", "\n"), ("\\n\\n", "\n\n"), ("<|endoftext|>", "<|endoftext|>"), ("\\t", "\t"), ("#", "#")],
+)
+def test_a_separator_is_typed_as_in_python(tmp_path, monkeypatch, capsys, typed, separator):
+    """Both the text and the validation text are divided by it."""
+    monkeypatch.chdir(tmp_path)
+    texts = [f"text {n}{' and' if separator == chr(10) else chr(10)} its end" for n in range(4)]
+    (tmp_path / "texts.txt").write_text(separator.join(texts), encoding="utf-8")
+    (tmp_path / "more.txt").write_text(f"{separator}one{separator} {separator}two\n", encoding="utf-8")
+    command = ["prepare_data.py", "--input", "texts.txt", "--val_input", "more.txt", "--separator", typed]
+    monkeypatch.setattr(sys, "argv", [*command, "--tokenizer", BYTES, "--out", "out"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(PREPARE), run_name="__main__")
+    assert not end.value.code
+    data = load_data(tmp_path / "out", verify=True)
+    assert list(data.documents(data.train)) == texts
+    assert list(data.documents(data.val)) == ["one", "two"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].endswith("documents: 4")
+    assert said[2].endswith("documents: 2")
+
+
+def test_tales_are_documents(tmp_path):
+    data = prepare_data(open_corpus("tales:20"), "char", tmp_path / "out", 0.25)
+    assert (data.source, data.separated) == ("tales:20", True)
+    assert [*data.documents(data.train)] == gpt.tales.generate(20)[:15]
+    assert [*data.documents(data.val)] == gpt.tales.generate(20)[15:]
 
 
 def test_learned_tokenizers_learn_from_both_splits(tmp_path):
@@ -167,7 +253,9 @@ def test_meta_json_counts_what_the_files_hold(tmp_path):
     whole = "".join(texts).replace("\r\n", "\n")
     assert meta["train"]["characters"] + meta["val"]["characters"] == len(whole)
     assert meta["train"]["bytes"] + meta["val"]["bytes"] == len(whole.encode())
-    assert {key: meta[key] for key in ("source", "tokenizer", "vocab_size", "dtype")} == {
+    assert {key: meta[key] for key in ("format", "source", "tokenizer", "vocab_size", "dtype", "separated")} == {
+        "format": 2,
+        "separated": True,
         "source": "a corpus",
         "tokenizer": data.tokenizer.name,
         "vocab_size": data.tokenizer.vocab_size,
@@ -178,7 +266,7 @@ def test_meta_json_counts_what_the_files_hold(tmp_path):
         ids = np.frombuffer(content, np.uint16)
         text = data.tokenizer.decode(ids[ids != data.tokenizer.eot_id])
         counted = {
-            "documents": int((ids == data.tokenizer.eot_id).sum()),
+            "documents": int((ids == data.tokenizer.eot_id).sum()) - 1,
             "characters": len(text),
             "bytes": len(text.encode()),
             "tokens": len(ids),
@@ -206,10 +294,11 @@ def test_describe_names_the_counts(tmp_path):
     assert "6 tokens, 3 characters, 6 bytes (1.00 per token), documents: 1" in lines[2]
 
 
-def test_memory_stays_bounded(tmp_path, monkeypatch):
+@pytest.mark.parametrize("separator", ["", "\n"])
+def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     """A file of 2 MB is prepared in a fraction of that: nothing holds the whole text or all of its ids."""
     monkeypatch.setattr(gpt.corpus, "PIECE", 10_000)
-    corpus = corpus_of(tmp_path / "in", "some words " * 180_000)
+    corpus = corpus_of(tmp_path / "in", ("some words " * 100 + "\n") * 1800, separator=separator)
     prepare_data(corpus_of(tmp_path / "warm-up", "some words "), "char", tmp_path / "out")
     tracemalloc.start()
     prepare_data(corpus, "char", tmp_path / "out")
@@ -335,7 +424,7 @@ def test_an_interruption_leaves_the_old_data_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpt.prepare, "get_tokenizer", lambda *args: Interrupted("another text"))
     with pytest.raises(KeyboardInterrupt):
-        prepare_data(corpus, "char", out)
+        prepare_data(corpus, "interrupted", out)
     assert snapshot(tmp_path) == before
 
 

@@ -200,7 +200,7 @@ def test_end_of_text_decodes_to_its_name(gpt2, bpe):
         assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.eot_id]) == f"a{EOT}"
 
 
-def test_char_has_no_end_of_text(bpe):
+def test_char_has_no_end_of_text_unless_asked_for():
     tokenizer = CharTokenizer(EOT)
     assert tokenizer.eot_id is None
     assert tokenizer.encode(EOT, special=True) == tokenizer.encode(EOT)
@@ -361,6 +361,36 @@ def test_char_vocabulary_is_sorted_and_makes_the_round_trip(text, more):
     assert tokenizer.decode(tokenizer.encode(text + more)) == text + more
 
 
+def test_char_with_end_of_text_by_hand():
+    tokenizer = CharTokenizer("banana", end_of_text=True)
+    assert tokenizer.characters == ["a", "b", "n"]
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eot_id) == ("char", 4, 3)
+    assert tokenizer.encode("nab") == [2, 0, 1]
+    assert tokenizer.encode(f"{EOT}ban{EOT}{EOT}a", special=True) == [3, 1, 0, 2, 3, 3, 0]
+    assert tokenizer.decode([3, 1, 0, 2, 3]) == f"{EOT}ban{EOT}"
+    assert tokenizer.decode_bytes([0, 3]) == f"a{EOT}".encode()
+    assert list(decode_stream(tokenizer, [0, 3, 1])) == ["a", EOT, "b"]
+    for wrong in (-1, 4):
+        with pytest.raises(ValueError, match=f"token id {wrong} is outside the vocabulary of 4"):
+            tokenizer.decode([wrong])
+    with pytest.raises(ValueError, match="'<'"):  # ordinary text, which "banana" does not hold
+        tokenizer.encode(EOT)
+    with pytest.raises(ValueError, match="'x'"):
+        tokenizer.encode(f"a{EOT}x", special=True)
+
+
+@quick
+@given(texts=st.lists(MIXED, min_size=1, max_size=4))
+def test_char_with_end_of_text_encodes_all_else_as_without(texts):
+    plain, tokenizer = (CharTokenizer("".join([*texts, EOT]), end_of_text) for end_of_text in (False, True))
+    text = EOT.join(texts)
+    assert tokenizer.vocab_size == plain.vocab_size + 1
+    assert tokenizer.encode(text) == plain.encode(text) == plain.encode(text, special=True)
+    ids = [i for part in text.split(EOT) for i in [*plain.encode(part), plain.vocab_size]][:-1]
+    assert tokenizer.encode(text, special=True) == ids
+    assert tokenizer.decode(ids) == tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_char_names_a_character_that_it_does_not_know():
     with pytest.raises(ValueError, match=r"'é' \(U\+00E9\)"):
         get_tokenizer("char", ["cafe"]).encode("café")
@@ -416,6 +446,21 @@ def test_a_saved_bpe_holds_its_merges_as_pairs_of_ids(tmp_path):
     get_tokenizer("bpe:1000", ["aaabdaaabac"]).save(tmp_path / "tokenizer.json")
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
     assert saved == {"kind": "bpe", "merges": [[97, 97], [97, 98], [256, 257]]}
+
+
+def test_a_saved_char_holds_its_characters_and_says_if_it_has_an_end_of_text(tmp_path):
+    """Without one the file is as it always was."""
+    plain, with_end = tmp_path / "plain.json", tmp_path / "end.json"
+    CharTokenizer("cab").save(plain)
+    CharTokenizer("cab", end_of_text=True).save(with_end)
+    assert plain.read_text(encoding="ascii") == '{"kind": "char", "characters": "abc"}\n'
+    assert json.loads(with_end.read_text()) == {"kind": "char", "characters": "abc", "end_of_text": True}
+    for path, eot_id in ((plain, None), (with_end, 3)):
+        loaded = load_tokenizer(path)
+        assert (loaded.characters, loaded.eot_id) == (["a", "b", "c"], eot_id)
+        assert loaded.vocab_size == (3 if eot_id is None else 4)
+        assert loaded.encode("bac", special=True) == [1, 0, 2]
+    assert load_tokenizer(with_end).encode(f"b{EOT}", special=True) == [1, 3]
 
 
 DAMAGED = {

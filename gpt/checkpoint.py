@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.baselines import create_model
-from gpt.config import GPTConfig, TrainConfig, from_dict, read_toml, to_toml
+from gpt.config import TrainConfig, from_dict, read_toml, to_toml
 from gpt.corpus import find_path, sha256
 from gpt.data import PreparedData, load_data
 from gpt.model import GPTModel
@@ -37,6 +37,11 @@ class Checkpoint:
     weights: dict[str, Tensor]
     training_state: dict[str, Any] | None  # None where it was not asked for
     state: dict[str, Any]
+
+    @property
+    def config(self) -> TrainConfig:
+        """The config of the run when it was saved."""
+        return from_dict(TrainConfig, self.state["config"])
 
 
 class RunFolder:
@@ -235,7 +240,7 @@ def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTMod
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     folder.config()  # is it a run at all? The model's own settings are those of the checkpoint
     tokenizer, checkpoint = folder.tokenizer(), folder.load(which, training=False)
-    model = create_model(from_dict(GPTConfig, checkpoint.state["config"]["model"]))
+    model = create_model(checkpoint.config.model)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"{folder.path / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the model was trained with "

@@ -164,6 +164,11 @@ def generate(
     return texts
 
 
+def prompt_ids(prompt: str, tokenizer: Tokenizer, in_documents: bool) -> list[int]:
+    """The token ids of a prompt; for a model trained on windows of documents, with the end-of-text token before it."""
+    return [tokenizer.eot_id] * in_documents + tokenizer.encode(prompt)
+
+
 def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch_size: int = 100) -> list[list[int]]:
     """The tokens of n documents as a model writes them from one end-of-text token to the next, at temperature 1, where
     each is as probable as the model says. One that does not end is cut off at the model's context_length."""

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from gpt import report, runtime
 from gpt.baselines import Yardstick, create_model, yardstick
 from gpt.checkpoint import RunFolder, load_weights
-from gpt.config import TrainConfig, check_resumable, from_dict
+from gpt.config import TrainConfig, check_resumable
 from gpt.corpus import find_path
 from gpt.data import PreparedData, WindowSampler, fit_to_data, load_data, training_windows
-from gpt.decoding import generate
+from gpt.decoding import generate, prompt_ids
 from gpt.loss import Evaluation, evaluate, perplexity
 from gpt.objectives import create_objective
 from gpt.optim import create_optimizer, learning_rate, scale_and_clip
@@ -125,8 +125,7 @@ class Trainer:
                 raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
             say(f"{folder.path} has no checkpoint yet: starting at step 0")
             return cls.start(config, run, say)
-        before = from_dict(TrainConfig, checkpoint.state["config"])  # config.toml may have been edited
-        config = check_resumable(before, config)
+        config = check_resumable(checkpoint.config, config)  # not config.toml's, which may have been edited
         if checkpoint.state["step"] > config.max_steps:
             raise ValueError(
                 f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps {config.max_steps} "
@@ -297,10 +296,10 @@ class Trainer:
 
     def _write_sample(self) -> None:
         tokenizer = self.data.tokenizer
-        ids = tokenizer.encode(self.config.sample_prompt) or self.data.train.tokens[:1].tolist()
+        in_documents = self.config.data.windows == "document"
+        ids = prompt_ids(self.config.sample_prompt, tokenizer, in_documents) or self.data.train.tokens[:1].tolist()
         generator = torch.Generator(self.device).manual_seed(self.config.seed + self.step)
         prompt = torch.tensor([ids], device=self.device)
-        in_documents = self.config.data.windows == "document"
         longest = self.config.model.context_length if in_documents else SAMPLE_TOKENS
         with runtime.autocast(self.device, self.dtype):
             written = generate(

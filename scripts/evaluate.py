@@ -60,7 +60,7 @@ def main() -> None:
         return
     model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
     model.to(device)
-    in_documents = checkpoint.state["config"]["data"]["windows"] == "document"
+    in_documents = checkpoint.config.data.windows == "document"
     data = None if arguments.text is not None else run_data(folder, checkpoint)
     if data is not None:
         source, tokens = f"validation split of {data.folder}", data.val.tokens

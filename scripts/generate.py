@@ -14,7 +14,12 @@ from gpt.cli import Parser, add_run_options, existing_run, run
 def main() -> None:
     parser = Parser(__doc__)
     add_run_options(parser)
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    parser.add_argument(
+        "--prompt",
+        required=True,
+        metavar="TEXT",
+        help="the text to continue; '' where the model was trained on windows of documents: it begins one",
+    )
     parser.add_argument("--max_new_tokens", type=int, default=200, metavar="N", help="tokens to write (default: 200)")
     parser.add_argument(
         "--temperature",
@@ -46,7 +51,7 @@ def main() -> None:
     import torch
 
     from gpt.checkpoint import load_model
-    from gpt.decoding import check_sampling, stream
+    from gpt.decoding import check_sampling, prompt_ids, stream
     from gpt.runtime import choose_device, tune
     from gpt.tokenizer import decode_stream
 
@@ -56,7 +61,7 @@ def main() -> None:
     device = choose_device(arguments.device)
     model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
     model.to(device)
-    ids = tokenizer.encode(arguments.prompt)
+    ids = prompt_ids(arguments.prompt, tokenizer, checkpoint.config.data.windows == "document")
     if not ids:
         raise ValueError("the prompt is empty: the model continues at least one token")
     print(f"{folder}, step {checkpoint.state['step']:,}", file=sys.stderr)

@@ -220,7 +220,7 @@ RESUME = "train --run tiny --resume"
         (f"{RESUME} --batch_size 3", "batch_size is 2 in this run, not 3"),
         (f"{RESUME} --optim.lr 0.5", "optim.lr is 0.001 in this run, not 0.5"),
         (f"{RESUME} --data.stride 3", "data.stride is 0 in this run, not 3"),
-        (f"{RESUME} --data.windows document", "data.windows is stream in this run, not document"),
+        (f"{RESUME} --data.windows document", "data.windows is 'stream' in this run, not 'document'"),
         (f"{RESUME} --data.path data/none", "data/none ... prepare_data.py"),
         (f"{RESUME} --config none.toml", "no config file none.toml"),
     ]
@@ -456,7 +456,7 @@ PREPARE = "prepare_data --out data/new --tokenizer char --input"
         (f"{PREPARE} tales:-5", "'tales:-5': tales takes how many"),
         (f"{PREPARE} tale:5", "'tale:5'"),
         (f"{PREPARE} text.txt --separator", "--separator: a value is missing"),
-        (f"{PREPARE} text.txt --separator -- --val_fraction 0.5", "--separator: a value is missing"),
+        (f"{PREPARE} text.txt --separator -*-", "--separator: a value is missing ... --separator=-"),
         (f"{PREPARE} text.txt --separator a --val_fraction 1e-9 --val_input one.txt", "one.txt holds 1 character"),
         (f"{PREPARE} notes", "the folder notes holds no .txt or .md file"),
         (f"{PREPARE} binary.bin", "binary.bin holds NUL bytes"),

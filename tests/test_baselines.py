@@ -102,9 +102,9 @@ def compare_with_the_definition(train, text, n, vocab_size):
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ngrams_of_random_text_follow_the_definition(n, seed):
-    """The scored text has tokens and contexts that the training text has not."""
-    text = np.random.default_rng(seed).integers(0, 64, 300).tolist()
-    compare_with_the_definition(zipf_text(1000, 60, seed), text, n, 64)
+    """On contexts that the training text has, and on contexts and tokens that it has not."""
+    train = zipf_text(1000, 200, seed)
+    compare_with_the_definition(train, [*train[500:800], *zipf_text(200, 220, seed + 10)], n, 220)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
@@ -115,7 +115,8 @@ def test_ngrams_of_a_story_follow_the_definition(n):
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_ngrams_of_a_large_vocabulary_do_not_overflow(n):
     """50257^4 is two thirds of the largest int64; the ids here are the vocabulary's last."""
-    train, text = ([50256 - token for token in zipf_text(1000, 60, seed)] for seed in (3, 4))
+    train = [50256 - token for token in zipf_text(1000, 200, 3)]
+    text = [*train[500:800], *(50256 - token for token in zipf_text(200, 220, 4))]
     compare_with_the_definition(train, text, n, 50257)
     found = ngram_log_probabilities(np.array(train, np.uint16), np.array(text, np.uint16), n, 50257)
     assert np.array_equal(found, ngram_log_probabilities(train, text, n, 50257))
@@ -125,21 +126,21 @@ def test_ngrams_of_a_large_vocabulary_do_not_overflow(n):
 def test_the_first_tokens_are_predicted_from_the_few_before_them(n):
     """Token i has a context of i tokens while i < n - 1: nothing is made up before the text, such as more of its first
     token, which this training text is full of."""
-    train = [*zipf_text(1000, 60, 0), *[0] * 20, *zipf_text(100, 60, 1)]
+    train = [*zipf_text(1000, 200, 0), *[0] * 20, *zipf_text(100, 200, 1)]
     text = [0, 0, 1, 0, 2]
-    model = KneserNey(train, n, 60)
+    model = KneserNey(train, n, 200)
     truth = [math.log(model.probability(text[i], text[max(0, i - n + 1) : i])) for i in range(1, len(text))]
-    np.testing.assert_allclose(ngram_log_probabilities(train, text, n, 60), truth, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(ngram_log_probabilities(train, text, n, 200), truth, rtol=0, atol=1e-10)
     for length in range(2, 5):  # shorter than the context, too
-        found = ngram_log_probabilities(train, text[:length], n, 60)
+        found = ngram_log_probabilities(train, text[:length], n, 200)
         np.testing.assert_allclose(found, truth[: length - 1], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_the_beginning_of_the_training_text_counts_as_any_other_place(n):
-    """61 stands before 62 once, at the very beginning: 62 has one token that it follows."""
-    train, text = [61, 62, 63, *zipf_text(1000, 60, 5)], [5, 62, 63, 62, 6, 7, 61, 62, 63]
-    compare_with_the_definition(train, text, n, 64)
+    """201 stands before 202 once, at the very beginning: there is one token that 202 follows."""
+    train, text = [201, 202, 203, *zipf_text(1000, 200, 5)], [5, 202, 203, 202, 6, 7, 201, 202, 203]
+    compare_with_the_definition(train, text, n, 204)
 
 
 def discounts(counts):

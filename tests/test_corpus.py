@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gpt.corpus
-from gpt.corpus import Corpus, cut_pieces, find_path, last_word_break, open_corpus, read_pieces
+from gpt import tales
+from gpt.corpus import Corpus, cut_pieces, find_path, last_word_break, open_corpus, read_pieces, split_at
 
 # The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
 PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -84,6 +85,39 @@ def test_cut_pieces_join_to_the_text_and_keep_gpt2s_words(text, longest):
 def test_cut_pieces_cuts_a_word_that_is_too_long():
     assert list(cut_pieces("abcdefgh ij kl", 4)) == ["abcd", "efgh", " ij", " kl"]
     assert list(cut_pieces("", 4)) == [""]
+
+
+@thorough
+@given(
+    pieces=st.lists(st.text("ab-|> \n", max_size=8), max_size=8),
+    separator=st.sampled_from(["-", "--", "-|-", "|", "\n", "\n\n", " ", "a", "aba", "<|>", "ab-|> "]),
+)
+@example(pieces=["a-", "-b-", "--", "c"], separator="--")
+@example(pieces=["x", "-", "|", "-", "y", ""], separator="-|-")
+@example(pieces=[], separator="-")
+def test_split_at_is_the_split_of_the_whole(pieces, separator):
+    """Wherever the pieces end: within a document, or within a separator."""
+    texts = [text.strip() for text in "".join(pieces).split(separator)]
+    assert list(split_at(iter(pieces), separator)) == [text for text in texts if text]
+
+
+def test_split_at_by_hand():
+    pieces = ["  one<|end", "oftext|><|endoftext|>\n two", " and\nmore <|endoftext", "|>\n\n<|endoftext|>thr", "ee\n"]
+    assert list(split_at(pieces, "<|endoftext|>")) == ["one", "two and\nmore", "three"]
+
+
+def test_split_at_reads_no_further_than_it_has_to():
+    read = []
+
+    def pieces():
+        for piece in ("a|b|c", "d|", "e"):
+            read.append(piece)
+            yield piece
+
+    texts = split_at(pieces(), "|")
+    assert [next(texts), next(texts), read] == ["a", "b", ["a|b|c"]]
+    assert [next(texts), read] == ["cd", ["a|b|c", "d|"]]
+    assert list(texts) == ["e"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
@@ -281,16 +315,19 @@ class Stdin:
         return self.terminal
 
 
-def test_standard_input_is_copied_to_a_file_that_goes_at_the_end(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("source", "name", "texts"), [("-", "standard input", ["piped café\n"]), ("tales:3", "tales:3", tales.generate(3))]
+)
+def test_standard_input_and_tales_are_copied_to_a_file_that_goes_at_the_end(tmp_path, monkeypatch, source, name, texts):
     at_exit = []
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "stdin", Stdin("\ufeffpiped café\r\n".encode()))
     monkeypatch.setattr("atexit.register", lambda function, **options: at_exit.append(lambda: function(**options)))
-    corpus = open_corpus("-")
-    assert corpus.name == "standard input"
+    corpus = open_corpus(source)
+    assert corpus.name == name
     assert corpus.paths == list(tmp_path.iterdir())
     for _ in range(2):  # a corpus is read more than once
-        assert "".join(corpus.pieces()) == "piped café\n"
+        assert documents(corpus) == texts
     for function in at_exit * 2:  # the second time, the file is gone already
         function()
     assert list(tmp_path.iterdir()) == []
@@ -301,6 +338,88 @@ def test_standard_input_without_a_pipe_is_refused(monkeypatch, stdin):
     monkeypatch.setattr(sys, "stdin", stdin)
     with pytest.raises(ValueError, match="pipe a text into it"):
         open_corpus("-")
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def documents(corpus):
+    return ["".join(pieces) for pieces in corpus.documents()]
+
+
+def test_a_file_is_a_document_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpt.corpus, "PIECE", 4)
+    texts = [" one two \n", "three\n\nfour", "  five "]
+    for n, text in enumerate(texts):
+        (tmp_path / f"{n}.txt").write_text(text)
+    corpus = open_corpus(str(tmp_path))
+    assert corpus.separator == ""
+    for _ in range(2):  # a corpus is read more than once
+        assert documents(corpus) == texts
+        assert "".join(corpus.pieces()) == "".join(texts)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1 << 20])
+@pytest.mark.parametrize("separator", ["\n\n", "<|endoftext|>", "\n--\n"])
+def test_documents_are_what_stands_between_separators_in_each_file(tmp_path, monkeypatch, separator, piece):
+    """No document goes on from one file into the next, and white space around one does not count."""
+    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
+    texts = ["one, which\nhas two lines", "two", "three 中文 😀"]
+    windows_lines = f"{separator} {texts[0]}{separator}\n{separator}{separator}".replace("\n", "\r\n")
+    (tmp_path / "1.txt").write_bytes(f"\ufeff{windows_lines}{texts[1]}".encode())
+    (tmp_path / "2.txt").write_bytes(f"{texts[2]}{separator}".encode())
+    (tmp_path / "3.txt").write_bytes(separator.encode())
+    for source in (tmp_path, tmp_path / "*.txt"):
+        corpus = open_corpus(str(source), separator)
+        for _ in range(2):
+            assert documents(corpus) == texts
+            assert "".join(corpus.pieces()) == "".join(texts)
+    assert documents(open_corpus(str(tmp_path / "1.txt"), separator)) == texts[:2]
+
+
+def test_the_story_and_standard_input_take_a_separator(monkeypatch):
+    paragraphs = [text.strip() for text in STORY.read_text(encoding="utf-8").split("\n\n")]
+    assert len(paragraphs) > 5
+    assert documents(open_corpus("story", "\n\n")) == [text for text in paragraphs if text]
+    monkeypatch.setattr(sys, "stdin", Stdin(b"one\r\ntwo\n\nthree"))
+    assert documents(open_corpus("-", "\n")) == ["one", "two", "three"]
+
+
+def test_tales_are_always_the_same(monkeypatch):
+    monkeypatch.setattr(gpt.corpus, "TALES", 7)
+    truth = tales.generate(12)
+    assert len({*truth}) == 12
+    for source, n in (("tales:1", 1), ("tales:12", 12), ("tales", 7), ("tales:", 7), ("tales:12", 12)):
+        corpus = open_corpus(source)
+        assert documents(corpus) == truth[:n]
+        assert corpus.name == f"tales:{n}"
+
+
+@pytest.mark.parametrize(
+    "source", ["tales:0", "tales:x", "tales:-1", "tales:1.5", "tales:1e3", "tales: 3", "tales:1:2"]
+)
+def test_tales_take_a_number(source):
+    with pytest.raises(ValueError, match=f"'{source}': tales takes how many, as in tales:30000"):
+        open_corpus(source)
+
+
+def test_a_file_or_a_folder_named_tales_is_read_in_their_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tales").mkdir()
+    (tmp_path / "tales" / "mine.txt").write_text("of a folder")
+    assert documents(open_corpus("tales")) == ["of a folder"]
+    (tmp_path / "tales" / "mine.txt").rename(tmp_path / "mine")
+    (tmp_path / "tales").rmdir()
+    (tmp_path / "mine").rename(tmp_path / "tales")
+    assert documents(open_corpus("tales")) == ["of a folder"]
+    assert documents(open_corpus("tales:1")) == tales.generate(1)
+
+
+@pytest.mark.parametrize("source", ["tale", "tales.txt", "tales/1", "Tales:3", "my tales:3"])
+def test_another_name_than_tales_is_a_file(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no file, folder or glob '{source}'"):
+        open_corpus(source)
 
 
 def test_several_documents_are_read_one_after_the_other(tmp_path):

@@ -1,7 +1,9 @@
 """gpt/data.py: windows, their order, and prepared folders."""
 
+import dataclasses
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,20 @@ from conftest import corpus_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.data import TokenWindows, WindowSampler, create_dataloader, load_data
+from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gpt.data import (
+    DocumentWindows,
+    TokenWindows,
+    WindowSampler,
+    create_dataloader,
+    document_windows,
+    encode_documents,
+    fit_to_data,
+    load_data,
+    training_windows,
+)
 from gpt.prepare import prepare_data
-from gpt.tokenizer import get_tokenizer
+from gpt.tokenizer import CharTokenizer, get_tokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -74,6 +87,93 @@ def test_windows_of_a_memory_mapped_file_read_nothing_ahead(tmp_path):
 def test_ids_above_65535_stay_what_they_are():
     inputs, targets = TokenWindows(np.array([70_000, 2**31, 2**32 - 1], np.uint32), 2)[0]
     assert (inputs.tolist(), targets.tolist()) == ([70_000, 2**31], [2**31, 2**32 - 1])
+
+
+# --- windows of documents ---------------------------------------------------------------------------------------------
+
+EOT = 3  # ends a document; 0, 1 and 2 are its text
+SEPARATED = {"tokens": st.lists(st.integers(0, EOT), max_size=40), "context_length": st.integers(1, 12)}
+
+
+def document_windows_by_hand(tokens, context_length):
+    """Each document, from the mark before it to the mark after it, cut into windows of context_length targets."""
+    marks = [place for place, token in enumerate(tokens) if token == EOT]
+    return [
+        [start, min(start + context_length, after), document]
+        for document, (before, after) in enumerate(pairwise(marks))
+        for start in range(before, after, context_length)
+    ]
+
+
+@quick
+@given(**SEPARATED)
+def test_windows_of_documents_are_those_of_brute_force(tokens, context_length):
+    windows = document_windows(np.array(tokens, np.uint16), EOT, context_length)
+    assert windows.dtype == np.int64
+    assert windows.shape == (len(windows), 3)
+    assert windows.tolist() == document_windows_by_hand(tokens, context_length)
+
+
+@quick
+@given(**SEPARATED)
+def test_each_token_of_a_document_is_a_target_once_and_no_window_holds_two_documents(tokens, context_length):
+    windows = document_windows(np.array(tokens), EOT, context_length).tolist()
+    places = [place for start, end, _ in windows for place in range(start + 1, end + 1)]
+    marks = [place for place, token in enumerate(tokens) if token == EOT]
+    assert places == (list(range(marks[0] + 1, marks[-1] + 1)) if marks else [])
+    for start, end, _ in windows:
+        assert 1 <= end - start <= context_length
+        assert EOT not in tokens[start + 1 : end]
+    for document, texts in enumerate(pairwise(marks)):
+        parts = [(start, end) for start, end, number in windows if number == document]
+        assert (parts[0][0], parts[-1][1]) == texts
+        assert all(end == start + context_length == after for (start, end), (after, _) in pairwise(parts))
+
+
+def test_windows_of_documents_by_hand():
+    """An empty document has one target: its end."""
+    tokens = np.array([0, EOT, 1, 2, EOT, EOT, 1, 1, 1, 2, 2, EOT, 0])
+    assert document_windows(tokens, EOT, 4).tolist() == [[1, 4, 0], [4, 5, 1], [5, 9, 2], [9, 11, 2]]
+    windows = DocumentWindows(tokens, 4, EOT)
+    inputs, targets = windows.batch([3, 1, 2])
+    assert inputs[0, :2].tolist() == [2, 2]
+    assert inputs[1, :1].tolist() == [EOT]
+    assert inputs[2].tolist() == [EOT, 1, 1, 1]
+    assert targets.tolist() == [[2, EOT, -100, -100], [EOT, -100, -100, -100], [1, 1, 1, 2]]
+
+
+@quick
+@given(**SEPARATED, data=st.data())
+def test_a_batch_of_documents_holds_each_window_filled_up_on_the_right(tokens, context_length, data):
+    expected = document_windows_by_hand(tokens, context_length)
+    if not expected:
+        with pytest.raises(ValueError, match=f"^{len(tokens)} tokens hold no document"):
+            DocumentWindows(np.array(tokens, np.uint16), context_length, EOT)
+        return
+    windows = DocumentWindows(np.array(tokens, np.uint16), context_length, EOT)
+    assert len(windows) == len(expected)
+    assert [(inputs.tolist(), targets.tolist()) for inputs, targets in windows] == [
+        (tokens[start:end], tokens[start + 1 : end + 1]) for start, end, _ in expected
+    ]
+    indices = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=5))
+    inputs, targets = windows.batch(indices)
+    longest = max(expected[i][1] - expected[i][0] for i in indices)
+    assert inputs.shape == targets.shape == (len(indices), longest)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert set(inputs.flatten().tolist()) <= set(range(EOT + 1))  # what fills up is a token, too
+    for row, i in enumerate(indices):
+        one_input, one_target = windows[i]
+        n = len(one_input)
+        assert torch.equal(inputs[row, :n], one_input)
+        assert targets[row].tolist() == one_target.tolist() + [-100] * (longest - n)
+
+
+@pytest.mark.parametrize("index", [-1, 2, 100])
+def test_a_window_of_a_document_that_is_not_there_is_an_index_error(index):
+    windows = DocumentWindows(np.array([EOT, 1, EOT, 2, EOT]), 4, EOT)
+    assert len(windows) == 2
+    with pytest.raises(IndexError):
+        windows[index]
 
 
 # --- their order ------------------------------------------------------------------------------------------------------
@@ -241,6 +341,114 @@ def test_a_size_below_one_is_refused(wrong):
         create_dataloader(range(100), **({"batch_size": 2, "context_length": 4} | wrong))
 
 
+# --- documents --------------------------------------------------------------------------------------------------------
+
+TEXTS = [f"{n} geese\nflew {'on and ' * n}on, é😀 <|endoftext|>" for n in range(12)]
+
+
+@pytest.mark.parametrize("name", ["char", "bpe:300", "gpt2"])
+def test_the_documents_of_a_split_are_the_texts_that_were_prepared(tmp_path, name):
+    data = prepare_data(corpus_of(tmp_path / "in", *TEXTS), name, tmp_path / "out", 0.25)
+    assert list(data.documents(data.train)) == TEXTS[:9]
+    assert list(data.documents(data.val)) == TEXTS[9:]
+    again = load_data(tmp_path / "out", verify=True)
+    assert again.separated
+    assert list(again.documents(again.val)) == TEXTS[9:]
+
+
+@pytest.mark.parametrize("name", ["char", "bpe:300", "gpt2"])
+def test_a_document_that_the_split_cuts_in_two_is_one_of_each(tmp_path, name):
+    texts = ["ten letter", "twenty more letters.", "end."]
+    data = prepare_data(corpus_of(tmp_path / "in", *texts), name, tmp_path / "out", 0.5)
+    assert list(data.documents(data.train)) == ["ten letter", "twenty "]
+    assert list(data.documents(data.val)) == ["more letters.", "end."]
+
+
+@pytest.mark.parametrize("name", ["char", "bpe:300", "gpt2"])
+def test_a_text_that_is_not_separated_is_one_document(tmp_path, name):
+    data = prepare_data(corpus_of(tmp_path / "in", STORY[:1000]), name, tmp_path / "out")
+    assert list(data.documents(data.train)) == [STORY[:900]]
+    assert list(data.documents(data.val)) == [STORY[900:1000]]
+
+
+def test_encoded_documents_are_what_preparing_writes(tmp_path):
+    data = prepare_data(corpus_of(tmp_path / "in", *TEXTS), "bpe:300", tmp_path / "out", 0.25)
+    assert encode_documents(TEXTS[:9], data.tokenizer, True).tolist() == data.train.tokens.tolist()
+    tokenizer = CharTokenizer("ab", end_of_text=True)
+    assert encode_documents(iter(["ab", "", "b"]), tokenizer, True).tolist() == [2, 0, 1, 2, 2, 1, 2]
+    assert encode_documents(iter(["ab", "", "b"]), tokenizer, False).tolist() == [0, 1, 1]
+    assert encode_documents([], tokenizer, True).tolist() == [2]
+
+
+# --- a config and its data --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """Twelve documents, of which ten train."""
+    return prepare_data(corpus_of(tmp_path / "in", *TEXTS), "char", tmp_path / "documents", 2 / 12)
+
+
+def config_of(data, windows="stream", stride=0, context_length=8, **others):
+    return TrainConfig(
+        model=GPTConfig(vocab_size=0, context_length=context_length, emb_dim=8, n_heads=2),
+        data=DataConfig(path=str(data.folder), windows=windows, stride=stride),
+        sample_prompt="",
+        **others,
+    )
+
+
+def test_training_windows_are_those_that_the_config_asks_for(documents):
+    stream = training_windows(config_of(documents, stride=5), documents)
+    ids = documents.train.tokens.tolist()
+    assert [inputs.tolist() for inputs, _ in stream] == [inputs for inputs, _ in published_windows(ids, 8, 5)]
+    whole = training_windows(config_of(documents, "document", context_length=1000), documents)
+    eot_id, encode = documents.tokenizer.eot_id, documents.tokenizer.encode
+    assert [inputs.tolist() for inputs, _ in whole] == [[eot_id, *encode(text)] for text in TEXTS[:10]]
+    assert [targets.tolist() for _, targets in whole] == [[*encode(text), eot_id] for text in TEXTS[:10]]
+    parts = training_windows(config_of(documents, "document"), documents)
+    assert {len(inputs) for inputs, _ in parts} <= set(range(1, 9))
+    assert [i for _, targets in parts for i in targets.tolist()] == ids[1:]
+
+
+def test_a_config_gets_the_tokenizers_size_and_the_steps_to_decay_over(documents):
+    config = config_of(documents, "document", max_steps=70)
+    assert documents.tokenizer.vocab_size == len(set("".join(TEXTS))) + 1
+    model = dataclasses.replace(config.model, vocab_size=documents.tokenizer.vocab_size)
+    fitted = dataclasses.replace(config, model=model, optim=dataclasses.replace(config.optim, decay_steps=70))
+    assert fit_to_data(config, documents) == fitted
+    assert fit_to_data(fitted, documents) == fitted
+    given_steps = dataclasses.replace(config, optim=OptimConfig(decay_steps=30))
+    assert fit_to_data(given_steps, documents).optim.decay_steps == 30
+
+
+def test_windows_of_documents_need_data_that_is_separated(documents, prepared):
+    whole = load_data(prepared)
+    assert fit_to_data(config_of(whole), whole)
+    with pytest.raises(ValueError, match=r"data\.windows is 'document', but the text of .*out is not divided"):
+        fit_to_data(config_of(whole, "document"), whole)
+    assert fit_to_data(config_of(documents, "document"), documents)
+    assert fit_to_data(config_of(documents), documents), "a stream may run over the ends of documents"
+
+
+def test_a_context_longer_than_the_text_is_refused_but_holds_any_document(documents):
+    n = len(documents.train.tokens)
+    assert fit_to_data(config_of(documents, context_length=n - 1), documents)
+    with pytest.raises(ValueError, match=f"has {n} tokens, too few for one window of context_length {n}"):
+        fit_to_data(config_of(documents, context_length=n), documents)
+    assert fit_to_data(config_of(documents, "document", context_length=n), documents)
+
+
+def test_a_config_of_another_vocabulary_or_an_unknown_prompt_is_refused(documents):
+    config, n = config_of(documents), documents.tokenizer.vocab_size
+    for wrong in (n - 1, n + 1):
+        model = dataclasses.replace(config.model, vocab_size=wrong)
+        with pytest.raises(ValueError, match=rf"model\.vocab_size is {wrong}, but .* char of {n} tokens"):
+            fit_to_data(dataclasses.replace(config, model=model), documents)
+    with pytest.raises(ValueError, match=r"sample_prompt: .*U\+03A9"):
+        fit_to_data(dataclasses.replace(config, sample_prompt="Ω"), documents)
+
+
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +514,7 @@ def test_a_tokenizer_of_another_size_is_found(prepared):
         load_data(prepared)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"format": 1}', '{"format": 1, "train": []}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": 2, "train": []}'])
 def test_a_damaged_meta_json_is_refused(prepared, text):
     (prepared / "meta.json").write_text(text)
     with pytest.raises(ValueError, match=r"meta\.json is damaged"):
@@ -316,7 +524,8 @@ def test_a_damaged_meta_json_is_refused(prepared, text):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 0},
+        {"format": 1},
+        {"format": 3},
         {"format": None},
         {"dtype": "uint64"},
         {"dtype": "int16"},
@@ -338,7 +547,15 @@ def test_a_changed_value_in_meta_json_is_refused(prepared, change):
         load_data(prepared)
 
 
-@pytest.mark.parametrize("key", ["format", "source", "vocab_size", "dtype", "train", "val"])
+def test_a_folder_of_an_older_format_says_what_to_do(prepared):
+    """Format 1 had no end-of-text token before the first document."""
+    meta = json.loads((prepared / "meta.json").read_text())
+    (prepared / "meta.json").write_text(json.dumps(meta | {"format": 1}))
+    with pytest.raises(ValueError, match="out was prepared in format 1, this version reads 2: prepare anew"):
+        load_data(prepared)
+
+
+@pytest.mark.parametrize("key", ["format", "source", "vocab_size", "dtype", "separated", "train", "val"])
 def test_a_missing_value_in_meta_json_is_refused(prepared, key):
     meta = json.loads((prepared / "meta.json").read_text())
     del meta[key]

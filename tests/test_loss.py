@@ -1,14 +1,17 @@
 """Losses against torch's cross_entropy, evaluation against brute force over every token."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt.data import create_dataloader
-from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate, evaluating, evaluation_windows, perplexity
+from gpt.baselines import create_model
+from gpt.config import GPTConfig
+from gpt.data import DocumentWindows, create_dataloader, padded_batch
+from gpt.loss import Evaluation, calc_loss_batch, calc_loss_loader, evaluate, evaluating, evaluation_windows, perplexity
 from gpt.model import GPTModel
 
 CONFIG = {
@@ -140,6 +143,165 @@ def test_standard_error_is_that_of_a_mean_for_windows_of_equal_length(model):
 def test_evaluations_that_mean_nothing(model, kwargs, words):
     with pytest.raises(ValueError, match=words):
         evaluate(model, **{"tokens": np.arange(20), "context_length": 8, **kwargs})
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+EOT = 30
+
+
+def documents_of(*lengths, seed=0):
+    """Random documents of so many tokens, each between two end-of-text tokens."""
+    draw = np.random.default_rng(seed)
+    return np.concatenate([[EOT], *([*draw.integers(0, 30, length), EOT] for length in lengths)])
+
+
+def document_losses(model, tokens, context):
+    """Nats of each document, its end included, token by token: each from the end-of-text token before the document on,
+    or, in a document longer than the context, from the last multiple of the context on."""
+    model.eval()
+    sums = []
+    for before, after in pairwise([i for i, token in enumerate(tokens.tolist()) if token == EOT]):
+        losses = []
+        for place in range(before + 1, after + 1):
+            start = before + (place - 1 - before) // context * context
+            logits = model(torch.tensor(tokens[start:place])[None])[0, -1]
+            losses.append(F.cross_entropy(logits, torch.tensor(tokens[place])).item())
+        sums.append(math.fsum(losses))
+    return np.array(sums)
+
+
+@pytest.mark.parametrize(("backbone", "kernels"), [("gpt", "fused"), ("gpt", "explicit"), ("lstm", "fused")])
+def test_a_padded_batch_loses_what_its_documents_lose_alone(backbone, kernels):
+    """And learns what they teach: gradients add up, too."""
+    model = create_model(GPTConfig(**CONFIG | {"backbone": backbone, "kernels": kernels})).double().eval()
+    tokens = documents_of(3, 7, 0, 5, 20, 1)
+    windows = DocumentWindows(tokens, 8, EOT)
+    parameters = list(model.parameters())
+
+    def loss_and_gradient(inputs, targets):
+        loss = model(inputs, targets, reduction="sum")
+        return loss, torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+    together, gradient = loss_and_gradient(*windows.batch(range(len(windows))))
+    alone = [loss_and_gradient(*(part[None] for part in windows[i])) for i in range(len(windows))]
+    assert [len(windows[i][0]) for i in range(len(windows))] == [4, 8, 1, 6, 8, 8, 5, 2]
+    assert together.item() == pytest.approx(math.fsum(loss.item() for loss, _ in alone), rel=1e-10)
+    assert together.item() == pytest.approx(document_losses(model, tokens, 8).sum(), rel=1e-10)
+    for i, whole in enumerate(gradient):
+        torch.testing.assert_close(whole, sum(parts[i] for _, parts in alone))
+
+
+def test_the_loss_of_padded_batches_weighs_by_tokens_that_count(model):
+    tokens = documents_of(1, 7, 3, 2, 6)
+    windows = DocumentWindows(tokens, 8, EOT)
+    truth = document_losses(model, tokens, 8)
+    batches = [windows.batch([0, 1]), windows.batch([2, 3, 4])]
+    assert calc_loss_loader(batches, model) == pytest.approx(truth.sum() / (len(tokens) - 1), rel=1e-10)
+    assert calc_loss_loader(batches, model, num_batches=1) == pytest.approx(truth[:2].sum() / 10, rel=1e-10)
+    model.eval()
+    assert calc_loss_batch(*batches[0], model).item() == pytest.approx(truth[:2].sum() / 10, rel=1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("context", [1, 3, 8])
+@pytest.mark.parametrize("lengths", [(4,), (0,), (3, 7, 0, 5, 20, 1), (8, 8), (7, 7, 7, 16)], ids=str)
+def test_evaluation_of_documents_is_that_of_each_alone(model, lengths, context, batch_size):
+    """A document of several windows is one stretch. Text before the first mark and after the last belongs to none."""
+    tokens = documents_of(*lengths)
+    truth = document_losses(model, tokens, context)
+    for text in (tokens, np.concatenate([[3, 4], tokens, [5]]).astype(np.uint16)):
+        result = evaluate(model, text, context, batch_size=batch_size, eot_id=EOT, stride=context)
+        assert result.stretches.tolist() == list(range(len(lengths)))
+        assert result.counts.tolist() == [length + 1 for length in lengths]
+        assert result.sums == pytest.approx(truth, rel=1e-5)
+        assert result.tokens == len(tokens) - 1
+        assert result.loss == pytest.approx(truth.sum() / (len(tokens) - 1), rel=1e-5)
+
+
+def test_some_batches_of_documents_are_spread_over_the_text(model):
+    """Of 10 documents, 2 batches of 2: 0, 2, 5 and 7. A floor is told which ones were read."""
+    tokens = documents_of(*range(1, 8), 2, 2, 2)
+    truth = document_losses(model, tokens, 8)
+    result = evaluate(model, tokens, 8, batch_size=2, n_batches=2, eot_id=EOT)
+    assert result.stretches.tolist() == [0, 2, 5, 7]
+    assert result.counts.tolist() == [2, 4, 7, 3]
+    assert result.sums == pytest.approx(truth[[0, 2, 5, 7]], rel=1e-5)
+    floor = truth - np.arange(10)
+    assert result.above(floor).loss == pytest.approx((0 + 2 + 5 + 7) / 16, rel=1e-5)
+
+
+def test_stretches_of_a_text_without_documents_are_context_lengths(model):
+    """Windows that overlap add to the stretch in which their first new token lies."""
+    tokens = np.random.default_rng(0).integers(0, 31, 21)
+    losses = np.array(token_losses(model, tokens.tolist(), 8, 8))
+    result = evaluate(model, tokens, 8)
+    assert result.stretches.tolist() == [0, 1, 2]
+    assert result.counts.tolist() == [8, 8, 4]
+    assert result.sums == pytest.approx([losses[:8].sum(), losses[8:16].sum(), losses[16:].sum()], rel=1e-5)
+    losses = np.array(token_losses(model, tokens.tolist(), 8, 4))
+    result = evaluate(model, tokens, 8, stride=4)
+    assert result.counts.tolist() == [8, 8, 4]
+    assert result.sums == pytest.approx([losses[:8].sum(), losses[8:16].sum(), losses[16:].sum()], rel=1e-5)
+
+
+def test_the_distance_to_a_floor_by_hand():
+    """Two documents of 2 and 3 tokens, whose 1.0 and 3.0 nats lie 0.5 and 1.5 above the floor: 2 nats in 5 tokens, from
+    which they deviate by 0.5 - 0.8 and 1.5 - 1.2 nats."""
+    above = Evaluation(np.array([0, 2]), np.array([1.0, 3.0]), np.array([2, 3]), 4.0).above(np.array([0.5, 9.0, 1.5]))
+    assert above.sums.tolist() == [0.5, 1.5]
+    assert (above.tokens, above.bytes_per_token) == (5, 4.0)
+    assert above.loss == pytest.approx(0.4)
+    assert above.standard_error == pytest.approx(math.sqrt(2 * (0.3**2 + 0.3**2)) / 5)
+
+
+def test_the_standard_error_above_a_floor_is_that_of_paired_differences(model):
+    """What makes a document hard for both does not count: it is the error of differences, not of both by themselves."""
+    tokens = documents_of(*[6] * 25)
+    losses = document_losses(model, tokens, 8)
+    floor = losses - np.random.default_rng(1).normal(1, 0.1, 25)
+    result = evaluate(model, tokens, 8, eot_id=EOT)
+    differences = (losses - floor) / 7
+    above = result.above(floor)
+    assert above.loss == pytest.approx(differences.mean(), rel=1e-4)
+    assert above.standard_error == pytest.approx(np.std(differences, ddof=1) / math.sqrt(25), rel=1e-3)
+    assert result.standard_error == pytest.approx(np.std(losses / 7, ddof=1) / math.sqrt(25), rel=1e-4)
+    assert above.standard_error < result.standard_error / 2
+    assert result.above(result.sums).loss == result.above(result.sums).standard_error == 0
+
+
+def test_the_standard_error_of_documents_of_many_lengths_is_what_repetition_shows():
+    """500 times 200 documents of 1 to 30 tokens, each token 2 nats give or take 1, each document 0.5: the standard
+    errors, squared, average to the variance of the losses."""
+    draw = np.random.default_rng(0)
+    losses, errors = [], []
+    for _ in range(500):
+        counts = draw.integers(1, 31, 200)
+        sums = counts * draw.normal(2, 0.5, 200) + draw.normal(0, 1, 200) * np.sqrt(counts)
+        evaluation = Evaluation(np.arange(200), sums, counts)
+        losses.append(evaluation.loss)
+        errors.append(evaluation.standard_error)
+    assert np.mean(losses) == pytest.approx(2, abs=0.01)
+    assert np.mean(np.square(errors)) == pytest.approx(np.var(losses), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [({"stride": 4}, "windows of documents do not overlap"), ({"eot_id": 29}, "holds no document"),
+     ({"tokens": np.array([1, EOT, 2])}, "holds no document")],
+    ids=str,
+)  # fmt: skip
+def test_evaluations_of_documents_that_mean_nothing(model, kwargs, words):
+    tokens = np.array([EOT, 1, 2, EOT, 3, EOT])
+    with pytest.raises(ValueError, match=words):
+        evaluate(model, **{"tokens": tokens, "context_length": 8, "eot_id": EOT, **kwargs})
+
+
+def test_padding_fills_up_on_the_right_with_targets_that_do_not_count():
+    inputs, targets = padded_batch(np.arange(20, dtype=np.uint16), iter([(3, 4), (10, 13), (0, 2)]))
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert targets.tolist() == [[4, -100, -100], [11, 12, 13], [1, 2, -100]]
+    assert [row[:n] for row, n in zip(inputs.tolist(), (1, 3, 2), strict=True)] == [[3], [10, 11, 12], [0, 1]]
 
 
 def test_evaluating_restores_after_an_error(model):

@@ -50,7 +50,8 @@ def pairs(*lists: str) -> list[str]:
 
 def table(entries: str | list[str], *forms: str, rule: str = "", **rules: str) -> Table:
     """A table from a list with commas, or from a list of entries. An entry such as "fox: barked" has its further
-    `forms` after a colon each. `rule` names what a text breaks that recalls a wrong entry; `rules`, of single forms."""
+    `forms` after a colon each. `rule` names what a text breaks that recalls a wrong entry: left out, the table's
+    name; `rules` are those of single forms."""
     read = []
     for entry in words(entries) if isinstance(entries, str) else entries:
         plain, *others = (part.strip() for part in entry.split(":"))
@@ -155,17 +156,24 @@ class Grammar:
                 alternatives = [_replace(line, parameter, argument) for line in alternatives]
             lines[key] = alternatives
             for slot in _SLOT.finditer("".join(alternatives)):
-                if slot["name"] in definitions and (inner := slot[0][1:-1]) not in lines:
+                if slot["name"] in definitions and not slot["form"] and (inner := slot[0][1:-1]) not in lines:
                     todo.append(inner)
         slots = [slot for alternatives in lines.values() for slot in _SLOT.finditer("".join(alternatives))]
-        self.table_of = {slot["variable"]: slot["table"].lower() for slot in slots if slot["variable"]}
+        self.table_of: dict[str, str] = {}
+        for slot in slots:
+            name = (slot["table"] or "").lower()
+            if slot["variable"] and self.table_of.setdefault(slot["variable"], name) != name:
+                raise ValueError(f"{slot[0]}: {slot['variable']} is already a variable of another table")
         self._known: dict = {}
         self._rules = {key: [self._read(line, lines) for line in alternatives] for key, alternatives in lines.items()}
+        self._totals(_Expand(start), frozenset())  # an error for what is recalled where nothing was drawn
 
     def _read(self, line: str, rules: dict) -> _Alternative:
         weight = 1
         if found := re.match(r"(\d+)x ", line):
             weight, line = int(found[1]), line[found.end() :]
+        if re.search("[{}]", _SLOT.sub("", line)):
+            raise ValueError(f"{line!r} has a brace of no slot")
         elements: list[_Element] = []
         place = 0
         for slot in _SLOT.finditer(line):
@@ -181,7 +189,7 @@ class Grammar:
             return _Expand(written)
         name = slot["table"] or self.table_of.get(slot["name"], "")
         table = self.tables.get(name.lower())
-        if table is None:
+        if table is None or slot["argument"]:
             raise ValueError(f"{slot[0]} names no rule, table or variable of the grammar")
         if slot["how"] == ":=":
             plain = [entry[""] for entry in table.entries]
@@ -193,9 +201,10 @@ class Grammar:
         texts = [entry[form.lower()] for entry in table.entries]
         if name[0].isupper() or form[:1].isupper():
             texts = [text[0].upper() + text[1:] for text in texts]
+        rule = table.rule or name.lower()
         if slot["how"] == "=":
-            return _Draw(slot["variable"], name.lower(), _Choices(tuple(texts)), table.rule)
-        return _Recall(slot["name"], _Choices(tuple(texts)), table.rules.get(form.lower(), table.rule))
+            return _Draw(slot["variable"], name.lower(), _Choices(tuple(texts)), rule)
+        return _Recall(slot["name"], _Choices(tuple(texts)), table.rules.get(form.lower(), rule))
 
     def _taken(self, draw: _Draw, bound: Iterable[str]) -> list[str]:
         """The variables among `bound` whose entries a draw must avoid."""
@@ -280,6 +289,8 @@ class Grammar:
                 found = {bound | ({variable} - {""}): (options, 1.0, math.log(options))}
             case _Remember(variable, _):
                 found = {bound | {variable}: (1, 1.0, 0.0)}
+            case _Recall(variable, _, _) if variable not in bound:
+                raise ValueError(f"{{{variable}}} is recalled where nothing was remembered as {variable}")
             case _:
                 found = {bound: (1, 1.0, 0.0)}
         self._known[element, bound] = found
@@ -292,7 +303,7 @@ class Grammar:
         their summed probability."""
         found = [d.log_probability for d in self.derivations(text)]
         best = max(found, default=-math.inf)
-        return best + math.log(sum(math.exp(p - best) for p in found)) if found else best
+        return min(0.0, best + math.log(sum(math.exp(p - best) for p in found))) if found else best
 
     def first_broken_rule(self, text: str) -> str | None:
         """None for a text that the grammar can write. Otherwise the first rule broken in the reading that breaks the

@@ -113,42 +113,40 @@ BOYS = """Adam, Ben, Carl, David, Erik, Felix, Georg, Hugo, Ivan, Jacob, Karl, L
 Simon, Tom, Victor"""
 COUNT = ["one", "two", "three", "four", "five"]
 
-# `rule` names what a text breaks that recalls a wrong entry; words after a colon are an entry's further forms
+# words after a colon are an entry's further forms; a text that recalls a wrong entry breaks the rule of the table's
+# name, or the one that `rule` names
 TABLES = {
     "name": table(
         [f"{girl}: girl: she: her: her" for girl in words(GIRLS)]
         + [f"{boy}: boy: he: his: him" for boy in words(BOYS)],
-        "girl", "she", "her", "him", rule="name", girl="pronoun", she="pronoun", her="pronoun", him="pronoun",
+        "girl", "she", "her", "him", girl="pronoun", she="pronoun", her="pronoun", him="pronoun",
     ),
     "thing": table(
         pairs(
             "silver, golden, wooden, red, blue, green, white, black, little, old, round, shiny",
             """bell, key, ball, cup, ring, drum, kite, lamp, spoon, whistle, basket, boat, hat, comb, flute, mirror,
             button, ribbon, candle, clock""",
-        ),
-        rule="thing",
+        )
     ),
     "animal": table(
         """fox: barked, owl: hooted, bee: buzzed, frog: croaked, horse: neighed, donkey: brayed, cat: mewed,
         goose: hissed, rooster: crowed, bear: growled, wolf: howled, mouse: squeaked, pig: grunted, sheep: bleated,
-        cow: mooed, duck: quacked, raven: cawed, cricket: chirped, lion: roared, snake: rattled, dove: cooed,
-        hen: clucked, turkey: gobbled, parrot: shrieked""",
+        cow: mooed, duck: quacked, raven: cawed, cricket: chirped, lion: roared, squirrel: chattered, dove: cooed,
+        hen: clucked, turkey: gobbled, parrot: squawked""",
         "deed", rule="order", deed="deed",
     ),
-    "villain": table(
-        "giant, witch, troll, ogre, dragon, wizard, goblin, robber, pirate, ghost, miser, magician", rule="villain"
-    ),
+    "villain": table("giant, witch, troll, ogre, dragon, wizard, goblin, robber, pirate, ghost, miser, magician"),
     "trial": table(
         """knock at the gate: knocked at the gate, ring at the door: rang at the door,
         blow into the horn: blew into the horn, stamp on the bridge: stamped on the bridge,
         tap on the window: tapped on the window, call from the hill: called from the hill,
-        clap before the cave: clapped before the cave, turn around the tower: turned around the tower""",
-        "did", rule="trial",
+        clap before the cave: clapped before the cave, walk around the tower: walked around the tower""",
+        "did",
     ),
     "few": table("two, three", rule="count"),
     "number": table([f"{COUNT[n]}: {', '.join(COUNT[: n + 1])}." for n in range(1, 5)], "counted", rule="count"),
     "nature": table(
-        """clever, brave, merry, shy, curious, gentle, cheerful, stubborn, kind, bold, poor, lazy, polite, honest,
+        """clever, brave, merry, shy, curious, gentle, cheerful, stubborn, kind, bold, poor, lazy, polite, modest,
         dreamy, nimble"""
     ),
     "home": table(
@@ -160,22 +158,22 @@ TABLES = {
     "place": table(
         pairs(
             "by the, near the, behind the",
-            "old, quiet, dark, broken, lonely, narrow, green, sunny",
+            "old, quiet, dark, hidden, lonely, snowy, mossy, sunny",
             "mill, well, bridge, pond, wall, barn, oak, fence, river, meadow, garden, chapel, rock, road",
         )
     ),
     "way": table(
         pairs(
-            "along, across, through, past",
-            """the fields, the woods, the hills, the swamp, the snow, the heath, the sand, the vineyards, the orchard,
-            the thistles, the ferns, the gravel""",
+            "across, through, past, beyond",
+            """the fields, the woods, the hills, the swamp, the meadows, the heath, the dunes, the vineyards,
+            the orchards, the moors, the marshes, the pastures""",
         )
     ),
     "mood": table("sad, pale, quiet, tired, angry, restless, worried, silent, gloomy, upset"),
     "lair": table("castle, cave, tower, palace, fortress, hut, ruin, dungeon, mansion, den, cellar, cottage"),
     "hour": table("at midnight, at noon, at dawn, at sunset, towards evening, that night, before daybreak, at last"),
     "fled": table(
-        """ran away, fled into the forest, leapt into the river, hid under the table, begged for mercy,
+        """ran away, fled into the forest, leapt into the river, hid under the table, ran for the hills,
         fell down the stairs, sailed away, vanished like smoke"""
     ),
     "frightened": table("frightened, terrified, amazed, alarmed, confused, startled, ashamed, dizzy"),
@@ -188,8 +186,8 @@ TABLES = {
         )
     ),
     "ever_after": table(
-        """and never lost it again, and they danced for joy, and everyone went to supper, and they feasted for a week,
-        and slept well that night, and they stayed friends for ever, and sang all the way, and told the tale for years,
+        """and never lost it again, and all danced for joy, and everyone went to supper, and all feasted for a week,
+        and slept well that night, and all stayed friends for ever, and sang all the way, and told the tale for years,
         and laughed until morning"""
     ),
 }  # fmt: skip

@@ -379,3 +379,27 @@ def test_any_text_has_a_probability_and_a_verdict(text):
     assert (rule is None) == (text in TRUTH)
     assert rule in {None, "count", "name", "pronoun", "order", "deed", "unknown sentence"}
     assert log_p <= 0
+
+
+def test_a_table_without_a_rule_breaks_the_rule_of_its_own_name():
+    grammar = Grammar("tale:\n  {x=pet} {y=pet}: {x}", {"pet": table("cat, dog, owl")})
+    for text in ("cat dog: dog", "cat cat: cat"):
+        assert grammar.log_probability(text) == -math.inf
+        assert grammar.first_broken_rule(text) == "pet"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("{x=pet} {x}\n  {x=toy} {x}", "{x=toy}"),
+        ("{x} {x=pet}", "{x}"),
+        ("{x=pet} {x}\n  no {x}", "{x}"),
+        ("{x=pet} {x a}", "{x a}"),
+        ("{x=pet} {x-a}", "{x-a}"),
+        ("{x=pet", "{x=pet"),
+        ("{inner.a}\n\ninner:\n  fine", "{inner.a}"),
+    ],
+)
+def test_a_slot_that_cannot_be_filled_is_an_error(lines, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Grammar(f"tale:\n  {lines}", {"pet": table("cat, dog"), "toy": table("hat, cup")})

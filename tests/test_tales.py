@@ -12,7 +12,7 @@ import pytest
 from gpt import tales
 from gpt.grammar import Grammar, table, words
 
-SAMPLE = 5_000  # parsing takes about 0.4 ms
+SAMPLE = 20_000  # parsing takes about 0.4 ms
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ ANNA = (
 TOM = (
     "Once there was a shy child named Tom who lived in a windmill and lost his little drum. "
     '"Do not cry, Tom," said his uncle. "The witch took it. Take three friends and blow into the horn five times." '
-    "Behind the green oak sat a bee. Tom told the bee about his little drum. "
+    "Behind the mossy oak sat a bee. Tom told the bee about his little drum. "
     '"I will come too," said the bee. '
     "Near the lonely bridge sat an owl. The bee told the owl about the little drum. "
     '"I will come too," said the owl. '
@@ -63,7 +63,7 @@ VERA = (
     '"Do not cry, Vera," said her teacher. "The miser took it. Find two friends and tap on the window two times." '
     'Vera went across the heath and met a cat. "Why so pale, Vera?" asked the cat. '
     '"I want my round clock," said she. The cat went with her. '
-    'Vera went past the ferns and met a wolf. "Where is the cat taking you?" asked the wolf. '
+    'Vera went past the moors and met a wolf. "Where is the cat taking you?" asked the wolf. '
     '"To the miser," said she. The wolf went with her. '
     "The miser lived in a den. There Vera tapped on the window: one, two. "
     'The cat mewed, and the wolf howled. "Spare me!" cried the miser, and sailed away. '
@@ -174,7 +174,7 @@ WRONG = [
     (ANNA, ": one, two, three.", ": one, two, three", "unknown sentence"),
     (ANNA, "Once upon", "once upon", "unknown sentence"),
     (VERA, "Long ago", "long ago", "unknown sentence"),
-    (TOM, "Behind the green", "behind the green", "unknown sentence"),
+    (TOM, "Behind the mossy", "behind the mossy", "unknown sentence"),
     (VERA, "There Vera", "There vera", "unknown sentence"),
     (VERA, "There Vera", "There  Vera", "unknown sentence"),
     (VERA, "Spare me!", "Spare me", "unknown sentence"),
@@ -190,7 +190,8 @@ def test_a_tale_wrong_in_one_way_breaks_that_rule(tale, said, wrong, rule):
 
 
 def test_every_rule_is_broken_above():
-    rules = {rule for entries in tales.TABLES.values() for rule in (entries.rule, *entries.rules.values())} - {""}
+    recalled = {name: tales.TABLES[name] for name in tales.grammar().table_of.values()}
+    rules = {rule for name, entries in recalled.items() for rule in (entries.rule or name, *entries.rules.values())}
     assert {rule for *_, rule in WRONG} == rules | {"unknown sentence"}
 
 

@@ -1,9 +1,9 @@
-# make train    set up, then train a GPT on the bundled story: under 3 minutes on two CPU cores
+# make train    set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
 # make test     set up, then check the style and run the tests
 # make clean    remove .venv and caches; runs and data stay
 
 PYTHON ?= python3
-CONFIG ?= configs/story.toml
+CONFIG ?= configs/tales.toml
 # Everything goes through "python -m", since the scripts of a venv break where a path holds a space.
 ifeq ($(OS),Windows_NT)
   BIN := .venv/Scripts/python.exe
@@ -13,7 +13,7 @@ endif
 
 .PHONY: train test lint clean
 
-train: .venv/installed data/story/meta.json
+train: .venv/installed data/tales/meta.json
 	"$(BIN)" scripts/train.py --config $(CONFIG)
 
 test: .venv/installed-dev lint
@@ -26,8 +26,8 @@ lint: .venv/installed-dev
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
-data/story/meta.json: data/story.txt | .venv/installed
-	"$(BIN)" scripts/prepare_data.py --input story --tokenizer gpt2 --out data/story
+data/tales/meta.json: gpt/tales.py gpt/grammar.py | .venv/installed
+	"$(BIN)" scripts/prepare_data.py --input tales --tokenizer bpe:1024 --val_fraction 0.01 --out data/tales
 
 .venv/installed: requirements.txt pyproject.toml
 	"$(PYTHON)" -m venv .venv

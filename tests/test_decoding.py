@@ -1,11 +1,25 @@
 """Generation against the greedy oracle, against each row alone, and against the probabilities it draws from."""
 
+import itertools
+import math
+from collections import Counter
+
 import pytest
 import torch
 
-from gpt.decoding import generate, generate_text_simple, sample_token, stream, text_to_token_ids, token_ids_to_text
+from gpt.config import GPTConfig
+from gpt.decoding import (
+    generate,
+    generate_text_simple,
+    prompt_ids,
+    sample_documents,
+    sample_token,
+    stream,
+    text_to_token_ids,
+    token_ids_to_text,
+)
 from gpt.model import GPTModel
-from gpt.tokenizer import get_tokenizer
+from gpt.tokenizer import CharTokenizer, get_tokenizer
 
 CONFIG = {
     "vocab_size": 19, "context_length": 10, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.3,
@@ -168,3 +182,36 @@ def test_text_to_token_ids_and_back():
     assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == "Every effort moves you"
     with pytest.raises(ValueError, match="one sequence"):
         token_ids_to_text(ids.expand(2, -1), tokenizer)
+
+
+# --- whole documents --------------------------------------------------------------------------------------------------
+
+
+def test_sampled_documents_are_as_probable_as_the_model_says():
+    """All documents of at most three tokens of a vocabulary of three, their probabilities by the chain rule."""
+    torch.manual_seed(5)
+    config = GPTConfig(vocab_size=3, context_length=3, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0)
+    model = GPTModel(config).eval()
+    eot = 2
+    expected = {}
+    for length in range(4):
+        for tokens in itertools.product((0, 1), repeat=length):
+            ids = [eot, *tokens, *([eot] if length < 3 else [])]  # three tokens and no end: cut off
+            log_p = model(torch.tensor([ids[:-1]])).log_softmax(-1)[0]
+            expected[tokens] = math.exp(sum(log_p[i, token].item() for i, token in enumerate(ids[1:])))
+    assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
+    n = 4000
+    written = Counter(tuple(ids) for ids in sample_documents(model, eot, n, seed=3, batch_size=1500))
+    assert sum(written.values()) == n
+    assert set(written) <= set(expected)
+    for tokens, p in expected.items():
+        assert abs(written[tokens] / n - p) < 4 * math.sqrt(p * (1 - p) / n) + 1e-9
+    assert sample_documents(model, eot, 5, seed=3) == sample_documents(model, eot, 5, seed=3)
+    assert sample_documents(model, eot, 20, seed=3) != sample_documents(model, eot, 20, seed=4)
+
+
+def test_a_prompt_follows_the_end_of_text_where_documents_do():
+    tokenizer = CharTokenizer("abc", end_of_text=True)
+    assert prompt_ids("cab", tokenizer, in_documents=True) == [3, 2, 0, 1]
+    assert prompt_ids("cab", tokenizer, in_documents=False) == [2, 0, 1]
+    assert prompt_ids("", tokenizer, in_documents=True) == [3]

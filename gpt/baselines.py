@@ -29,10 +29,11 @@ class _Counts:
         self.ngrams, self.counts, self.vocab_size = ngrams, counts, vocab_size
         # Chen and Goodman 1999, equation 26: what to subtract from a count of 1, of 2, and of 3 or more
         n1, n2, n3, n4 = (int((counts == i).sum()) for i in (1, 2, 3, 4))
-        y = n1 / max(1, n1 + 2 * n2)
+        y = n1 / (n1 + 2 * n2) if n1 else 0.5
         above = [(1, n1, n2), (2, n2, n3), (3, n3, n4)]
-        discounts = [i - (i + 1) * y * next_n / n if n else i * y for i, n, next_n in above]
-        self.discounts = np.clip([0.0, *discounts], 0.0, [0.0, 1.0, 2.0, 3.0])
+        discounts = [i - (i + 1) * y * next_n / n if n else 0.0 for i, n, next_n in above]
+        # where that says nothing, or less than nothing, i · y: at a discount of 0 new tokens would have no probability
+        self.discounts = np.array([0.0, *(d if d > 0 else i * y for i, d in enumerate(discounts, start=1))])
         contexts = ngrams // vocab_size
         self.contexts, first = np.unique(contexts, return_index=True)
         self.totals = np.add.reduceat(counts, first)  # of each context's counts
@@ -69,25 +70,24 @@ def ngram_log_probabilities(train: np.ndarray, text: np.ndarray, n: int, vocab_s
     1995; Chen and Goodman 1999, "An empirical study of smoothing techniques for language modeling".
     """
     train, text = np.asarray(train, np.int64), np.asarray(text, np.int64)
-    ngrams = _windows(train, n, vocab_size)
-    ngrams, counts = np.unique(ngrams, return_counts=True)
-    orders = [_Counts(ngrams, counts, vocab_size)]
-    for order in range(n - 1, 0, -1):  # drop the first token: each distinct n-gram counts once
-        ngrams, counts = np.unique(ngrams % vocab_size**order, return_counts=True)
-        orders.append(_Counts(ngrams, counts, vocab_size))
-    padded = np.concatenate([np.full(n - 1, text[0]), text[1:]])  # the first tokens have shorter contexts
+    n = min(n, len(train))
     estimate = np.full(len(text) - 1, 1 / vocab_size)
-    for order, level in enumerate(reversed(orders)):  # contexts of 0, 1, ... n - 1 tokens
-        contexts = _windows(padded[n - 1 - order : -1], order, vocab_size) if order else np.zeros(len(text) - 1, int)
-        estimate = level.probability(contexts, text[1:], estimate)
+    for order in range(1, n + 1):  # from contexts of order - 1 tokens
+        ngrams = _windows(train, min(order + 1, n), vocab_size)
+        if order < n:  # drop the first token: each distinct longer n-gram counts once
+            ngrams = np.unique(ngrams) % vocab_size**order
+        level = _Counts(*np.unique(ngrams, return_counts=True), vocab_size)
+        first = max(1, order - 1)  # tokens before it have shorter contexts: their estimate stands
+        contexts = _windows(text[first - order + 1 : -1], order - 1, vocab_size)[: len(text) - first]
+        estimate[first - 1 :] = level.probability(contexts, text[first:], estimate[first - 1 :])
     return np.log(estimate)
 
 
 def _windows(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
     """All n-grams of a text, each packed into one whole number."""
-    packed = np.zeros(len(tokens) - n + 1, np.int64)
+    packed = np.zeros(max(0, len(tokens) - n + 1), np.int64)
     for i in range(n):
-        packed = packed * vocab_size + tokens[i : len(tokens) - n + 1 + i]
+        packed = packed * vocab_size + tokens[i : i + len(packed)]
     return packed
 
 
@@ -97,10 +97,13 @@ def _windows(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
 class LSTMModel(GPTModel):
     """A language model with a recurrence in place of attention: GPTModel's embedding, head, loss and calls, but layers
     of nn.LSTM, emb_dim wide, between them. Hochreiter and Schmidhuber 1997; as a language model Zaremba et al. 2014,
-    arXiv:1409.2329. It has no positions, no masks but the causal one, and n_heads means nothing to it."""
+    arXiv:1409.2329. It has no positions, no masks but the causal one, no limit to its
+    context, and n_heads means nothing to it."""
 
     def __init__(self, config: GPTConfig | dict):
         config = model_config(config)
+        if not config.vocab_size:
+            raise ValueError("vocab_size 0 stands for the tokenizer's: set it before a model is made")
         super(GPTModel, self).__init__(config.kernels)
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)

@@ -104,8 +104,10 @@ class GPTConfig:
     drop_rate: float = _setting(0.1, "dropout probability: embeddings, attention weights, residual branches", 0, 0.99)
     qkv_bias: bool = _setting(False, "a bias on W_query, W_key and W_value (GPT-2 has one)")
     tie_embeddings: bool = _setting(False, "out_head shares its weight with tok_emb (GPT-2 does)")
-    init: Literal["pytorch", "gpt2"] = _setting(
-        "pytorch", "initial weights: the layers' own defaults, or GPT-2's N(0, 0.02) with scaled residual branches"
+    init: Literal["pytorch", "gpt2", "lecun"] = _setting(
+        "pytorch",
+        "initial weights: the layers' own defaults; GPT-2's N(0, 0.02) with scaled residual branches; or the same with "
+        "N(0, 1 / fan-in), for narrow models",
     )
     backbone: Literal["gpt", "lstm"] = _setting("gpt", "transformer blocks, or the LSTM that they have to beat")
     kernels: Literal["fused", "explicit"] = _setting(

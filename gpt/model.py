@@ -160,18 +160,26 @@ class GPTModel(_Layer):
         self.trf_blocks = nn.Sequential(*[TransformerBlock(config, layer) for layer in range(config.n_layers)])
         self.final_norm = LayerNorm(config.emb_dim, config.kernels)
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-        if config.init == "gpt2":
-            self._init_gpt2()
+        if config.init != "pytorch":
+            self._init_normal()
         if config.tie_embeddings:
             self.out_head.weight = self.tok_emb.weight
 
-    def _init_gpt2(self) -> None:
+    def _init_normal(self) -> None:
         """GPT-2's initial weights: N(0, 0.02), biases 0, and the layers that write to the residual stream scaled by
-        1/sqrt(2 n_layers), so that the stream's variance does not grow with depth. Radford et al. 2019, section 2.3."""
+        1/sqrt(2 n_layers), so that the stream's variance does not grow with depth. Radford et al. 2019, section 2.3.
+
+        0.02 was made for widths of 768 and more. In a narrow model it leaves queries and keys so small that attention
+        stays uniform for long; with init "lecun" the layers between the embeddings have N(0, 1 / fan-in), which keeps
+        the variance of what passes through them. LeCun et al. 1998, "Efficient BackProp", section 4.6.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
+                std = 0.02
+                if self.config.init == "lecun" and name.startswith("trf_blocks"):
+                    std = parameter.size(1) ** -0.5
                 writes_to_stream = name.endswith(("att.out_proj.weight", "ff.layers.2.weight"))
-                nn.init.normal_(parameter, std=0.02 / ((2 * self.config.n_layers) ** 0.5 if writes_to_stream else 1))
+                nn.init.normal_(parameter, std=std / ((2 * self.config.n_layers) ** 0.5 if writes_to_stream else 1))
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

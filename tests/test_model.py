@@ -360,6 +360,17 @@ def test_gpt2_initialisation():
     assert not model.trf_blocks[0].att.W_query.bias.any()
 
 
+def test_lecun_initialisation_keeps_the_variance_of_what_passes_through():
+    model = GPTModel(GPTConfig(512, 64, 256, 4, 8, 0.0, True, True, "lecun"))
+    assert model.tok_emb.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    x = torch.randn(2000, 256)
+    attention, (wide, _, narrow) = model.trf_blocks[3].att, model.trf_blocks[3].ff.layers
+    for layer in (attention.W_query, attention.W_key, attention.W_value, wide):
+        assert layer(x).var().item() == pytest.approx(1, rel=0.05)
+    for layer, given in ((attention.out_proj, x), (narrow, torch.randn(2000, 1024))):
+        assert layer(given).var().item() == pytest.approx(1 / 16, rel=0.05)  # 2 x 8 layers write to the stream
+
+
 def test_a_tied_head_is_the_embedding():
     model = small(tie_embeddings=True)
     assert model.out_head.weight is model.tok_emb.weight

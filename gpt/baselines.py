@@ -97,8 +97,8 @@ def _windows(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
 class LSTMModel(GPTModel):
     """A language model with a recurrence in place of attention: GPTModel's embedding, head, loss and calls, but layers
     of nn.LSTM, emb_dim wide, between them. Hochreiter and Schmidhuber 1997; as a language model Zaremba et al. 2014,
-    arXiv:1409.2329. It has no positions, no masks but the causal one, no limit to its
-    context, and n_heads means nothing to it."""
+    arXiv:1409.2329. It has no positions, no masks but the causal one and no limit to its context; n_heads means nothing
+    to it."""
 
     def __init__(self, config: GPTConfig | dict):
         config = model_config(config)

@@ -170,7 +170,7 @@ RESUME = "train --run tiny --resume"
         (f"{TRAIN} --model.drop_rate 1.5", "model.drop_rate must be at most 0.99, not 1.5"),
         (f"{TRAIN} --model.drop_rate nan", "model.drop_rate must be a finite number, not nan"),
         (f"{TRAIN} --model.drop_rate inf", "model.drop_rate must be a finite number, not inf"),
-        (f"{TRAIN} --model.init zeros", "model.init must be one of 'pytorch', 'gpt2', not 'zeros'"),
+        (f"{TRAIN} --model.init zeros", "model.init must be one of 'pytorch', 'gpt2' ... not 'zeros'"),
         (f"{TRAIN} --model.qkv_bias maybe", "--model.qkv_bias takes true or false, not 'maybe'"),
         (f"{TRAIN} --compile maybe", "--compile takes true or false, not 'maybe'"),
         (f"{TRAIN} --optim.lr -1", "optim.lr must be at least 0, not -1"),

@@ -239,10 +239,11 @@ def test_stretches_of_a_text_without_documents_are_context_lengths(model):
     assert result.stretches.tolist() == [0, 1, 2]
     assert result.counts.tolist() == [8, 8, 4]
     assert result.sums == pytest.approx([losses[:8].sum(), losses[8:16].sum(), losses[16:].sum()], rel=1e-5)
-    losses = np.array(token_losses(model, tokens.tolist(), 8, 4))
-    result = evaluate(model, tokens, 8, stride=4)
-    assert result.counts.tolist() == [8, 8, 4]
-    assert result.sums == pytest.approx([losses[:8].sum(), losses[8:16].sum(), losses[16:].sum()], rel=1e-5)
+    for stride in (1, 4):
+        losses = np.array(token_losses(model, tokens.tolist(), 8, stride))
+        result = evaluate(model, tokens, 8, stride=stride)
+        assert result.counts.tolist() == [8, 8, 4]
+        assert result.sums == pytest.approx([losses[:8].sum(), losses[8:16].sum(), losses[16:].sum()], rel=1e-5)
 
 
 def test_the_distance_to_a_floor_by_hand():

@@ -7,6 +7,8 @@ import atexit
 import glob
 import hashlib
 import io
+import itertools
+import reprlib
 import shutil
 import sys
 import tempfile
@@ -51,12 +53,13 @@ class Corpus:
     separator: str = ""
 
     def documents(self) -> Iterator[Iterable[str]]:
-        """The documents, each as the pieces that its text is read in. Each is used up before the next is asked for."""
+        """The documents, each as the pieces that its text is read in. Each is used up before the next is asked for.
+        An empty one is left out."""
         for path in self.paths:
             if self.separator:
                 yield from ([text] for text in split_at(read_pieces(path), self.separator))
-            else:
-                yield read_pieces(path)
+            elif first := next(pieces := read_pieces(path), ""):
+                yield itertools.chain([first], pieces)
 
     def pieces(self) -> Iterator[str]:
         """All of the text, document after document, piece by piece."""
@@ -78,13 +81,13 @@ def open_corpus(source: str, separator: str = "") -> Corpus:
         return Corpus(source, [BUNDLED[source]], separator)
     if source == "-":
         return Corpus("standard input", [_spool(_stdin())], separator)
-    if source.partition(":")[0] == "tales" and not Path(source).exists():
-        return _tales(source)
     path = Path(source)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
     except OSError:  # a name longer than a file's may be
         is_file = is_folder = False
+    if source.partition(":")[0] == "tales" and not (is_file or is_folder):
+        return _tales(source)
     if is_file:
         return Corpus(path.name, [path], separator)
     if is_folder:
@@ -106,9 +109,10 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 def _tales(source: str) -> Corpus:
     """The corpus "tales:N": always the same N tales, one per line of a temporary file."""
     _, _, count = source.partition(":")
-    if not (count or "1").isdecimal() or int(count or TALES) < 1:
-        raise ValueError(f"{source!r}: tales takes how many, as in tales:{TALES}")
-    n = int(count or TALES)
+    count = count or str(TALES)
+    if not count.isdecimal() or len(count) > 7 or int(count) < 1:
+        raise ValueError(f"{reprlib.repr(source)}: tales takes how many, 1 to 9999999, as in tales:{TALES}")
+    n = int(count)
     text = io.BytesIO("".join(f"{tale}\n" for tale in tales.generate(n)).encode())
     return Corpus(f"tales:{n}", [_spool(text)], separator="\n")
 
@@ -184,9 +188,14 @@ def cut_pieces(text: str, longest: int = 100_000) -> Iterator[str]:
 
 def split_at(pieces: Iterable[str], separator: str) -> Iterator[str]:
     """The texts between separators, without the white space around them; empty ones are left out."""
-    rest = ""
+    parts = [""]  # of the text at hand; the last one holds the characters in which a separator may have begun
     for piece in pieces:
-        *texts, rest = (rest + piece).split(separator)
-        yield from (text.strip() for text in texts if text.strip())
-    if rest.strip():
-        yield rest.strip()
+        *texts, rest = (parts.pop() + piece).split(separator)
+        if texts:
+            texts[0] = "".join([*parts, texts[0]])
+            parts = []
+            yield from (text.strip() for text in texts if text.strip())
+        cut = max(len(rest) - len(separator) + 1, 0)
+        parts += [rest[:cut], rest[cut:]]
+    if text := "".join(parts).strip():
+        yield text

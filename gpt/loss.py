@@ -65,7 +65,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays make no truth value
 class Evaluation:
     """The loss of a model on a text, in the units in which it is quoted."""
 
@@ -73,6 +73,7 @@ class Evaluation:
     sums: np.ndarray  # nats, of each of them
     counts: np.ndarray  # tokens predicted in each of them
     bytes_per_token: float = math.nan  # of the text; NaN where it is not known
+    of_documents: bool = False  # the stretches are documents
 
     @property
     def tokens(self) -> int:
@@ -148,7 +149,8 @@ def evaluate(
 ) -> Evaluation:
     """The loss of `model` on a text of token ids, every token after the first predicted once.
 
-    `n_batches` > 0 reads that many batches of windows, spread evenly over the text. `stride` < context_length lets
+    `n_batches` > 0 reads about that many batches of windows, whole documents or stretches of context_length tokens
+    that are spread evenly over the text. `stride` < context_length lets
     windows overlap, so that each prediction has at least context_length - stride tokens before it; the loss depends
     on both, which is why a quoted perplexity names them. With `eot_id` windows begin where documents begin, as in
     `gpt.data.document_windows`. Nothing is drawn at random, and no random state is touched.
@@ -180,8 +182,11 @@ def evaluate(
         windows = [(start, end, start + 1, document) for start, end, document in spans]
         if not windows:
             raise ValueError("the text holds no document that stands between two end-of-text tokens")
-    if n_batches and n_batches * batch_size < len(windows):
-        windows = [windows[i * len(windows) // (n_batches * batch_size)] for i in range(n_batches * batch_size)]
+    if n_batches and n_batches * batch_size < len(windows):  # stretches as a whole, so that they compare with a floor
+        n_stretches = windows[-1][3] + 1
+        n_read = max(1, n_batches * batch_size * n_stretches // len(windows))
+        read = {i * n_stretches // n_read for i in range(n_read)}
+        windows = [window for window in windows if window[3] in read]
     sums, counts = [], []
     with evaluating(model):
         for begin in range(0, len(windows), batch_size):
@@ -195,4 +200,4 @@ def evaluate(
     stretch = [stretch for _, _, _, stretch in windows]
     sums, counts = np.bincount(stretch, sums), np.bincount(stretch, counts)
     read = np.flatnonzero(counts)
-    return Evaluation(read, sums[read], counts[read], bytes_per_token)
+    return Evaluation(read, sums[read], counts[read], bytes_per_token, eot_id is not None)

@@ -36,7 +36,7 @@ def prepare_data(
     `val_corpus`, where it is given. "char" and "bpe:N" are learned from both splits. Where there are several documents,
     each stands between two end-of-text tokens (of a document that the split cuts in two, each part does), so that a
     model reads where one begins and learns where one ends. Memory does not grow with the corpus, but for bpe:N's table
-    of distinct words. A terminal sees a progress bar.
+    of distinct words and the longest document between separators. A terminal sees a progress bar.
 
     Raises ValueError for a corpus without text, and for an `out` that exists and was not written by this function.
     """

@@ -179,7 +179,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if saved["kind"] == "char":
             if not isinstance(saved["characters"], str):
                 raise TypeError("characters must be one string")
-            return CharTokenizer(saved["characters"], bool(saved.get("end_of_text")))
+            if not isinstance(saved.get("end_of_text", False), bool):
+                raise TypeError("end_of_text must be true or false")
+            return CharTokenizer(saved["characters"], saved.get("end_of_text", False))
         if saved["kind"] == "bpe":
             return _from_merges([tuple(merge) for merge in saved["merges"]])
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError, RecursionError) as error:

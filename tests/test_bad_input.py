@@ -451,7 +451,7 @@ PREPARE = "prepare_data --out data/new --tokenizer char --input"
         (f"{PREPARE} stroy", "'stroy' ... story"),
         (f"{PREPARE} ''", "''"),
         (f"{PREPARE} '*.rst'", "'*.rst'"),
-        (f"{PREPARE} tales:0", "'tales:0': tales takes how many, as in tales:30000"),
+        (f"{PREPARE} tales:0", "'tales:0': tales takes how many, 1 to 9999999, as in tales:30000"),
         (f"{PREPARE} tales:many", "'tales:many': tales takes how many"),
         (f"{PREPARE} tales:-5", "'tales:-5': tales takes how many"),
         (f"{PREPARE} tale:5", "'tale:5'"),

@@ -106,6 +106,12 @@ def test_split_at_by_hand():
     assert list(split_at(pieces, "<|endoftext|>")) == ["one", "two and\nmore", "three"]
 
 
+def test_split_at_takes_an_endless_document():
+    """In 200,000 pieces: a search that begins anew with each would take hours."""
+    pieces = ["some words <", "|"] * 100_000
+    assert list(split_at([*pieces, ">end"], "<|>")) == ["some words <|" * 99_999 + "some words", "end"]
+
+
 def test_split_at_reads_no_further_than_it_has_to():
     read = []
 
@@ -359,6 +365,12 @@ def test_a_file_is_a_document_as_it_is(tmp_path, monkeypatch):
         assert "".join(corpus.pieces()) == "".join(texts)
 
 
+def test_an_empty_file_is_no_document(tmp_path):
+    for n, text in enumerate(["", "one", "\ufeff", "\ufeff two", ""]):
+        (tmp_path / f"{n}.txt").write_text(text, encoding="utf-8")
+    assert documents(open_corpus(str(tmp_path))) == ["one", " two"]
+
+
 @pytest.mark.parametrize("piece", [1, 3, 1 << 20])
 @pytest.mark.parametrize("separator", ["\n\n", "<|endoftext|>", "\n--\n"])
 def test_documents_are_what_stands_between_separators_in_each_file(tmp_path, monkeypatch, separator, piece):
@@ -396,10 +408,16 @@ def test_tales_are_always_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "source", ["tales:0", "tales:x", "tales:-1", "tales:1.5", "tales:1e3", "tales: 3", "tales:1:2"]
+    "source", ["tales:0", "tales:x", "tales:-1", "tales:1.5", "tales:1e3", "tales: 3", "tales:1:2", "tales:10000000"]
 )
 def test_tales_take_a_number(source):
-    with pytest.raises(ValueError, match=f"'{source}': tales takes how many, as in tales:30000"):
+    with pytest.raises(ValueError, match=f"'{source}': tales takes how many, 1 to 9999999, as in tales:30000"):
+        open_corpus(source)
+
+
+@pytest.mark.parametrize("source", ["tales:" + "1" * 300, "tales:" + "x" * 5000, "tales:a\0b"])
+def test_tales_take_no_name_longer_than_a_files_may_be(source):
+    with pytest.raises(ValueError, match="tales takes how many"):
         open_corpus(source)
 
 

@@ -213,6 +213,7 @@ def test_evaluation_of_documents_is_that_of_each_alone(model, lengths, context, 
     for text in (tokens, np.concatenate([[3, 4], tokens, [5]]).astype(np.uint16)):
         result = evaluate(model, text, context, batch_size=batch_size, eot_id=EOT, stride=context)
         assert result.stretches.tolist() == list(range(len(lengths)))
+        assert result.of_documents
         assert result.counts.tolist() == [length + 1 for length in lengths]
         assert result.sums == pytest.approx(truth, rel=1e-5)
         assert result.tokens == len(tokens) - 1
@@ -231,11 +232,24 @@ def test_some_batches_of_documents_are_spread_over_the_text(model):
     assert result.above(floor).loss == pytest.approx((0 + 2 + 5 + 7) / 16, rel=1e-5)
 
 
+@pytest.mark.parametrize(("stride", "eot_id"), [(None, EOT), (2, None), (3, None), (None, None)])
+@pytest.mark.parametrize("n_batches", [1, 2, 3])
+def test_a_part_of_the_text_is_read_in_whole_stretches(model, n_batches, stride, eot_id):
+    """A document of three windows is read to its end or not at all: a floor is that of whole documents."""
+    tokens = documents_of(*[20] * 10)
+    whole = evaluate(model, tokens, 8, stride=stride, eot_id=eot_id)
+    part = evaluate(model, tokens, 8, batch_size=4, n_batches=n_batches, stride=stride, eot_id=eot_id)
+    assert 0 < len(part.stretches) < len(whole.stretches)
+    assert part.counts.tolist() == whole.counts[part.stretches].tolist()
+    assert part.above(whole.sums - whole.counts).loss == pytest.approx(1, rel=1e-5)
+
+
 def test_stretches_of_a_text_without_documents_are_context_lengths(model):
     """Windows that overlap add to the stretch in which their first new token lies."""
     tokens = np.random.default_rng(0).integers(0, 31, 21)
     losses = np.array(token_losses(model, tokens.tolist(), 8, 8))
     result = evaluate(model, tokens, 8)
+    assert not result.of_documents
     assert result.stretches.tolist() == [0, 1, 2]
     assert result.counts.tolist() == [8, 8, 4]
     assert result.sums == pytest.approx([losses[:8].sum(), losses[8:16].sum(), losses[16:].sum()], rel=1e-5)

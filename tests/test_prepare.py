@@ -126,6 +126,21 @@ def test_ten_or_more_documents_are_split_by_documents(tmp_path, monkeypatch, n, 
         assert (split.documents, split.characters) == (len(part), sum(map(len, part)))
 
 
+@pytest.mark.parametrize("texts", [["", "abcd", "", "efgh", ""], ["", *["ab"] * 9, ""], ["", "abcdefgh" * 2]], ids=str)
+def test_empty_files_leave_no_trace(tmp_path, texts):
+    """Wherever they stand, and however the split falls: a model is not to learn that documents may be empty."""
+    full = [text for text in texts if text]
+    for n in (1, 4, 7):
+        data, expected = (
+            prepare_data(
+                corpus_of(tmp_path / f"{n} {len(some)}", *some), BYTES, tmp_path / f"{n} {len(some)} out", n / 8
+            )
+            for some in (texts, full)
+        )
+        assert data.checksums == expected.checksums
+        assert (data.separated, data.train.documents) == (expected.separated, expected.train.documents)
+
+
 def test_a_split_that_leaves_no_document_to_train_on_is_refused(tmp_path):
     with pytest.raises(ValueError, match="too short"):
         prepare_data(corpus_of(tmp_path / "in", *["a text"] * 10), BYTES, tmp_path / "out", 0.99)

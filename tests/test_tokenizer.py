@@ -478,6 +478,8 @@ DAMAGED = {
     "characters are a number": '{"kind": "char", "characters": 5}',
     "characters are numbers": '{"kind": "char", "characters": [1, 2]}',
     "characters are words": '{"kind": "char", "characters": ["ab", "c"]}',
+    "end of text is a word": '{"kind": "char", "characters": "abc", "end_of_text": "no"}',
+    "end of text is null": '{"kind": "char", "characters": "abc", "end_of_text": null}',
     "no merges": '{"kind": "bpe"}',
     "merges are null": '{"kind": "bpe", "merges": null}',
     "merges are a string": '{"kind": "bpe", "merges": "ab"}',

@@ -59,20 +59,20 @@ meet x:
 
 tell_first:
   "The {villain} has my {thing}," said {hero}.
-  {hero} told the {first} about {hero.her} {thing}.
-  "Why so {=mood}, {hero}?" asked the {first}. "I want my {thing}," said {hero.she}.
+  {hero} told the {first} about the {villain}.
+  "Why so {=mood}, {hero}?" asked the {first}. "The {villain} has my {thing}," said {hero.she}.
 
 tell_second:
-  "The {first} and I are looking for my {thing}," said {hero}.
-  The {first} told the {second} about the {thing}.
+  "The {first} and I are looking for the {villain}," said {hero}.
+  The {first} told the {second} about {hero.her} {thing}.
   "Where is the {first} taking you?" asked the {second}. "To the {villain}," said {hero.she}.
 
 tell_third:
-  "The {first}, the {second} and I are looking for my {thing}," said {hero}.
-  The {first} and the {second} told the {third} about the {thing}.
+  "The {first}, the {second} and I seek my {thing}," said {hero}.
+  The {first} and the {second} told the {third} about the {villain}.
 
 promise x:
-  "I will help you," said the {x}.
+  "I fear no {villain}," said the {x}.
   "I will come too," said the {x}.
   The {x} went with {hero.him}.
 

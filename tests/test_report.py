@@ -50,7 +50,7 @@ def rows(text):
 def test_a_table_by_hand():
     """Three documents of 10, 20 and 10 tokens with floors of 4, 10 and 6 nats; the model needs 6, 11 and 9."""
     measured = Yardstick({"uniform": 5.0, "trigram": 1.5}, np.array([4.0, 10.0, 6.0]), 40)
-    evaluation = Evaluation(np.arange(3), np.array([6.0, 11.0, 9.0]), np.array([10.0, 20.0, 10.0]), 4.0)
+    evaluation = Evaluation(np.arange(3), np.array([6.0, 11.0, 9.0]), np.array([10.0, 20.0, 10.0]), 4.0, True)
     text = report.table(measured, "mine", evaluation)
     table = rows(text)
     assert table["uniform"] == [5.0, 148.41, pytest.approx(5 / math.log(2), abs=1e-4), pytest.approx(1.8034, abs=1e-4)]

@@ -37,9 +37,9 @@ def ln(*options):
 ANNA = (
     "Once upon a time Anna, a brave girl who lived by the sea, lost her silver bell. "
     '"The giant has your silver bell," said her grandmother. "Find two friends and knock at the gate three times." '
-    'By the old mill she met a fox. "The giant has my silver bell," said Anna. "I will help you," said the fox. '
-    'Near the dark well she met an owl. "The fox and I are looking for my silver bell," said Anna. '
-    '"I will help you," said the owl. '
+    'By the old mill she met a fox. "The giant has my silver bell," said Anna. "I fear no giant," said the fox. '
+    'Near the dark well she met an owl. "The fox and I are looking for the giant," said Anna. '
+    '"I fear no giant," said the owl. '
     "They came to the castle of the giant at midnight, and Anna knocked at the gate: one, two, three. "
     "First the fox barked, then the owl hooted. The giant ran away. Anna thanked the fox and the owl. "
     "Under the bed she found her silver bell, and never lost it again."
@@ -47,11 +47,11 @@ ANNA = (
 TOM = (
     "Once there was a shy child named Tom who lived in a windmill and lost his little drum. "
     '"Do not cry, Tom," said his uncle. "The witch took it. Take three friends and blow into the horn five times." '
-    "Behind the mossy oak sat a bee. Tom told the bee about his little drum. "
+    "Behind the mossy oak sat a bee. Tom told the bee about the witch. "
     '"I will come too," said the bee. '
-    "Near the lonely bridge sat an owl. The bee told the owl about the little drum. "
+    "Near the lonely bridge sat an owl. The bee told the owl about his little drum. "
     '"I will come too," said the owl. '
-    "By the quiet road sat a pig. The bee and the owl told the pig about the little drum. "
+    "By the quiet road sat a pig. The bee and the owl told the pig about the witch. "
     '"I will come too," said the pig. '
     "At noon they stood before the tower of the witch. Tom blew into the horn: one, two, three, four, five. "
     "The bee buzzed, the owl hooted, and the pig grunted. The witch was amazed and vanished like smoke. "
@@ -62,7 +62,7 @@ VERA = (
     "Long ago, on an island, a bold child named Vera lost her round clock. "
     '"Do not cry, Vera," said her teacher. "The miser took it. Find two friends and tap on the window two times." '
     'Vera went across the heath and met a cat. "Why so pale, Vera?" asked the cat. '
-    '"I want my round clock," said she. The cat went with her. '
+    '"The miser has my round clock," said she. The cat went with her. '
     'Vera went past the moors and met a wolf. "Where is the cat taking you?" asked the wolf. '
     '"To the miser," said she. The wolf went with her. '
     "The miser lived in a den. There Vera tapped on the window: one, two. "
@@ -133,8 +133,8 @@ WRONG = [
     (VERA, 'miser," said she', 'miser," said he', "pronoun"),
     (ANNA, "found her silver bell", "found her golden bell", "thing"),
     (ANNA, "found her silver bell", "found her silver key", "thing"),
-    (TOM, "told the owl about the little drum", "told the owl about the old drum", "thing"),
-    (VERA, "I want my round clock", "I want my black clock", "thing"),
+    (TOM, "told the owl about his little drum", "told the owl about his old drum", "thing"),
+    (VERA, "The miser has my round clock", "The miser has my black clock", "thing"),
     (ANNA, "the fox barked, then the owl hooted", "the owl hooted, then the fox barked", "order"),
     (ANNA, "thanked the fox and the owl", "thanked the owl and the fox", "order"),
     (ANNA, "thanked the fox and the owl", "thanked the fox and the fox", "order"),

@@ -14,6 +14,7 @@ from gpt.loss import perplexity
 from gpt.tales import Verdict
 
 TRAIN, VAL, QUIET, FLOOR = "#1f6fb4", "#d9480f", "#868e96", "#2b8a3e"
+RULES = ["#fab005", "#1f6fb4", "#d9480f", "#ae3ec9", "#e64980", "#1098ad", "#7048e8", "#82583a"]  # no grey, no green
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
@@ -54,7 +55,7 @@ def plot_losses(metrics: Path, out: Path, yardstick: Yardstick) -> None:
         _tokens_axis(axes)
         if scale == "log":
             _plain_log_axis(axes)
-        axes.legend(frameon=False, loc="upper right")
+    figure.axes[0].legend(loc="upper right")
     figure.savefig(out)
 
 
@@ -95,7 +96,7 @@ def plot_verdicts(verdicts: dict[int, Verdict], out: Path) -> None:
     shares += [[verdicts[t].broken.get(rule, 0) / verdicts[t].texts for t in tokens] for rule in rules]
     figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
     axes = figure.subplots()
-    colours = [FLOOR, *(QUIET if rule == UNKNOWN else f"C{i}" for i, rule in enumerate(rules))]
+    colours = [FLOOR, *(QUIET if rule == UNKNOWN else RULES[i % len(RULES)] for i, rule in enumerate(rules))]
     axes.stackplot(tokens, shares, labels=["accepted", *rules], colors=colours, alpha=0.8)
     axes.set_ylim(0, 1)
     axes.set_xlim(tokens[0], tokens[-1])

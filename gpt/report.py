@@ -159,21 +159,17 @@ def judge_samples(model: GPTModel, data: PreparedData, n: int, seed: int = 0) ->
 
 
 def describe_verdict(verdict: Verdict) -> str:
-    """A verdict in a few lines."""
-    lines = [
-        f"The grammar accepts {verdict.accepted} of {verdict.texts} sampled tales "
-        f"({verdict.accepted / verdict.texts:.1%})."
-    ]
+    """A verdict as a table: what is accepted, and which rule the others break first."""
+    rows = [("accepted by the grammar", verdict.accepted)]
+    rows += [(f"first rule broken: {rule}", n) for rule, n in verdict.broken.items()]
+    lines = [f"{f'{verdict.texts} sampled tales':<32}{'tales':>12}{'share':>12}"]
+    lines += [f"{name:<32}{n:>12}{n / verdict.texts:>12.1%}" for name, n in rows]
     if verdict.accepted:
-        lines[0] += (
-            f" Of these, {verdict.unseen} ({verdict.unseen / verdict.accepted:.1%}) are not in the training set; their "
-        )
-        lines.append(
-            f"mean ln p is {verdict.log_probability:.1f} nats (that of the grammar's own tales: {-entropy():.1f})."
-        )
-    if verdict.broken:
-        broken = ", ".join(f"{rule} {n} ({n / verdict.texts:.1%})" for rule, n in verdict.broken.items())
-        lines.append(f"The first rule that the others break: {broken}.")
+        lines += [
+            "",
+            f"Of those accepted, {verdict.unseen} ({verdict.unseen / verdict.accepted:.1%}) are not in the training set; "
+            f"their mean ln p is {verdict.log_probability:.1f} nats (that of the grammar's own tales: {-entropy():.1f}).",
+        ]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Turn text into token files that a training run reads.
 
-    python scripts/prepare_data.py --input tales --tokenizer bpe:1024 --val_fraction 0.01 --out data/tales
+    python scripts/prepare_data.py --input tales --tokenizer bpe:2048 --val_fraction 0.01 --out data/tales
     python scripts/prepare_data.py --input story --out data/story
     python scripts/prepare_data.py --input book.txt --tokenizer char --out data/book
     python scripts/prepare_data.py --input "texts/**/*.txt" --tokenizer bpe:4096 --out data/texts

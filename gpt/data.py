@@ -32,10 +32,42 @@ FORMAT = 2  # of a prepared folder
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
-class TokenWindows(Dataset):
+def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Inputs tokens[start:end] and targets tokens[start+1:end+1] of each span (start, end), int64, (B, T) with T the
+    longest. Shorter ones are filled up on the right, where a causal model sees nothing of it, with targets of -100."""
+    spans = list(spans)
+    inputs = np.zeros((len(spans), max(end - start for start, end in spans)), np.int64)
+    targets = np.full_like(inputs, IGNORE)
+    for row, (start, end) in enumerate(spans):
+        inputs[row, : end - start] = tokens[start:end]
+        targets[row, : end - start] = tokens[start + 1 : end + 1]
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+class Windows(Dataset):
+    """Windows over a text of token ids: item i is (inputs, targets), int64, (T,) each."""
+
+    tokens: np.ndarray
+
+    def _span(self, index: int) -> tuple[int, int]:
+        """Window `index` as (start, end): its inputs are tokens start .. end-1, its targets start+1 .. end."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        inputs, targets = self.batch([index])
+        return inputs[0], targets[0]
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of several windows, (B, T) each, where T is the longest one's length."""
+        return padded_batch(self.tokens, map(self._span, indices))
+
+
+class TokenWindows(Windows):
     """Windows of context_length + 1 tokens that begin every `stride` tokens (0: context_length).
 
-    Item i is (inputs, targets), int64, (T,) each. A rest too short for a whole window is left out.
+    A rest too short for a whole window is left out.
     """
 
     def __init__(self, tokens: Tokens, context_length: int, stride: int = 0):
@@ -59,18 +91,8 @@ class TokenWindows(Dataset):
     def __len__(self) -> int:
         return (len(self.tokens) - self.context_length - 1) // self.stride + 1
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        inputs, targets = self.batch([index])
-        return inputs[0], targets[0]
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of several windows, (B, T) each."""
-        starts = [index * self.stride for index in indices]
-        windows = np.stack([self.tokens[start : start + self.context_length + 1] for start in starts])  # (B, T+1)
-        windows = torch.from_numpy(windows.astype(np.int64))
-        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+    def _span(self, index: int) -> tuple[int, int]:
+        return index * self.stride, index * self.stride + self.context_length
 
 
 def document_windows(tokens: np.ndarray, eot_id: int, context_length: int) -> np.ndarray:
@@ -90,26 +112,14 @@ def document_windows(tokens: np.ndarray, eot_id: int, context_length: int) -> np
     return np.stack([starts, np.minimum(starts + context_length, marks[documents + 1]), documents], axis=1)
 
 
-def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Inputs tokens[start:end] and targets tokens[start+1:end+1] of each span (start, end), int64, (B, T) with T the
-    longest. Shorter ones are filled up on the right, where a causal model sees nothing of it, with targets of -100."""
-    spans = list(spans)
-    inputs = np.zeros((len(spans), max(end - start for start, end in spans)), np.int64)
-    targets = np.full_like(inputs, IGNORE)
-    for row, (start, end) in enumerate(spans):
-        inputs[row, : end - start] = tokens[start:end]
-        targets[row, : end - start] = tokens[start + 1 : end + 1]
-    return torch.from_numpy(inputs), torch.from_numpy(targets)
-
-
-class DocumentWindows(Dataset):
+class DocumentWindows(Windows):
     """One document per window, or context_length tokens of a longer one: the windows of `document_windows`.
 
     ValueError where the tokens hold no document between two end-of-text tokens.
     """
 
     def __init__(self, tokens: np.ndarray, context_length: int, eot_id: int):
-        self.tokens, self.context_length = tokens, context_length
+        self.tokens = tokens
         self.windows = document_windows(tokens, eot_id, context_length)
         if not len(self.windows):
             raise ValueError(f"{len(tokens)} tokens hold no document that stands between two end-of-text tokens")
@@ -117,15 +127,9 @@ class DocumentWindows(Dataset):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        inputs, targets = self.batch([index])
-        return inputs[0], targets[0]
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of several windows, (B, T) each, where T is the longest one's length."""
-        return padded_batch(self.tokens, self.windows[indices, :2])
+    def _span(self, index: int) -> tuple[int, int]:
+        start, end, _ = self.windows[index]
+        return int(start), int(end)
 
 
 @lru_cache(maxsize=2)  # a step may straddle two epochs
@@ -307,7 +311,7 @@ def _load_split(path: Path, meta: dict, dtype: str, verify: bool) -> TokenFile:
     return TokenFile(path, tokens, meta["documents"], meta["characters"], meta["bytes"], meta["sha256"])
 
 
-def training_windows(config: TrainConfig, data: PreparedData) -> TokenWindows | DocumentWindows:
+def training_windows(config: TrainConfig, data: PreparedData) -> Windows:
     """The windows of the training split that a config asks for."""
     if config.data.windows == "document":
         return DocumentWindows(data.train.tokens, config.model.context_length, data.tokenizer.eot_id)

@@ -165,10 +165,11 @@ def describe_verdict(verdict: Verdict) -> str:
     lines = [f"{f'{verdict.texts} sampled tales':<32}{'tales':>12}{'share':>12}"]
     lines += [f"{name:<32}{n:>12}{n / verdict.texts:>12.1%}" for name, n in rows]
     if verdict.accepted:
+        unseen = f"{verdict.unseen} ({verdict.unseen / verdict.accepted:.1%})"
         lines += [
             "",
-            f"Of those accepted, {verdict.unseen} ({verdict.unseen / verdict.accepted:.1%}) are not in the training set; "
-            f"their mean ln p is {verdict.log_probability:.1f} nats (that of the grammar's own tales: {-entropy():.1f}).",
+            f"Of those accepted, {unseen} are not in the training set; their mean ln p is "
+            f"{verdict.log_probability:.1f} nats (that of the grammar's own tales: {-entropy():.1f}).",
         ]
     return "\n".join(lines)
 

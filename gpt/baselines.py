@@ -145,17 +145,17 @@ def create_model(config: GPTConfig) -> GPTModel:
 # --- a yardstick ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays make no truth value
 class Yardstick:
     """What a loss on a validation split is measured by: losses above it and, where the entropy is known, below it."""
 
-    baselines: dict[str, float]  # name -> nats per token, from the weakest on
+    baselines: dict[str, float]  # name -> nats per token
     floor: np.ndarray | None  # -ln p of each validation document, end included, in nats; None where nobody knows it
     tokens: int  # of the validation split that are predicted
 
     @property
     def floor_loss(self) -> float:
-        """The floor in nats per token: no model can be expected below it."""
+        """The floor in nats per token: no model can be expected below it. It must be known."""
         return float(self.floor.sum()) / self.tokens
 
     @property
@@ -163,10 +163,10 @@ class Yardstick:
         """The exact entropy of the source in nats per token: that of a tale, over the mean length of these ones."""
         return tales.entropy() * len(self.floor) / self.tokens
 
-    def gap_closed(self, loss: float) -> float:
-        """(trigram - loss) / (trigram - floor): of what only attention can see, the share that has been seen."""
-        trigram = self.baselines["trigram"]
-        return (trigram - loss) / (trigram - self.floor_loss)
+    def gap_closed(self, excess: float) -> float:
+        """1 - excess / (trigram - floor), for a loss of `excess` nats per token above the floor: of what can be known
+        by looking further back than two tokens, the share that is known."""
+        return 1 - excess / (self.baselines["trigram"] - self.floor_loss)
 
 
 def yardstick(data: PreparedData) -> Yardstick:
@@ -177,14 +177,19 @@ def yardstick(data: PreparedData) -> Yardstick:
     baselines = {"uniform": math.log(vocab_size)}
     for n, name in enumerate(("unigram", "bigram", "trigram"), start=1):
         baselines[name] = -float(ngram_log_probabilities(train, val, n, vocab_size).mean())
-    for result in json.loads(RESULTS.read_text(encoding="utf-8")):
+    for result in json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else ():
         if result["data"] == data.checksums:
             baselines[result["name"]] = result["val_loss"]
-    return Yardstick(baselines, _floor(data), len(data.val.tokens) - 1)
+    return Yardstick(baselines, tales_floor(data), len(data.val.tokens) - 1)
 
 
-def _floor(data: PreparedData) -> np.ndarray | None:
-    """-ln p of each validation document, if all of them are tales."""
+def tales_floor(data: PreparedData) -> np.ndarray | None:
+    """-ln p of each validation document, in nats, if all of them are tales; else None.
+
+    ValueError for tales of another grammar than today's, whose probabilities nobody can tell.
+    """
+    if data.source.startswith("tales:") and not data.source.endswith(tales.fingerprint()):
+        raise ValueError(f"{data.folder} holds tales of another grammar than that of gpt/tales.py: prepare it anew")
     found = []
     for text in data.documents(data.val) if data.separated else ():
         found.append(-tales.log_probability(text))

@@ -1,7 +1,7 @@
 """A run folder: config, tokenizer, metrics, samples, and checkpoints that are written whole or not at all.
 
 runs/NAME/
-  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
+  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt  learnt.png
   checkpoints/step-000500/   model.safetensors  training_state.pt  state.json (with the SHA-256 of all three)
   checkpoints/last, best     text files that name the newest checkpoint, and the one with the lowest validation loss
 """
@@ -66,12 +66,17 @@ class RunFolder:
         """Loss and perplexity over tokens seen."""
         return self.path / "loss.png"
 
+    @property
+    def learnt(self) -> Path:
+        """What each checkpoint's tales are worth, where they have been judged."""
+        return self.path / "learnt.png"
+
     def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
         """Make the folder and write down everything the run is started with. A run without a checkpoint starts anew."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config)  # first: it tells a run from another folder
         self.checkpoints.mkdir(exist_ok=True)
-        for old in (self.metrics, self.samples, self.plot):
+        for old in (self.metrics, self.samples, self.plot, self.learnt):
             old.unlink(missing_ok=True)
         tokenizer.save(self.path / "tokenizer.json")
 

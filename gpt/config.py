@@ -106,8 +106,8 @@ class GPTConfig:
     tie_embeddings: bool = _setting(False, "out_head shares its weight with tok_emb (GPT-2 does)")
     init: Literal["pytorch", "gpt2", "lecun"] = _setting(
         "pytorch",
-        "initial weights: the layers' own defaults; GPT-2's N(0, 0.02) with scaled residual branches; or the same with "
-        "N(0, 1 / fan-in), for narrow models",
+        "initial weights: the layers' own defaults; GPT-2's, of standard deviation 0.02, less in residual branches; or "
+        "the same with 1/sqrt(fan-in), for narrow models",
     )
     backbone: Literal["gpt", "lstm"] = _setting("gpt", "transformer blocks, or the LSTM that they have to beat")
     kernels: Literal["fused", "explicit"] = _setting(

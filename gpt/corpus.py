@@ -8,6 +8,7 @@ import glob
 import hashlib
 import io
 import itertools
+import re
 import reprlib
 import shutil
 import sys
@@ -70,7 +71,7 @@ class Corpus:
 def open_corpus(source: str, separator: str = "") -> Corpus:
     """The corpus that `source` names: a bundled text ("story"), a file, a folder (its .txt and .md files, at any
     depth), a glob such as "books/*.txt", or "-" for standard input, which is copied to a temporary file first; or
-    "tales:N", N tales of gpt/tales.py, as many as TALES where N is left out.
+    "tales:N:SEED", N tales of gpt/tales.py: TALES of them with seed 0, where both are left out.
 
     Several files are several documents, in the order of their names; `separator` ends a document within a file.
     ValueError where there is nothing to read.
@@ -97,7 +98,7 @@ def open_corpus(source: str, separator: str = "") -> Corpus:
         return Corpus(path.resolve().name, found, separator)
     found = _files(map(Path, glob.glob(source, recursive=True)))
     if not found:
-        raise ValueError(f"no file, folder or glob {source!r}, and no bundled text of that name ({', '.join(BUNDLED)})")
+        raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({', '.join(BUNDLED)}, tales)")
     return Corpus(source, found, separator)
 
 
@@ -107,14 +108,13 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _tales(source: str) -> Corpus:
-    """The corpus "tales:N": always the same N tales, one per line of a temporary file."""
-    _, _, count = source.partition(":")
-    count = count or str(TALES)
-    if not count.isdecimal() or len(count) > 7 or int(count) < 1:
-        raise ValueError(f"{reprlib.repr(source)}: tales takes how many, 1 to 9999999, as in tales:{TALES}")
-    n = int(count)
-    text = io.BytesIO("".join(f"{tale}\n" for tale in tales.generate(n)).encode())
-    return Corpus(f"tales:{n}", [_spool(text)], separator="\n")
+    """The corpus "tales:N:SEED": always the same N tales, one per line of a temporary file."""
+    found = re.fullmatch(r"tales(?::(\d{1,6})(?::(\d{1,9}))?)?", source, re.ASCII)
+    n, seed = (int(found[1] or TALES), int(found[2] or 0)) if found else (0, 0)
+    if not n:
+        raise ValueError(f"{reprlib.repr(source)}: tales:N are N tales, from 1 to 999999; tales:N:SEED are others")
+    text = io.BytesIO("".join(f"{tale}\n" for tale in tales.generate(n, seed)).encode())
+    return Corpus(f"tales:{n}:{seed} of grammar {tales.fingerprint()}", [_spool(text)], separator="\n")
 
 
 def _stdin() -> BinaryIO:

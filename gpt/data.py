@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -239,6 +239,11 @@ class PreparedData:
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of the validation text per token that is predicted: a loss over it gives the loss per byte."""
         return self.val.bytes / (len(self.val.tokens) - self.separated)  # the first end-of-text token is not predicted
+
+    @cached_property
+    def train_texts(self) -> frozenset[str]:
+        """The training documents, to look up what is new."""
+        return frozenset(self.documents(self.train))
 
     def documents(self, split: TokenFile) -> Iterator[str]:
         """The texts of a split's documents; of one that is not separated, the one text."""

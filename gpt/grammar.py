@@ -3,12 +3,13 @@
 A rule is a name and its alternatives, a line each, equally probable unless a line begins with a weight ("3x "). In them
 {rule} stands for one of that rule's alternatives, and entries of tables are written by
 
-    {hero=name}   a draw, all entries equally probable: written, and remembered as `hero`. Two variables of one table
-                  never hold the same entry.
-    {=weather}    a draw that nothing will recall
-    {hero}        the entry remembered as `hero`; {hero.she} is another of its forms, {hero.She} with a capital
-    {n:=few.two}  the entry "two" of the table `few`, remembered as `n` without being written
-    {meet first}  the rule "meet x", with `x` replaced by `first` in its slots
+    {hero=name}    a draw, all entries equally probable: written, and remembered as `hero`. Two variables of one table
+                   never hold the same entry.
+    {=weather}     a draw that nothing will recall; {=Weather} writes it with a capital
+    {hero}         the entry remembered as `hero`; {hero.she} is another of its forms, {hero.She} with a capital
+    {pet=animal.a} a draw written in another form; every entry has the form `a`, "an owl"
+    {n:=few.two}   the entry "two" of the table `few`, remembered as `n` without being written
+    {meet first}   the rule that is declared as "meet x:", with `x` replaced by `first` wherever it stands in a slot
 
 What is drawn carries the information; what is recalled carries none, for whoever looks back. So probabilities multiply
 along a derivation, and sums over all derivations need no list of them.
@@ -55,6 +56,8 @@ def table(entries: str | list[str], *forms: str, rule: str = "", **rules: str) -
     read = []
     for entry in words(entries) if isinstance(entries, str) else entries:
         plain, *others = (part.strip() for part in entry.split(":"))
+        if not plain or len(others) != len(forms):
+            raise ValueError(f"the entry {entry!r} is not of the form '{': '.join(('word', *forms))}'")
         article = "an" if plain[0] in "aeiou" else "a"
         read.append({"": plain, "a": f"{article} {plain}", **dict(zip(forms, others, strict=True))})
     return Table(rule, read, rules)
@@ -147,6 +150,9 @@ class Grammar:
                 definitions[name] = (parameter, [])
             elif line.strip():
                 definitions[name][1].append(line.strip())
+        empty = [name for name, (_, alternatives) in definitions.items() if not alternatives]
+        if empty or start not in definitions:
+            raise ValueError(f"the rule {empty[0]!r} has no line" if empty else f"there is no rule {start!r}")
         lines: dict[str, list[str]] = {}  # of each rule with its argument
         todo = [start]
         while todo:
@@ -269,7 +275,10 @@ class Grammar:
         expectation semiring of Eisner 2002.
         """
         if (element, bound) in self._known:
+            if self._known[element, bound] is None:
+                raise ValueError(f"the rule {element.rule!r} leads back to itself")
             return self._known[element, bound]
+        self._known[element, bound] = None  # being worked out
         match element:
             case _Expand(rule):
                 total = sum(weight for weight, _ in self._rules[rule])

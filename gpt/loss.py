@@ -73,7 +73,6 @@ class Evaluation:
     sums: np.ndarray  # nats, of each of them
     counts: np.ndarray  # tokens predicted in each of them
     bytes_per_token: float = math.nan  # of the text; NaN where it is not known
-    of_documents: bool = False  # the stretches are documents
 
     @property
     def tokens(self) -> int:
@@ -149,11 +148,11 @@ def evaluate(
 ) -> Evaluation:
     """The loss of `model` on a text of token ids, every token after the first predicted once.
 
-    `n_batches` > 0 reads about that many batches of windows, whole documents or stretches of context_length tokens
-    that are spread evenly over the text. `stride` < context_length lets
-    windows overlap, so that each prediction has at least context_length - stride tokens before it; the loss depends
-    on both, which is why a quoted perplexity names them. With `eot_id` windows begin where documents begin, as in
-    `gpt.data.document_windows`. Nothing is drawn at random, and no random state is touched.
+    `n_batches` > 0 reads about that many batches, in whole stretches (documents, or context_length tokens) spread
+    evenly over the text. `stride` < context_length lets windows overlap, so that each prediction has at least
+    context_length - stride tokens before it; the loss depends on both, which is why a quoted perplexity names them.
+    With `eot_id` windows begin where documents begin, as in `gpt.data.document_windows`. Nothing is drawn at random,
+    and no random state is touched.
 
     ValueError for fewer than two tokens, for a context longer than the model's, for a stride above it, and with
     `eot_id` for a stride or a text without a document.
@@ -185,8 +184,8 @@ def evaluate(
     if n_batches and n_batches * batch_size < len(windows):  # stretches as a whole, so that they compare with a floor
         n_stretches = windows[-1][3] + 1
         n_read = max(1, n_batches * batch_size * n_stretches // len(windows))
-        read = {i * n_stretches // n_read for i in range(n_read)}
-        windows = [window for window in windows if window[3] in read]
+        chosen = {i * n_stretches // n_read for i in range(n_read)}
+        windows = [window for window in windows if window[3] in chosen]
     sums, counts = [], []
     with evaluating(model):
         for begin in range(0, len(windows), batch_size):
@@ -200,4 +199,4 @@ def evaluate(
     stretch = [stretch for _, _, _, stretch in windows]
     sums, counts = np.bincount(stretch, sums), np.bincount(stretch, counts)
     read = np.flatnonzero(counts)
-    return Evaluation(read, sums[read], counts[read], bytes_per_token, eot_id is not None)
+    return Evaluation(read, sums[read], counts[read], bytes_per_token)

@@ -166,12 +166,13 @@ class GPTModel(_Layer):
             self.out_head.weight = self.tok_emb.weight
 
     def _init_normal(self) -> None:
-        """GPT-2's initial weights: N(0, 0.02), biases 0, and the layers that write to the residual stream scaled by
-        1/sqrt(2 n_layers), so that the stream's variance does not grow with depth. Radford et al. 2019, section 2.3.
+        """GPT-2's initial weights: normal with standard deviation 0.02, biases 0, and the layers that write to the
+        residual stream scaled by 1/sqrt(2 n_layers), so that its variance does not grow with depth. Radford et al.
+        2019, section 2.3.
 
         0.02 was made for widths of 768 and more. In a narrow model it leaves queries and keys so small that attention
-        stays uniform for long; with init "lecun" the layers between the embeddings have N(0, 1 / fan-in), which keeps
-        the variance of what passes through them. LeCun et al. 1998, "Efficient BackProp", section 4.6.
+        stays uniform for long; with init "lecun" the layers between the embeddings have 1/sqrt(fan-in), which keeps the
+        variance of what passes through them. LeCun et al. 1998, "Efficient BackProp", section 4.6.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:

@@ -6,16 +6,11 @@ import shlex
 import textwrap
 from pathlib import Path
 
-import torch
-
-from gpt.baselines import Yardstick, yardstick
-from gpt.checkpoint import RunFolder, load_model, run_data
+from gpt.baselines import Yardstick
 from gpt.corpus import PROJECT
-from gpt.data import PreparedData
-from gpt.decoding import sample_documents
+from gpt.judge import describe_verdict, judge_samples
 from gpt.loss import Evaluation, perplexity
-from gpt.model import GPTModel
-from gpt.tales import Verdict, entropy, judge
+from gpt.tales import first_broken_rule
 
 FINAL_SAMPLES = 100  # tales that are judged when a run ends
 
@@ -92,17 +87,19 @@ def summary(trainer) -> str:
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {path}\n"
             f"to resume: python scripts/train.py --run {name} --resume"
         )
-    lines = [
-        "",
-        table(trainer.yardstick, "this run", trainer.evaluation or trainer.evaluate()),
-        "",
-    ]  # fmt: skip
-    if trainer.yardstick.floor is None:
-        texts = [run.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].strip()]
+    has_grammar = trainer.yardstick.floor is not None
+    name_of_model = f"this run, step {last['step']:,}"
+    lines = ["", comparison(trainer.yardstick, name_of_model, trainer.evaluation or trainer.evaluate()), ""]
+    if not has_grammar:
+        last_sample = run.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].strip()
+        lines += ["what it writes:", "", indented(last_sample)]
     else:
         texts, verdict = judge_samples(trainer.objective.model, trainer.data, FINAL_SAMPLES)
-        lines += [describe_verdict(verdict), ""]
-    lines += ["what it writes:", "", *(f"{indented(text)}\n" for text in texts[:3])]
+        lines += [describe_verdict(verdict), "", "the first three:"]
+        for text in texts[:3]:
+            rule = first_broken_rule(text)
+            lines += ["", indented(text), f"    ({f'breaks the rule: {rule}' if rule else 'accepted'})"]
+    lines.append("")
     lines += [
         f"finished  {last['step']:,} steps, {last['tokens_seen']:,} tokens, {last['elapsed_s']:.0f} s",
         f"best      validation loss {best['best_loss']:.4f} nats per token, perplexity "
@@ -113,6 +110,7 @@ def summary(trainer) -> str:
         "",
         f'to generate text: python scripts/generate.py --run {name} --prompt "..."',
         f"to measure it:    python scripts/evaluate.py --run {name}",
+        *([f"learnt when:      python scripts/evaluate.py --run {name} --checkpoint all"] * has_grammar),
     ]
     return "\n".join(lines)
 
@@ -124,70 +122,28 @@ def indented(text: str) -> str:
     )
 
 
-def table(measured: Yardstick, name: str, evaluation: Evaluation) -> str:
-    """A loss among its baselines and above its floor, in every unit, from the highest down."""
-    loss, bytes_per_token = evaluation.loss, evaluation.bytes_per_token
-    rows = [*measured.baselines.items(), (name, loss)]
-    if measured.floor is not None:
-        rows += [("the tales' own -ln p, the floor", measured.floor_loss), ("their exact entropy", measured.entropy)]
+def comparison(yardstick: Yardstick, name: str, evaluation: Evaluation) -> str:
+    """A loss among its baselines and above its floor as a table, in every unit, from the highest down."""
+    rows = [*yardstick.baselines.items(), (name, evaluation.loss)]
+    if yardstick.floor is not None:
+        rows += [
+            ("floor: -ln p of these tales", yardstick.floor_loss),
+            ("exact entropy of all tales", yardstick.entropy),
+        ]
     lines = [f"{'validation loss':<32}{'nats/token':>12}{'perplexity':>12}{'bits/token':>12}{'bits/byte':>12}"]
     for row, nats in sorted(rows, key=lambda row: -row[1]):
         bits = nats / math.log(2)
         lines.append(
             f"{row:<32}{nats:>12.4f}{perplexity(nats):>12,.{2 if nats < 7 else 0}f}{bits:>12.4f}"
-            f"{bits / bytes_per_token:>12.4f}"
+            f"{bits / evaluation.bytes_per_token:>12.4f}"
         )
-    if measured.floor is not None and evaluation.of_documents:  # windows that begin anywhere have no floor of their own
-        gap = evaluation.above(measured.floor)
+    if yardstick.floor is not None:
+        gap = evaluation.above(yardstick.floor)
+        error = "" if math.isnan(gap.standard_error) else f" (standard error {gap.standard_error:.4f})"
         lines += [
             "",
-            f"{name} lies {gap.loss:.4f} nats per token above the floor (standard error {gap.standard_error:.4f}): "
-            f"its KL divergence from the source.",
-            f"Of the gap between trigram and floor, which only looking back can close, it has closed "
-            f"{100 * measured.gap_closed(loss):.1f}%.",
+            f"{name}, lies {gap.loss:.4f} nats per token above the floor{error}: an estimate of KL(tales || model).",
+            f"Of the gap between trigram and floor, which closes by looking further back, it has closed "
+            f"{100 * yardstick.gap_closed(gap.loss):.1f}%.",
         ]
     return "\n".join(lines)
-
-
-# --- what a model of tales writes -------------------------------------------------------------------------------------
-
-
-def judge_samples(model: GPTModel, data: PreparedData, n: int, seed: int = 0) -> tuple[list[str], Verdict]:
-    """n tales that a model writes at temperature 1, and what the grammar says of them."""
-    texts = [data.tokenizer.decode(ids) for ids in sample_documents(model, data.tokenizer.eot_id, n, seed)]
-    return texts, judge(texts, set(data.documents(data.train)))
-
-
-def describe_verdict(verdict: Verdict) -> str:
-    """A verdict as a table: what is accepted, and which rule the others break first."""
-    rows = [("accepted by the grammar", verdict.accepted)]
-    rows += [(f"first rule broken: {rule}", n) for rule, n in verdict.broken.items()]
-    lines = [f"{f'{verdict.texts} sampled tales':<32}{'tales':>12}{'share':>12}"]
-    lines += [f"{name:<32}{n:>12}{n / verdict.texts:>12.1%}" for name, n in rows]
-    if verdict.accepted:
-        unseen = f"{verdict.unseen} ({verdict.unseen / verdict.accepted:.1%})"
-        lines += [
-            "",
-            f"Of those accepted, {unseen} are not in the training set; their mean ln p is "
-            f"{verdict.log_probability:.1f} nats (that of the grammar's own tales: {-entropy():.1f}).",
-        ]
-    return "\n".join(lines)
-
-
-def judge_checkpoints(folder: Path, n: int, seed: int, device: torch.device) -> None:
-    """Judge n tales by each checkpoint of a run, print a line for each, and draw what was learnt when."""
-    from gpt.plots import plot_verdicts  # matplotlib takes half a second to import
-
-    run, verdicts = RunFolder(folder), {}
-    for name in run.steps():
-        model, _, checkpoint = load_model(run, name)
-        data = run_data(run, checkpoint)
-        if not verdicts and yardstick(data).floor is None:
-            raise ValueError(f"{data.folder} does not hold tales, which alone have a grammar to be judged by")
-        _, verdict = judge_samples(model.to(device), data, n, seed)
-        verdicts[checkpoint.state["tokens_seen"]] = verdict
-        broken = ", ".join(f"{rule} {count / n:.1%}" for rule, count in verdict.broken.items())
-        print(f"{name}  accepted {verdict.accepted / n:.1%}{' | ' * bool(broken)}{broken}")
-    out = run.path / "learnt.png"
-    plot_verdicts(verdicts, out)
-    print(f"picture      {out}")

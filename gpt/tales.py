@@ -14,6 +14,7 @@ of trial, add it to its table; to add a sentence, add a line to its rule. All fi
 must hold, and a test holds it: no text has two derivations.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -201,6 +202,12 @@ def grammar() -> Grammar:
     return Grammar(RULES, TABLES)
 
 
+@cache
+def fingerprint() -> str:
+    """Eight digits that tell this grammar from one with other sentences or words, whose tales have another entropy."""
+    return hashlib.sha256(repr((RULES, TABLES)).encode()).hexdigest()[:8]
+
+
 def generate(n: int, seed: int = 0) -> list[str]:
     """n tales, drawn independently; the same seed draws the same tales."""
     return grammar().generate(n, seed)
@@ -226,7 +233,7 @@ class Verdict:
     """What the grammar says of a number of texts."""
 
     texts: int
-    accepted: int  # the grammar can write them
+    accepted: int  # that the grammar can write
     unseen: int  # of these, how many are not among the texts known before
     log_probability: float  # mean of the accepted ones', nats per tale; NaN where there are none
     broken: dict[str, int]  # the first rule that a rejected text breaks -> how many texts

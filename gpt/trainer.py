@@ -83,8 +83,10 @@ class Trainer:
 
     @cached_property
     def yardstick(self) -> Yardstick:
-        """What the validation loss is measured by."""
-        return yardstick(self.data)
+        """What the validation loss is measured by. The floor holds where all documents are read from their start."""
+        measure, config = yardstick(self.data), self.config
+        whole = config.data.windows == "document" and not config.eval_batches
+        return measure if whole else dataclasses.replace(measure, floor=None)
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
@@ -314,8 +316,9 @@ class Trainer:
         """Draw loss.png from metrics.csv."""
         from gpt.plots import plot_losses  # matplotlib takes half a second to import
 
+        measure = self.yardstick
         try:
-            plot_losses(self.run.metrics, self.run.plot, self.yardstick)
+            plot_losses(self.run.metrics, self.run.plot, measure)
         except (ValueError, KeyError, TypeError) as error:  # an edited metrics.csv is no reason to stop
             self.tell(f"{self.run.plot} was not drawn, since {self.run.metrics} is damaged ({error})")
         self.drawn_at = time.perf_counter()

@@ -6,12 +6,14 @@
     python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
 
 A perplexity depends on the tokenizer, the context and the stride, so these are printed with it; bits per byte can be
-compared across tokenizers. On its validation split a run stands among the baselines of that split.
+compared across tokenizers. On its validation split a run is compared with the baselines of that split.
 
 A run on tales is judged by their grammar as well: how many of --samples tales that it writes at temperature 1 the
 grammar accepts, and which rule the others break first. --checkpoint all judges every checkpoint, and draws what was
 learnt when.
 """
+
+import dataclasses
 
 from gpt.cli import Parser, add_run_options, existing_run, run
 
@@ -22,7 +24,7 @@ def main() -> None:
     parser.add_argument(
         "--text",
         metavar="TEXT",
-        help="a text to measure on: a file, folder, glob, story or - (default: the validation split)",
+        help="a text to measure on: a file, folder, glob, story, tales:N:SEED or - (default: the validation split)",
     )
     parser.add_argument(
         "--context", type=int, metavar="N", help="tokens the model sees at once (default: its context_length)"
@@ -35,28 +37,37 @@ def main() -> None:
     )
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="windows read at once (default: 16)")
     parser.add_argument(
-        "--samples", type=int, default=500, metavar="N", help="tales to write and have judged (default: 500)"
+        "--samples",
+        type=int,
+        default=500,
+        metavar="N",
+        help="how many tales a run on tales writes to be judged (default: 500)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of these tales (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling these tales (default: 0)")
     arguments = parser.parse_args()
-    if arguments.samples < 0:
-        parser.error(f"--samples must be at least 0, not {arguments.samples}")
+    every = arguments.checkpoint == "all"
+    if arguments.samples < every:
+        parser.error(f"--samples must be at least {int(every)}, not {arguments.samples}")
+    for option in ("text", "context", "stride"):
+        if every and getattr(arguments, option) is not None:
+            parser.error(f"--{option} means nothing with --checkpoint all, which judges what is written")
     if not 0 <= arguments.seed < 2**63:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
     folder = existing_run(arguments.run)
 
-    from gpt import report
     from gpt.baselines import yardstick
     from gpt.checkpoint import load_model, run_data
     from gpt.corpus import open_corpus
     from gpt.data import encode_documents
+    from gpt.judge import describe_verdict, judge_checkpoints, judge_samples
     from gpt.loss import evaluate
+    from gpt.report import comparison
     from gpt.runtime import choose_device, tune
 
     tune()
     device = choose_device(arguments.device)
-    if arguments.checkpoint == "all":
-        report.judge_checkpoints(folder, arguments.samples, arguments.seed, device)
+    if every:
+        judge_checkpoints(folder, arguments.samples, arguments.seed, device)
         return
     model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
     model.to(device)
@@ -86,11 +97,13 @@ def main() -> None:
     print(f"bits per token  {result.bits_per_token:.4f}")
     print(f"bits per byte   {result.bits_per_byte:.4f}")
     if data is not None:
-        measured = yardstick(data)
-        print(f"\n{report.table(measured, 'this run', result)}")
-        if measured.floor is not None and arguments.samples:
-            _, verdict = report.judge_samples(model, data, arguments.samples, arguments.seed)
-            print(f"\n{report.describe_verdict(verdict)}")
+        measure = yardstick(data)
+        if not in_documents or context < model.config.context_length:
+            measure = dataclasses.replace(measure, floor=None)  # tales cut in two have none
+        print(f"\n{comparison(measure, 'this run', result)}")
+        if measure.floor is not None and arguments.samples:
+            _, verdict = judge_samples(model, data, arguments.samples, arguments.seed)
+            print(f"\n{describe_verdict(verdict)}")
 
 
 if __name__ == "__main__":

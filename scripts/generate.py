@@ -20,7 +20,9 @@ def main() -> None:
         metavar="TEXT",
         help="the text to continue; '' where the model was trained on windows of documents: it begins one",
     )
-    parser.add_argument("--max_new_tokens", type=int, default=200, metavar="N", help="tokens to write (default: 200)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, metavar="N", help="tokens to write (default: 200, or up to the end of a document)"
+    )
     parser.add_argument(
         "--temperature",
         type=float,
@@ -55,13 +57,17 @@ def main() -> None:
     from gpt.runtime import choose_device, tune
     from gpt.tokenizer import decode_stream
 
-    sampling = (arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p)
-    check_sampling(*sampling)
+    sampling = (arguments.temperature, arguments.top_k, arguments.top_p)
+    check_sampling(arguments.max_new_tokens or 0, *sampling)
     tune()
     device = choose_device(arguments.device)
     model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
     model.to(device)
-    ids = prompt_ids(arguments.prompt, tokenizer, checkpoint.config.data.windows == "document")
+    in_documents = checkpoint.config.data.windows == "document"
+    ids = prompt_ids(arguments.prompt, tokenizer, in_documents)
+    longest = arguments.max_new_tokens
+    if longest is None:
+        longest = model.config.context_length if in_documents else 200
     if not ids:
         raise ValueError("the prompt is empty: the model continues at least one token")
     print(f"{folder}, step {checkpoint.state['step']:,}", file=sys.stderr)
@@ -75,7 +81,7 @@ def main() -> None:
         if sample:
             print("\n---")
         print(arguments.prompt, end="", flush=True)
-        chosen = stream(model, torch.tensor([ids]), *sampling, stop_id=tokenizer.eot_id, generator=generator)
+        chosen = stream(model, torch.tensor([ids]), longest, *sampling, stop_id=tokenizer.eot_id, generator=generator)
         written = (i for (i,) in (tokens.tolist() for tokens in chosen) if i != tokenizer.eot_id)
         for text in decode_stream(tokenizer, written):
             print(text, end="", flush=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 import gpt.baselines
 from gpt import tales
-from gpt.baselines import LSTMModel, create_model, ngram_log_probabilities, yardstick
+from gpt.baselines import LSTMModel, create_model, ngram_log_probabilities, tales_floor, yardstick
 from gpt.checkpoint import RunFolder, load_model, load_weights, named_weights
 from gpt.config import GPTConfig, TrainConfig
 from gpt.corpus import BUNDLED, open_corpus
@@ -545,11 +545,19 @@ def test_the_entropy_is_that_of_a_tale_over_these_tales_length(yardsticks, name)
 
 def test_the_gap_is_open_at_the_trigram_and_closed_at_the_floor(yardsticks):
     for found in yardsticks.values():
-        trigram = found.baselines["trigram"]
-        assert found.gap_closed(trigram) == 0
-        assert found.gap_closed(found.floor_loss) == 1
-        assert found.gap_closed(trigram - (trigram - found.floor_loss) / 4) == pytest.approx(0.25)
-        assert found.gap_closed(found.baselines["bigram"]) < 0
+        gap = found.baselines["trigram"] - found.floor_loss
+        assert found.gap_closed(gap) == 0
+        assert found.gap_closed(0) == 1
+        assert found.gap_closed(gap * 3 / 4) == pytest.approx(0.25)
+        assert found.gap_closed(found.baselines["bigram"] - found.floor_loss) < 0
+
+
+def test_tales_of_another_grammar_are_refused(tmp_path, monkeypatch):
+    data = prepare_data(open_corpus("tales:20"), "char", tmp_path / "data", 0.2)
+    assert len(tales_floor(data)) == 4
+    monkeypatch.setattr(tales, "fingerprint", lambda: "00000000")
+    with pytest.raises(ValueError, match="tales of another grammar than that of"):
+        tales_floor(data)
 
 
 def test_other_text_has_no_floor(prepared, tmp_path):

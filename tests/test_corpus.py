@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import gpt.corpus
 from gpt import tales
 from gpt.corpus import Corpus, cut_pieces, find_path, last_word_break, open_corpus, read_pieces, split_at
+from gpt.grammar import table
 
 # The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
 PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -322,7 +323,11 @@ class Stdin:
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "texts"), [("-", "standard input", ["piped café\n"]), ("tales:3", "tales:3", tales.generate(3))]
+    ("source", "name", "texts"),
+    [
+        ("-", "standard input", ["piped café\n"]),
+        ("tales:3", f"tales:3:0 of grammar {tales.fingerprint()}", tales.generate(3)),
+    ],
 )
 def test_standard_input_and_tales_are_copied_to_a_file_that_goes_at_the_end(tmp_path, monkeypatch, source, name, texts):
     at_exit = []
@@ -401,23 +406,49 @@ def test_tales_are_always_the_same(monkeypatch):
     monkeypatch.setattr(gpt.corpus, "TALES", 7)
     truth = tales.generate(12)
     assert len({*truth}) == 12
-    for source, n in (("tales:1", 1), ("tales:12", 12), ("tales", 7), ("tales:", 7), ("tales:12", 12)):
+    for source, n in (("tales:1", 1), ("tales:12", 12), ("tales", 7), ("tales:12:0", 12), ("tales:12", 12)):
         corpus = open_corpus(source)
         assert documents(corpus) == truth[:n]
-        assert corpus.name == f"tales:{n}"
+        assert corpus.name == f"tales:{n}:0 of grammar {tales.fingerprint()}"
+    assert documents(open_corpus("tales:5:3")) == tales.generate(5, seed=3)
+
+
+def test_another_sentence_or_word_makes_another_grammar(monkeypatch):
+    found = {tales.fingerprint.__wrapped__()}
+    with monkeypatch.context() as patch:
+        patch.setattr(tales, "RULES", tales.RULES.replace("ran", "walked") + "\n  Amen.")
+        found.add(tales.fingerprint.__wrapped__())
+    with monkeypatch.context() as patch:
+        patch.setitem(tales.TABLES, "few", table("two, three, four", rule="count"))
+        found.add(tales.fingerprint.__wrapped__())
+    assert len(found) == 3
+    assert tales.fingerprint.__wrapped__() == tales.fingerprint()
 
 
 @pytest.mark.parametrize(
-    "source", ["tales:0", "tales:x", "tales:-1", "tales:1.5", "tales:1e3", "tales: 3", "tales:1:2", "tales:10000000"]
+    "source",
+    [
+        "tales:0",
+        "tales:x",
+        "tales:-1",
+        "tales:1.5",
+        "tales:1e3",
+        "tales: 3",
+        "tales:",
+        "tales:1:x",
+        "tales:1:-2",
+        "tales:1:2:3",
+        "tales:1000000",
+    ],
 )
 def test_tales_take_a_number(source):
-    with pytest.raises(ValueError, match=f"'{source}': tales takes how many, 1 to 9999999, as in tales:30000"):
+    with pytest.raises(ValueError, match=f"'{source}': tales:N are N tales, from 1 to 999999"):
         open_corpus(source)
 
 
 @pytest.mark.parametrize("source", ["tales:" + "1" * 300, "tales:" + "x" * 5000, "tales:a\0b"])
 def test_tales_take_no_name_longer_than_a_files_may_be(source):
-    with pytest.raises(ValueError, match="tales takes how many"):
+    with pytest.raises(ValueError, match="tales:N are N tales"):
         open_corpus(source)
 
 

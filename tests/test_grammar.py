@@ -403,3 +403,23 @@ def test_a_table_without_a_rule_breaks_the_rule_of_its_own_name():
 def test_a_slot_that_cannot_be_filled_is_an_error(lines, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Grammar(f"tale:\n  {lines}", {"pet": table("cat, dog"), "toy": table("hat, cup")})
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("tale:\n  {one}\n\none:\n  a {one}\n  b", "'one' leads back to itself"),
+        ("tale:\n  {one}\n\none:\n  a {two}\n\ntwo:\n  {one}", "leads back to itself"),
+        ("story:\n  a", "no rule 'tale'"),
+        ("tale:\n\nother:\n  a", "'tale' has no line"),
+    ],
+)
+def test_rules_that_end_nowhere_are_errors(rules, message):
+    with pytest.raises(ValueError, match=message):
+        Grammar(rules, {})
+
+
+@pytest.mark.parametrize("entries", ["fox: barked, seal", "fox: barked, ", "fox: barked: twice"])
+def test_an_entry_without_its_forms_is_an_error(entries):
+    with pytest.raises(ValueError, match="is not of the form 'word: deed'"):
+        table(entries, "deed")

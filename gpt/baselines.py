@@ -13,7 +13,7 @@ from gpt.corpus import PROJECT
 from gpt.data import PreparedData
 from gpt.model import GPTModel, KVCache, LayerNorm
 
-RESULTS = PROJECT / "data" / "baselines.json"  # of models that take longer to train than a run should wait
+RESULTS = PROJECT / "data" / "baselines.json"  # of models that take too long to train within a run
 MOST_TOKENS = 10_000_000  # that n-grams are counted on, and scored on
 
 # --- n-grams ----------------------------------------------------------------------------------------------------------

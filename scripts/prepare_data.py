@@ -6,10 +6,10 @@
     python scripts/prepare_data.py --input "texts/**/*.txt" --tokenizer bpe:4096 --out data/texts
     cat book.txt | python scripts/prepare_data.py --input - --out data/book
 
-The input is a bundled text (story), tales of the grammar in gpt/tales.py (tales:N for N of them), a file, a folder (its
-.txt and .md files), a glob, or - for standard input: UTF-8 text in any language, of any size. Each file is a document;
-with --separator, each stretch of a file between separators. The last tenth of the characters is held out for
-validation; of ten documents or more, the last tenth of the documents.
+The input is a bundled text (story), tales of the grammar in gpt/tales.py (tales:N are N of them, tales:N:SEED are
+others), a file, a folder (its .txt and .md files), a glob, or - for standard input: UTF-8 text in any language, of any
+size. Each file is a document; with --separator, each stretch of a file between separators. The last tenth of the
+characters is held out for validation; of ten documents or more, the last tenth of the documents.
 """
 
 from pathlib import Path

@@ -116,7 +116,7 @@ class GPTConfig:
 
     def __post_init__(self):
         _check_fields(self)
-        if self.emb_dim % self.n_heads:
+        if self.backbone == "gpt" and self.emb_dim % self.n_heads:
             raise ValueError(
                 f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: "
                 f"each head takes emb_dim / n_heads of the width"

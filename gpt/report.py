@@ -142,7 +142,7 @@ def comparison(yardstick: Yardstick, name: str, evaluation: Evaluation) -> str:
         error = "" if math.isnan(gap.standard_error) else f" (standard error {gap.standard_error:.4f})"
         lines += [
             "",
-            f"{name}, lies {gap.loss:.4f} nats per token above the floor{error}: an estimate of KL(tales || model).",
+            f"The loss lies {gap.loss:.4f} nats per token above the floor{error}: an estimate of KL(tales || model).",
             f"Of the gap between trigram and floor, which closes by looking further back, it has closed "
             f"{100 * yardstick.gap_closed(gap.loss):.1f}%.",
         ]

@@ -59,7 +59,7 @@ def test_a_table_by_hand():
     assert table["exact entropy of all tales"][0] == pytest.approx(3 * tales.entropy() / 40, abs=1e-4)
     # differences 2, 1, 3; their mean per token 6/40; residuals 2 - 1.5, 1 - 3, 3 - 1.5
     error = math.sqrt(3 / 2 * (0.5**2 + 2**2 + 1.5**2)) / 40
-    assert f"mine, lies 0.1500 nats per token above the floor (standard error {error:.4f})" in text
+    assert f"The loss lies 0.1500 nats per token above the floor (standard error {error:.4f})" in text
     assert "closed 85.0%" in text  # (1.5 - 0.65) / (1.5 - 0.5)
     losses = [figures[0] for figures in table.values()]
     assert losses == sorted(losses, reverse=True)

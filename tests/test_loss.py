@@ -213,7 +213,6 @@ def test_evaluation_of_documents_is_that_of_each_alone(model, lengths, context, 
     for text in (tokens, np.concatenate([[3, 4], tokens, [5]]).astype(np.uint16)):
         result = evaluate(model, text, context, batch_size=batch_size, eot_id=EOT, stride=context)
         assert result.stretches.tolist() == list(range(len(lengths)))
-        assert result.of_documents
         assert result.counts.tolist() == [length + 1 for length in lengths]
         assert result.sums == pytest.approx(truth, rel=1e-5)
         assert result.tokens == len(tokens) - 1
@@ -249,7 +248,6 @@ def test_stretches_of_a_text_without_documents_are_context_lengths(model):
     tokens = np.random.default_rng(0).integers(0, 31, 21)
     losses = np.array(token_losses(model, tokens.tolist(), 8, 8))
     result = evaluate(model, tokens, 8)
-    assert not result.of_documents
     assert result.stretches.tolist() == [0, 1, 2]
     assert result.counts.tolist() == [8, 8, 4]
     assert result.sums == pytest.approx([losses[:8].sum(), losses[8:16].sum(), losses[16:].sum()], rel=1e-5)

@@ -236,7 +236,7 @@ def test_a_separator_is_typed_as_in_python(tmp_path, monkeypatch, capsys, typed,
 
 def test_tales_are_documents(tmp_path):
     data = prepare_data(open_corpus("tales:20"), "char", tmp_path / "out", 0.25)
-    assert (data.source, data.separated) == (f"tales:20:0 of grammar {tales.fingerprint()}", True)
+    assert (data.source, data.separated) == (f"tales:20:0 of grammar {gpt.tales.fingerprint()}", True)
     assert [*data.documents(data.train)] == gpt.tales.generate(20)[:15]
     assert [*data.documents(data.val)] == gpt.tales.generate(20)[15:]
 

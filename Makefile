@@ -13,7 +13,7 @@ endif
 
 .PHONY: train test lint clean
 
-train: .venv/installed data/tales/meta.json
+train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
 
 test: .venv/installed-dev lint

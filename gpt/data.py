@@ -10,7 +10,7 @@ the token that comes next.
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -45,13 +45,14 @@ def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[
 
 
 class Windows(Dataset):
-    """Windows over a text of token ids: item i is (inputs, targets), int64, (T,) each."""
+    """Windows over a text of token ids: item i is (inputs, targets), int64, (T,) each.
+
+    Which they are, a subclass says: window i has the inputs start .. end-1 and the targets start+1 .. end, where
+    (start, end) = _span(i).
+    """
 
     tokens: np.ndarray
-
-    def _span(self, index: int) -> tuple[int, int]:
-        """Window `index` as (start, end): its inputs are tokens start .. end-1, its targets start+1 .. end."""
-        raise NotImplementedError
+    _span: Callable[[int], tuple[int, int]]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < len(self):

@@ -121,7 +121,7 @@ def cut_down(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_cut_down_tales_agree_with_the_enumeration_of_their_texts(seed):
-    agrees_with_enumeration(cut_down(seed))
+    assert agrees_with_enumeration(cut_down(seed)) > 100
 
 
 def test_figures_by_hand():

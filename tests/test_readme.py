@@ -3,6 +3,7 @@
 Its quick start is run word for word by .ci/quick_start.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def test_the_readmes_python_runs(monkeypatch, capsys):
     losses = [float(re.search(r"loss (\S+),", line)[1]) for line in lines[:5]]
     assert losses == sorted(losses, reverse=True)
     assert "On Monday the Patience" in "\n".join(lines[5:])
+
+
+def test_the_python_of_the_tales_page_runs(capsys):
+    (program,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/tales.md").read_text(encoding="utf-8"), re.S)
+    exec(compile(program, "tales.md", "exec"), {})
+    log_p, entropy, wrong = map(float, capsys.readouterr().out.split())
+    assert -200 < log_p < -40 < 0 < entropy  # nats
+    assert wrong == -math.inf
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from gpt.baselines import create_model
 from gpt.config import TrainConfig, from_dict, read_toml, to_toml
-from gpt.corpus import find_path, sha256
+from gpt.corpus import find_path
 from gpt.data import PreparedData, load_data
+from gpt.files import sha256
 from gpt.model import GPTModel
 from gpt.tokenizer import Tokenizer, load_tokenizer
 

@@ -5,7 +5,6 @@ A `Corpus` is a sequence of documents; each is read as a stream of pieces, so th
 
 import atexit
 import glob
-import hashlib
 import io
 import itertools
 import re
@@ -34,12 +33,6 @@ def find_path(path: str | Path) -> Path:
     data/story works from any working folder."""
     path = Path(path)
     return PROJECT / path if not path.exists() and (PROJECT / path).exists() else path
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

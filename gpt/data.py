@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gpt.config import TrainConfig
-from gpt.corpus import sha256
+from gpt.files import sha256
 from gpt.ops.explicit import IGNORE
 from gpt.tokenizer import Tokenizer, get_tokenizer, load_tokenizer
 

@@ -1,22 +1,19 @@
 """Text into the token files that a training run reads (gpt/data.py): written whole, or not at all."""
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from gpt.corpus import Corpus, sha256
+from gpt.corpus import Corpus
 from gpt.data import FORMAT, PreparedData, load_data
+from gpt.files import sha256, whole_folder
 from gpt.tokenizer import CharTokenizer, Tokenizer, get_tokenizer
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
@@ -62,7 +59,7 @@ def prepare_data(
         "separated": separated,
     }
     bar = tqdm(total=sum(map(sum, lengths)), unit="characters", unit_scale=True, disable=not sys.stderr.isatty())
-    with bar, _written_whole(out) as folder:
+    with bar, whole_folder(out) as folder:
         splits = _split(corpus.documents(), lengths[0], val_fraction, val_corpus)
         for split, documents in itertools.groupby(splits, key=lambda found: found[0]):
             path = folder / f"{split}.bin"
@@ -147,9 +144,6 @@ def _cut(document: Document, n: int) -> tuple[Iterator[str], Iterator[str]]:
     return head(), (piece for part in (rest, pieces) for piece in part)
 
 
-# --- all or nothing ---------------------------------------------------------------------------------------------------
-
-
 def _check_target(out: Path) -> None:
     """ValueError unless `out` is new, empty, or holds what `prepare_data` writes and nothing else."""
     if Path.cwd().is_relative_to(out.resolve()):
@@ -162,33 +156,3 @@ def _check_target(out: Path) -> None:
     names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
     if names and not ("meta.json" in names and names <= FILES):
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
-
-
-@contextlib.contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `out` when the block ends well, and leaves no trace otherwise."""
-    out = out.resolve()  # a link stays one
-    made = [parent for parent in out.parents if not parent.exists()]  # nearest first
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    aside = temporary.with_name(temporary.name + "-before")
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are private; prepared data is not
-        if out.exists():
-            out.rename(aside)  # until the new one is in its place
-        temporary.rename(out)
-    finally:
-        if aside.exists() and not out.exists():
-            aside.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: all went well
-                parent.rmdir()
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -23,7 +23,8 @@ from typing import Protocol
 import regex
 import tiktoken
 
-from gpt.corpus import cut_pieces, sha256
+from gpt.corpus import cut_pieces
+from gpt.files import sha256
 
 EOT = "<|endoftext|>"
 LONGEST_WORD = 256  # characters; longer words, such as a text without spaces, are learned from in parts

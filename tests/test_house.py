@@ -15,7 +15,7 @@ PROJECT = Path(gpt.__file__).parent.parent
 
 # From the ground up; a file imports from lower floors, or from files named before it on its own floor.
 FLOORS = [
-    ["grammar", "tales", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
+    ["files", "grammar", "tales", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
     ["tokenizer", "data", "prepare", "optim"],
     ["model", "baselines"],
     ["loss", "decoding", "checkpoint", "objectives.next_token", "objectives", "plots", "judge", "report"],

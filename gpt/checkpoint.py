@@ -1,16 +1,18 @@
 """A run folder: config, tokenizer, metrics, samples, and checkpoints that are written whole or not at all.
 
 runs/NAME/
-  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt  learnt.png
-  checkpoints/step-000500/   model.safetensors  training_state.pt  state.json (with the SHA-256 of all three)
+  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt  learnt.png  not_finite.safetensors
+  checkpoints/step-000500/   model.safetensors  training_state.pt  metrics.csv  samples.txt  state.json (with the
+                             SHA-256 of all of them, and of itself)
   checkpoints/last, best     text files that name the newest checkpoint, and the one with the lowest validation loss
 """
 
+import contextlib
 import hashlib
 import json
-import os
-import pickle
+import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from gpt.baselines import create_model
-from gpt.config import TrainConfig, from_dict, read_toml, to_toml
+from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
 from gpt.corpus import find_path
 from gpt.data import PreparedData, load_data
-from gpt.files import sha256
+from gpt.files import FolderLock, flush, put_back, sha256, whole_file, whole_folder, write_text
 from gpt.model import GPTModel
 from gpt.tokenizer import Tokenizer, load_tokenizer
+from gpt.weights import load_weights, named_weights
 
-FORMAT = 1  # of a checkpoint
+FORMAT = 2  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class Checkpoint:
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one run. Whoever writes to it holds its lock; reading needs none, and changes nothing."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.lock = FolderLock(self.path)
+        self._tokenizer_sha256 = ""
 
     @property
     def metrics(self) -> Path:
@@ -72,23 +77,58 @@ class RunFolder:
         """What each checkpoint's tales are worth, where they have been judged."""
         return self.path / "learnt.png"
 
+    @property
+    def not_finite(self) -> Path:
+        """The batch whose loss or gradient was not finite, where the run has ended so."""
+        return self.path / "not_finite.safetensors"
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Holds the lock from here on, unless the block fails. What a killed save had begun is finished or undone.
+
+        ValueError where the lock is taken, and for a folder that holds something else than a run.
+        """
+        visible = self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir())
+        if visible and not (self.path / "config.toml").is_file():  # a killed start leaves names with a dot
+            raise ValueError(f"{self.path} exists and is not a run: name another folder")
+        with self.lock.claimed():
+            for aside in self.checkpoints.glob(".step-*.old"):
+                put_back(self.checkpoints / aside.name[1:-4])
+            for unfinished in self.checkpoints.glob(".step-*.tmp"):
+                shutil.rmtree(unfinished)
+            yield
+
     def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
         """Make the folder and write down everything the run is started with. A run without a checkpoint starts anew."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_config(config)  # first: it tells a run from another folder
+        self.write_start(config, tokenizer)  # first: config.toml tells a run from another folder
         self.checkpoints.mkdir(exist_ok=True)
-        for old in (self.metrics, self.samples, self.plot, self.learnt):
+        for old in (self.metrics, self.samples, self.plot, self.learnt, self.not_finite):
             old.unlink(missing_ok=True)
-        tokenizer.save(self.path / "tokenizer.json")
+        for folder in (self.path, self.path.parent):
+            flush(folder)
 
-    def write_config(self, config: TrainConfig) -> None:
-        """Write config.toml, whole or not at all."""
-        _replace(self.path / "config.toml", to_toml(config))
+    def write_start(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
+        """Write config.toml and tokenizer.json."""
+        write_text(self.path / "config.toml", to_toml(config))
+        with whole_file(self.path / "tokenizer.json") as temporary:
+            tokenizer.save(temporary)
+            self._tokenizer_sha256 = sha256(temporary)
+
+    @property
+    def config_is_whole(self) -> bool:
+        """Whether config.toml is what was written."""
+        return is_sealed((self.path / "config.toml").read_text(encoding="utf-8", errors="replace"))
 
     def config(self) -> TrainConfig:
-        """The run's config. ValueError where the folder is not a run."""
+        """The run's config: that of the newest whole checkpoint, where config.toml was edited or damaged.
+
+        ValueError where the folder is not a run, and where there is neither.
+        """
         if not (self.path / "config.toml").is_file():
             raise ValueError(f"no run in {self.path}: a run folder holds a config.toml")
+        if not self.config_is_whole and (checkpoint := self.load_newest_whole()[0]):
+            return checkpoint.config
         try:
             return from_dict(TrainConfig, read_toml(self.path / "config.toml"))
         except ValueError as error:
@@ -101,65 +141,91 @@ class RunFolder:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def save(self, objective: nn.Module, training_state: dict, state: dict, is_best: bool, keep: int) -> Path:
-        """Write the checkpoint step-NNNNNN: into a temporary folder, flushed to disk, then renamed.
+        """Write the checkpoint step-NNNNNN, all of it or nothing.
 
         `last`, and `best` where `is_best`, name it only after that; then older checkpoints go, but for the newest
         `keep` and the best. Interrupted anywhere, the folder still holds the checkpoints it held before.
+
+        FloatingPointError where a tensor to be saved is not finite, OSError where the disk is full.
         """
         name = f"step-{state['step']:06d}"
-        state = {**state, "best": name if is_best else self._pointed("best")}
-        temporary = self.checkpoints / f".{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        state = {**state, "best": name if is_best else self._pointed("best"), "tokenizer": self._tokenizer_sha256}
+        weights = named_weights(objective)
+        _check_finite(name, weights, training_state)
         try:
-            safetensors.torch.save_file(named_weights(objective), temporary / "model.safetensors")
-            torch.save(training_state, temporary / "training_state.pt")
-            digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-            whole = sealed({"format": FORMAT, **state, "sha256": digests})
-            (temporary / "state.json").write_text(whole, encoding="utf-8", newline="\n")
-            for file in (*temporary.iterdir(), self.metrics, self.samples):
-                _flush(file)
-            _flush(temporary)
-            final, aside = self.checkpoints / name, self.checkpoints / f".{name}.old"
-            if final.exists():  # the same step again, after a resume from an older checkpoint
-                shutil.rmtree(aside, ignore_errors=True)
-                final.rename(aside)
-            temporary.rename(final)
-            _flush(self.checkpoints)
-            shutil.rmtree(aside, ignore_errors=True)
+            with whole_folder(self.checkpoints / name) as temporary:
+                safetensors.torch.save_file(weights, temporary / "model.safetensors")
+                torch.save(training_state, temporary / "training_state.pt")
+                for record in (self.metrics, self.samples):
+                    record.touch()  # it may have been deleted since
+                    shutil.copy(record, temporary)
+                digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+                whole = sealed({"format": FORMAT, **state, "sha256": digests})
+                (temporary / "state.json").write_text(whole, encoding="utf-8", newline="\n")
+            write_text(self.checkpoints / "last", name + "\n")
+            if is_best:
+                write_text(self.checkpoints / "best", name + "\n")
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # each writer has its own for a full disk
             reason = str(error).splitlines()[0]
             raise OSError(
                 f"the checkpoint {name} could not be written to {self.checkpoints} ({reason}): is the disk full? "
-                f"With room, --resume goes on from the checkpoint before"
+                f"With room, --resume goes on from the newest checkpoint there is"
             ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _replace(self.checkpoints / "last", name + "\n")
-        if is_best:
-            _replace(self.checkpoints / "best", name + "\n")
-        kept = {*self.steps()[-keep:], self._pointed("best"), name}
-        for old in self.steps():
+        older = [step for step in self.steps() if _step(step) <= state["step"]]  # those beyond it are damaged
+        kept = {*older[-keep:], self._pointed("best")}
+        for old in older:
             if old not in kept:
-                shutil.rmtree(self.checkpoints / old)
-        return final
+                self._delete(old)
+        return self.checkpoints / name
+
+    def _delete(self, step: str) -> None:
+        """Delete a checkpoint under another name: killed on the way, it leaves no half of one."""
+        doomed = self.checkpoints / f".{step}.tmp"
+        with contextlib.suppress(OSError):  # Windows, while it is being read: then after the next save
+            (self.checkpoints / step).rename(doomed)
+            shutil.rmtree(doomed)
 
     def point(self, checkpoint: Checkpoint) -> None:
         """Have `last` and `best` name what they were to name beside this checkpoint: its save may have been killed
         before it came to that."""
         for pointer, name in (("last", checkpoint.path.name), ("best", checkpoint.state["best"])):
             if name in self.steps() and self._pointed(pointer) != name:
-                _replace(self.checkpoints / pointer, name + "\n")
+                write_text(self.checkpoints / pointer, name + "\n")
+
+    def restore_records(self, checkpoint: Checkpoint) -> list[str]:
+        """Have metrics.csv and samples.txt be what they were at a checkpoint, since what was written later will be
+        written again; the names of those that held something else."""
+        damaged = []
+        for record in (self.metrics, self.samples):
+            saved, found = (checkpoint.path / record.name).read_bytes(), b""
+            if record.is_file():
+                found = record.read_bytes()
+            if found != saved:
+                with whole_file(record) as temporary:
+                    temporary.write_bytes(saved)
+            if not found.startswith(saved):
+                damaged.append(record.name)
+        return damaged
+
+    def save_batch(self, inputs: Tensor, targets: Tensor, **facts: Any) -> None:
+        """Write a batch whose loss is not finite to not_finite.safetensors, to be looked at; the facts are its
+        metadata."""
+        with whole_file(self.not_finite) as temporary:
+            metadata = {name: str(fact) for name, fact in facts.items()}
+            temporary.write_bytes(safetensors.torch.save({"inputs": inputs, "targets": targets}, metadata))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[str]:
         """The names of the checkpoints, oldest first."""
-        for aside in self.checkpoints.glob(".step-*.old"):  # a save was killed between its two renames
-            if not (final := self.checkpoints / aside.name[1:-4]).exists():
-                aside.rename(final)
-        names = (p.name for p in self.checkpoints.glob("step-*") if p.name[5:].isdecimal() and p.is_dir())
-        return sorted(names, key=lambda name: int(name[5:]))
+        folders = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        names = (re.fullmatch(r"\.(step-\d+)\.old|(step-\d+)", p.name, re.ASCII) for p in folders if p.is_dir())
+        return sorted({found[1] or found[2] for found in names if found}, key=_step)
+
+    def _folder(self, step: str) -> Path:
+        """A checkpoint's folder; where its second save was killed between two renames, that of the first."""
+        folder, aside = self.checkpoints / step, self.checkpoints / f".{step}.old"
+        return aside if aside.exists() and not folder.exists() else folder
 
     def _pointed(self, pointer: str) -> str | None:
         path = self.checkpoints / pointer
@@ -174,7 +240,7 @@ class RunFolder:
             name = pointed if pointed in steps or not steps else steps[-1]
         if name not in steps:
             raise ValueError(f"no checkpoint {which!r} in {self.path}; there are: {', '.join(self.steps()) or 'none'}")
-        return self.checkpoints / name
+        return self._folder(name)
 
     def load(self, which: str = "last", training: bool = True) -> Checkpoint:
         """The checkpoint that `find` finds, checked against its sums: ValueError where a file is missing or damaged.
@@ -192,10 +258,22 @@ class RunFolder:
         complaints = []
         for name in reversed(self.steps()):
             try:
-                return _read(self.checkpoints / name), complaints
+                return _read(self._folder(name)), complaints
             except ValueError as error:
                 complaints.append(str(error))
         return None, complaints
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _check_finite(name: str, weights: dict[str, Tensor], training_state: dict) -> None:
+    """FloatingPointError unless all that is to be saved is finite: a checkpoint is to be good to go on from."""
+    moments = [t for state in training_state["optimizer"]["state"].values() for t in state.values()]
+    for what, tensor in [*weights.items(), *(("the optimizer's state", t) for t in moments)]:
+        if not torch.as_tensor(tensor).isfinite().all():
+            raise FloatingPointError(f"{what} is not finite, so {name} was not saved")
 
 
 def sealed(state: dict[str, Any]) -> str:
@@ -236,8 +314,11 @@ def _read(folder: Path, training: bool = True) -> Checkpoint:
         raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
     except OSError as error:
         raise ValueError(f"{error.filename} is damaged: {error.strerror}") from None
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{folder} is damaged: {str(error).splitlines()[0]}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a forged file, with sums to match, makes its reader raise
+        reason = str(error).splitlines()[:1] or [type(error).__name__]
+        raise ValueError(f"{folder} is damaged: {reason[0]}") from None
     return Checkpoint(folder, weights, training_state, state)
 
 
@@ -252,6 +333,8 @@ def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTMod
             f"{folder.path / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the model was trained with "
             f"{model.config.vocab_size}: it is another run's"
         )
+    if checkpoint.state["tokenizer"] != sha256(folder.path / "tokenizer.json"):
+        raise ValueError(f"{folder.path / 'tokenizer.json'} is damaged: its SHA-256 is not the one that was written")
     weights = {name: w for name, w in checkpoint.weights.items() if not name.startswith("objective.")}
     load_weights(model, weights)
     return model.eval(), tokenizer, checkpoint
@@ -264,71 +347,3 @@ def run_data(run: str | Path | RunFolder, checkpoint: Checkpoint) -> PreparedDat
     if data.checksums != checkpoint.state["data"]:
         raise ValueError(f"{data.folder} was prepared anew since this run began: name a text with --text FILE")
     return data
-
-
-# --- tensors by name --------------------------------------------------------------------------------------------------
-
-
-def named_weights(objective: nn.Module) -> dict[str, Tensor]:
-    """An objective's tensors: the backbone's under GPTModel's own names, the objective's own under `objective.`.
-
-    A tensor that goes by two names (a tied head) is listed once, under the first.
-    """
-    named, seen = {}, set()
-    for name, tensor in objective.state_dict().items():
-        if tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        named[_saved_name(objective, name)] = tensor.contiguous()
-    return named
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load tensors that `named_weights` named into an objective or a GPTModel; ValueError unless all fit exactly."""
-    own = module.state_dict()
-    first_name = {}  # data pointer -> the first name of that tensor
-    for name, tensor in own.items():
-        first_name.setdefault(tensor.data_ptr(), _saved_name(module, name))
-    expected = {first_name[t.data_ptr()]: t.shape for t in own.values()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if found != expected:
-        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-        name = wrong[0]
-        raise ValueError(
-            f"the weights do not fit the model in {len(wrong)} tensors, the first {name}: "
-            f"expected {_shape(expected.get(name))}, found {_shape(found.get(name))}"
-        )
-    module.load_state_dict({name: weights[first_name[t.data_ptr()]] for name, t in own.items()})
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "none" if shape is None else str(tuple(shape))
-
-
-def _saved_name(module: nn.Module, name: str) -> str:
-    if isinstance(module, GPTModel):
-        return name
-    return name.removeprefix("model.") if name.startswith("model.") else f"objective.{name}"
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _replace(path: Path, text: str) -> None:
-    """Have a small text file hold `text`: at each moment it is the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    _flush(temporary)
-    temporary.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Have the system write a file, or a folder's names, to the disk itself. Windows cannot flush folders."""
-    if not path.exists() or (path.is_dir() and os.name == "nt"):
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,6 +1,7 @@
 """The command line: options read off the config classes, and a person's mistake answered in one line, with status 2."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -118,15 +119,21 @@ def config_from(path: str | Path, arguments: argparse.Namespace) -> TrainConfig:
     """The config of a TOML file, with the options given on the command line over it."""
     values = read_toml(find_path(path))
     try:
-        from_dict(TrainConfig, values)  # a mistake in the file is told apart from one on the command line
+        config = from_dict(TrainConfig, values)  # a mistake in the file is told apart from one on the command line
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return with_options(config, arguments)
+
+
+def with_options(config: TrainConfig, arguments: argparse.Namespace) -> TrainConfig:
+    """A config with the options given on the command line over it."""
+    values = dataclasses.asdict(config)
     for name, field in config_fields(TrainConfig):
         if name in vars(arguments):
             *tables, last = name.split(".")
             place = values
             for table in tables:
-                place = place.setdefault(table, {})
+                place = place[table]
             place[last] = _from_text(name, vars(arguments)[name], field.type)
     return from_dict(TrainConfig, values)
 

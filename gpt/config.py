@@ -8,10 +8,12 @@ names, because all three are read off these classes.
 
 import dataclasses
 import difflib
+import hashlib
 import math
 import reprlib
 import tomllib
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -223,6 +225,10 @@ class TrainConfig:
         """The step at which the learning rate has come down to min_lr."""
         return self.optim.decay_steps or self.max_steps
 
+    def flat(self) -> dict[str, Any]:
+        """All settings by dotted names: "max_steps", "model.n_layers", ..."""
+        return {name: attrgetter(name)(self) for name, _ in config_fields(TrainConfig)}
+
 
 # --- dictionaries and TOML --------------------------------------------------------------------------------------------
 
@@ -279,18 +285,30 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
+_SEAL = "# To change a setting, resume with it as an option. SHA-256 of the lines above: "
+
+
 def to_toml(config: TrainConfig) -> str:
-    """Everything that a run was started with, defaults included, as TOML text."""
-    return tomli_w.dumps(dataclasses.asdict(config))
+    """Everything that a run was started with, defaults included, as TOML text that ends with its own SHA-256."""
+    text = tomli_w.dumps(dataclasses.asdict(config))
+    return f"{text}\n{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def is_sealed(text: str) -> bool:
+    """Whether a text is what `to_toml` wrote, neither edited nor damaged."""
+    text, _, seal = text.rpartition(f"\n{_SEAL}")
+    return seal == hashlib.sha256(text.encode()).hexdigest() + "\n"
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
-# What may change when a run is resumed: how long it goes on, what it reports, and on which hardware in which precision.
-# The last three change the rounding: bit for bit, a run is resumed only where they stay.
+# What may change when a run is resumed: how long it goes on and how fast it learns, what it reports, where its data
+# are, and on which hardware in which precision. The last three change the rounding: bit for bit, a run is resumed only
+# where they stay.
 _FREE = {
-    "max_steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
-    "device", "dtype", "compile",
+    "max_steps", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
+    "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
+    "data.path", "device", "dtype", "compile",
 }  # fmt: skip
 
 
@@ -304,16 +322,12 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
     free = _FREE
     if before.batch_size * before.accumulate == filled.batch_size * filled.accumulate:
         free = _FREE | {"batch_size", "accumulate"}  # the same steps in other portions
-    for name in (f.name for f in dataclasses.fields(before)):
-        old, new = getattr(before, name), getattr(filled, name)
-        if name in free or old == new:
-            continue
-        if dataclasses.is_dataclass(old):
-            if name == "data":  # it may have moved; its checksums are compared
-                old = dataclasses.replace(old, path=new.path)
-                if old == new:
-                    continue
-            changed = next(f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name))
-            name, old, new = f"{name}.{changed}", getattr(old, changed), getattr(new, changed)
-        raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")
+    for name, (old, new) in differences(before.flat(), filled.flat()).items():
+        if name not in free:
+            raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")
     return filled
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What `after` says otherwise, by name: (before, after)."""
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

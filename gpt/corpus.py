@@ -1,9 +1,11 @@
-"""Where text comes from: a text that ships with the project, tales that are made up, your own files, standard input.
+"""Where text comes from: a text that ships with the project, tales that are made up, your own files, standard input,
+or a URL.
 
 A `Corpus` is a sequence of documents; each is read as a stream of pieces, so that a file may be larger than memory.
 """
 
 import atexit
+import contextlib
 import glob
 import io
 import itertools
@@ -19,10 +21,19 @@ from typing import BinaryIO
 
 import regex
 
-from gpt import tales
+from gpt import files, tales
+from gpt.download import ARCHIVES, check_form, check_sum, download, file_name, unpack
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUNDLED = {"story": PROJECT / "data" / "story.txt"}  # texts that ship with the project
+DOWNLOADS = Path("data/downloads")  # seen from the working folder
+DOWNLOADABLE = {  # texts that are downloaded by name: their URL, their SHA-256, and their name in DOWNLOADS
+    "shakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        "shakespeare.txt",
+    )
+}
 SUFFIXES = (".txt", ".md")  # what is taken from a folder; a file named by itself may have any name
 PIECE = 1 << 20  # characters read at once
 TALES = 30_000  # as many as "tales" stands for
@@ -61,38 +72,66 @@ class Corpus:
             yield from document
 
 
-def open_corpus(source: str, separator: str = "") -> Corpus:
+def open_corpus(source: str, separator: str = "", sha256: str = "") -> Corpus:
     """The corpus that `source` names: a bundled text ("story"), a file, a folder (its .txt and .md files, at any
     depth), a glob such as "books/*.txt", or "-" for standard input, which is copied to a temporary file first; or
     "tales:N:SEED", N tales of gpt/tales.py: TALES of them with seed 0, where both are left out.
 
-    Several files are several documents, in the order of their names; `separator` ends a document within a file.
-    ValueError where there is nothing to read.
+    A URL, or "shakespeare" of DOWNLOADABLE, is downloaded to DOWNLOADS unless it is there. An archive, downloaded or
+    not, is unpacked there once and read as a folder. `sha256` is the checksum of a file or a download. Several files
+    are several documents, in the order of their names; `separator` ends a document within a file.
+    ValueError where there is nothing to read, or not what the checksum says.
     """
     if not source:
         raise ValueError("no text is named: '' is neither a file, a folder nor a glob")
-    if source in BUNDLED:
-        return Corpus(source, [BUNDLED[source]], separator)
+    sha256 = check_form(sha256)
+    name, path = _find_file(source, sha256)
+    if path is not None and not path.name.lower().endswith(ARCHIVES):
+        return Corpus(name, [path], separator)
+    if path is not None:
+        folder = DOWNLOADS / f"{path.name}-{files.sha256(path)[:16]}"  # another content, another folder
+        return _open_folder(folder if folder.is_dir() else unpack(path, folder), name, separator)
+    if sha256:
+        raise ValueError(f"a SHA-256 is that of a file or a download, and {reprlib.repr(source)} is neither")
     if source == "-":
         return Corpus("standard input", [_spool(_stdin())], separator)
     path = Path(source)
     try:
-        is_file, is_folder = path.is_file(), path.is_dir()
+        is_folder = path.is_dir()
     except OSError:  # a name longer than a file's may be
-        is_file = is_folder = False
-    if source.partition(":")[0] == "tales" and not (is_file or is_folder):
-        return _tales(source)
-    if is_file:
-        return Corpus(path.name, [path], separator)
+        is_folder = False
     if is_folder:
-        found = _files(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"the folder {source} holds no {' or '.join(SUFFIXES)} file; a glob takes other names")
-        return Corpus(path.resolve().name, found, separator)
+        return _open_folder(path, path.resolve().name, separator)
+    if source.partition(":")[0] == "tales":
+        return _tales(source)
     found = _files(map(Path, glob.glob(source, recursive=True)))
     if not found:
-        raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({', '.join(BUNDLED)}, tales)")
+        names = ", ".join([*BUNDLED, *DOWNLOADABLE, "tales"])
+        raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({names})")
     return Corpus(source, found, separator)
+
+
+def _find_file(source: str, sha256: str) -> tuple[str, Path | None]:
+    """The name and the path, downloaded if need be and checked, of the one file that `source` names, if it does."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):  # two letters at least: C:// is a drive
+        path = DOWNLOADS / file_name(source)
+        return path.name, download(source, path, sha256)
+    path = BUNDLED.get(source, Path(source))
+    if source in DOWNLOADABLE and not path.exists():
+        url, known, name = DOWNLOADABLE[source]
+        return source, download(url, DOWNLOADS / name, sha256 or known)
+    with contextlib.suppress(OSError):  # a name longer than a file's may be
+        if path.is_file():
+            check_sum(path, sha256, str(path), "it is another file, or the checksum is mistyped")
+            return source if source in BUNDLED else path.name, path
+    return source, None
+
+
+def _open_folder(path: Path, name: str, separator: str) -> Corpus:
+    found = _files(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(f"the folder {path} holds no {' or '.join(SUFFIXES)} file; a glob takes other names")
+    return Corpus(name, found, separator)
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:

@@ -116,6 +116,7 @@ class FolderLock:
         self.file = folder / ".lock"
         # not bound to the thread that made it: a Trainer may be made in one thread and train in another
         self._lock = filelock.FileLock(self.file, thread_local=False)
+        self._made: list[Path] = []
 
     def acquire(self) -> None:
         """Make the folder if need be, and hold it; nothing happens where it is held already.
@@ -124,6 +125,7 @@ class FolderLock:
         """
         if self._lock.is_locked:
             return
+        self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(blocking=False)
@@ -135,11 +137,31 @@ class FolderLock:
             self.file.write_text(str(os.getpid()), encoding="utf-8")
 
     def release(self) -> None:
-        """Let go, and leave no file behind."""
+        """Let go, and leave nothing behind: neither the file, nor the folder where it was made for it alone."""
         if self._lock.is_locked:
             with contextlib.suppress(OSError):  # Windows deletes it on release
                 self.file.unlink()
             self._lock.release()
+            with contextlib.suppress(OSError):  # not empty
+                for folder in self._made:
+                    folder.rmdir()
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Holds the lock from here on; a block that fails lets go of it."""
+        self.acquire()
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the lock for a block."""
+        with self.claimed():
+            yield
+        self.release()
 
     def _holder(self) -> str:
         with contextlib.suppress(OSError, ValueError):

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from gpt.baselines import Yardstick
+from gpt.files import whole_file
 from gpt.grammar import UNKNOWN
 from gpt.loss import perplexity
 from gpt.tales import Verdict
@@ -56,7 +57,8 @@ def plot_losses(metrics: Path, out: Path, yardstick: Yardstick) -> None:
         if scale == "log":
             _plain_log_axis(axes)
     figure.axes[0].legend(loc="upper right")
-    figure.savefig(out)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary)
 
 
 def _label_levels(axes: Axes, levels: dict[str, float]) -> None:
@@ -104,4 +106,5 @@ def plot_verdicts(verdicts: dict[int, Verdict], out: Path) -> None:
     axes.set_title("sampled tales: accepted by the grammar, or the first rule broken", loc="left", fontsize=10)
     _tokens_axis(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
-    figure.savefig(out)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary)

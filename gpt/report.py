@@ -26,6 +26,24 @@ def begin(metrics: Path) -> None:
         csv.writer(file).writerow(COLUMNS)
 
 
+def row(trainer, evaluation: Evaluation | None) -> dict[str, float]:
+    """The row of metrics.csv for a Trainer's current step, by column; `evaluation` where it has just made one."""
+    figures: dict[str, float] = {"step": trainer.step, "tokens_seen": trainer.tokens_seen}
+    if trainer.loss_tokens:
+        figures["train_loss"] = trainer.loss_sum / trainer.loss_tokens
+        figures["train_perplexity"] = perplexity(figures["train_loss"])
+        figures["lr"] = trainer.optimizer.param_groups[0]["lr"]
+        figures["grad_norm"] = trainer.grad_norm
+    if trainer.timed_seconds:
+        figures["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
+    if evaluation:
+        figures["val_loss"], figures["val_perplexity"] = evaluation.loss, evaluation.perplexity
+        figures["val_bits_per_byte"] = evaluation.bits_per_byte
+        if not math.isnan(evaluation.standard_error):
+            figures["val_loss_se"] = evaluation.standard_error
+    return {**figures, "elapsed_s": trainer.elapsed}
+
+
 def append(metrics: Path, row: dict[str, float]) -> None:
     """Append a row to a metrics.csv; a column that the row lacks stays empty."""
     with metrics.open("a", newline="", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import platform
 import shutil
 import signal
 import sys
@@ -118,7 +119,8 @@ def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """A context in which the first SIGINT or SIGTERM calls stop(number), and a second one ends the program.
+    """A context in which the first of SIGINT, SIGTERM and SIGHUP (the terminal is closed) calls stop(number), and a
+    second one ends the program.
 
     Only the main thread may set handlers; in another thread nothing changes.
     """
@@ -126,16 +128,34 @@ def stop_signals(stop: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it ignored
+        numbers.append(signal.SIGHUP)
+
     def first(number: int, frame) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
         stop(number)
 
-    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, first) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What the last digits of a run depend on besides its config: where all of it is the same, so are they."""
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    else:
+        kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}" * (device.type == "cpu")
+    return {
+        "device": f"{device.type} {kind}".strip(),
+        "PyTorch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def synchronize(device: torch.device) -> None:

@@ -7,6 +7,7 @@ The objective is handed to the Trainer, which knows nothing of it but that it ma
 tokens counted) and holds the backbone as `model`.
 """
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -22,18 +23,19 @@ from tqdm import tqdm
 
 from gpt import report, runtime
 from gpt.baselines import Yardstick, create_model, yardstick
-from gpt.checkpoint import RunFolder, load_weights
-from gpt.config import TrainConfig, check_resumable
+from gpt.checkpoint import RunFolder
+from gpt.config import TrainConfig, check_resumable, differences
 from gpt.corpus import find_path
 from gpt.data import PreparedData, WindowSampler, fit_to_data, load_data, training_windows
 from gpt.decoding import generate, prompt_ids
 from gpt.loss import Evaluation, evaluate, perplexity
 from gpt.objectives import create_objective
 from gpt.optim import create_optimizer, learning_rate, scale_and_clip
+from gpt.weights import load_weights
 
 SAMPLE_TOKENS = 120
 SAMPLE_TEMPERATURE = 0.8  # a little below 1: less weight on improbable tokens
-DIVERGED = "a lower optim.lr or a longer optim.warmup_steps helps most often"
+DIVERGED = "A lower --optim.lr helps most often, with --resume or in a new run with a longer --optim.warmup_steps"
 PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
 
 
@@ -95,13 +97,16 @@ class Trainer:
         """A Trainer at step 0, its run folder made. ValueError where the config does not fit the data, or where the
         run has a checkpoint already."""
         folder = RunFolder(run)
-        if folder.steps():
-            raise ValueError(
-                f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: "
-                f"--resume goes on with it, another --run starts anew"
-            )
-        if folder.path.exists() and any(folder.path.iterdir()) and not (folder.path / "config.toml").is_file():
-            raise ValueError(f"{folder.path} exists and is not a run: name another folder")
+        with folder.claimed():
+            if folder.steps():
+                raise ValueError(
+                    f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: "
+                    f"--resume goes on with it, another --run starts anew"
+                )
+            return cls._start(config, folder, say)
+
+    @classmethod
+    def _start(cls, config: TrainConfig, folder: RunFolder, say: Callable[[str], None]) -> "Trainer":
         trainer = cls._create(config, folder, say)
         folder.create(trainer.config, trainer.data.tokenizer)
         report.begin(folder.metrics)
@@ -119,26 +124,32 @@ class Trainer:
         """
         folder = RunFolder(run)
         config = config or folder.config()
-        checkpoint, complaints = folder.load_newest_whole()
-        for complaint in complaints:
-            say(f"passed over: {complaint}")
-        if checkpoint is None:
-            if complaints:
-                raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
-            say(f"{folder.path} has no checkpoint yet: starting at step 0")
-            return cls.start(config, run, say)
-        config = check_resumable(checkpoint.config, config)  # not config.toml's, which may have been edited
-        if checkpoint.state["step"] > config.max_steps:
-            raise ValueError(
-                f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps {config.max_steps} "
-                f"lies behind it"
-            )
-        trainer = cls._create(config, folder, say, checkpoint.state["data"])
-        trainer._restore(checkpoint)
-        folder.point(checkpoint)
-        folder.write_config(trainer.config)  # so that the next --resume goes on as this one
-        trainer.data.tokenizer.save(folder.path / "tokenizer.json")
-        return trainer
+        with folder.claimed():
+            checkpoint, complaints = folder.load_newest_whole()
+            for complaint in complaints:
+                say(f"passed over: {complaint}")
+            if checkpoint is None:
+                if complaints:
+                    raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
+                say(f"{folder.path} has no checkpoint yet: starting at step 0")
+                return cls._start(config, folder, say)
+            if not folder.config_is_whole:
+                file, step = folder.path / "config.toml", checkpoint.path.name
+                say(f"{file} was edited or damaged: going on with the settings of {step}")
+            before = checkpoint.config
+            config = check_resumable(before, config)
+            for name, (old, new) in differences(before.flat(), config.flat()).items():
+                say(f"{name} is {new} from here on, before {old}")
+            if checkpoint.state["step"] > config.max_steps:
+                raise ValueError(
+                    f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps "
+                    f"{config.max_steps} lies behind it"
+                )
+            trainer = cls._create(config, folder, say, checkpoint.state["data"])
+            trainer._restore(checkpoint)
+            folder.point(checkpoint)
+            folder.write_start(trainer.config, trainer.data.tokenizer)  # the next --resume goes on as this one
+            return trainer
 
     @classmethod
     def _create(
@@ -174,13 +185,15 @@ class Trainer:
         """
         config = self.config
         if self.step >= config.max_steps and not self.report_due:
+            self.run.lock.release()
             return  # finished before: nothing is touched
         sitting, before = time.perf_counter(), self.elapsed
         show_bar = self.say is print and sys.stderr.isatty()
         self.bar = tqdm(
             total=config.max_steps, initial=self.step, unit="step", disable=not show_bar, dynamic_ncols=True
         )
-        with runtime.stop_signals(self._stop), self.bar, runtime.memory_advice(config.batch_size, config.accumulate):
+        advice = runtime.memory_advice(config.batch_size, config.accumulate)
+        with self.run.lock.held(), runtime.stop_signals(self._stop), self.bar, advice:
             while not self.stopped_by:
                 self.elapsed = before + time.perf_counter() - sitting
                 if self.report_due:
@@ -188,9 +201,9 @@ class Trainer:
                 if self.step >= config.max_steps or self.stopped_by:
                     break
                 self._train_step()
-        if self.stopped_by and self.saved_at != self.step:
-            self._save(is_best=False)
-        self.draw()
+            if self.stopped_by and self.saved_at != self.step:
+                self._save(is_best=False)
+            self.draw()
 
     def _train_step(self) -> None:
         """One optimizer step on batch_size x accumulate windows."""
@@ -213,10 +226,8 @@ class Trainer:
         loss_sum, counted = float(loss_sum), int(counted)
         norm = scale_and_clip(self.parameters, counted, config.optim.grad_clip)  # ... and become the mean's here
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the loss or its gradient is not finite at step {self.step + 1} (loss {loss_sum / counted}, gradient "
-                f"norm {norm}): {DIVERGED}"
-            )
+            figures = f"loss {loss_sum / counted}, gradient norm {norm}"
+            raise self._diverged(f"the loss or its gradient is not finite at step {self.step + 1} ({figures})", windows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         runtime.synchronize(self.device)
@@ -248,7 +259,7 @@ class Trainer:
         evaluation = self.evaluate() if due(config.eval_every) else None
         self.evaluation = evaluation or self.evaluation
         if evaluation and not math.isfinite(evaluation.loss):
-            raise FloatingPointError(f"the validation loss is {evaluation.loss} after step {self.step}: {DIVERGED}")
+            raise self._diverged(f"the validation loss is {evaluation.loss} after step {self.step}")
         if evaluation or (due(config.log_every) and self.step):
             self._write_row(evaluation)
         if due(config.sample_every):
@@ -276,20 +287,7 @@ class Trainer:
             )
 
     def _write_row(self, evaluation: Evaluation | None) -> None:
-        row: dict[str, float] = {"step": self.step, "tokens_seen": self.tokens_seen}
-        if self.loss_tokens:
-            row["train_loss"] = self.loss_sum / self.loss_tokens
-            row["train_perplexity"] = perplexity(row["train_loss"])
-            row["lr"] = self.optimizer.param_groups[0]["lr"]
-            row["grad_norm"] = self.grad_norm
-        if self.timed_seconds:
-            row["tokens_per_second"] = self.timed_tokens / self.timed_seconds
-        if evaluation:
-            row["val_loss"], row["val_perplexity"] = evaluation.loss, evaluation.perplexity
-            row["val_bits_per_byte"] = evaluation.bits_per_byte
-            if not math.isnan(evaluation.standard_error):
-                row["val_loss_se"] = evaluation.standard_error
-        row["elapsed_s"] = self.elapsed
+        row = report.row(self, evaluation)
         report.append(self.run.metrics, row)
         self.loss_sum, self.loss_tokens = 0.0, 0
         self.timed_tokens, self.timed_seconds = 0, 0.0
@@ -321,6 +319,8 @@ class Trainer:
             plot_losses(self.run.metrics, self.run.plot, measure)
         except (ValueError, KeyError, TypeError) as error:  # an edited metrics.csv is no reason to stop
             self.tell(f"{self.run.plot} was not drawn, since {self.run.metrics} is damaged ({error})")
+        except OSError as error:  # nor is a full disk, while the next checkpoint may find room
+            self.tell(f"{self.run.plot} was not drawn ({error.strerror})")
         self.drawn_at = time.perf_counter()
 
     def tell(self, line: str) -> None:
@@ -330,8 +330,20 @@ class Trainer:
             return
         try:
             self.say(line)
-        except BrokenPipeError:  # the reader has left, as tee does at Ctrl-C: the run goes on, and is saved
+        except OSError:  # the reader has left, as tee does at Ctrl-C, or its disk is full: the run goes on
             self.say = lambda line: None
+
+    def _diverged(self, what: str, windows: list[int] | None = None) -> FloatingPointError:
+        """The error to stop with: what happened, what helps, and what there is to go on from. The step's windows are
+        saved, to be looked at."""
+        steps = self.run.steps()
+        good = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
+        if windows:
+            with contextlib.suppress(OSError):  # a full disk is not what went wrong here
+                inputs, targets = self.windows.batch(windows)
+                self.run.save_batch(inputs, targets, step=self.step + 1, windows=windows)
+                good = f"its batch is in {self.run.not_finite}, {good}"
+        return FloatingPointError(f"{what}; {good}. {DIVERGED}")
 
     # --- saving and restoring -----------------------------------------------------------------------------------------
 
@@ -349,13 +361,15 @@ class Trainer:
             "grad_norm": self.grad_norm,
             "best_loss": self.best_loss,
             "elapsed_s": self.elapsed,
-            "metrics_bytes": self.run.metrics.stat().st_size,
-            "samples_bytes": self.run.samples.stat().st_size,
             "data": self.data.checksums,
+            "machine": runtime.machine(self.device),
             "config": dataclasses.asdict(self.config),
         }
+        try:
+            self.run.save(self.objective, training_state, state, is_best, self.config.keep)
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from None
         self.saved_at = self.step
-        self.run.save(self.objective, training_state, state, is_best, self.config.keep)
 
     def _restore(self, checkpoint) -> None:
         state = checkpoint.state
@@ -368,17 +382,14 @@ class Trainer:
         self.step, self.tokens_seen, self.report_due = state["step"], state["tokens_seen"], state["report_due"]
         self.loss_sum, self.loss_tokens = state["loss_sum"], state["loss_tokens"]
         self.grad_norm, self.best_loss, self.elapsed = state["grad_norm"], state["best_loss"], state["elapsed_s"]
-        for path, size in ((self.run.metrics, state["metrics_bytes"]), (self.run.samples, state["samples_bytes"])):
-            if path.is_file() and path.stat().st_size >= size:
-                with path.open("ab") as file:
-                    file.truncate(size)  # rows and samples written after the checkpoint will be written again
-            else:
-                self.tell(f"{path} is missing or shorter than it was: it begins anew")
-                path.write_bytes(b"")
-        if self.run.metrics.stat().st_size == 0:
-            report.begin(self.run.metrics)
+        for record in self.run.restore_records(checkpoint):
+            self.tell(f"{record} was damaged: it is again what it was at step {self.step}")
+        for name, (before, now) in differences(state["machine"], runtime.machine(self.device)).items():
+            self.tell(f"{name} {now} in place of {before}: the last digits of what follows may differ")
 
     def _stop(self, number: int) -> None:
         self.stopped_by = number
+        if signal.Signals(number).name == "SIGHUP":  # there is no terminal any more
+            self.bar.disable, self.say = True, lambda line: None
         name = signal.Signals(number).name
         self.tell(f"{name}: finishing the work at hand, then saving; a second one ends at once")

@@ -3,12 +3,14 @@
     python scripts/train.py --config configs/story.toml
     python scripts/train.py --config configs/story.toml --run mine --max_steps 200 --model.n_layers 4
     python scripts/train.py --run mine --resume
+    python scripts/train.py --config configs/story.toml --run mine --resume
 
 Settings come from the config file; each can be overridden here by its name. The run is written to runs/NAME: metrics,
-a plot, samples, checkpoints. Ctrl-C finishes the step, saves, and --resume goes on from there.
+a plot, samples, checkpoints. Ctrl-C finishes the step, saves, and --resume goes on from there. The last form starts the
+run, or goes on with it where it is there already: the line for a machine that starts its jobs anew.
 """
 
-from gpt.cli import Parser, add_config_options, config_from, existing_run, next_run, run, run_path
+from gpt.cli import Parser, add_config_options, config_from, existing_run, next_run, run, run_path, with_options
 
 
 def main() -> int:
@@ -23,11 +25,14 @@ def main() -> int:
     if arguments.resume and arguments.run is None:
         parser.error("--resume needs the name of the run: --run NAME")
 
-    if arguments.resume:
-        folder = existing_run(arguments.run)
-    else:
+    if arguments.config is not None:
         folder = run_path(arguments.run) if arguments.run is not None else next_run(arguments.config)
-    config = config_from(arguments.config or folder / "config.toml", arguments)
+        config = config_from(arguments.config, arguments)
+    else:
+        from gpt.checkpoint import RunFolder
+
+        folder = existing_run(arguments.run)
+        config = with_options(RunFolder(folder).config(), arguments)
 
     from gpt import report, runtime  # PyTorch is imported only when the arguments are known to be good
     from gpt.trainer import Trainer

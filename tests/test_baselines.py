@@ -17,7 +17,7 @@ from torch import nn
 import gpt.baselines
 from gpt import tales
 from gpt.baselines import LSTMModel, create_model, ngram_log_probabilities, tales_floor, yardstick
-from gpt.checkpoint import RunFolder, load_model, load_weights, named_weights
+from gpt.checkpoint import RunFolder, load_model
 from gpt.config import GPTConfig, TrainConfig
 from gpt.corpus import BUNDLED, open_corpus
 from gpt.decoding import generate, generate_text_simple
@@ -26,6 +26,7 @@ from gpt.model import GPTModel, KVCache
 from gpt.objectives.next_token import NextToken
 from gpt.prepare import prepare_data
 from gpt.tokenizer import get_tokenizer
+from gpt.weights import load_weights, named_weights
 
 STORY = list(BUNDLED["story"].read_bytes())
 

@@ -9,11 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from gpt.checkpoint import RunFolder, load_model, load_weights, named_weights
+from gpt.checkpoint import RunFolder, load_model
 from gpt.config import GPTConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.tokenizer import get_tokenizer
+from gpt.weights import load_weights, named_weights
 
 MODEL = GPTConfig(5, 8, 8, 2, 1, 0.0, init="gpt2")
 
@@ -70,7 +71,7 @@ def test_steps_are_ordered_by_number(run):
     assert run.steps()[-1] == "step-1000000"
 
 
-@pytest.mark.parametrize("where", ["safetensors.torch.save_file", "torch.save", "gpt.checkpoint._flush", "json.dumps"])
+@pytest.mark.parametrize("where", ["safetensors.torch.save_file", "torch.save", "gpt.files.flush", "json.dumps"])
 def test_a_failure_during_a_save_leaves_the_checkpoint_before(run, monkeypatch, where):
     save(run, 1)
     with monkeypatch.context() as patch:
@@ -99,20 +100,28 @@ def test_a_full_disk_is_said_in_words(run):
 
 
 def test_a_kill_between_the_two_renames_of_a_repeated_save_loses_nothing(run):
+    """A reader finds the first one where it was set aside; the next to write moves it back."""
     save(run, 1)
     path = save(run, 2)
     path.rename(run.checkpoints / ".step-000002.old")
     assert run.steps() == ["step-000001", "step-000002"]
-    assert run.load("last").state["step"] == 2
+    assert run.load("last").state["step"] == run.load("step-000002").state["step"] == 2
+    assert not path.exists()
+    with run.claimed():
+        assert path.exists()
+    assert run.load("last").path == path
 
 
 def test_the_remains_of_a_killed_save_do_no_harm(run):
-    (run.checkpoints / ".step-000002.tmp").mkdir()
-    (run.checkpoints / ".step-000002.tmp" / "model.safetensors").write_bytes(b"half")
+    remains = run.checkpoints / ".step-000002.x7.tmp"
+    remains.mkdir()
+    (remains / "model.safetensors").write_bytes(b"half")
     assert run.steps() == []
-    save(run, 2)
-    assert run.load("last").state["step"] == 2
-    assert not (run.checkpoints / ".step-000002.tmp").exists()
+    save(run, 3)
+    assert run.steps() == ["step-000003"]
+    with run.claimed():
+        assert not remains.exists()
+    assert run.load("last").state["step"] == 3
 
 
 def flip(path, place):

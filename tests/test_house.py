@@ -18,7 +18,7 @@ FLOORS = [
     ["files", "grammar", "tales", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
     ["tokenizer", "data", "prepare", "optim"],
     ["model", "baselines"],
-    ["loss", "decoding", "checkpoint", "objectives.next_token", "objectives", "plots", "judge", "report"],
+    ["loss", "decoding", "weights", "checkpoint", "objectives.next_token", "objectives", "plots", "judge", "report"],
     ["trainer", "cli"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]

@@ -5,10 +5,13 @@ import dataclasses
 import math
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch import nn
 
@@ -163,7 +166,7 @@ def assert_same_run(run, truth):
         for name, tensor in state.items():
             assert torch.equal(tensor, b.training_state["optimizer"]["state"][key][name])
     assert torch.equal(a.training_state["random"]["cpu"], b.training_state["random"]["cpu"])
-    timed = ("elapsed_s", "metrics_bytes", "sha256", "seal")
+    timed = ("elapsed_s", "sha256", "seal")
     assert {k: v for k, v in a.state.items() if k not in timed} == {k: v for k, v in b.state.items() if k not in timed}
     assert rows(run) == rows(truth)
     assert RunFolder(run).samples.read_text() == RunFolder(truth).samples.read_text()
@@ -271,15 +274,61 @@ def test_a_signal_finishes_the_step_and_saves(tiny_config, tmp_path, number):
     assert RunFolder(tmp_path / "run").load("last").state["step"] == trainer.step
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tiny_config, tmp_path):
-    trainer = Trainer.start(change(tiny_config, eval_every=0, sample_every=0), tmp_path / "run", quiet)
+def poison(trainer):
     with torch.no_grad():
         trainer.objective.model.out_head.weight[0, 0] = math.inf
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tiny_config, tmp_path):
+    trainer = Trainer.start(change(tiny_config, eval_every=0, sample_every=0), tmp_path / "run", quiet)
+    poison(trainer)
     before = [p.detach().clone() for p in trainer.parameters]
-    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite at step 1 .*there is no checkpoint yet.*lower --optim.lr"
+    ):
         trainer.train()
     for p, q in zip(trainer.parameters, before, strict=True):
         assert torch.equal(p, q)
+
+
+def test_the_batch_that_was_not_finite_is_saved(tiny_config, prepared, tmp_path):
+    """All of the step's windows: those that the sampler's definition says, cut out by hand."""
+    stop_at(Trainer.start(change(tiny_config, eval_every=0), tmp_path / "run", quiet), 7)
+    trainer = Trainer.resume(tmp_path / "run", say=quiet)
+    poison(trainer)
+    with pytest.raises(FloatingPointError, match=r"at step 8 .*the last good checkpoint is step-000007") as error:
+        trainer.train()
+    assert str(trainer.run.not_finite) in str(error.value)
+    with safetensors.safe_open(trainer.run.not_finite, "pt") as file:
+        facts, inputs, targets = file.metadata(), file.get_tensor("inputs"), file.get_tensor("targets")
+    assert facts["step"] == "8"
+    n_windows, tokens = len(trainer.windows), prepared.train.tokens
+    order = [np.random.default_rng([7, epoch]).permutation(n_windows) for epoch in range(3)]
+    windows = [int(order[i // n_windows][i % n_windows]) for i in range(7 * 8, 8 * 8)]
+    assert facts["windows"] == str(windows)
+    for row, window in enumerate(windows):
+        assert inputs[row].tolist() == tokens[window * 256 :][:16].tolist()
+        assert targets[row].tolist() == tokens[window * 256 + 1 :][:16].tolist()
+    Trainer.resume(tmp_path / "run", say=quiet).train()  # not poisoned this time
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny_config, tmp_path):
+    """An update that overflows is only seen in the next loss: the checkpoint before stays the last one."""
+    trainer = Trainer.start(change(tiny_config, eval_every=0, sample_every=0, save_every=2), tmp_path / "run", quiet)
+    inner = trainer._train_step
+
+    def one_step():
+        inner()
+        if trainer.step == 4:
+            poison(trainer)
+
+    trainer._train_step = one_step
+    with pytest.raises(
+        FloatingPointError, match=r"out_head.weight is not finite, so step-000004 was not saved; .*000002"
+    ):
+        trainer.train()
+    assert trainer.run.steps() == ["step-000002"]
+    assert trainer.run.load("last").state["step"] == 2
 
 
 def test_a_validation_loss_that_is_not_finite_stops_too(tiny_config, tmp_path):
@@ -310,7 +359,8 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tiny_con
     ("changes", "words"),
     [({"seed": 8}, "seed is 7 in this run, not 8"), ({"batch_size": 5}, "batch_size"),
      ({"accumulate": 1}, "accumulate"),
-     ({"model_n_layers": 1}, "model.n_layers is 2"), ({"optim": OptimConfig(lr=1.0)}, "optim.lr is 0.003")],
+     ({"model_n_layers": 1}, "model.n_layers is 2"),
+     ({"optim": OptimConfig(weight_decay=0.0)}, "optim.weight_decay is 0.1")],
     ids=str,
 )  # fmt: skip
 def test_a_resumed_run_computes_what_it_did(tiny_config, tmp_path, changes, words):
@@ -337,21 +387,50 @@ def test_other_data_are_refused(tiny_config, prepared, tmp_path):
         Trainer.resume(tmp_path / "run", say=quiet)
 
 
-@pytest.mark.parametrize("changes", ["n_heads = 2", "drop_rate = 0.2", "lr = 0.1", "seed = 8"])
+@pytest.mark.parametrize("changes", ["n_heads = 2", "drop_rate = 0.2", "lr = 0.1", "seed = 8", "max_steps = 40"])
 def test_a_config_edited_by_hand_is_not_believed(tiny_config, tmp_path, changes):
+    train(tiny_config, tmp_path / "truth")
     stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
     path, name = tmp_path / "run" / "config.toml", changes.split()[0]
     lines = [changes if line.split(" ")[0] == name else line for line in path.read_text().splitlines()]
     assert changes in lines
     path.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=f"{name} is .* it cannot change"):
-        Trainer.resume(tmp_path / "run", say=quiet)
-    model, _, _ = load_model(tmp_path / "run")
-    assert model.config.n_heads == 4
+    said = []
+    Trainer.resume(tmp_path / "run", say=said.append).train()
+    assert any("config.toml was edited or damaged: going on with the settings of step-000002" in s for s in said)
+    assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
-@pytest.mark.parametrize("damage", ["delete", "empty", "shorten", "garble"])
-def test_damaged_metrics_do_not_stop_a_run(tiny_config, tmp_path, damage):
+def test_each_bit_of_config_toml_is_watched(tiny_config, tmp_path):
+    """Whichever flips, the run goes on as what it was."""
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    run = RunFolder(tmp_path / "run")
+    whole, config = (run.path / "config.toml").read_bytes(), run.config()
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        (run.path / "config.toml").write_bytes(data)
+        assert not run.config_is_whole
+    assert run.config() == config
+
+
+def test_a_setting_may_be_changed_on_resume_and_is_said(tiny_config, tmp_path):
+    """The learning rate: from here on it is what a run with that rate has at these steps. Killed before the next
+    checkpoint, the run still knows."""
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    said = []
+    optim = dataclasses.replace(RunFolder(tmp_path / "run").config().optim, lr=1e-3)
+    Trainer.resume(tmp_path / "run", change(RunFolder(tmp_path / "run").config(), optim=optim), said.append)
+    assert "optim.lr is 0.001 from here on, before 0.003" in said
+    Trainer.resume(tmp_path / "run", say=quiet).train()
+    columns = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert columns["lr"][-1] == pytest.approx(learning_rate(11, optim, 12))
+    assert columns["lr"][-1] < learning_rate(11, tiny_config.optim, 12)
+
+
+@pytest.mark.parametrize("damage", ["delete", "empty", "shorten", "garble", "flip"])
+def test_damaged_metrics_are_put_right(tiny_config, tmp_path, damage):
+    train(tiny_config, tmp_path / "truth")
     stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
     run = RunFolder(tmp_path / "run")
     before = run.metrics.read_bytes()
@@ -359,16 +438,24 @@ def test_damaged_metrics_do_not_stop_a_run(tiny_config, tmp_path, damage):
     if damage == "delete":
         run.metrics.unlink()
     else:
-        run.metrics.write_bytes({"empty": b"", "shorten": before[:-9], "garble": b"x" * len(before)}[damage])
-    lines = []
-    trainer = Trainer.resume(run.path, say=lines.append)
+        flipped = before[:-9] + bytes([before[-9] ^ 1]) + before[-8:]
+        damaged = {"empty": b"", "shorten": before[:-9], "garble": b"x" * len(before), "flip": flipped}
+        run.metrics.write_bytes(damaged[damage])
+    said = []
+    Trainer.resume(run.path, say=said.append).train()
+    for name in ("metrics.csv", "samples.txt"):
+        assert any(f"{name} was damaged: it is again what it was at step 5" in line for line in said)
+    assert_same_run(run.path, tmp_path / "truth")
+
+
+def test_a_record_deleted_while_a_run_is_at_work_does_not_end_it(tiny_config, tmp_path):
+    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    stop_at(trainer, 3)
+    trainer = Trainer.resume(tmp_path / "run", say=quiet)
+    trainer.run.metrics.unlink()
+    trainer.run.samples.unlink()
     trainer.train()
-    assert trainer.step == 12
-    assert any("metrics.csv" in line for line in lines)
-    assert any("samples.txt is missing" in line for line in lines)
-    assert b"\0" not in run.metrics.read_bytes() + run.samples.read_bytes()
-    if damage != "garble":
-        assert read_metrics(run.metrics)["step"] == [6, 8, 9, 12]
+    assert trainer.run.load("last").state["step"] == 12
 
 
 def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_config, tmp_path, monkeypatch):
@@ -383,9 +470,9 @@ def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_confi
             raise Killed
         original(path, text)
 
-    original = gpt.checkpoint._replace
+    original = gpt.checkpoint.write_text
     with monkeypatch.context() as patch:
-        patch.setattr("gpt.checkpoint._replace", replace)
+        patch.setattr("gpt.checkpoint.write_text", replace)
         with pytest.raises(Killed):
             trainer.train()
     run = RunFolder(tmp_path / "run")
@@ -394,13 +481,89 @@ def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_confi
     assert run.find("best").name == run.find("last").name == "step-000008"
 
 
-def test_a_reader_that_leaves_does_not_end_a_run(tiny_config, tmp_path):
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
+def test_a_reader_that_leaves_does_not_end_a_run(tiny_config, tmp_path, error):
     def broken(line):
-        raise BrokenPipeError
+        raise error
 
     trainer = Trainer.start(tiny_config, tmp_path / "run", broken)
     trainer.train()
     assert trainer.step == 12
+
+
+def test_a_plot_that_cannot_be_written_does_not_end_a_run(tiny_config, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gpt.plots.plot_losses", full)
+    said = []
+    trainer = Trainer.start(tiny_config, tmp_path / "run", said.append)
+    trainer.train()
+    assert trainer.step == 12
+    assert any("loss.png was not drawn (No space left on device)" in line for line in said)
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_trainer_is_refused_until_the_first_has_done(tiny_config, tmp_path):
+    first = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    for second in (Trainer.resume, lambda run, say: Trainer.start(tiny_config, run, say)):
+        with pytest.raises(ValueError, match=r"run is being written by this process: wait .* or name another"):
+            second(tmp_path / "run", say=quiet)
+    first.train()
+    assert not (tmp_path / "run" / ".lock").exists()
+    Trainer.resume(tmp_path / "run", say=quiet)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_a_killed_trainer_leaves_no_lock_behind(tiny_config, tmp_path):
+    """Another process holds the run, is named in the refusal, and killed."""
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    program = "import sys, time; from gpt.checkpoint import RunFolder; run = RunFolder(sys.argv[1])\n"
+    program += "with run.claimed(): print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", program, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"is being written by process {holder.pid}"):
+            Trainer.resume(tmp_path / "run", say=quiet)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert Trainer.resume(tmp_path / "run", say=quiet).step == 5
+
+
+def test_a_refused_start_or_resume_lets_go(tiny_config, tmp_path):
+    with pytest.raises(ValueError, match="vocab_size is 30"):
+        Trainer.start(change(tiny_config, model_vocab_size=30), tmp_path / "new" / "run", quiet)
+    assert not (tmp_path / "new").exists()
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    with pytest.raises(ValueError, match="seed is 7"):
+        Trainer.resume(tmp_path / "run", change(tiny_config, seed=8), quiet)
+    assert not (tmp_path / "run" / ".lock").exists()
+    assert Trainer.resume(tmp_path / "run", say=quiet).step == 5
+
+
+def test_a_start_that_was_killed_is_no_obstacle(tiny_config, tmp_path):
+    """Before config.toml was in its place the folder holds nothing but names with a dot; after it, a run."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.toml.tmp.toml").write_text("max_st")
+    (run / ".lock").write_text("4711")
+    trainer = Trainer.start(tiny_config, run, quiet)
+    shutil.rmtree(run / "checkpoints")
+    (run / "tokenizer.json").unlink()
+    trainer.run.lock.release()
+    Trainer.resume(run, say=quiet).train()
+    assert RunFolder(run).load("last").state["step"] == 12
+
+
+def test_another_machine_is_said(tiny_config, tmp_path, monkeypatch):
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 17)
+    said = []
+    Trainer.resume(tmp_path / "run", say=said.append)
+    assert any(line.startswith("threads 17 in place of 1: the last digits") for line in said)
 
 
 def test_a_run_gets_its_tokenizer_back(tiny_config, tmp_path):
@@ -461,7 +624,8 @@ def test_the_run_folder_holds_what_it_should(tiny_config, tmp_path):
     }
     steps = {f for f in found if f.startswith("checkpoints/step-")}
     assert found - steps == top | {"checkpoints/last", "checkpoints/best"}
-    assert {f.rpartition("/")[2] for f in steps} == {"model.safetensors", "training_state.pt", "state.json"}
+    inside = {"model.safetensors", "training_state.pt", "metrics.csv", "samples.txt", "state.json"}
+    assert {f.rpartition("/")[2] for f in steps} == inside
     config = trainer.run.config()
     assert config.model.vocab_size == trainer.data.tokenizer.vocab_size
     assert config.optim.decay_steps == 12

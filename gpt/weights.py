@@ -1,0 +1,48 @@
+"""The tensors of a module by the names that they are saved under."""
+
+import torch
+from torch import Tensor, nn
+
+from gpt.model import GPTModel
+
+
+def named_weights(objective: nn.Module) -> dict[str, Tensor]:
+    """An objective's tensors: the backbone's under GPTModel's own names, the objective's own under `objective.`.
+
+    A tensor that goes by two names (a tied head) is listed once, under the first.
+    """
+    named, seen = {}, set()
+    for name, tensor in objective.state_dict().items():
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        named[_saved_name(objective, name)] = tensor.contiguous()
+    return named
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load tensors that `named_weights` named into an objective or a GPTModel; ValueError unless all fit exactly."""
+    own = module.state_dict()
+    first_name = {}  # data pointer -> the first name of that tensor
+    for name, tensor in own.items():
+        first_name.setdefault(tensor.data_ptr(), _saved_name(module, name))
+    expected = {first_name[t.data_ptr()]: t.shape for t in own.values()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if found != expected:
+        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        name = wrong[0]
+        raise ValueError(
+            f"the weights do not fit the model in {len(wrong)} tensors, the first {name}: "
+            f"expected {_shape(expected.get(name))}, found {_shape(found.get(name))}"
+        )
+    module.load_state_dict({name: weights[first_name[t.data_ptr()]] for name, t in own.items()})
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else str(tuple(shape))
+
+
+def _saved_name(module: nn.Module, name: str) -> str:
+    if isinstance(module, GPTModel):
+        return name
+    return name.removeprefix("model.") if name.startswith("model.") else f"objective.{name}"

@@ -1,9 +1,19 @@
 """The command line: options read off the config classes, and a person's mistake answered in one line, with status 2."""
 
+import sys
+
+
+def _quiet_at_ctrl_c(kind: type[BaseException], error: BaseException, trace) -> None:
+    """What Python shows of an error that nothing catches: nothing where Ctrl-C came before `run`, among the imports."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _quiet_at_ctrl_c  # before the imports, which take most of the time until then
+
 import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin

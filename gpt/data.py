@@ -157,9 +157,12 @@ class WindowSampler(Sampler[list[int]]):
         epoch, place = divmod(index, self.n_windows)
         return int(_permutation(self.n_windows, self.seed, epoch)[place]) if self.shuffle else place
 
-    def step(self, step: int) -> list[int]:
-        """The windows of step `step`, counted from 0."""
-        return [self.window(index) for index in range(step * self.batch_size, (step + 1) * self.batch_size)]
+    def step(self, step: int, rank: int = 0, world_size: int = 1) -> list[int]:
+        """The windows of step `step`, counted from 0; of several processes, the share of the one with number `rank`."""
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be 0 to world_size - 1, {world_size - 1}, not {rank}")
+        first, end = step * self.batch_size, (step + 1) * self.batch_size
+        return [self.window(index) for index in range(first + rank, end, world_size)]
 
     def __len__(self) -> int:
         return self.n_windows // self.batch_size if self.drop_last else math.ceil(self.n_windows / self.batch_size)

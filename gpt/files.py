@@ -68,8 +68,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         put_back(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are private
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are private, and so are safetensors' files
         for file in temporary.iterdir():
+            file.chmod(0o666 & ~_umask())
             flush(file)
         flush(temporary)
         if path.exists():

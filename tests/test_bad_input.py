@@ -7,6 +7,7 @@ data/tiny, a config tiny.toml, and the finished run runs/tiny.
 import contextlib
 import functools
 import io
+import json
 import os
 import runpy
 import shlex
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 from gpt import corpus
-from gpt.checkpoint import RunFolder, load_model
+from gpt.checkpoint import RunFolder, load_model, sealed
 from gpt.config import DataConfig, OptimConfig, TrainConfig, check_resumable, from_dict
 from gpt.data import DocumentWindows, create_dataloader, load_data
 from gpt.decoding import generate
@@ -218,7 +219,9 @@ RESUME = "train --run tiny --resume"
         (f"{RESUME} --model.n_layers 2", "model.n_layers is 1 in this run, not 2"),
         (f"{RESUME} --seed 8", "seed is 1337 in this run, not 8"),
         (f"{RESUME} --batch_size 3", "batch_size is 2 in this run, not 3"),
-        (f"{RESUME} --optim.lr 0.5", "optim.lr is 0.001 in this run, not 0.5"),
+        (f"{RESUME} --optim.beta1 0.5", "optim.beta1 is 0.9 in this run, not 0.5"),
+        (f"{RESUME} --max_steps 3", "at step 4 already: max_steps 3 lies behind it"),
+        (f"{TRAIN} --run strange --resume", "runs/strange exists and is not a run"),
         (f"{RESUME} --data.stride 3", "data.stride is 0 in this run, not 3"),
         (f"{RESUME} --data.windows document", "data.windows is 'stream' in this run, not 'document'"),
         (f"{RESUME} --data.path data/none", "data/none ... prepare_data.py"),
@@ -295,7 +298,6 @@ def test_damaged_checkpoint(work, assert_mistake, name, damage):
 @pytest.mark.parametrize(
     "name, damage, words",
     [
-        ("config.toml", flip_bit, "config.toml is not valid TOML"),
         ("config.toml", Path.unlink, "unknown run 'tiny'"),
         ("tokenizer.json", flip_bit, "tokenizer.json is not a saved tokenizer"),
         ("tokenizer.json", truncate, "tokenizer.json is not a saved tokenizer"),
@@ -310,6 +312,36 @@ def test_damaged_run(work, assert_mistake, name, damage, words):
 def test_a_run_without_a_checkpoint(work, assert_mistake):
     shutil.rmtree(work / "runs/tiny/checkpoints")
     assert_mistake("generate --run tiny --prompt the", "no checkpoint 'best' in ... tiny ... none")
+    flip_bit(work / "runs/tiny/config.toml")
+    assert_mistake(RESUME, "config.toml is not valid TOML")
+
+
+def test_another_tokenizer_of_the_same_size(work, assert_mistake):
+    """It would turn the same tokens into other text."""
+    path = work / "runs/tiny/tokenizer.json"
+    path.write_text(path.read_text().replace("c", "k", 1).replace("k", "c", 1).replace(" ", "_", 1))
+    assert_mistake("generate --run tiny --prompt the", "tokenizer.json")
+
+
+def test_a_checkpoint_from_before(work, assert_mistake):
+    """Its format is said, and nothing is written."""
+    file = work / "runs/tiny/checkpoints/step-000004/state.json"
+    file.write_text(sealed({**json.loads(file.read_text()), "format": 1}))
+    for command in (RESUME, "generate --run tiny --prompt the"):
+        assert_mistake(command, "step-000004 has checkpoint format 1, this version reads 2")
+
+
+def test_a_run_at_which_another_process_is_at_work(work, assert_mistake):
+    with RunFolder(work / "runs/tiny").claimed():
+        assert_mistake(RESUME, "runs/tiny is being written by this process")
+
+
+def test_resume_with_a_config_starts_a_run_that_is_not_there(work, capfd):
+    assert execute(f"{TRAIN} --run fresh --resume") == 0
+    assert "runs/fresh has no checkpoint yet: starting at step 0" in capfd.readouterr().out.replace("\\", "/")
+    assert execute(f"{TRAIN} --run fresh --resume --max_steps 6") == 0
+    assert "max_steps is 6 from here on, before 4" in capfd.readouterr().out
+    assert RunFolder(work / "runs/fresh").state("last")["step"] == 6
 
 
 def test_a_stray_folder_among_the_checkpoints_is_passed_over(work, assert_mistake):
@@ -455,6 +487,15 @@ PREPARE = "prepare_data --out data/new --tokenizer char --input"
         (f"{PREPARE} tales:many", "'tales:many': tales:N are N tales"),
         (f"{PREPARE} tales:-5", "'tales:-5': tales:N are N tales"),
         (f"{PREPARE} tale:5", "'tale:5'"),
+        (f"{PREPARE} ftp://127.0.0.1/x.txt", "'ftp://127.0.0.1/x.txt' ... only http:// and https:// ... name the file"),
+        (f"{PREPARE} file:///etc/passwd", "'file:///etc/passwd' ... only http:// and https:// ... name the file"),
+        (f"{PREPARE} http://127.0.0.1:9/x.txt", "http://127.0.0.1:9/x.txt cannot be downloaded ... name the file"),
+        (f"{PREPARE} http://127.0.0.1:9/", "'http://127.0.0.1:9/' does not end in the name of a file"),
+        (f"{PREPARE} http://[/x.txt", "http://[/x.txt cannot be downloaded ... name the file"),
+        (f"{PREPARE} text.txt --sha256 xyz", "a SHA-256 is 64 hexadecimal digits, not 'xyz'"),
+        (f"{PREPARE} text.txt --sha256", "--sha256: a value is missing"),
+        (f"{PREPARE} text.txt --sha256 {'0' * 64}", f"text.txt has the SHA-256 ... not {'0' * 64}"),
+        (f"{PREPARE} notes --sha256 {'0' * 64}", "a SHA-256 is that of a file or a download, and 'notes' is neither"),
         (f"{PREPARE} text.txt --separator", "--separator: a value is missing"),
         (f"{PREPARE} text.txt --separator -*-", "--separator: a value is missing ... --separator=-"),
         (f"{PREPARE} text.txt --separator a --val_fraction 1e-9 --val_input one.txt", "one.txt holds 1 character"),

@@ -8,8 +8,9 @@ import signal
 import pytest
 import safetensors.torch
 import torch
+from test_files import Disk, Killed
 
-from gpt.checkpoint import RunFolder, load_model
+from gpt.checkpoint import RunFolder, _step, load_model
 from gpt.config import GPTConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
@@ -110,6 +111,40 @@ def test_a_kill_between_the_two_renames_of_a_repeated_save_loses_nothing(run):
     with run.claimed():
         assert path.exists()
     assert run.load("last").path == path
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["new", "again"])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep):
+    """At each call that changes the disk in turn: step 3, anew or for a second time, with older ones to prune."""
+    deaths, newest = 0, set()
+    for n in range(100):
+        run = RunFolder(tmp_path / str(n))
+        with run.lock.held():
+            run.create(TrainConfig(model=MODEL), get_tokenizer("char", ["abcde"]))
+        for step in (1, 2, 3) if again else (1, 2):
+            save(run, step, is_best=step == 1, keep=3)
+        before = _step(run.steps()[-1])
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(patch, last=n)
+            try:
+                save(run, 3, is_best=True, keep=keep)
+                break
+            except Killed:
+                deaths += 1
+        assert run.load("last").state["step"] >= before  # a reader, while nobody has cleared up
+        with run.claimed():
+            checkpoint, complaints = run.load_newest_whole()
+            assert checkpoint.state["step"] >= before
+            assert not complaints
+            run.point(checkpoint)
+            assert run.find("best").name == checkpoint.state["best"]
+            assert not [p for p in run.checkpoints.iterdir() if p.name.startswith(".step-")]
+        newest.add(checkpoint.state["step"])
+        save(run, 4, keep=keep)
+        assert run.load("last").state["step"] == 4
+    assert deaths > 15
+    assert newest == ({3} if again else {2, 3})
 
 
 def test_the_remains_of_a_killed_save_do_no_harm(run):

@@ -222,6 +222,27 @@ def test_an_epoch_of_batches_is_its_stretch_of_the_steps(n, batch, seed, shuffle
 
 
 @quick
+@given(**SIZES, world_size=st.integers(1, 9))
+def test_processes_share_each_window_out_once(n, batch, seed, world_size):
+    """Whatever the number of processes: together they read each step's windows, each epoch all windows once."""
+    sampler, sequence = WindowSampler(n, batch, seed=seed), []
+    for k in range(math.ceil(2 * n / batch)):
+        shares = [sampler.step(k, rank, world_size) for rank in range(world_size)]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        step = [shares[i % world_size][i // world_size] for i in range(batch)]
+        assert step == sampler.step(k)
+        sequence += step
+    for epoch in range(2):
+        assert sorted(sequence[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0), (1, 1)])
+def test_a_rank_lies_in_its_world(rank, world_size):
+    with pytest.raises(ValueError, match=f"rank must be 0 to world_size - 1, {world_size - 1}, not {rank}"):
+        WindowSampler(5, 2).step(0, rank, world_size)
+
+
+@quick
 @given(**SIZES, other_batch=st.integers(1, 50))
 def test_the_sequence_does_not_depend_on_the_batch_size(n, batch, seed, other_batch):
     one, other = WindowSampler(n, batch, seed=seed), WindowSampler(n, other_batch, seed=seed)

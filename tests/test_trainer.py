@@ -1,5 +1,6 @@
 """The training loop against a loop written out by hand, and a stopped run against one that never stopped."""
 
+import contextlib
 import csv
 import dataclasses
 import math
@@ -13,12 +14,16 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from conftest import corpus_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_files import Killed
 from torch import nn
 
 import gpt.checkpoint
 from gpt import report
 from gpt.checkpoint import RunFolder, load_model
-from gpt.config import OptimConfig
+from gpt.config import DataConfig, OptimConfig
 from gpt.corpus import open_corpus
 from gpt.loss import evaluate
 from gpt.model import GPTModel
@@ -30,6 +35,19 @@ from gpt.tokenizer import get_tokenizer
 from gpt.trainer import Trainer
 
 TIMES = ("tokens_per_second", "elapsed_s")
+
+
+@pytest.fixture
+def drawn():
+    """For a test that needs the picture."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """Pictures and long samples take most of the time of a tiny run."""
+    monkeypatch.setattr("gpt.trainer.SAMPLE_TOKENS", 20)
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(Trainer, "draw", lambda self: None)
 
 
 def quiet(line):
@@ -199,14 +217,70 @@ def test_a_run_stopped_after_each_step_is_the_run_that_never_stopped(tiny_config
     assert_same_run(broken, truth)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"model_backbone": "lstm"}, {"model_kernels": "explicit"}, {"dtype": "bfloat16"}, {"model_tie_embeddings": True},
+     {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"windows": "document"},
+     {"eval_batches": 1, "eval_every": 1, "keep": 1}],
+    ids=str,
+)  # fmt: skip
+def test_whatever_is_trained_is_resumed_exactly(tiny_config, tmp_path, changes):
+    if changes.pop("windows", None):
+        texts = [f"{n} green bottles, hanging on the wall, {'one ' * (n % 5)}more" for n in range(40)]
+        prepare_data(corpus_of(tmp_path / "texts", *texts), "char", tmp_path / "data")
+        changes["data"] = DataConfig(path=str(tmp_path / "data"), windows="document")
+    config = change(tiny_config, **changes)
+    train(config, tmp_path / "truth")
+    stop_at(Trainer.start(config, tmp_path / "run", quiet), 2)
+    for step in (3, 7, 10):
+        stop_at(Trainer.resume(tmp_path / "run", say=quiet), step)
+    Trainer.resume(tmp_path / "run", say=quiet).train()
+    assert_same_run(tmp_path / "run", tmp_path / "truth")
+
+
+@settings(deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck))
+@given(
+    every=st.fixed_dictionaries({f"{w}_every": st.integers(w == "log", 5) for w in ("log", "eval", "save", "sample")}),
+    max_steps=st.integers(1, 14),
+    accumulate=st.integers(1, 3),
+    stops=st.lists(st.integers(0, 14), max_size=6),
+    kills=st.lists(st.integers(0, 14), max_size=4),
+)  # fmt: skip
+def test_stopped_and_killed_anywhere_at_any_intervals(
+    tiny_config, tmp_path_factory, every, max_steps, accumulate, stops, kills
+):
+    """Stops save at once; kills, before the step is done, throw away what came after the last checkpoint."""
+    folder = tmp_path_factory.mktemp("any")
+    config = change(tiny_config, max_steps=max_steps, accumulate=accumulate, **every)
+    train(config, folder / "truth")
+    trainer = Trainer.start(config, folder / "run", quiet)
+    for step, killed in sorted([*((step, False) for step in stops), *((step, True) for step in kills)]):
+        inner, last_step = trainer._train_step, step
+
+        def one_step(inner=inner, trainer=trainer, last_step=last_step, killed=killed):
+            if killed and trainer.step >= last_step:
+                raise Killed
+            inner()
+            if not killed and trainer.step >= last_step:
+                trainer.stopped_by = signal.SIGTERM
+
+        trainer._train_step = one_step
+        with contextlib.suppress(Killed):
+            trainer.train()
+        before, trainer = trainer, Trainer.resume(folder / "run", say=quiet)
+        lost = before.step - trainer.step
+        assert lost >= 0
+        assert not lost or killed
+        assert lost <= (config.save_every or max_steps)
+    trainer.train()
+    assert_same_run(folder / "run", folder / "truth")
+
+
 def test_what_was_done_after_the_last_checkpoint_is_done_again(tiny_config, tmp_path):
     """Killed at step 8, the run goes on from the checkpoint of step 5 (or a best one), and nothing stands twice."""
     truth, broken = tmp_path / "truth", tmp_path / "broken"
     config = change(tiny_config, eval_every=0)
     train(config, truth)
-
-    class Killed(BaseException):
-        pass
 
     trainer = Trainer.start(config, broken, quiet)
     inner = trainer._train_step
@@ -226,7 +300,7 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again(tiny_config, tmp_
     assert_same_run(broken, truth)
 
 
-def test_a_finished_run_resumed_is_unchanged(tiny_config, tmp_path):
+def test_a_finished_run_resumed_is_unchanged(tiny_config, drawn, tmp_path):
     train(tiny_config, tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     Trainer.resume(tmp_path / "run", say=quiet).train()
@@ -462,9 +536,6 @@ def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_confi
     """The best checkpoint is written, the run killed before `best` and `last` name it."""
     trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
 
-    class Killed(BaseException):
-        pass
-
     def replace(path, text):
         if trainer.step == 8:
             raise Killed
@@ -491,7 +562,7 @@ def test_a_reader_that_leaves_does_not_end_a_run(tiny_config, tmp_path, error):
     assert trainer.step == 12
 
 
-def test_a_plot_that_cannot_be_written_does_not_end_a_run(tiny_config, tmp_path, monkeypatch):
+def test_a_plot_that_cannot_be_written_does_not_end_a_run(tiny_config, drawn, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
@@ -610,7 +681,7 @@ def test_data_of_another_tokenizer_are_refused(tiny_config, tmp_path, vocab_size
     assert not (tmp_path / "run").exists()
 
 
-def test_the_run_folder_holds_what_it_should(tiny_config, tmp_path):
+def test_the_run_folder_holds_what_it_should(tiny_config, drawn, tmp_path):
     trainer = train(tiny_config, tmp_path / "run")
     found = {p.relative_to(trainer.run.path).as_posix() for p in trainer.run.path.rglob("*") if p.is_file()}
     top = {

@@ -14,6 +14,7 @@ sys.excepthook = _quiet_at_ctrl_c  # before the imports, which take most of the 
 import argparse
 import dataclasses
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -68,6 +69,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     _ready_streams()
     status = 0
+    # as an exception SIGTERM passes through all that clears up
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -75,11 +78,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         status = 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("GPT_TRACEBACK"):
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        no_memory = isinstance(error, MemoryError) or (type(error) is RuntimeError and "alloc" in str(error).lower())
+        if os.environ.get("GPT_TRACEBACK") or (isinstance(error, RuntimeError) and not no_memory):
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {_sentence(error)}", file=sys.stderr)
+        sentence = "not enough memory: a smaller batch, context or text takes less" if no_memory else _sentence(error)
+        print(f"{Path(sys.argv[0]).name}: error: {sentence}", file=sys.stderr)
         status = 1 if isinstance(error, FloatingPointError) else 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(status)
 
 

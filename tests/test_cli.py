@@ -1,6 +1,7 @@
 """The command line: what wins over what, how options are typed, where runs are, and how a program ends."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -261,6 +262,12 @@ def test_the_status_is_what_main_returns(monkeypatch, capsys, returned, status):
         (FileNotFoundError(2, "No such file", "a.txt"), 2, "program.py: error: No such file: a.txt\n"),
         (OSError(28, "No space left on device"), 2, "program.py: error: No space left on device\n"),
         (FloatingPointError("the loss is nan"), 1, "program.py: error: the loss is nan\n"),
+        (MemoryError(), 2, "program.py: error: not enough memory: a smaller batch, context or text takes less\n"),
+        (
+            RuntimeError("can't allocate memory: you tried to allocate 9 bytes"),
+            2,
+            "program.py: error: not enough memory: a smaller batch, context or text takes less\n",
+        ),
         (KeyboardInterrupt(), 130, ""),
     ],
     ids=repr,
@@ -276,9 +283,40 @@ def test_a_message_of_many_lines_is_told_in_two_at_most(monkeypatch, capsys):
     assert all(letter in said for letter in "abcd")
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        run(raising(ZeroDivisionError()))
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes differ"), RecursionError()], ids=repr)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        run(raising(error))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a program without asking it")
+def test_sigterm_leaves_nothing_half_done(tmp_path):
+    """Also where nobody has prepared for it: it passes through as an exception does."""
+    program = """if True:
+        import sys, time, pathlib
+        from gpt.cli import run
+        from gpt.files import whole_folder
+
+        def main():
+            with whole_folder(pathlib.Path(sys.argv[1]) / "x"):
+                print("inside", flush=True)
+                time.sleep(60)
+
+        run(main)"""
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "inside\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 143
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
+def test_ctrl_c_among_the_imports_shows_no_traceback():
+    program = "import gpt.cli, os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_a_mistake_shows_its_traceback_where_it_is_asked_for(monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt import corpus
-from gpt.cli import Parser, add_config_options, config_from, existing_run, next_run, run, run_path
+from gpt.cli import Parser, add_config_options, config_from, existing_run, next_run, run, run_path, with_options
 from gpt.config import TrainConfig, from_dict
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,8 @@ def config(*arguments: str, file: str | Path | None = None) -> TrainConfig:
     """The config of a file and of what is typed after the script's name."""
     parser = Parser("A program.")
     add_config_options(parser)
-    return config_from(file or write(Path("empty.toml")), parser.parse_args(list(arguments)))
+    typed = parser.parse_args(list(arguments))
+    return config_from(file, typed) if file else with_options(TrainConfig(), typed)
 
 
 def typed(value) -> str | None:

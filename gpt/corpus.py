@@ -5,7 +5,6 @@ A `Corpus` is a sequence of documents; each is read as a stream of pieces, so th
 """
 
 import atexit
-import contextlib
 import glob
 import io
 import itertools
@@ -120,11 +119,13 @@ def _find_file(source: str, sha256: str) -> tuple[str, Path | None]:
     if source in DOWNLOADABLE and not path.exists():
         url, known, name = DOWNLOADABLE[source]
         return source, download(url, DOWNLOADS / name, sha256 or known)
-    with contextlib.suppress(OSError):  # a name longer than a file's may be
-        if path.is_file():
-            check_sum(path, sha256, str(path), "it is another file, or the checksum is mistyped")
-            return source if source in BUNDLED else path.name, path
-    return source, None
+    try:
+        if not path.is_file():
+            return source, None
+    except OSError:  # a name longer than a file's may be
+        return source, None
+    check_sum(path, sha256, str(path), "it is another file, or the checksum is mistyped")
+    return source if source in BUNDLED else path.name, path
 
 
 def _open_folder(path: Path, name: str, separator: str) -> Corpus:

@@ -1,6 +1,7 @@
-"""A file from the network, and files out of an archive: whole or not at all, and never outside the folder they go to."""
+"""A file from the network, files out of an archive: whole or not at all, and never outside the folder they go to."""
 
 import contextlib
+import errno
 import http.client
 import re
 import reprlib
@@ -77,18 +78,10 @@ def download(url: str, target: Path, sha256: str = "", size_limit: int = SIZE_LI
         if not sha256 and origin not in ("", url):
             raise ValueError(f"{path} was downloaded from {origin}: move it away to download {url}")
         return path
-    made = [parent for parent in path.parents if not parent.exists()]  # nearest first
-    lock = files.FolderLock(path.parent)
-    try:
-        lock.acquire()
+    with files.FolderLock(path.parent).held():
         _fetch(url, part, note, sha256, size_limit)
         part.replace(path)
         files.flush(path.parent)
-    finally:
-        lock.release()
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: something is kept
-                parent.rmdir()
     return path
 
 
@@ -144,22 +137,21 @@ def _request(url: str, start: int, version: str) -> tuple[http.client.HTTPRespon
 def _ask(url: str, start: int, version: str) -> http.client.HTTPResponse:
     """The response to a request for a file, from byte `start` on if it still has that version. ValueError where there
     is none, or one of failure."""
-    request = urllib.request.Request(url, headers={"User-Agent": "gpt-from-scratch"})  # some refuse Python's own
+    headers = {"User-Agent": "gpt-from-scratch"}  # some servers refuse Python's own
     if start:
-        request.add_header("Range", f"bytes={start}-")
+        headers["Range"] = f"bytes={start}-"
         if version:
-            request.add_header("If-Range", version)
+            headers["If-Range"] = version
     opener = urllib.request.OpenerDirector()  # that of build_opener would follow a redirect to ftp: as well
     for name in ("Proxy", "Unknown", "HTTP", "HTTPS", "HTTPDefaultError", "HTTPRedirect"):
         opener.add_handler(getattr(urllib.request, f"{name}Handler")())
     opener.add_handler(urllib.request.HTTPErrorProcessor())
     try:
-        return opener.open(request, timeout=TIMEOUT)
+        return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if start and isinstance(error, urllib.error.HTTPError) and error.code == 416:
             return error
-        reason = error.reason if type(error) is urllib.error.URLError else error
-        reason = " ".join(str(reason).split())  # some come in several lines
+        reason = _first_line(error.reason if type(error) is urllib.error.URLError else error)
         raise ValueError(f"{url} cannot be downloaded ({reason}); without a network, {BY_OTHER_MEANS}") from None
 
 
@@ -173,10 +165,14 @@ def _incoming(response: http.client.HTTPResponse, url: str, size: int, total: in
         if data == b"" and total is None:
             return
         if not data:
-            of = "" if total is None else f" of {total:,}"
-            raise ValueError(f"{url} broke off after {size:,}{of} bytes: run the same command again to go on from there")
+            came = f"{size:,}" if total is None else f"{size:,} of {total:,}"
+            raise ValueError(f"{url} broke off after {came} bytes: the same command, run again, goes on from there")
         size += len(data)
         yield data
+
+
+def _first_line(error: object) -> str:
+    return (str(error).splitlines() or [""])[0].rstrip(":.")
 
 
 def _read_note(note: Path) -> tuple[str, str]:
@@ -223,8 +219,6 @@ def unpack(archive: Path, folder: Path, size_limit: int = SIZE_LIMIT) -> Path:
                         if size > size_limit:  # of what has come out: what a header says may be a lie
                             raise ValueError(f"{archive} holds more than {size_limit:,} bytes: {otherwise}")
                         file.write(piece)
-        for path in temporary.rglob("*"):
-            files.flush(path)
     return folder
 
 
@@ -258,9 +252,12 @@ def _intact(archive: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's failure, not the archive's
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: sent to a negative offset
             raise
-        raise ValueError(f"{archive} is damaged, cut short, or not what its name says ({error}): get it anew") from None
+        reason = _first_line(error)
+        raise ValueError(
+            f"{archive} is damaged, cut short, or not what its name says ({reason}): get it anew"
+        ) from None
 
 
 class _TarMember(tarfile.TarInfo):

@@ -68,11 +68,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         put_back(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are private, and so are safetensors' files
-        for file in temporary.iterdir():
-            file.chmod(0o666 & ~_umask())
-            flush(file)
-        flush(temporary)
+        for found in (*temporary.rglob("*"), temporary):
+            # mkdtemp's folders are private, and so are safetensors' files
+            found.chmod((0o777 if found.is_dir() else 0o666) & ~_umask())
+            flush(found)
         if path.exists():
             aside = _aside(path)
             path.rename(aside)

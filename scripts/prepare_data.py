@@ -5,11 +5,15 @@
     python scripts/prepare_data.py --input book.txt --tokenizer char --out data/book
     python scripts/prepare_data.py --input "texts/**/*.txt" --tokenizer bpe:4096 --out data/texts
     cat book.txt | python scripts/prepare_data.py --input - --out data/book
+    python scripts/prepare_data.py --input shakespeare --tokenizer char --out data/shakespeare_char
+    python scripts/prepare_data.py --input https://example.org/books.zip --sha256 HEX --out data/books
 
 The input is a bundled text (story), tales of the grammar in gpt/tales.py (tales:N are N of them, tales:N:SEED are
 others), a file, a folder (its .txt and .md files), a glob, or - for standard input: UTF-8 text in any language, of any
-size. Each file is a document; with --separator, each stretch of a file between separators. The last tenth of the
-characters is held out for validation; of ten documents or more, the last tenth of the documents.
+size. A URL, or shakespeare, is downloaded to data/downloads once; where that breaks off, the same command goes on. A
+.zip or .tar archive, downloaded or not, is unpacked there and read as a folder. Each file is a document; with
+--separator, each stretch of a file between separators. The last tenth of the characters is held out for validation; of
+ten documents or more, the last tenth of the documents.
 """
 
 from pathlib import Path
@@ -19,7 +23,13 @@ from gpt.cli import Parser, run
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--input", required=True, metavar="TEXT", help="story, tales, a file, a folder, a glob, or -")
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="TEXT",
+        help="story, tales, shakespeare, a file, a folder, a glob, a URL, or -",
+    )
+    parser.add_argument("--sha256", default="", metavar="HEX", help="the checksum of the input, a file or a download")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the token files go, such as data/mine")
     parser.add_argument(
         "--tokenizer",
@@ -48,7 +58,7 @@ def main() -> None:
     from gpt.prepare import prepare_data
 
     separator = arguments.separator.replace("\\n", "\n").replace("\\t", "\t")
-    corpus = open_corpus(arguments.input, separator)
+    corpus = open_corpus(arguments.input, separator, arguments.sha256)
     val_corpus = open_corpus(arguments.val_input, separator) if arguments.val_input is not None else None
     data = prepare_data(corpus, arguments.tokenizer, Path(arguments.out), arguments.val_fraction, val_corpus)
     print(describe(data))

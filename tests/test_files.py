@@ -151,11 +151,13 @@ def test_everything_is_flushed_before_the_rename_and_the_rename_after_it(tmp_pat
 def test_permissions_are_those_that_the_user_asks_for(tmp_path):
     before = os.umask(0o027)
     try:
-        write_folder(tmp_path / "x", "new")
+        with whole_folder(tmp_path / "x") as temporary:
+            (temporary / "in").mkdir(0o700)
+            (temporary / "in" / "a").touch(0o600)
     finally:
         os.umask(before)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o750
-    assert (tmp_path / "x" / "a").stat().st_mode & 0o777 == 0o640
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "x", tmp_path / "x/in", tmp_path / "x/in/a")]
+    assert modes == [0o750, 0o750, 0o640]
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,298 @@
+"""What a config will need before it runs: parameters, memory, disk, FLOPs, time; and whether the machine has it.
+
+    plan = estimate(config)             # arithmetic alone; vocab_size filled in
+    check(plan, memory, disk)           # ValueError: which setting to lower, and by how much
+    describe(plan, seconds(plan, rates))    # the rates of this machine: gpt/probe.py
+
+Shape letters: B batch, T tokens in the window, D emb_dim, H heads, L layers, V vocab_size, N = B·T, P parameters.
+"""
+
+import bisect
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpt import runtime
+from gpt.baselines import MOST_TOKENS
+from gpt.config import TrainConfig
+from gpt.costs import activation_bytes, count_parameters, flops_per_token, gap_bytes, logit_bytes
+from gpt.data import PreparedData, document_windows
+
+CHECKPOINT_BYTES = 12  # per parameter: its weight and AdamW's two means, in float32
+# Resident bytes of a training run with next to no model: Python and PyTorch's CPU build 230 MB, what torch.optim brings
+# in 75, evaluation, matplotlib and the first step 55. Measured with PyTorch 2.13 on Linux.
+PROGRAM_BYTES = 360_000_000
+TOKENIZER_BYTES = 400  # per token of a vocabulary of byte pairs, in both directions; 21 MB for GPT-2's
+NGRAM_BYTES = 32  # per token that n-grams are counted on: four arrays of int64, the peak of gpt.baselines._windows
+LEAST_CONTEXT = 32  # tokens; a shorter window is no advice
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config needs: numbers, bytes and FLOPs. `memory` adds up to the peak of a training step."""
+
+    config: TrainConfig
+    n_train_tokens: int  # of the training split, as far as it is known
+    parameters: dict[str, int]  # by part; a tied head counts once
+    memory: dict[str, int]  # bytes by part
+    disk: int  # bytes that checkpoints take at most
+    layer_flops: int  # per token, forward and backward, between the embeddings and the head
+    head_flops: int  # per token, forward and backward, of the logits
+    window: float  # positions that a window has on average, padding included
+    tokens: int  # positions that training computes
+    evaluated_tokens: int  # positions that all evaluations compute together
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(self.parameters.values())
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak of a training step: on a CPU the largest resident set of the process."""
+        return sum(self.memory.values())
+
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs per token, forward and backward; the forward pass takes a third of them."""
+        return self.layer_flops + self.head_flops
+
+
+def estimate(
+    config: TrainConfig, n_train_tokens: int = 0, n_val_tokens: int = 0, train_filled: float = 1, val_filled: float = 1
+) -> Plan:
+    """The Plan of a config whose vocab_size is filled in, on splits of so many tokens.
+
+    `train_filled` and `val_filled` are the positions that a window of documents has on average, padding included, and
+    those that an evaluation computes per token, as `estimate_on` reads them off the data. Nothing is drawn at random
+    and no memory is taken. ValueError where vocab_size is 0.
+    """
+    model = config.model
+    if not model.vocab_size:
+        raise ValueError(
+            "model.vocab_size is 0, the tokenizer's: give the number of tokens, as --model.vocab_size 50257"
+        )
+    parameters = count_parameters(model)
+    layer_flops, head_flops = flops_per_token(model, model.context_length * train_filled)
+    evaluations = 1
+    if config.eval_every:  # step 0, each eval_every-th and the last
+        evaluations = 1 + -(-config.max_steps // config.eval_every)
+    read = max(0, n_val_tokens - 1)
+    if config.eval_batches:
+        read = min(read, config.eval_batches * config.batch_size * model.context_length)
+    window = model.context_length * train_filled
+    return Plan(
+        config,
+        n_train_tokens,
+        parameters,
+        _memory(config, sum(parameters.values()), n_train_tokens),
+        _most_checkpoints(config) * CHECKPOINT_BYTES * sum(parameters.values()),
+        layer_flops,
+        head_flops,
+        window,
+        round(config.max_steps * config.batch_size * config.accumulate * window),
+        round(evaluations * read * val_filled),
+    )
+
+
+def estimate_on(config: TrainConfig, data: PreparedData) -> Plan:
+    """The Plan of a config on prepared data, whose tokenizer fills in vocab_size. Windows of documents are counted as
+    long as the longest of their batch is, on average."""
+    model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or data.tokenizer.vocab_size)
+    config = dataclasses.replace(config, model=model)
+    train_filled = val_filled = 1.0
+    if config.data.windows == "document" and data.separated:
+        length, batch = model.context_length, config.batch_size
+        train, val = (
+            np.diff(document_windows(split.tokens, data.tokenizer.eot_id, length)[:, :2])[:, 0]
+            for split in (data.train, data.val)
+        )
+        if len(train) and len(val):
+            # the longest of B draws is at most the i-th of n lengths, in ascending order, with probability (i/n)^B
+            at_most = (np.arange(len(train) + 1) / len(train)) ** batch
+            train_filled = float(np.sort(train) @ np.diff(at_most)) / length
+            computed = sum(len(b) * b.max() for b in np.split(val, range(batch, len(val), batch)))
+            val_filled = float(computed) / val.sum()
+    return estimate(config, len(data.train.tokens), len(data.val.tokens), train_filled, val_filled)
+
+
+def _most_checkpoints(config: TrainConfig) -> int:
+    """How many checkpoints there are at once: the newest, the best and the one being written, if so many come about.
+
+    Each evaluation may be the best so far, and is saved then.
+    """
+    every = [n for n in (config.eval_every, config.save_every) if n]
+    saved = sum(config.max_steps // n for n in every) - (config.max_steps // math.lcm(*every) if len(every) > 1 else 0)
+    saved += all(config.max_steps % n for n in every)  # the last step
+    return min(config.keep + 2, saved)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def _memory(config: TrainConfig, n_parameters: int, n_train_tokens: int) -> dict[str, int]:
+    """Bytes by part, which are counted as if none took the place of another that has been freed.
+
+    Backward frees activations while gradients come, and logits are gone before either; yet on a CPU the heap is cut up
+    by then (runtime.tune has it keep what is freed), and when gradients accumulate both are there in any case.
+    """
+    device = runtime.choose_device(config.device)
+    half = runtime.choose_dtype(config.dtype, device) == torch.bfloat16
+    model, on_cpu = config.model, device.type == "cpu"
+    one = activation_bytes(model, config.batch_size, model.context_length, half, device.type)
+    gaps = 0
+    if on_cpu and sys.platform == "linux":
+        # a micro-batch after the first finds the gaps cut up by gradients, which lie where activations were: it takes
+        # new room
+        gaps = gap_bytes(model, config.batch_size, model.context_length, half) + (config.accumulate > 1) * one
+    memory = {
+        "weights": 4 * n_parameters,
+        "gradients": 4 * n_parameters,
+        "optimizer": 8 * n_parameters,  # AdamW's two means
+        "activations": one,
+        "heap's gaps": gaps,
+        "logits": logit_bytes(model, config.batch_size * model.context_length, half),
+        # beside a GPU's memory the program's own is no matter
+        "program": (PROGRAM_BYTES + TOKENIZER_BYTES * model.vocab_size) * on_cpu,
+    }
+    # the n-grams are counted, and forgotten, before the first step
+    ngrams = NGRAM_BYTES * min(n_train_tokens, MOST_TOKENS) * on_cpu
+    later = sum(memory[part] for part in ("gradients", "optimizer", "activations", "heap's gaps", "logits"))
+    return {**memory, "n-grams": max(0, ngrams - later)}
+
+
+# --- does it fit? -----------------------------------------------------------------------------------------------------
+
+
+def check(plan: Plan, memory: int | None = None, disk: int | None = None) -> None:
+    """ValueError where a plan needs more bytes of memory or of disk than there are (None: not known), naming what it
+    needs, what there is, and the largest setting that fits."""
+    if memory is not None and plan.peak > memory:
+        raise ValueError(
+            f"a training step needs about {size(plan.peak)} of memory, and there are {size(memory)}: "
+            f"{_smaller(plan, memory)}"
+        )
+    if disk is not None and plan.disk > disk:
+        keep = _largest(plan.config.keep - 1, lambda n: _with(plan, keep=n).disk <= disk)
+        least = _with(plan, keep=keep or 1).disk
+        raise ValueError(
+            f"the checkpoints of the run take up to {size(plan.disk)} of disk, and {size(disk)} are free: "
+            + (f"keep {keep} needs {size(least)}" if keep else f"even keep 1 needs {size(least)}, so make room")
+        )
+
+
+def checked(config: TrainConfig, data: PreparedData, folder: str | Path) -> Plan:
+    """The Plan of a run that is about to begin, or to go on, in `folder` on this machine; ValueError as `check` has
+    it."""
+    plan = estimate_on(config, data)
+    check(plan, runtime.memory_there_is(runtime.choose_device(config.device)), runtime.disk_there_is(folder))
+    return plan
+
+
+def _with(plan: Plan, **changes) -> Plan:
+    """A plan's memory and disk with other settings; batch_size, accumulate and keep, or those of the model."""
+    own = {name: changes.pop(name) for name in ("batch_size", "accumulate", "keep") if name in changes}
+    config = dataclasses.replace(plan.config, model=dataclasses.replace(plan.config.model, **changes), **own)
+    return estimate(config, plan.n_train_tokens)
+
+
+def _smaller(plan: Plan, memory: int) -> str:
+    """The settings to lower, and what they need then: the batch first, whose steps stay the same."""
+    config, windows = plan.config, plan.config.batch_size * plan.config.accumulate
+
+    def portions(batch_size: int, **model) -> Plan:
+        return _with(plan, batch_size=batch_size, accumulate=-(-windows // batch_size), **model)
+
+    if batch_size := _largest(config.batch_size - 1, lambda n: portions(n).peak <= memory):
+        divisor = next(n for n in range(batch_size, 0, -1) if windows % n == 0)  # it leaves the steps as they are
+        fits = portions(divisor if divisor > batch_size // 2 else batch_size)
+        n, accumulate = fits.config.batch_size * fits.config.accumulate, fits.config.accumulate
+        same = f"the same {n} windows a step" if n == windows else f"{n} windows a step"
+        return f"batch_size {fits.config.batch_size} with accumulate {accumulate} ({same}) needs {size(fits.peak)}"
+    heads = config.model.n_heads  # emb_dim is a multiple of it
+    for name, least, step in (("context_length", LEAST_CONTEXT, 1), ("n_layers", 1, 1), ("emb_dim", heads, heads)):
+
+        def peak(n: int, name: str = name, step: int = step) -> int:
+            return portions(1, **{name: n * step}).peak
+
+        value = _largest((getattr(config.model, name) - 1) // step, lambda n, peak=peak: peak(n) <= memory)
+        if value * step >= least:
+            setting = f"model.{name} {value * step}"
+            return f"batch_size 1 with accumulate {windows} and {setting} needs {size(peak(value))}"
+    return "the least model does not fit either, so take a larger machine"
+
+
+def _largest(high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to `high` that fits, where all smaller ones do; 0 where none does."""
+    return bisect.bisect_left(range(1, high + 1), True, key=lambda n: not fits(n))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a machine trains a model: `gpt.probe.probe` measures it; a data sheet and a utilisation give it too."""
+
+    layers: float  # FLOP per second between embeddings and head, forward and backward
+    head: float  # FLOP per second in logits and loss, forward and backward
+    update: float  # parameters per second through clipping and AdamW
+    overhead: float = 0.0  # seconds that a micro-batch takes besides, however many its tokens
+
+
+def seconds(plan: Plan, rates: Rates, first_step: int = 0) -> float:
+    """Seconds of all training steps from `first_step` on, and of the evaluations between them, which go forward alone
+    (a third of the FLOPs)."""
+    config = plan.config
+    per_token = plan.layer_flops / rates.layers + plan.head_flops / rates.head
+    per_step = config.accumulate * rates.overhead + plan.n_parameters / rates.update
+    training = plan.tokens * per_token + config.max_steps * per_step
+    n_batches = plan.evaluated_tokens / (config.batch_size * plan.window)
+    evaluations = (plan.evaluated_tokens * per_token + n_batches * rates.overhead) / 3
+    return (training + evaluations) * (1 - first_step / config.max_steps)
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in words: 23.1 GB, 0.6 GB, 18 MB (10^9 and 10^6 bytes)."""
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 40 seconds, 2.4 minutes, 17 hours, 12 days."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length or (unit == "minutes" and seconds >= 90):
+            return f"{seconds / length:,.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def line(plan: Plan, memory: int | None = None, seconds: float | None = None) -> str:
+    """What a run needs, in one line for its beginning; `memory` is what there is, in bytes, if known."""
+    free = f" ({size(memory)} free)" if memory is not None else ""
+    time = f", {duration(seconds)}" if seconds is not None else ""
+    return f"needs  about {size(plan.peak)} of memory{free}, {size(plan.disk)} of disk{time}"
+
+
+def describe(plan: Plan, memory: int | None = None, disk: int | None = None, seconds: float | None = None) -> str:
+    """All of a plan as a table; `memory` and `disk` are the bytes there are, if known.
+
+    Tokens are set beside the 20 per parameter at which a given compute is spent best: Hoffmann et al. 2022
+    ("Chinchilla"), arXiv:2203.15556.
+    """
+    tokens, n = plan.tokens, plan.n_parameters
+    rows = [*((part, f"{count:,}") for part, count in plan.parameters.items()), ("all parameters", f"{n:,}"), ("", "")]
+    rows += [*((part, size(count)) for part, count in plan.memory.items() if count)]
+    rows += [("memory at its peak", size(plan.peak) + (f"   of {size(memory)}" if memory is not None else ""))]
+    rows += [("checkpoints on disk", size(plan.disk) + (f"   of {size(disk)}" if disk is not None else "")), ("", "")]
+    rows += [
+        ("FLOPs per token", f"{plan.flops_per_token:,}   forward and backward"),
+        ("tokens", f"{tokens:,}   {tokens / n:.1f} per parameter; Chinchilla's 20 would be {20 * n:,}"),
+        ("FLOPs in all", f"{plan.flops_per_token * (tokens + plan.evaluated_tokens / 3):.2e}"),
+        *([("time", duration(seconds))] if seconds is not None else []),
+    ]
+    return "\n".join(f"{name:<22}{figure}" for name, figure in rows).replace("\n" + " " * 22 + "\n", "\n\n")

@@ -6,10 +6,12 @@ import shlex
 import textwrap
 from pathlib import Path
 
+from gpt import plan, runtime
 from gpt.baselines import Yardstick
 from gpt.corpus import PROJECT
 from gpt.judge import describe_verdict, judge_samples
 from gpt.loss import Evaluation, perplexity
+from gpt.probe import probe
 from gpt.tales import first_broken_rule
 
 FINAL_SAMPLES = 100  # tales that are judged when a run ends
@@ -89,6 +91,10 @@ def describe(trainer) -> str:
         f"run    {trainer.run.path}: {config.max_steps:,} steps of {portion}, "
         f"{epochs:.1f} times through the training windows, on {trainer.device} in {precision}",
     ]
+    needs = plan.estimate_on(config, data)
+    takes_long = needs.tokens * needs.flops_per_token > 1e11  # else the run would be over before its time is known
+    seconds = plan.seconds(needs, probe(needs), trainer.step) if takes_long else None
+    lines.append(plan.line(needs, runtime.memory_there_is(trainer.device), seconds))
     if trainer.step:
         lines.append(f"resumed at step {trainer.step:,}")
     return "\n".join(lines)

@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -99,6 +101,55 @@ def check_device(model: nn.Module, token_ids: torch.Tensor) -> None:
             f"{device} computes wrongly: its logits differ from the CPU's by {difference:.3g}. "
             f"Train with device cpu, or with another version of PyTorch or of the system"
         )
+
+
+def memory_there_is(device: torch.device) -> int:
+    """Bytes that this process can come to hold on a device: those that are free, and those it holds already.
+
+    On a CPU a container's limit counts too, as its control group has it.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    own = psutil.Process().memory_info().rss
+    return own + min([psutil.virtual_memory().available, *_left_in_groups()])
+
+
+def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes that each control group of this process, and each group around it, has left; none without a limit.
+
+    What a group holds of files that nobody waits for can be given back, so it counts as left.
+    """
+    left = []
+    with contextlib.suppress(OSError):
+        for line in groups.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":  # version 2
+                top, limit, used, inactive = root, "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):  # version 1
+                top, inactive = root / "memory", "total_inactive_file"
+                limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            else:
+                continue
+            group = top / path.strip("/")
+            for folder in (group, *group.parents):  # in a container the path may be the host's: its own group is `top`
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                    held = int((folder / used).read_text())
+                    files = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                    left.append(int((folder / limit).read_text()) - held + int(files.get(inactive, 0)))
+                if folder == top:
+                    break
+    return left
+
+
+def disk_there_is(folder: str | Path) -> int:
+    """Bytes free where `folder` is, or will be made, and those of the checkpoints that it holds already."""
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    held = sum(file.stat().st_size for file in (folder / "checkpoints").glob("step-*/*"))
+    return shutil.disk_usage(there).free + held
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from gpt import report, runtime
+from gpt import plan, report, runtime
 from gpt.baselines import Yardstick, create_model, yardstick
 from gpt.checkpoint import RunFolder
 from gpt.config import TrainConfig, check_resumable, differences
@@ -162,6 +162,7 @@ class Trainer:
                 f"prepare it again as it was, or start a new run"
             )
         config = fit_to_data(config, data)
+        plan.checked(config, data, folder.path)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
         with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters
             objective = create_objective(config.objective, create_model(config.model))

@@ -15,10 +15,11 @@ PROJECT = Path(gpt.__file__).parent.parent
 
 # From the ground up; a file imports from lower floors, or from files named before it on its own floor.
 FLOORS = [
-    ["files", "grammar", "tales", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
+    ["files", "grammar", "tales", "download", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
     ["tokenizer", "data", "prepare", "optim"],
     ["model", "baselines"],
-    ["loss", "decoding", "weights", "checkpoint", "objectives.next_token", "objectives", "plots", "judge", "report"],
+    ["loss", "decoding", "weights", "checkpoint", "objectives.next_token", "objectives", "plots", "judge", "costs"],
+    ["plan", "probe", "report"],  # on the same floor
     ["trainer", "cli"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]

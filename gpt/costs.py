@@ -1,0 +1,154 @@
+"""What a model costs, by formula: parameters, FLOPs per token, and the bytes of one pass forward and backward.
+
+Shape letters: B batch, T tokens in the window, D emb_dim, H heads, L layers, V vocab_size, N = B·T tokens in all.
+"""
+
+from functools import lru_cache
+
+import torch
+
+from gpt.baselines import create_model
+from gpt.config import GPTConfig
+from gpt.ops.fused import CHUNK_LOGITS
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+_PARTS = {  # a mark in a parameter's name -> its part
+    "tok_emb": "token embedding",
+    "pos_emb": "positions",
+    ".att.": "attention",
+    ".ff.": "feed-forward",
+    "lstm.": "recurrence",
+    "norm": "norms",
+    "out_head": "output head",
+}
+
+
+@lru_cache(maxsize=256)
+def _shapes(model: GPTConfig) -> dict[str, torch.Size]:
+    """The shapes of a model's parameters by name, read off one on the meta device, which holds no numbers."""
+    with torch.device("meta"):
+        return {name: p.shape for name, p in create_model(model).named_parameters()}
+
+
+def count_parameters(model: GPTConfig) -> dict[str, int]:
+    """The parameters of a model by part; a tied head, which has none of its own, is left out."""
+    parts = {}
+    for name, shape in _shapes(model).items():
+        part = next(part for mark, part in _PARTS.items() if mark in name)
+        parts[part] = parts.get(part, 0) + shape.numel()
+    return parts
+
+
+def flops_per_token(model: GPTConfig, n_tokens: float = 0) -> tuple[int, int]:
+    """FLOPs per token, forward and backward, of the layers and of the output head, for windows of `n_tokens` tokens
+    on average
+    (0: context_length).
+
+    6 per weight of a matrix product: a multiplication and an addition, forward once and backward twice. Attention's
+    scores and sums over values add 12·L·T·D; the causal half that a kernel may skip is counted. Kaplan et al. 2020,
+    arXiv:2001.08361, table 1; Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B.
+    """
+    weights = sum(
+        shape.numel()
+        for name, shape in _shapes(model).items()
+        if len(shape) == 2 and not name.startswith(("tok_emb", "pos_emb", "out_head"))
+    )
+    length = n_tokens or model.context_length
+    attention = round(12 * model.n_layers * length * model.emb_dim) if model.backbone == "gpt" else 0
+    return 6 * weights + attention, 6 * model.vocab_size * model.emb_dim
+
+
+# --- the bytes of a pass ----------------------------------------------------------------------------------------------
+
+
+def activation_bytes(model: GPTConfig, n_windows: int, n_tokens: int, half: bool = False, device: str = "cpu") -> int:
+    """Bytes that autograd keeps of one forward pass over (n_windows, n_tokens) ids, up to and with the final norm.
+
+    `half`: matrix products run in bfloat16. What the loss keeps is counted by `logit_bytes`.
+    """
+    b = 2 if half else 4  # bytes per number that comes out of a matrix product; the residual stream stays at 4
+    drops = model.drop_rate > 0
+    explicit = model.kernels == "explicit"
+    tokens = n_windows * n_tokens  # N = B·T
+    vectors = tokens * model.emb_dim  # B·T·D numbers
+    mask = 1 if device == "cuda" else 4  # bytes per number of a dropout mask; a CPU's has the type of what it drops
+    # explicit: x, x - mean and scale · (x - mean), (B, T, D) each, and the root; fused: x, mean and 1 / root
+    norm = 12 * vectors + 4 * tokens if explicit else 4 * vectors + 8 * tokens
+    embeddings = 8 * n_tokens + drops * mask * vectors  # positions; drop_emb's mask
+    if model.backbone == "lstm":
+        # per layer its output, and oneDNN's workspace: four gates, both states and copies of the inputs
+        layer = (b + (46 if half else 64)) * vectors + 8 * (model.emb_dim**2) * half * b
+        between = 2 * b * vectors * drops * (model.n_layers - 1)  # the mask, and what it leaves
+        return embeddings + model.n_layers * layer + between + b * vectors + norm
+
+    pairs = n_windows * model.n_heads * n_tokens**2  # B·H·T·T attention weights
+    rows = n_windows * model.n_heads * n_tokens  # B·H·T
+    copies = 3 if half else 1  # of the norm's output: autocast converts it for each of W_query, W_key, W_value
+    block = norm + copies * b * vectors  # norm1, and the inputs of the three projections
+    if explicit:
+        # query, key, value; scores, their exponentials, the weights, what was dropped; each row's maximum and sum; mask
+        block += 3 * b * vectors + (3 + drops) * b * pairs + 2 * b * rows + n_tokens**2
+    elif drops and device != "cuda":
+        # on a CPU dropout takes the kernel that writes everything down, in float32: query, key, value; weights, mask,
+        # and the weights that are left
+        block += 3 * 4 * vectors + 3 * 4 * pairs
+    else:
+        block += 3 * b * vectors + 4 * rows  # query, key, value; the logarithm of each row's sum
+    block += b * vectors  # the input of out_proj, which the fused kernel itself keeps too
+    block += norm + b * vectors  # norm2, and the input of layers.0
+    # around the GELU, 4 D wide; explicit: x, tanh, 0.5 x, 1 + tanh and the product; fused: x and the product
+    block += (5 if explicit else 2) * 4 * b * vectors
+    block += 2 * drops * min(mask, b) * vectors  # drop_resid's masks
+    block += 12 * model.emb_dim**2 * b * half  # bfloat16 copies of the block's matrices
+    return embeddings + model.n_layers * block + norm
+
+
+def gap_bytes(model: GPTConfig, n_windows: int, n_tokens: int, half: bool = False) -> int:
+    """Bytes that the tensors of a forward pass take which autograd does not keep, and those of backward's first steps,
+    on glibc's heap.
+
+    Each is freed soon, but leaves a gap between two kept ones that no tensor of its size fits into: for an aligned
+    place posix_memalign asks for some bytes more than the tensor has, and the heap never moves what it holds.
+    """
+    b = 2 if half else 4
+    drops = model.drop_rate > 0
+    vectors = n_windows * n_tokens * model.emb_dim  # B·T·D numbers
+    explicit = model.kernels == "explicit"
+    norm = 4 * vectors * (explicit + half)  # the quotient before the shift; what autocast converts
+    if model.backbone == "lstm":
+        return model.n_layers * 2 * b * vectors + norm
+    pairs = n_windows * model.n_heads * n_tokens**2  # B·H·T·T
+    block = 2 * norm + (2 + 2 * drops) * b * vectors  # what out_proj and layers.2 give, and drop_resid of it
+    backward = 5 * b * vectors  # the gradients of the stream and of the GELU's output
+    if explicit:
+        # copies of query, key, value and context before they are in order; scores twice, less their maximum, and the
+        # probabilities of dropout and their product; the GELU's four steps before the tanh
+        block += 4 * b * vectors + (3 + 2 * drops) * b * pairs + 4 * 4 * b * vectors
+        backward = 2 * b * pairs
+    elif drops:
+        # query, key, value and the scaled two; the context; scores
+        block += (4 * half + 5 * 4 + 4) * vectors + 4 * pairs
+        backward = 2 * 4 * pairs
+    return model.n_layers * block + backward
+
+
+def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
+    """Bytes that the loss over `n_targets` positions takes, its logits (N, V) and what stands in for their gradient.
+
+    The kept gradients of the hidden states (N, D) and of the head (V, D) are among them.
+    """
+    b = 2 if half else 4
+    hidden, head = 4 * n_targets * model.emb_dim, 4 * model.vocab_size * model.emb_dim
+    if model.kernels == "explicit":
+        # kept: logits, logits - maximum and its exponentials; made in backward, none in the gap of another: a gradient
+        # of each, the zeros that gather's is written to, two sums; and the head's
+        return 4 * hidden + (3 + 6) * b * n_targets * model.vocab_size + head
+    rows = max(1, CHUNK_LOGITS // model.vocab_size)
+    chunk = 4 * min(n_targets, rows) * model.vocab_size
+    # one chunk: logits, log softmax, and the softmax, which does not fit into its gap; then those of the chunk before
+    # are still there while the next are made; from the third on the heap is cut up (measured: two more)
+    chunks = 3 if n_targets <= rows else 4 if n_targets <= 2 * rows else 6
+    # of the hidden states: themselves, their gradient, a chunk of it, the scaled one; of the head: the gradient's sum,
+    # a chunk's part of it, the embedding's where it is tied
+    return 4 * hidden + chunks * chunk + (2 + model.tie_embeddings) * head + (half * head) // 2

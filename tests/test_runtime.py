@@ -1,6 +1,10 @@
 """Choices about the machine: which device and precision, what is said when memory runs out."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -138,3 +142,63 @@ def test_tune_sets_glibcs_three_settings(monkeypatch):
     assert settings.keys() == {-4, -1, -2}
     assert settings[-4] == 0
     assert settings[-1] > 2**30
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+SIGNALLED = """if True:
+    import sys, time, torch
+    from gpt import runtime
+
+    torch.set_num_threads(1)
+    with runtime.stop_signals(lambda number: print("stop", number, flush=True)):
+        x = torch.rand(1200, 1200)
+        print("ready", flush=True)
+        torch.linalg.svd(x)  # seconds, in a single call
+    print("end", flush=True)"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+@pytest.mark.parametrize(
+    ("numbers", "pause", "status"),
+    [([signal.SIGTERM] * 2, 0, 0), ([signal.SIGINT] * 2, 0.5, 130), ([signal.SIGINT, signal.SIGTERM], 0.5, 143)],
+    ids=str,
+)  # fmt: skip
+def test_the_first_signal_waits_for_its_turn_and_the_second_does_not(numbers, pause, status):
+    """In the midst of a call that takes seconds. `timeout` sends a signal twice at once, which is one."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(pause)
+    said, complained = process.communicate()
+    assert complained == ""
+    assert process.returncode == status
+    # the call was cut off where a second one came: even the handler of the first had no turn
+    assert said == ("" if status else f"stop {int(numbers[0])}\nend\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with runtime.stop_signals(print):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_are_put_back():
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    before = [signal.getsignal(number) for number in numbers]
+    stopped = []
+    with runtime.stop_signals(stopped.append):
+        assert [signal.getsignal(number) for number in numbers] != before
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert stopped == [signal.SIGTERM]
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert signal.set_wakeup_fd(-1) == -1

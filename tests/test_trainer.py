@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import math
 import shutil
 import signal
@@ -672,6 +673,19 @@ def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, m
     assert "needs a C++ compiler" in lines[0]
     trainer.train()
     assert trainer.step == 1
+
+
+def test_a_compiled_model_is_saved_as_the_plain_one_and_resumed_exactly(tiny_config, tmp_path, monkeypatch):
+    """torch.compile wraps the module, and with it its names; what it does to the formulas does not matter here."""
+    monkeypatch.setattr("gpt.runtime.compile_obstacle", lambda device: None)
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="eager"))
+    config = change(tiny_config, compile=True, max_steps=6)
+    truth = train(config, tmp_path / "truth")
+    assert isinstance(truth.compiled, torch._dynamo.eval_frame.OptimizedModule)
+    assert set(truth.run.load("last").weights) == set(GPTModel(truth.config.model).state_dict())
+    stop_at(Trainer.start(config, tmp_path / "run", quiet), 3)
+    Trainer.resume(tmp_path / "run", say=quiet).train()
+    assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
 @pytest.mark.parametrize("vocab_size", [30, 64])

@@ -1,5 +1,6 @@
 # make train    set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
 # make test     set up, then check the style and run the tests
+# make faults   set up, then kill, damage and starve runs until one is lost, or none is: some ten minutes on one core
 # make clean    remove .venv and caches; runs and data stay
 
 PYTHON ?= python3
@@ -11,13 +12,16 @@ else
   BIN := .venv/bin/python
 endif
 
-.PHONY: train test lint clean
+.PHONY: train test faults lint clean
 
 train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
 
 test: .venv/installed-dev lint
 	"$(BIN)" -m pytest
+
+faults: .venv/installed
+	"$(BIN)" tests/faults.py
 
 lint: .venv/installed-dev
 	"$(BIN)" -m ruff check .

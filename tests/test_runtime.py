@@ -152,9 +152,9 @@ SIGNALLED = """if True:
 
     torch.set_num_threads(1)
     with runtime.stop_signals(lambda number: print("stop", number, flush=True)):
-        x = torch.rand(1200, 1200)
+        x = torch.rand(int(sys.argv[1]), int(sys.argv[1]))
         print("ready", flush=True)
-        torch.linalg.svd(x)  # seconds, in a single call
+        torch.linalg.svd(x)  # a single call
     print("end", flush=True)"""
 
 
@@ -166,8 +166,9 @@ SIGNALLED = """if True:
 )  # fmt: skip
 def test_the_first_signal_waits_for_its_turn_and_the_second_does_not(numbers, pause, status):
     """In the midst of a call that takes seconds. `timeout` sends a signal twice at once, which is one."""
+    size = "2500" if status else "800"  # which takes many seconds, or some tenths
     process = subprocess.Popen(
-        [sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SIGNALLED, size], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.2)

@@ -204,6 +204,9 @@ RESUME = "train --run tiny --resume"
         (f"{TRAIN} --model.vocab_size 5", "vocab_size is 5 ... data/tiny ... set model.vocab_size to 0"),
         (f"{TRAIN} --model.vocab_size 50257", "vocab_size is 50257 ... data/tiny ... set model.vocab_size to 0"),
         (f"{TRAIN} --model.emb_dim {10**15}", "model.emb_dim must be at most"),
+        (f"{TRAIN} --batch_size 2000000000", "a training step needs about ... batch_size ... with accumulate"),
+        (f"{TRAIN} --model.emb_dim 131072", "a training step needs about ... model.emb_dim ... needs"),
+        (f"{TRAIN} --max_steps 1000000000 --save_every 1 --keep 1000000000", "checkpoints ... of disk ... keep"),
         (f"{TRAIN} --sample_prompt 'the \N{GREEK SMALL LETTER OMEGA}'", "sample_prompt ... U+03C9 ... gpt2 or bpe"),
         (f"{TRAIN} --run tiny", "tiny ... has a checkpoint ... --resume"),
         (f"{TRAIN} --run runs/tiny", "tiny ... has a checkpoint ... --resume"),
@@ -364,6 +367,28 @@ def test_data_prepared_anew(work, assert_mistake, how):
     assert execute(f"prepare_data --input text.txt {how} --out data/tiny") == 0
     assert_mistake(RESUME, "data/tiny ... prepare")
     assert_mistake("evaluate --run tiny", "data/tiny was prepared anew ... --text FILE")
+
+
+# --- plan.py ----------------------------------------------------------------------------------------------------------
+
+PLAN = "plan --config tiny.toml"
+
+
+@table(
+    [
+        ("plan", "--config"),
+        ("plan --config none.toml", "no config file none.toml"),
+        (f"{PLAN} --modle.n_layers 2", "--modle.n_layers: did you mean --model.n_layers?"),
+        (f"{PLAN} --model.n_heads 3", "model.emb_dim 16 is not divisible by n_heads 3"),
+        (f"{PLAN} --data.path data/none", "model.vocab_size is 0 ... --model.vocab_size 50257"),
+        (f"{PLAN} --data.path notes", "no prepared data in notes"),
+        (f"{PLAN} --device cuda", "'cuda' is not available"),
+        (f"{PLAN} --run ''", "a run needs a name"),
+        (f"{PLAN} --batch_size 2000000000", "a training step needs about ... batch_size ... with accumulate"),
+    ]
+)
+def test_plan(assert_mistake, command, words):
+    assert_mistake(command, words)
 
 
 # --- generate.py ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,53 @@
+"""The fault suite in small: `make faults` injects a hundred times as many."""
+
+import os
+import shutil
+
+import faults
+import pytest
+
+from gpt.checkpoint import RunFolder
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="its signals, and its limits on files, are POSIX")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return faults.Bench(tmp_path_factory.mktemp("faults"))
+
+
+def assert_survived(bench, injected):
+    assert sum(count.total() for count in bench.results.values()) >= injected
+    assert not bench.lost, bench.table()
+    bench.results.clear()
+
+
+def test_a_fork_trains_as_a_fresh_process_does(bench):
+    assert_survived(bench, 1)
+
+
+def test_killed_and_stopped_a_run_ends_as_if_left_alone(bench):
+    faults.kills(bench, 6)
+    assert_survived(bench, 7)
+
+
+def test_damage_is_found_and_made_good(bench):
+    faults.damages(bench, flips=50, others=10, resumed=3)
+    assert_survived(bench, 79)
+
+
+def test_without_room_nothing_is_lost(bench):
+    faults.fills(bench, 2)
+    assert_survived(bench, 2)
+
+
+@pytest.mark.parametrize("name", ["samples.txt", "metrics.csv", "checkpoints/last", "checkpoints/best"])
+def test_a_run_that_differs_is_lost(bench, tmp_path, name):
+    """The comparison that all of it rests on can fail."""
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(bench.truth.path, run.path)
+    faults.demand_the_same(run, bench.truth)
+    content = (run.path / name).read_text()
+    (run.path / name).write_text(content.replace("step-0000", "step-0009") if "/" in name else content + "1\n")
+    with pytest.raises(faults.Lost, match=name.rpartition("/")[2]):
+        faults.demand_the_same(run, bench.truth)

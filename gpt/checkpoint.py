@@ -8,8 +8,6 @@ runs/NAME/
 """
 
 import contextlib
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from gpt.baselines import create_model
 from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
 from gpt.corpus import find_path
 from gpt.data import PreparedData, load_data
-from gpt.files import FolderLock, flush, put_back, sha256, whole_file, whole_folder, write_text
+from gpt.files import FolderLock, flush, put_back, read_sealed, sealed, sha256, whole_file, whole_folder, write_text
 from gpt.model import GPTModel
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.weights import load_weights, named_weights
@@ -56,6 +54,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.lock = FolderLock(self.path)
         self._tokenizer_sha256 = ""
+        self._passed_over: set[str] = set()  # checkpoints that are not whole: neither counted nor deleted
 
     @property
     def metrics(self) -> Path:
@@ -171,7 +170,8 @@ class RunFolder:
                 f"the checkpoint {name} could not be written to {self.checkpoints} ({reason}): is the disk full? "
                 f"With room, --resume goes on from the newest checkpoint there is"
             ) from error
-        older = [step for step in self.steps() if _step(step) <= state["step"]]  # those beyond it are damaged
+        self._passed_over.discard(name)
+        older = [step for step in self.steps() if step not in self._passed_over]
         kept = {*older[-keep:], self._pointed("best")}
         for old in older:
             if old not in kept:
@@ -261,6 +261,7 @@ class RunFolder:
                 return _read(self._folder(name)), complaints
             except ValueError as error:
                 complaints.append(str(error))
+                self._passed_over.add(name)
         return None, complaints
 
 
@@ -276,28 +277,16 @@ def _check_finite(name: str, weights: dict[str, Tensor], training_state: dict) -
             raise FloatingPointError(f"{what} is not finite, so {name} was not saved")
 
 
-def sealed(state: dict[str, Any]) -> str:
-    """The text of a state.json: JSON that ends with the SHA-256 of everything before it."""
-    state = {name: value for name, value in state.items() if name != "seal"}
-    text = json.dumps(state, indent=2, allow_nan=False)
-    return json.dumps({**state, "seal": hashlib.sha256(text.encode()).hexdigest()}, indent=2) + "\n"
-
-
 def _read_state(folder: Path) -> dict[str, Any]:
     try:
-        text = (folder / "state.json").read_bytes()
-        state = json.loads(text)
-        if text != sealed(state).encode():
-            raise ValueError(f"{folder / 'state.json'} is damaged: its seal is not the SHA-256 of the rest")
-        if state["format"] != FORMAT:
-            raise ValueError(f"{folder} has checkpoint format {state['format']}, this version reads {FORMAT}")
-        return state
+        state = read_sealed(folder / "state.json")
     except FileNotFoundError:
         raise ValueError(f"{folder} is incomplete: state.json is missing") from None
     except OSError as error:
         raise ValueError(f"{folder / 'state.json'} is damaged: {error.strerror}") from None
-    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / 'state.json'} is damaged ({type(error).__name__})") from None
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+    return state
 
 
 def _read(folder: Path, training: bool = True) -> Checkpoint:

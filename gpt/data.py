@@ -8,7 +8,6 @@ the token that comes next.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gpt.config import TrainConfig
-from gpt.files import sha256
+from gpt.files import read_sealed, sha256
 from gpt.ops.explicit import IGNORE
 from gpt.tokenizer import Tokenizer, get_tokenizer, load_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
-FORMAT = 2  # of a prepared folder
+FORMAT = 3  # of a prepared folder
 
 # --- windows ----------------------------------------------------------------------------------------------------------
 
@@ -286,10 +285,10 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
             f"no prepared data in {folder}: python scripts/prepare_data.py --input TEXT --tokenizer gpt2 --out {folder}"
         )
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_sealed(folder / "meta.json", "prepare the data anew")
         if meta["format"] != FORMAT:
             raise ValueError(
-                f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare anew"
+                f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare the data anew"
             )
         splits = {
             split: _load_split(folder / f"{split}.bin", meta[split], meta["dtype"], verify)
@@ -304,7 +303,7 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
                 f"{meta['vocab_size']}: prepare the data anew"
             )
         return PreparedData(folder, meta["source"], tokenizer, meta["separated"], **splits)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'meta.json'} is damaged ({type(error).__name__}): prepare the data anew") from None
 
 

@@ -8,11 +8,13 @@ OSDI, lists what goes wrong otherwise.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -21,6 +23,23 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(state: dict[str, Any]) -> str:
+    """A text of JSON that ends with the SHA-256 of everything before it."""
+    state = {name: value for name, value in state.items() if name != "seal"}
+    text = json.dumps(state, indent=2, allow_nan=False)
+    return json.dumps({**state, "seal": hashlib.sha256(text.encode()).hexdigest()}, indent=2) + "\n"
+
+
+def read_sealed(path: Path, advice: str = "") -> dict[str, Any]:
+    """What a file holds that `sealed` wrote; ValueError, with the advice, where it is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):  # JSON's and Unicode's, and that of deep nests
+        text = path.read_bytes()
+        state = json.loads(text)
+        if isinstance(state, dict) and text == sealed(state).encode():
+            return state
+    raise ValueError(f"{path} is damaged: its seal is not the SHA-256 of the rest" + (advice and f"; {advice}"))
 
 
 def flush(path: Path) -> None:
@@ -51,6 +70,15 @@ def write_text(path: Path, text: str) -> None:
     """Have a small text file hold `text`."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Write a text behind what a file holds."""
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(f"{path} could not be written ({error.strerror}): is the disk full?") from error
 
 
 @contextlib.contextmanager

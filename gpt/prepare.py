@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from gpt.corpus import Corpus
 from gpt.data import FORMAT, PreparedData, load_data
-from gpt.files import sha256, whole_folder
+from gpt.files import sealed, sha256, whole_folder
 from gpt.tokenizer import CharTokenizer, Tokenizer, get_tokenizer
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
@@ -70,7 +69,7 @@ def prepare_data(
             )
         tokenizer.save(folder / "tokenizer.json")
         meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        (folder / "meta.json").write_text(sealed(meta), encoding="utf-8", newline="\n")
     return load_data(out)
 
 

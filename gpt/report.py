@@ -1,6 +1,5 @@
 """What a run tells: the rows of metrics.csv, its lines of progress, and the words it begins and ends with."""
 
-import csv
 import math
 import shlex
 import textwrap
@@ -9,6 +8,7 @@ from pathlib import Path
 from gpt import plan, runtime
 from gpt.baselines import Yardstick
 from gpt.corpus import PROJECT
+from gpt.files import append_text
 from gpt.judge import describe_verdict, judge_samples
 from gpt.loss import Evaluation, perplexity
 from gpt.probe import probe
@@ -24,8 +24,7 @@ COLUMNS = [
 
 def begin(metrics: Path) -> None:
     """Write the header of a metrics.csv."""
-    with metrics.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(COLUMNS)
+    metrics.write_text(",".join(COLUMNS) + "\n", encoding="utf-8", newline="\n")
 
 
 def row(trainer, evaluation: Evaluation | None) -> dict[str, float]:
@@ -48,8 +47,7 @@ def row(trainer, evaluation: Evaluation | None) -> dict[str, float]:
 
 def append(metrics: Path, row: dict[str, float]) -> None:
     """Append a row to a metrics.csv; a column that the row lacks stays empty."""
-    with metrics.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow([_figure(name, row.get(name)) for name in COLUMNS])
+    append_text(metrics, ",".join(_figure(name, row.get(name)) for name in COLUMNS) + "\n")
 
 
 def _figure(name: str, value: float | None) -> str:
@@ -103,7 +101,7 @@ def describe(trainer) -> str:
 def summary(trainer) -> str:
     """What came out, where it is, and what to type next."""
     run, max_steps = trainer.run, trainer.config.max_steps
-    path, last, best = run.find("last"), run.state("last"), run.state("best")
+    path, last = run.find("last"), run.state("last")
     in_runs = run.path.parent in (Path("runs"), PROJECT / "runs")
     name = shlex.quote(run.path.name if in_runs else str(run.path.absolute()))
     if last["step"] < max_steps:
@@ -126,8 +124,8 @@ def summary(trainer) -> str:
     lines.append("")
     lines += [
         f"finished  {last['step']:,} steps, {last['tokens_seen']:,} tokens, {last['elapsed_s']:.0f} s",
-        f"best      validation loss {best['best_loss']:.4f} nats per token, perplexity "
-        f"{perplexity(best['best_loss']):,.2f}, at step {best['step']:,}",
+        f"best      validation loss {last['best_loss']:.4f} nats per token, perplexity "
+        f"{perplexity(last['best_loss']):,.2f}, at step {int(last['best'].removeprefix('step-')):,}",
         f"plot      {run.plot}",
         f"metrics   {run.metrics}",
         f"samples   {run.samples}",

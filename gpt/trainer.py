@@ -28,6 +28,7 @@ from gpt.config import TrainConfig, check_resumable, differences
 from gpt.corpus import find_path
 from gpt.data import PreparedData, WindowSampler, fit_to_data, load_data, training_windows
 from gpt.decoding import generate, prompt_ids
+from gpt.files import append_text
 from gpt.loss import Evaluation, evaluate, perplexity
 from gpt.objectives import create_objective
 from gpt.optim import create_optimizer, learning_rate, scale_and_clip
@@ -148,6 +149,10 @@ class Trainer:
             trainer = cls._create(config, folder, say, checkpoint.state["data"])
             trainer._restore(checkpoint)
             folder.point(checkpoint)
+            try:
+                folder.load("best", training=False)
+            except ValueError as error:  # what the run goes on from does not need it
+                say(f"the best checkpoint is lost: {error}")
             folder.write_start(trainer.config, trainer.data.tokenizer)  # the next --resume goes on as this one
             return trainer
 
@@ -308,8 +313,7 @@ class Trainer:
                 stop_id=tokenizer.eot_id, generator=generator,
             )  # fmt: skip
         text = tokenizer.decode(i for i in written[0].tolist() if i != tokenizer.eot_id)
-        with self.run.samples.open("a", newline="\n", encoding="utf-8") as file:
-            file.write(f"--- step {self.step} ---\n{text}\n\n")
+        append_text(self.run.samples, f"--- step {self.step} ---\n{text}\n\n")
 
     def draw(self) -> None:
         """Draw loss.png from metrics.csv."""

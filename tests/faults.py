@@ -27,6 +27,7 @@ import argparse
 import collections
 import contextlib
 import csv
+import functools
 import io
 import multiprocessing
 import os
@@ -385,17 +386,20 @@ class Bench:
         (kept / "why.txt").write_text(f"seed {self.seed}\n{words}\n")
         print(f"LOST, see {kept}: {words}", flush=True)
 
-    def stopped(self, dice: random.Random) -> RunFolder:
-        """A run that was stopped half-way, with as many checkpoints as it keeps."""
-        self._runs += 1
-        run = RunFolder(self.folder / f"half-{self._runs:04d}")
-        step = dice.randrange(CONFIG.max_steps // 2, CONFIG.max_steps * 3 // 4)
-        with self.attempt(run, fresh=False) as attempt:
-            attempt.wait(lambda: last_row(run) >= step)
-            attempt.send(signal.SIGTERM)
-            attempt.wait()
-            demand(attempt.status == 143 and len(whole(run)) >= CONFIG.keep, f"was not stopped: {attempt}")
-        return run
+    @functools.cached_property
+    def half(self) -> RunFolder:
+        """A run that was stopped half-way, with as many checkpoints as it keeps. It is copied, and stays as it is."""
+        dice = self.dice("half")
+        for number in range(10):  # on a busy machine a run may have ended before it is stopped
+            run = RunFolder(self.folder / f"half-{number}")
+            step = dice.randrange(CONFIG.max_steps // 3, CONFIG.max_steps * 2 // 3)
+            with self.attempt(run, fresh=False) as attempt:
+                attempt.wait(lambda run=run, step=step: last_row(run) >= step)
+                attempt.send(signal.SIGTERM)
+                attempt.wait()
+            if attempt.status == 143 and CONFIG.keep <= len(whole(run)) and step_of(whole(run)) < CONFIG.max_steps:
+                return run
+        raise Lost(f"was not stopped: {attempt}")
 
     @property
     def lost(self) -> int:
@@ -536,7 +540,7 @@ def damages(bench: Bench, flips: int, others: int, resumed: int) -> None:
             file.write_bytes(content)
     shutil.rmtree(run.path)
 
-    half = bench.stopped(dice)
+    half = bench.half
     for number in range(resumed):
         origin = half if number % 5 else bench.truth
         damage = (flip, cut, delete)[number % 3]
@@ -624,7 +628,7 @@ def fills(bench: Bench, count: int) -> None:
     """Runs that may write no file beyond a random size; then runs on a small disk, where one can be mounted."""
     dice = bench.dice("fills")
     largest = max(file.stat().st_size for file in bench.truth.checkpoints.rglob("*") if file.is_file())
-    half = bench.stopped(dice)
+    half = bench.half
     for number in range(count):
         # as many limits meet small files as large ones
         room = dice.randrange(largest) if number % 2 else int(largest ** dice.random()) - 1

@@ -22,10 +22,11 @@ import pytest
 import torch
 
 from gpt import corpus
-from gpt.checkpoint import RunFolder, load_model, sealed
+from gpt.checkpoint import RunFolder, load_model
 from gpt.config import DataConfig, OptimConfig, TrainConfig, check_resumable, from_dict
 from gpt.data import DocumentWindows, create_dataloader, load_data
 from gpt.decoding import generate
+from gpt.files import sealed
 from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate
 from gpt.model import GPTModel
 from gpt.tokenizer import get_tokenizer, load_tokenizer

@@ -12,6 +12,7 @@ from test_files import Disk, Killed
 
 from gpt.checkpoint import RunFolder, _step, load_model
 from gpt.config import GPTConfig, TrainConfig
+from gpt.files import sealed
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.tokenizer import get_tokenizer
@@ -187,6 +188,20 @@ def test_a_damaged_checkpoint_is_found_and_passed_over(run, name, damage):
     assert "step-000002" in complaints[0]
 
 
+def test_a_damaged_checkpoint_is_neither_counted_nor_deleted(run):
+    """Of three, keep = 2 keeps two that are whole. What is damaged may be of a newer version of this program."""
+    save(run, 1)
+    flip(save(run, 2) / "model.safetensors", 1000)
+    assert run.load_newest_whole()[0].state["step"] == 1
+    save(run, 3)
+    assert run.steps() == ["step-000001", "step-000002", "step-000003"]
+    save(run, 4)
+    assert run.steps() == ["step-000002", "step-000003", "step-000004"]
+    save(run, 2)  # come to again, and whole now
+    save(run, 5)
+    assert run.steps() == ["step-000004", "step-000005"]
+
+
 def test_each_bit_of_state_json_is_watched(run):
     """A flipped bit in a checksum, a counter or a name is found, wherever it is."""
     file = save(run, 2) / "state.json"
@@ -211,8 +226,6 @@ def test_a_pickle_with_code_in_it_is_not_executed(run, tmp_path):
     state = json.loads((folder / "state.json").read_text())
     state["sha256"]["training_state.pt"] = digest
     state.pop("seal", None)
-    from gpt.checkpoint import sealed
-
     (folder / "state.json").write_text(sealed(state))
     with pytest.raises(ValueError, match="damaged"):
         run.load("last")
@@ -222,8 +235,6 @@ def test_a_pickle_with_code_in_it_is_not_executed(run, tmp_path):
 
 
 def test_a_checkpoint_of_another_format_is_refused_in_words(run):
-    from gpt.checkpoint import sealed
-
     folder = save(run, 1)
     state = json.loads((folder / "state.json").read_text()) | {"format": 99}
     (folder / "state.json").write_text(sealed(state))

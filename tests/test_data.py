@@ -25,6 +25,7 @@ from gpt.data import (
     load_data,
     training_windows,
 )
+from gpt.files import sealed
 from gpt.prepare import prepare_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
 
@@ -535,18 +536,36 @@ def test_a_tokenizer_of_another_size_is_found(prepared):
         load_data(prepared)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": 2, "train": []}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", "NaN", "[" * 9999, '{"format": 3}', "\xff", "{}\0"])
 def test_a_damaged_meta_json_is_refused(prepared, text):
-    (prepared / "meta.json").write_text(text)
-    with pytest.raises(ValueError, match=r"meta\.json is damaged"):
+    (prepared / "meta.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"meta\.json is damaged: its seal is not .*; prepare the data anew"):
         load_data(prepared)
+
+
+def test_each_bit_of_meta_json_is_watched(prepared):
+    """The count of bytes, too, by which losses are divided, and the name of the text."""
+    path = prepared / "meta.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"meta\.json is damaged"):
+            load_data(prepared)
+
+
+def forge(prepared, change, drop=()):
+    """A meta.json with other values, and the seal to match."""
+    meta = json.loads((prepared / "meta.json").read_text()) | change
+    (prepared / "meta.json").write_text(sealed({name: value for name, value in meta.items() if name not in drop}))
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"format": 1},
-        {"format": 3},
+        {"format": 4},
         {"format": None},
         {"dtype": "uint64"},
         {"dtype": "int16"},
@@ -562,24 +581,19 @@ def test_a_damaged_meta_json_is_refused(prepared, text):
     ids=str,
 )
 def test_a_changed_value_in_meta_json_is_refused(prepared, change):
-    meta = json.loads((prepared / "meta.json").read_text())
-    (prepared / "meta.json").write_text(json.dumps(meta | change))
+    forge(prepared, change)
     with pytest.raises(ValueError):
         load_data(prepared)
 
 
 def test_a_folder_of_an_older_format_says_what_to_do(prepared):
-    """Format 1 had no end-of-text token before the first document."""
-    meta = json.loads((prepared / "meta.json").read_text())
-    (prepared / "meta.json").write_text(json.dumps(meta | {"format": 1}))
-    with pytest.raises(ValueError, match="out was prepared in format 1, this version reads 2: prepare anew"):
+    forge(prepared, {"format": 2})
+    with pytest.raises(ValueError, match="out was prepared in format 2, this version reads 3: prepare the data anew"):
         load_data(prepared)
 
 
 @pytest.mark.parametrize("key", ["format", "source", "vocab_size", "dtype", "separated", "train", "val"])
 def test_a_missing_value_in_meta_json_is_refused(prepared, key):
-    meta = json.loads((prepared / "meta.json").read_text())
-    del meta[key]
-    (prepared / "meta.json").write_text(json.dumps(meta))
+    forge(prepared, {}, drop=[key])
     with pytest.raises(ValueError, match=r"meta\.json is damaged"):
         load_data(prepared)

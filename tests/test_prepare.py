@@ -269,7 +269,7 @@ def test_meta_json_counts_what_the_files_hold(tmp_path):
     assert meta["train"]["characters"] + meta["val"]["characters"] == len(whole)
     assert meta["train"]["bytes"] + meta["val"]["bytes"] == len(whole.encode())
     assert {key: meta[key] for key in ("format", "source", "tokenizer", "vocab_size", "dtype", "separated")} == {
-        "format": 2,
+        "format": 3,
         "separated": True,
         "source": "a corpus",
         "tokenizer": data.tokenizer.name,

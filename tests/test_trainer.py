@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -521,6 +522,34 @@ def test_damaged_metrics_are_put_right(tiny_config, tmp_path, damage):
     for name in ("metrics.csv", "samples.txt"):
         assert any(f"{name} was damaged: it is again what it was at step 5" in line for line in said)
     assert_same_run(run.path, tmp_path / "truth")
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+def test_a_best_checkpoint_that_is_damaged_is_said_and_not_needed(tiny_config, tmp_path, name):
+    """It is older than the one to go on from; the run ends well, with the words on what was best."""
+    config = change(tiny_config, eval_every=4, save_every=5, max_steps=11)
+    trainer = Trainer.start(config, tmp_path / "run", quiet)
+    stop_at(trainer, 5)
+    assert (trainer.run.find("best").name, trainer.run.find("last").name) == ("step-000004", "step-000005")
+    path = trainer.run.find("best") / name
+    path.write_bytes(path.read_bytes()[:-1])
+    said = []
+    trainer = Trainer.resume(tmp_path / "run", say=said.append)
+    assert any(f"the best checkpoint is lost: {path.parent}" in line.replace(f"/{name}", "") for line in said)
+    trainer.best_loss = 0.0  # no other becomes the best
+    trainer.train()
+    assert "at step 4\n" in report.summary(trainer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a disk that is always full")
+def test_a_row_that_finds_no_room_says_so(tiny_config, tmp_path):
+    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    trainer.run.metrics.unlink()
+    trainer.run.metrics.symlink_to("/dev/full")
+    with pytest.raises(
+        OSError, match=r"metrics.csv could not be written \(No space left on device\): is the disk full"
+    ):
+        trainer.train()
 
 
 def test_a_record_deleted_while_a_run_is_at_work_does_not_end_it(tiny_config, tmp_path):

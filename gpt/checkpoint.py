@@ -88,7 +88,8 @@ class RunFolder:
         ValueError where the lock is taken, and for a folder that holds something else than a run.
         """
         visible = self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir())
-        if visible and not (self.path / "config.toml").is_file():  # a killed start leaves names with a dot
+        # a killed start leaves names with a dot
+        if visible and not (self.path / "config.toml").is_file() and not self.steps():
             raise ValueError(f"{self.path} exists and is not a run: name another folder")
         with self.lock.claimed():
             for aside in self.checkpoints.glob(".step-*.old"):
@@ -117,17 +118,18 @@ class RunFolder:
     @property
     def config_is_whole(self) -> bool:
         """Whether config.toml is what was written."""
-        return is_sealed((self.path / "config.toml").read_text(encoding="utf-8", errors="replace"))
+        file = self.path / "config.toml"
+        return file.is_file() and is_sealed(file.read_text(encoding="utf-8", errors="replace"))
 
     def config(self) -> TrainConfig:
-        """The run's config: that of the newest whole checkpoint, where config.toml was edited or damaged.
+        """The run's config: that of the newest whole checkpoint, where config.toml was edited, damaged or deleted.
 
         ValueError where the folder is not a run, and where there is neither.
         """
-        if not (self.path / "config.toml").is_file():
-            raise ValueError(f"no run in {self.path}: a run folder holds a config.toml")
         if not self.config_is_whole and (checkpoint := self.load_newest_whole()[0]):
             return checkpoint.config
+        if not (self.path / "config.toml").is_file():
+            raise ValueError(f"no run in {self.path}: a run folder holds a config.toml")
         try:
             return from_dict(TrainConfig, read_toml(self.path / "config.toml"))
         except ValueError as error:

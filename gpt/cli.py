@@ -201,7 +201,7 @@ def run_path(name: str) -> Path:
 def existing_run(name: str) -> Path:
     """The folder of a run that must be there. ValueError names the runs that are."""
     path = run_path(name)
-    if not (path / "config.toml").is_file():
+    if not (path / "config.toml").is_file() and not (path / "checkpoints").is_dir():
         there = sorted(p.parent.name for p in find_path(RUNS).glob("*/config.toml"))
         raise ValueError(f"unknown run {name!r}: {suggest(name, there) if there else 'there are none under runs/ yet'}")
     return path

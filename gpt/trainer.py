@@ -136,7 +136,7 @@ class Trainer:
                 return cls._start(config, folder, say)
             if not folder.config_is_whole:
                 file, step = folder.path / "config.toml", checkpoint.path.name
-                say(f"{file} was edited or damaged: going on with the settings of {step}")
+                say(f"{file} was edited, damaged or deleted: going on with the settings of {step}")
             before = checkpoint.config
             config = check_resumable(before, config)
             for name, (old, new) in differences(before.flat(), config.flat()).items():

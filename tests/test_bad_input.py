@@ -302,7 +302,6 @@ def test_damaged_checkpoint(work, assert_mistake, name, damage):
 @pytest.mark.parametrize(
     "name, damage, words",
     [
-        ("config.toml", Path.unlink, "unknown run 'tiny'"),
         ("tokenizer.json", flip_bit, "tokenizer.json is not a saved tokenizer"),
         ("tokenizer.json", truncate, "tokenizer.json is not a saved tokenizer"),
         ("tokenizer.json", Path.unlink, "no tokenizer file ... tokenizer.json"),

@@ -473,8 +473,17 @@ def test_a_config_edited_by_hand_is_not_believed(tiny_config, tmp_path, changes)
     path.write_text("\n".join(lines))
     said = []
     Trainer.resume(tmp_path / "run", say=said.append).train()
-    assert any("config.toml was edited or damaged: going on with the settings of step-000002" in s for s in said)
+    assert any("config.toml was edited, damaged or deleted: going on with the settings of step-0" in s for s in said)
     assert_same_run(tmp_path / "run", tmp_path / "truth")
+
+
+def test_a_config_that_is_deleted_is_written_again(tiny_config, tmp_path):
+    train(tiny_config, tmp_path / "truth")
+    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    (tmp_path / "run" / "config.toml").unlink()
+    Trainer.resume(tmp_path / "run", say=quiet).train()
+    assert_same_run(tmp_path / "run", tmp_path / "truth")
+    assert RunFolder(tmp_path / "run").config_is_whole
 
 
 def test_each_bit_of_config_toml_is_watched(tiny_config, tmp_path):

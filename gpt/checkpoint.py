@@ -11,7 +11,6 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +22,11 @@ from gpt.baselines import create_model
 from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
 from gpt.corpus import find_path
 from gpt.data import PreparedData, load_data
-from gpt.files import FolderLock, flush, put_back, read_sealed, sealed, sha256, whole_file, whole_folder, write_text
+from gpt.files import FolderLock, flush, put_back, sealed, sha256, whole_file, whole_folder, write_text
 from gpt.model import GPTModel
+from gpt.state import FORMAT, Checkpoint, check_finite, read_checkpoint, read_state
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.weights import load_weights, named_weights
-
-FORMAT = 2  # of a checkpoint
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint folder held: tensors by name, the optimizer's and the RNG's state, and counters."""
-
-    path: Path
-    weights: dict[str, Tensor]
-    training_state: dict[str, Any] | None  # None where it was not asked for
-    state: dict[str, Any]
-
-    @property
-    def config(self) -> TrainConfig:
-        """The config of the run when it was saved."""
-        return from_dict(TrainConfig, self.state["config"])
 
 
 class RunFolder:
@@ -101,16 +84,20 @@ class RunFolder:
     def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
         """Make the folder and write down everything the run is started with. A run without a checkpoint starts anew."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_start(config, tokenizer)  # first: config.toml tells a run from another folder
+        self.write_config(config)  # first: it tells a run from another folder
+        self.write_tokenizer(tokenizer)
         self.checkpoints.mkdir(exist_ok=True)
         for old in (self.metrics, self.samples, self.plot, self.learnt, self.not_finite):
             old.unlink(missing_ok=True)
         for folder in (self.path, self.path.parent):
             flush(folder)
 
-    def write_start(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
-        """Write config.toml and tokenizer.json."""
+    def write_config(self, config: TrainConfig) -> None:
+        """Write config.toml."""
         write_text(self.path / "config.toml", to_toml(config))
+
+    def write_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Write tokenizer.json, whose checksum the checkpoints from here on carry."""
         with whole_file(self.path / "tokenizer.json") as temporary:
             tokenizer.save(temporary)
             self._tokenizer_sha256 = sha256(temporary)
@@ -152,9 +139,12 @@ class RunFolder:
         name = f"step-{state['step']:06d}"
         state = {**state, "best": name if is_best else self._pointed("best"), "tokenizer": self._tokenizer_sha256}
         weights = named_weights(objective)
-        _check_finite(name, weights, training_state)
+        check_finite(name, weights, training_state)
+        folder = self.checkpoints / name
         try:
-            with whole_folder(self.checkpoints / name) as temporary:
+            if folder.is_symlink() or folder.is_file():
+                folder.unlink()  # what a link leads to is not ours to replace
+            with whole_folder(folder) as temporary:
                 safetensors.torch.save_file(weights, temporary / "model.safetensors")
                 torch.save(training_state, temporary / "training_state.pt")
                 for record in (self.metrics, self.samples):
@@ -178,14 +168,14 @@ class RunFolder:
         for old in older:
             if old not in kept:
                 self._delete(old)
-        return self.checkpoints / name
+        return folder
 
     def _delete(self, step: str) -> None:
         """Delete a checkpoint under another name: killed on the way, it leaves no half of one."""
         doomed = self.checkpoints / f".{step}.tmp"
         with contextlib.suppress(OSError):  # Windows, while it is being read: then after the next save
             (self.checkpoints / step).rename(doomed)
-            shutil.rmtree(doomed)
+            doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
 
     def point(self, checkpoint: Checkpoint) -> None:
         """Have `last` and `best` name what they were to name beside this checkpoint: its save may have been killed
@@ -249,18 +239,18 @@ class RunFolder:
 
         Without `training` the optimizer's state, twice the size of the weights, is not read into memory.
         """
-        return _read(self.find(which), training)
+        return read_checkpoint(self.find(which), training)
 
     def state(self, which: str = "last") -> dict[str, Any]:
         """The counters of a checkpoint alone: step, tokens_seen, best_loss, ..."""
-        return _read_state(self.find(which))
+        return read_state(self.find(which))
 
     def load_newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole (None where there is none), and what was wrong with newer ones."""
         complaints = []
         for name in reversed(self.steps()):
             try:
-                return _read(self._folder(name)), complaints
+                return read_checkpoint(self._folder(name)), complaints
             except ValueError as error:
                 complaints.append(str(error))
                 self._passed_over.add(name)
@@ -269,48 +259,6 @@ class RunFolder:
 
 def _step(name: str) -> int:
     return int(name.removeprefix("step-"))
-
-
-def _check_finite(name: str, weights: dict[str, Tensor], training_state: dict) -> None:
-    """FloatingPointError unless all that is to be saved is finite: a checkpoint is to be good to go on from."""
-    moments = [t for state in training_state["optimizer"]["state"].values() for t in state.values()]
-    for what, tensor in [*weights.items(), *(("the optimizer's state", t) for t in moments)]:
-        if not torch.as_tensor(tensor).isfinite().all():
-            raise FloatingPointError(f"{what} is not finite, so {name} was not saved")
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    try:
-        state = read_sealed(folder / "state.json")
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is incomplete: state.json is missing") from None
-    except OSError as error:
-        raise ValueError(f"{folder / 'state.json'} is damaged: {error.strerror}") from None
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
-    return state
-
-
-def _read(folder: Path, training: bool = True) -> Checkpoint:
-    state = _read_state(folder)
-    try:
-        for name, digest in state["sha256"].items():
-            if sha256(folder / name) != digest:
-                raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one written in state.json")
-        weights = safetensors.torch.load_file(folder / "model.safetensors")
-        training_state = None
-        if training:
-            training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
-    except OSError as error:
-        raise ValueError(f"{error.filename} is damaged: {error.strerror}") from None
-    except ValueError:
-        raise
-    except Exception as error:  # whatever a forged file, with sums to match, makes its reader raise
-        reason = str(error).splitlines()[:1] or [type(error).__name__]
-        raise ValueError(f"{folder} is damaged: {reason[0]}") from None
-    return Checkpoint(folder, weights, training_state, state)
 
 
 def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTModel, Tokenizer, Checkpoint]:

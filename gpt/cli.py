@@ -23,6 +23,7 @@ from gpt.config import TrainConfig, config_fields, from_dict, read_toml, suggest
 from gpt.corpus import find_path
 
 RUNS = Path("runs")
+LONGEST_MESSAGE = 2000  # characters
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +54,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """As argparse's, but an unknown option is answered with the nearest known one, before anything else."""
         known = [option for option in self._option_string_actions if option.startswith("--")]
-        for name in (word.split("=")[0] for word in (sys.argv[1:] if args is None else args)):
+        for name, _, value in (word.partition("=") for word in (sys.argv[1:] if args is None else args)):
+            if name.startswith("--") and value == "--":  # argparse would take it for the end of the options
+                self.error(f"{name}: '--' is no value")
             if name.startswith("--") and name not in known:
                 self.error(f"unknown option {name}: {suggest(name[2:], [option[2:] for option in known], '--')}")
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -102,7 +105,9 @@ def _ready_streams() -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return "\\n".join(str(error).splitlines())
+    words = "\\n".join(str(error).splitlines())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return shown if len(shown) <= LONGEST_MESSAGE else f"{shown[: LONGEST_MESSAGE // 2]} ... {shown[-300:]}"
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------

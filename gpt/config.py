@@ -272,6 +272,9 @@ def model_config(config: "GPTConfig | dict[str, Any]") -> GPTConfig:
     return config if isinstance(config, GPTConfig) else from_dict(GPTConfig, config)
 
 
+LONGEST_TOML = 1_000_000  # bytes
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The nested dictionaries of a TOML file. ValueError says where a corrupt one is wrong."""
     path = Path(path)
@@ -279,8 +282,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a folder; a config is a .toml file")
     if not path.exists():
         raise ValueError(f"no config file {path}")
+    with path.open("rb") as file:
+        data = file.read(LONGEST_TOML + 1)
+    if len(data) > LONGEST_TOML:
+        raise ValueError(f"{path} is longer than {LONGEST_TOML:,} bytes: it is no config file")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n"))
     except (ValueError, RecursionError) as error:  # TOML's, Unicode's, and that of a number of 5,000 digits
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 

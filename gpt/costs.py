@@ -3,6 +3,7 @@
 Shape letters: B batch, T tokens in the window, D emb_dim, H heads, L layers, V vocab_size, N = B·T tokens in all.
 """
 
+import dataclasses
 from functools import lru_cache
 
 import torch
@@ -25,33 +26,35 @@ _PARTS = {  # a mark in a parameter's name -> its part
 
 
 @lru_cache(maxsize=256)
-def _shapes(model: GPTConfig) -> dict[str, torch.Size]:
-    """The shapes of a model's parameters by name, read off one on the meta device, which holds no numbers."""
+def _shapes(model: GPTConfig) -> dict[str, tuple[torch.Size, int]]:
+    """The shapes of a model's parameters by name, and how many there are of each: read off a model of one layer, which
+    is like all others, on the meta device, which holds no numbers."""
     with torch.device("meta"):
-        return {name: p.shape for name, p in create_model(model).named_parameters()}
+        parameters = create_model(dataclasses.replace(model, n_layers=1)).named_parameters()
+    layers = ("trf_blocks", "lstm")
+    return {name: (p.shape, model.n_layers if name.startswith(layers) else 1) for name, p in parameters}
 
 
 def count_parameters(model: GPTConfig) -> dict[str, int]:
     """The parameters of a model by part; a tied head, which has none of its own, is left out."""
     parts = {}
-    for name, shape in _shapes(model).items():
+    for name, (shape, count) in _shapes(model).items():
         part = next(part for mark, part in _PARTS.items() if mark in name)
-        parts[part] = parts.get(part, 0) + shape.numel()
+        parts[part] = parts.get(part, 0) + count * shape.numel()
     return parts
 
 
 def flops_per_token(model: GPTConfig, n_tokens: float = 0) -> tuple[int, int]:
-    """FLOPs per token, forward and backward, of the layers and of the output head, for windows of `n_tokens` tokens
-    on average
-    (0: context_length).
+    """FLOPs per token, forward and backward, of the layers and of the output head, for windows of `n_tokens` tokens on
+    average (0: context_length).
 
     6 per weight of a matrix product: a multiplication and an addition, forward once and backward twice. Attention's
     scores and sums over values add 12·L·T·D; the causal half that a kernel may skip is counted. Kaplan et al. 2020,
     arXiv:2001.08361, table 1; Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B.
     """
     weights = sum(
-        shape.numel()
-        for name, shape in _shapes(model).items()
+        count * shape.numel()
+        for name, (shape, count) in _shapes(model).items()
         if len(shape) == 2 and not name.startswith(("tok_emb", "pos_emb", "out_head"))
     )
     length = n_tokens or model.context_length

@@ -286,6 +286,8 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
         )
     try:
         meta = read_sealed(folder / "meta.json", "prepare the data anew")
+        if "format" in meta and meta["format"] == FORMAT:
+            _check_meta(meta)
         if meta["format"] != FORMAT:
             raise ValueError(
                 f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare the data anew"
@@ -302,9 +304,26 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
                 f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the token files were made with "
                 f"{meta['vocab_size']}: prepare the data anew"
             )
+        for split in splits.values() if verify else ():
+            if len(split.tokens) and split.tokens.max() >= tokenizer.vocab_size:
+                raise ValueError(
+                    f"{split.path} holds the token id {split.tokens.max()}, but its tokenizer has "
+                    f"{tokenizer.vocab_size} tokens: prepare the data anew"
+                )
         return PreparedData(folder, meta["source"], tokenizer, meta["separated"], **splits)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'meta.json'} is damaged ({type(error).__name__}): prepare the data anew") from None
+
+
+def _check_meta(meta: dict) -> None:
+    """TypeError unless a meta.json holds values of the kinds that `prepare_data` writes: a seal is no secret."""
+    kinds = {"source": str, "separated": bool, "vocab_size": int, "tokenizer_sha256": str, "train": dict, "val": dict}
+    counts = dict.fromkeys(("tokens", "documents", "characters", "bytes"), int)
+    for place, expected in ((meta, kinds), (meta["train"], counts), (meta["val"], counts)):
+        for name, kind in expected.items():
+            value = place[name]
+            if type(value) is not kind or (kind is int and not 1 <= value < 2**63):
+                raise TypeError(f"{name} {value!r}")
 
 
 def _load_split(path: Path, meta: dict, dtype: str, verify: bool) -> TokenFile:
@@ -344,6 +363,10 @@ def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
             f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one window of "
             f"context_length {model.context_length} and a target: lower model.context_length or take a longer text"
         )
+    if len(data.val.tokens) < 2 + data.separated:
+        raise ValueError(f"the validation split of {data.folder} holds nothing to predict: prepare the data anew")
+    if config.data.windows == "document":
+        DocumentWindows(data.val.tokens, model.context_length, data.tokenizer.eot_id)  # ValueError where there is none
     try:
         data.tokenizer.encode(config.sample_prompt)
     except ValueError as error:  # a char tokenizer may not know the prompt's characters

@@ -7,6 +7,7 @@ OSDI, lists what goes wrong otherwise.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -89,6 +90,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     the program was killed in between.
     """
     path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     made = [parent for parent in path.parents if not parent.exists()]  # nearest first
     temporary = aside = None
     try:

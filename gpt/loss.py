@@ -51,7 +51,7 @@ def perplexity(loss: float | Tensor) -> float | Tensor:
     """
     if isinstance(loss, Tensor):
         return loss.exp()
-    return math.exp(loss) if loss < 709 else math.inf  # e^710 overflows a float
+    return math.inf if loss >= 709 else math.exp(loss)  # e^710 overflows a float; NaN stays NaN
 
 
 @contextmanager

@@ -151,6 +151,8 @@ class GPTModel(_Layer):
         config = model_config(config)
         if not config.vocab_size:
             raise ValueError("vocab_size 0 stands for the tokenizer's: set it before a model is made")
+        if config.backbone != "gpt":
+            raise ValueError(f"a GPTModel has the backbone 'gpt', not {config.backbone!r}, which create_model makes")
         super().__init__(config.kernels)
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)

@@ -28,6 +28,22 @@ def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
+def restore(optimizer: torch.optim.Optimizer, saved: dict, step: int) -> None:
+    """Give an AdamW the two means and the learning rate of a `state_dict` saved after so many steps; all else stays the
+    config's.
+
+    ValueError unless each parameter gets means of its own shape: the fused kernel, which does not ask, would write
+    beyond them.
+    """
+    groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
+    own = [{**group, "lr": float(before["lr"])} for group, before in groups]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+    for parameter in (p for group in optimizer.param_groups for p in group["params"] if step):
+        shapes = {name: value.shape for name, value in optimizer.state[parameter].items()}
+        if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+            raise ValueError(f"the means of a parameter of shape {tuple(parameter.shape)} do not fit it")
+
+
 def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
     """The learning rate of step `step`, counted from 0.
 

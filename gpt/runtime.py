@@ -118,8 +118,14 @@ def memory_there_is(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    own = psutil.Process().memory_info().rss
-    return own + min([psutil.virtual_memory().available, *_left_in_groups()])
+    own = psutil.Process().memory_info()
+    left = [psutil.virtual_memory().available, *_left_in_groups()]
+    with contextlib.suppress(ImportError):  # on Windows
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
+        left += [max(0, limit - own.vms)] * (limit != resource.RLIM_INFINITY)
+    return own.rss + min(left)
 
 
 def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
@@ -233,6 +239,21 @@ def machine(device: torch.device) -> dict[str, str | int]:
         "PyTorch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of the generators that training draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Have the generators go on as they would have after `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def synchronize(device: torch.device) -> None:

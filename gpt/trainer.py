@@ -31,7 +31,7 @@ from gpt.decoding import generate, prompt_ids
 from gpt.files import append_text
 from gpt.loss import Evaluation, evaluate, perplexity
 from gpt.objectives import create_objective
-from gpt.optim import create_optimizer, learning_rate, scale_and_clip
+from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
 from gpt.weights import load_weights
 
 SAMPLE_TOKENS = 120
@@ -153,7 +153,8 @@ class Trainer:
                 folder.load("best", training=False)
             except ValueError as error:  # what the run goes on from does not need it
                 say(f"the best checkpoint is lost: {error}")
-            folder.write_start(trainer.config, trainer.data.tokenizer)  # the next --resume goes on as this one
+            folder.write_tokenizer(trainer.data.tokenizer)
+            folder.write_config(trainer.config)  # the next --resume goes on as this one
             return trainer
 
     @classmethod
@@ -353,10 +354,7 @@ class Trainer:
     # --- saving and restoring -----------------------------------------------------------------------------------------
 
     def _save(self, is_best: bool) -> None:
-        random_state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
-        training_state = {"optimizer": self.optimizer.state_dict(), "random": random_state}
+        training_state = {"optimizer": self.optimizer.state_dict(), "random": runtime.random_state(self.device)}
         state = {
             "step": self.step,
             "tokens_seen": self.tokens_seen,
@@ -379,11 +377,11 @@ class Trainer:
     def _restore(self, checkpoint) -> None:
         state = checkpoint.state
         load_weights(self.objective, checkpoint.weights)
-        self.optimizer.load_state_dict(checkpoint.training_state["optimizer"])
-        random_state = checkpoint.training_state["random"]
-        torch.set_rng_state(random_state["cpu"])
-        if self.device.type == "cuda" and "cuda" in random_state:
-            torch.cuda.set_rng_state(random_state["cuda"], self.device)
+        try:
+            restore(self.optimizer, checkpoint.training_state["optimizer"], state["step"])
+            runtime.set_random_state(checkpoint.training_state["random"], self.device)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # it is forged
+            raise ValueError(f"{checkpoint.path / 'training_state.pt'} does not fit the run: {error!r}") from None
         self.step, self.tokens_seen, self.report_due = state["step"], state["tokens_seen"], state["report_due"]
         self.loss_sum, self.loss_tokens = state["loss_sum"], state["loss_tokens"]
         self.grad_norm, self.best_loss, self.elapsed = state["grad_norm"], state["best_loss"], state["elapsed_s"]

@@ -1,5 +1,7 @@
 """Small things that several test files share."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -21,6 +23,23 @@ def corpus_of(folder, *texts, separator=""):
     for path, text in zip(paths, texts, strict=True):
         path.write_bytes(text.encode())
     return Corpus("a corpus", paths, separator)
+
+
+def saved_state(step, config):
+    """What a checkpoint says of a run after so many steps."""
+    return {
+        "step": step,
+        "tokens_seen": 9 * step,
+        "report_due": False,
+        "loss_sum": 1.5,
+        "loss_tokens": 2,
+        "grad_norm": None,
+        "best_loss": None,
+        "elapsed_s": 0.1,
+        "data": {},
+        "machine": {},
+        "config": dataclasses.asdict(config),
+    }
 
 
 @pytest.fixture(scope="session")

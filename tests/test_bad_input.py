@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import runpy
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from gpt import corpus
@@ -26,10 +28,11 @@ from gpt.checkpoint import RunFolder, load_model
 from gpt.config import DataConfig, OptimConfig, TrainConfig, check_resumable, from_dict
 from gpt.data import DocumentWindows, create_dataloader, load_data
 from gpt.decoding import generate
-from gpt.files import sealed
+from gpt.files import sealed, sha256
 from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate
 from gpt.model import GPTModel
 from gpt.tokenizer import get_tokenizer, load_tokenizer
+from gpt.trainer import Trainer
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TEXT = "the cat sat on the mat, and the dog sat on the cat; so the mat had the dog and the cat.\n" * 12
@@ -367,6 +370,150 @@ def test_data_prepared_anew(work, assert_mistake, how):
     assert execute(f"prepare_data --input text.txt {how} --out data/tiny") == 0
     assert_mistake(RESUME, "data/tiny ... prepare")
     assert_mistake("evaluate --run tiny", "data/tiny was prepared anew ... --text FILE")
+
+
+# --- forged files -----------------------------------------------------------------------------------------------------
+# What has right checksums and is wrong all the same: refused in words, nothing touched, nothing run.
+
+LAST = "runs/tiny/checkpoints/step-000004"
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("step", "x"), ("step", -4), ("step", 1.5), ("step", True), ("step", 5), ("machine", None), ("elapsed_s", "x"),
+     ("loss_sum", []), ("best_loss", {}), ("best", 5), ("tokens_seen", None), ("config", {"junk": 1}), ("sha256", {}),
+     ("sha256", {"../../../../text.txt": "0"})],
+)  # fmt: skip
+def test_a_forged_state(work, assert_mistake, name, value):
+    file = work / LAST / "state.json"
+    file.write_text(sealed({**json.loads(file.read_text()), name: value}))
+    assert_mistake(f"{RESUME} --max_steps 6", "step-000004")
+    assert_mistake("generate --run tiny --prompt the", "step-000004")
+
+
+@pytest.mark.parametrize("name", ["step", "machine", "tokenizer", "data", "best", "config", "loss_tokens", "sha256"])
+def test_a_state_that_lacks_something(work, assert_mistake, name):
+    file = work / LAST / "state.json"
+    state = json.loads(file.read_text())
+    del state[name]
+    file.write_text(sealed(state))
+    assert_mistake(f"{RESUME} --max_steps 6", f"state.json is damaged: its {name} is 'missing'")
+
+
+def test_a_checkpoint_under_another_name(work, assert_mistake):
+    """It would hide those between its own step and that of its name."""
+    (work / LAST).rename(work / LAST.replace("4", "9"))
+    assert_mistake(f"{RESUME} --max_steps 12", "step-000009 is damaged, or was renamed: it holds step 4")
+
+
+def reseal(work, name):
+    file = work / LAST / "state.json"
+    state = json.loads(file.read_text())
+    state["sha256"][name] = sha256(work / LAST / name)
+    file.write_text(sealed(state))
+
+
+def of_another_shape(state):
+    for moments in state["optimizer"]["state"].values():
+        moments["exp_avg"] = torch.zeros(1)  # PyTorch's fused AdamW would write beyond it
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [of_another_shape, lambda s: s.clear(), lambda s: s["random"].update(cpu="x"), lambda s: s["random"].clear(),
+     lambda s: s["optimizer"].update(state={}), lambda s: s["optimizer"]["state"].pop(0),
+     lambda s: s["optimizer"]["param_groups"].pop(),
+     lambda s: s["random"].update(cpu=torch.zeros(3, dtype=torch.uint8))],
+    ids=range(8),
+)  # fmt: skip
+def test_a_forged_training_state(work, assert_mistake, forge):
+    file = work / LAST / "training_state.pt"
+    state = torch.load(file, weights_only=True)
+    forge(state)
+    torch.save(state, file)
+    reseal(work, "training_state.pt")
+    assert_mistake(f"{RESUME} --max_steps 6", "training_state.pt does not fit the run")
+
+
+def test_settings_in_a_training_state_are_not_believed(work):
+    """The config says how AdamW decays, and what is saved says what it has seen."""
+    file = work / LAST / "training_state.pt"
+    state = torch.load(file, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group.update(weight_decay=5.0, maximize=True)
+    torch.save(state, file)
+    reseal(work, "training_state.pt")
+    trainer = Trainer.resume(work / "runs/tiny")
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.1, 0.0]
+    assert not any(group["maximize"] for group in trainer.optimizer.param_groups)
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(print, 2), b"", b"PK", b"\x80"], ids=repr)
+def test_code_in_a_training_state_is_not_run_and_not_recommended(work, assert_mistake, content):
+    (work / LAST / "training_state.pt").write_bytes(content)
+    reseal(work, "training_state.pt")
+    assert "weights_only" not in assert_mistake(RESUME, "step-000004 ... damaged")
+
+
+@pytest.mark.parametrize(
+    "change", [{"pos_emb.weight": None}, {"more": torch.zeros(2)}, {"pos_emb.weight": torch.zeros(2)}]
+)
+def test_forged_weights(work, assert_mistake, change):
+    file = work / LAST / "model.safetensors"
+    weights = {**safetensors.torch.load_file(file), **change}
+    safetensors.torch.save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, file)
+    reseal(work, "model.safetensors")
+    for command in (f"{RESUME} --max_steps 6", "generate --run tiny --prompt the"):
+        assert_mistake(command, f"the weights do not fit the model in 1 tensors, the first {next(iter(change))}")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_token_beyond_the_vocabulary(work, assert_mistake, split):
+    file, meta = work / f"data/tiny/{split}.bin", work / "data/tiny/meta.json"
+    tokens = np.fromfile(file, np.uint16)
+    tokens[5] = 60_000
+    tokens.tofile(file)
+    facts = json.loads(meta.read_text())
+    facts[split]["sha256"] = sha256(file)
+    meta.write_text(sealed(facts))
+    assert_mistake(TRAIN, f"{split}.bin holds the token id 60000")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"source": 5}, {"separated": "yes"}, {"vocab_size": True}, {"val": []}, {"tokenizer_sha256": None}],
+    ids=str,
+)
+def test_forged_meta(work, assert_mistake, change):
+    meta = work / "data/tiny/meta.json"
+    meta.write_text(sealed({**json.loads(meta.read_text()), **change}))
+    assert_mistake(TRAIN, "meta.json is damaged")
+
+
+def test_a_link_in_place_of_a_checkpoint_is_not_followed(work):
+    (work / "mine").mkdir()
+    (work / "mine/thesis.txt").write_text("years of work")
+    (work / "runs/tiny/checkpoints/step-000005").symlink_to(work / "mine")
+    assert execute(f"{RESUME} --max_steps 5") == 0
+    assert contents(work / "mine") == {"thesis.txt": b"years of work"}
+    assert RunFolder(work / "runs/tiny").load("last").state["step"] == 5
+
+
+@pytest.mark.parametrize("option", ["--seed=--", "--run=--", "--optim.lr=--"])
+def test_two_dashes_are_no_value(assert_mistake, option):
+    assert_mistake(f"{TRAIN} {option}", "'--' is no value")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Unix alone has a file without an end")
+def test_an_endless_config(assert_mistake):
+    assert_mistake("train --config /dev/zero", "longer than 1,000,000 bytes")
+
+
+def test_a_message_shows_no_control_characters_and_has_an_end(work, assert_mistake):
+    (work / "odd.toml").write_text(f'"\\u001b[31m\\u202e{"x" * 10_000}" = 1', encoding="utf-8")
+    said = assert_mistake("train --config odd.toml", "unknown setting ... save_every, seed")
+    assert said.strip().isprintable()
+    assert len(said) < 3000
 
 
 # --- plan.py ----------------------------------------------------------------------------------------------------------

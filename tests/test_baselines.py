@@ -1,7 +1,6 @@
 """n-grams against the paper's definition in plain dictionaries and against a source of known entropy, the LSTM against
 torch's own modules, the yardstick against the grammar of the tales."""
 
-import dataclasses
 import json
 import math
 import warnings
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import corpus_of
+from conftest import corpus_of, saved_state
 from torch import nn
 
 import gpt.baselines
@@ -457,7 +456,7 @@ def test_a_checkpoint_of_the_lstm_is_loaded_as_it_was_saved(tmp_path, tied, plac
     run.samples.touch()
     model = place(with_random_norm(create_model(config.model))).eval()
     assert run.config() == config
-    run.save(NextToken(model), {}, {"step": 1, "config": dataclasses.asdict(config)}, True, 2)
+    run.save(NextToken(model), {"optimizer": {"state": {}}}, saved_state(1, config), True, 2)
     loaded, _, checkpoint = load_model(tmp_path / "run")
     assert type(loaded) is LSTMModel
     assert not loaded.training

@@ -1,6 +1,5 @@
 """Checkpoints: whole or not at all, found damaged when they are, and never more than they should be."""
 
-import dataclasses
 import json
 import pickle
 import signal
@@ -8,6 +7,7 @@ import signal
 import pytest
 import safetensors.torch
 import torch
+from conftest import saved_state
 from test_files import Disk, Killed
 
 from gpt.checkpoint import RunFolder, _step, load_model
@@ -32,7 +32,7 @@ def run(tmp_path):
 
 def save(run, step, is_best=False, keep=2, objective=None):
     training_state = {"optimizer": {"state": {0: {"exp_avg": torch.full((3,), float(step))}}}, "random": {}}
-    state = {"step": step, "config": dataclasses.asdict(TrainConfig(model=MODEL))}
+    state = saved_state(step, TrainConfig(model=MODEL))
     return run.save(objective or NextToken(GPTModel(MODEL)), training_state, state, is_best, keep)
 
 

@@ -18,8 +18,8 @@ FLOORS = [
     ["files", "grammar", "tales", "download", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
     ["tokenizer", "data", "prepare", "optim"],
     ["model", "baselines"],
-    ["loss", "decoding", "weights", "checkpoint", "objectives.next_token", "objectives", "plots", "judge", "costs"],
-    ["plan", "probe", "report"],  # on the same floor
+    ["loss", "decoding", "weights", "state", "checkpoint", "objectives.next_token", "objectives", "plots", "judge"],
+    ["costs", "plan", "probe", "report"],  # on the same floor
     ["trainer", "cli"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]

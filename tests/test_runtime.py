@@ -166,7 +166,7 @@ SIGNALLED = """if True:
 )  # fmt: skip
 def test_the_first_signal_waits_for_its_turn_and_the_second_does_not(numbers, pause, status):
     """In the midst of a call that takes seconds. `timeout` sends a signal twice at once, which is one."""
-    size = "2500" if status else "800"  # which takes many seconds, or some tenths
+    size = "3000" if status else "1500"  # which takes many seconds, or a few
     process = subprocess.Popen(
         [sys.executable, "-c", SIGNALLED, size], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def plot_is_new(self) -> bool:
+        """Whether the plot shows all of the metrics."""
+        return self.plot.exists() and self.plot.stat().st_mtime >= self.metrics.stat().st_mtime
+
+    @property
     def learnt(self) -> Path:
         """What each checkpoint's tales are worth, where they have been judged."""
         return self.path / "learnt.png"
@@ -77,8 +82,8 @@ class RunFolder:
         with self.lock.claimed():
             for aside in self.checkpoints.glob(".step-*.old"):
                 put_back(self.checkpoints / aside.name[1:-4])
-            for unfinished in self.checkpoints.glob(".step-*.tmp"):
-                shutil.rmtree(unfinished)
+            for unfinished in (*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp")):
+                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
             yield
 
     def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:

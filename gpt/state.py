@@ -52,7 +52,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{folder} is incomplete: state.json is missing") from None
     except OSError as error:
-        raise ValueError(f"{file} is damaged: {error.strerror}") from None
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     if state.get("format") != FORMAT:
         raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
     for name, kind in _KINDS.items():
@@ -89,7 +89,7 @@ def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is incomplete: {Path(error.filename or 'a file').name} is missing") from None
     except OSError as error:
-        raise ValueError(f"{error.filename} is damaged: {error.strerror}") from None
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from None
     except pickle.UnpicklingError:  # PyTorch's own words advise to run the code in it
         raise ValueError(f"{folder / 'training_state.pt'} is damaged: it holds something else than tensors") from None
     except ValueError:

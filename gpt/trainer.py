@@ -191,9 +191,11 @@ class Trainer:
         Raises FloatingPointError where the loss is no longer finite, ValueError where memory does not suffice.
         """
         config = self.config
-        if self.step >= config.max_steps and not self.report_due:
-            self.run.lock.release()
-            return  # finished before: nothing is touched
+        if self.step >= config.max_steps and not self.report_due:  # finished before: nothing is touched
+            with self.run.lock.held():
+                if not self.run.plot_is_new:  # but for a picture that a kill has prevented
+                    self.draw()
+            return
         sitting, before = time.perf_counter(), self.elapsed
         show_bar = self.say is print and sys.stderr.isatty()
         self.bar = tqdm(

@@ -309,6 +309,26 @@ def test_a_finished_run_resumed_is_unchanged(tiny_config, drawn, tmp_path):
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
+def test_a_kill_in_the_last_drawing_leaves_no_run_without_its_picture(tiny_config, drawn, tmp_path, monkeypatch):
+    """All is saved then, so that a resumed run has nothing else to do."""
+    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+
+    def killed(*args):
+        if trainer.step == 12:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt.plots.plot_losses", killed)
+        with pytest.raises(Killed):
+            trainer.train()
+    remains = trainer.run.path / ".loss.png.tmp.png"
+    remains.write_bytes(b"half")
+    assert not trainer.run.plot.exists()
+    Trainer.resume(tmp_path / "run", say=quiet).train()
+    assert trainer.run.plot.read_bytes().startswith(b"\x89PNG")
+    assert not remains.exists()
+
+
 def test_a_finished_run_can_be_extended(tiny_config, tmp_path):
     """As one that was meant to be that long, where decay_steps fixes the schedule."""
     long = change(tiny_config, max_steps=20, optim=dataclasses.replace(tiny_config.optim, decay_steps=12))

@@ -58,7 +58,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     for name, kind in _KINDS.items():
         value = state.get(name, "missing")
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if name not in state or not fits or (type(value) in _NUMBER and not 0 <= value < 2**63):
+        if name not in state or not fits or (type(value) is int and not 0 <= value < 2**63):
             raise ValueError(f"{file} is damaged: its {name} is {reprlib.repr(value)}")
     if folder.name not in (name := f"step-{state['step']:06d}", f".{name}.old"):
         raise ValueError(f"{folder} is damaged, or was renamed: it holds step {state['step']}")

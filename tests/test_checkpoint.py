@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, found damaged when they are, and never more than they should be."""
 
 import json
+import math
 import pickle
 import signal
 
@@ -8,6 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import saved_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_files import Disk, Killed
 
 from gpt.checkpoint import RunFolder, _step, load_model
@@ -47,6 +50,67 @@ def test_what_is_saved_is_loaded(run):
     load_weights(other, checkpoint.weights)
     for a, b in zip(objective.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
+
+
+@st.composite
+def tensors(draw):
+    """Of any shape and kind, with any bits but those of infinities and NaN."""
+    dtype, shape = draw(st.sampled_from(DTYPES)), draw(st.lists(st.integers(0, 4), max_size=3))
+    size = math.prod(shape) * dtype.itemsize
+    data = torch.tensor(list(draw(st.binary(min_size=size, max_size=size))), dtype=torch.uint8)
+    if dtype == torch.bool:
+        data = data % 2
+    tensor = data.view(dtype) if size else torch.empty(0, dtype=dtype)
+    return tensor.nan_to_num(0.0, 0.0, 0.0).reshape(shape) if dtype.is_floating_point else tensor.reshape(shape)
+
+
+def bits(tensor):
+    return tensor.dtype, tensor.shape, tensor.contiguous().flatten().view(torch.uint8).tolist()
+
+
+NUMBERS = st.none() | st.integers(0, 2**62) | st.floats(0, allow_infinity=False, allow_nan=False)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(
+    buffers=st.lists(tensors(), max_size=4),
+    moments=st.dictionaries(st.integers(0, 9), st.dictionaries(st.text(max_size=5), tensors(), max_size=3), max_size=3),
+    random=tensors(),
+    best_loss=NUMBERS,
+    grad_norm=NUMBERS,
+    rows=st.binary(max_size=50),
+    words=st.text(max_size=20),
+)
+def test_whatever_is_saved_comes_back_bit_for_bit(
+    tmp_path_factory, buffers, moments, random, best_loss, grad_norm, rows, words
+):
+    run = RunFolder(tmp_path_factory.mktemp("any") / "run")
+    run.create(TrainConfig(model=MODEL, sample_prompt=words), get_tokenizer("char", ["abcde"]))
+    run.metrics.write_bytes(rows)
+    objective = NextToken(GPTModel(MODEL))
+    for n, buffer in enumerate(buffers):
+        objective.register_buffer(f"buffer{n}", buffer)
+    state = saved_state(3, TrainConfig(model=MODEL, sample_prompt=words))
+    state |= {"best_loss": best_loss, "grad_norm": grad_norm}
+    run.save(objective, {"optimizer": {"state": moments}, "random": {"cpu": random}}, state, True, 1)
+    found = run.load("best")
+    assert {name: found.state[name] for name in state} == state
+    assert found.config == TrainConfig(model=MODEL, sample_prompt=words)
+    for name, tensor in objective.model.state_dict().items():
+        assert bits(found.weights[name]) == bits(tensor)
+    for n, buffer in enumerate(buffers):
+        if buffer.numel():  # of empty ones one stands for all: they share their address, nowhere
+            assert bits(found.weights[f"objective.buffer{n}"]) == bits(buffer)
+    assert bits(found.training_state["random"]["cpu"]) == bits(random)
+    for key, named in moments.items():
+        saved = found.training_state["optimizer"]["state"][key]
+        assert {name: bits(tensor) for name, tensor in saved.items()} == {name: bits(t) for name, t in named.items()}
+    run.metrics.write_bytes(b"something else")
+    run.restore_records(found)
+    assert run.metrics.read_bytes() == rows
 
 
 def test_the_saved_names_are_the_models_own(run):

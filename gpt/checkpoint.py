@@ -186,8 +186,9 @@ class RunFolder:
         """Have `last` and `best` name what they were to name beside this checkpoint: its save may have been killed
         before it came to that."""
         for pointer, name in (("last", checkpoint.path.name), ("best", checkpoint.state["best"])):
-            if name in self.steps() and self._pointed(pointer) != name:
-                write_text(self.checkpoints / pointer, name + "\n")
+            file = self.checkpoints / pointer
+            if name in self.steps() and (not file.is_file() or file.read_bytes() != f"{name}\n".encode()):
+                write_text(file, f"{name}\n")
 
     def restore_records(self, checkpoint: Checkpoint) -> list[str]:
         """Have metrics.csv and samples.txt be what they were at a checkpoint, since what was written later will be

@@ -696,6 +696,17 @@ def test_another_machine_is_said(tiny_config, tmp_path, monkeypatch):
     assert any(line.startswith("threads 17 in place of 1: the last digits") for line in said)
 
 
+@pytest.mark.parametrize("damage", ["", "step-000012", "step-000008\n", "step-000004\n", "\0"])
+@pytest.mark.parametrize("pointer", ["last", "best"])
+def test_pointers_are_put_right(tiny_config, tmp_path, pointer, damage):
+    train(tiny_config, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / pointer
+    before = path.read_bytes()
+    path.write_bytes(damage.encode())
+    Trainer.resume(tmp_path / "run", say=quiet).train()
+    assert path.read_bytes() == before
+
+
 def test_a_run_gets_its_tokenizer_back(tiny_config, tmp_path):
     stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
     path = tmp_path / "run" / "tokenizer.json"

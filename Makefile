@@ -1,6 +1,6 @@
 # make train    set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
 # make test     set up, then check the style and run the tests
-# make faults   set up, then kill, damage and starve runs until one is lost, or none is: some ten minutes on one core
+# make faults   set up, then kill, damage and starve runs, and see that none is lost: eight minutes on one core
 # make clean    remove .venv and caches; runs and data stay
 
 PYTHON ?= python3

@@ -140,7 +140,7 @@ class Trainer:
             before = checkpoint.config
             config = check_resumable(before, config)
             for name, (old, new) in differences(before.flat(), config.flat()).items():
-                say(f"{name} is {new} from here on, before {old}")
+                say(f"{name} is {new!r} from here on, before {old!r}")
             if checkpoint.state["step"] > config.max_steps:
                 raise ValueError(
                     f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps "

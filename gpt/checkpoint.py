@@ -8,6 +8,7 @@ runs/NAME/
 """
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ class RunFolder:
     """The files of one run. Whoever writes to it holds its lock; reading needs none, and changes nothing."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        # new/../notes is notes, whether or not there is a folder new: what is looked at is what is written
+        self.path = Path(os.path.realpath(path)) if ".." in Path(path).parts else Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.lock = FolderLock(self.path)
         self._tokenizer_sha256 = ""
@@ -83,7 +85,8 @@ class RunFolder:
             for aside in self.checkpoints.glob(".step-*.old"):
                 put_back(self.checkpoints / aside.name[1:-4])
             for unfinished in (*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp")):
-                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+                folder = unfinished.is_dir() and not unfinished.is_symlink()
+                shutil.rmtree(unfinished) if folder else unfinished.unlink()
             yield
 
     def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:

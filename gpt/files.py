@@ -22,6 +22,8 @@ import filelock
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
+    if path.is_fifo():  # to open it would wait for a writer
+        raise OSError(errno.EINVAL, "A pipe is not a file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -35,6 +37,8 @@ def sealed(state: dict[str, Any]) -> str:
 
 def read_sealed(path: Path, advice: str = "") -> dict[str, Any]:
     """What a file holds that `sealed` wrote; ValueError, with the advice, where it is damaged."""
+    if path.is_fifo():  # to open it would wait for a writer
+        raise OSError(errno.EINVAL, "A pipe is not a file", str(path))
     with contextlib.suppress(ValueError, RecursionError):  # JSON's and Unicode's, and that of deep nests
         text = path.read_bytes()
         state = json.loads(text)
@@ -57,6 +61,8 @@ def flush(path: Path) -> None:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path, whose file takes the place of `path` when the block ends well, and is gone otherwise."""
+    if path.is_dir() and not path.is_symlink():  # the rename's own complaint names the temporary file
+        raise IsADirectoryError(errno.EISDIR, "A folder is where a file belongs, so move it away", str(path))
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")  # matplotlib goes by the suffix
     try:
         yield temporary
@@ -122,7 +128,9 @@ def put_back(path: Path) -> None:
     """Clear up after a `whole_folder(path)` that was killed between its two renames: what it had set aside goes back to
     its place, unless the new folder has taken it."""
     aside = _aside(path)
-    if aside.exists():
+    if aside.is_symlink():
+        aside.unlink()  # not what was set aside, and what it leads to is not ours
+    elif aside.exists():
         shutil.rmtree(aside) if path.exists() else aside.rename(path)
 
 

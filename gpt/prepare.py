@@ -70,7 +70,7 @@ def prepare_data(
         tokenizer.save(folder / "tokenizer.json")
         meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
         (folder / "meta.json").write_text(sealed(meta), encoding="utf-8", newline="\n")
-    return load_data(out)
+    return load_data(out.resolve() if ".." in out.parts else out)
 
 
 def _write_split(
@@ -145,13 +145,17 @@ def _cut(document: Document, n: int) -> tuple[Iterator[str], Iterator[str]]:
 
 def _check_target(out: Path) -> None:
     """ValueError unless `out` is new, empty, or holds what `prepare_data` writes and nothing else."""
-    if Path.cwd().is_relative_to(out.resolve()):
+    try:
+        target = out.resolve()  # as whole_folder has it: new/../notes is notes, whether or not there is a folder new
+    except (OSError, RuntimeError):  # which of them, depends on the version of Python
+        raise ValueError(f"{out} is a link that leads to itself: name another one") from None
+    if Path.cwd().is_relative_to(target):
         raise ValueError(f"{out} holds the working folder, not a folder of prepared data: name another one")
-    for parent in out.parents:
+    for parent in target.parents:
         if parent.is_file():
             raise ValueError(f"{parent} is a file, so {out} cannot be a folder in it: name another one")
-    if not out.exists():
+    if not target.exists():
         return
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    names = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
     if names and not ("meta.json" in names and names <= FILES):
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")

@@ -182,6 +182,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
                 raise TypeError("characters must be one string")
             if not isinstance(saved.get("end_of_text", False), bool):
                 raise TypeError("end_of_text must be true or false")
+            if any("\ud800" <= character <= "\udfff" for character in saved["characters"]):
+                raise TypeError("characters holds a lone surrogate, which no text has")
             return CharTokenizer(saved["characters"], saved.get("end_of_text", False))
         if saved["kind"] == "bpe":
             return _from_merges([tuple(merge) for merge in saved["merges"]])

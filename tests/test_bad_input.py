@@ -499,6 +499,64 @@ def test_a_link_in_place_of_a_checkpoint_is_not_followed(work):
     assert RunFolder(work / "runs/tiny").load("last").state["step"] == 5
 
 
+@pytest.mark.parametrize(
+    "command",
+    [f"{TRAIN} --run new/../notes", f"{TRAIN} --run runs/../new/../runs/strange",
+     "prepare_data --input text.txt --tokenizer char --out new/../notes",
+     "prepare_data --input text.txt --tokenizer char --out new/../text.txt"],
+    ids=range(4),
+)  # fmt: skip
+def test_a_path_that_leads_back_is_what_it_leads_to(assert_mistake, command):
+    """Also where there is no folder `new`: what is looked at is what would be replaced."""
+    assert_mistake(command, "exists and is not a" if ".txt/" not in command else "text.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need permission there")
+@pytest.mark.parametrize("out", ["self", "self/deep"])
+def test_a_link_that_leads_to_itself(work, assert_mistake, out):
+    (work / "self").symlink_to("self")
+    assert_mistake(f"prepare_data --input text.txt --tokenizer char --out {out}", "a link that leads to itself")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need permission there")
+def test_links_where_leftovers_would_be_are_not_followed(work):
+    (work / "mine").mkdir()
+    (work / "mine/thesis.txt").write_text("years of work")
+    run = work / "runs/tiny"
+    names = (".loss.png.tmp.png", *(f"checkpoints/{n}" for n in (".last.tmp", ".step-000009.x.tmp", ".step-000004.old")))
+    for name in names:
+        (run / name).symlink_to(work / "mine")
+    assert execute(f"{RESUME} --max_steps 5") == 0
+    assert contents(work / "mine") == {"thesis.txt": b"years of work"}
+    assert not list(run.rglob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Unix alone has named pipes")
+@pytest.mark.parametrize("name", ["metrics.csv", "state.json", "model.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(work, assert_mistake, name):
+    (work / LAST / name).unlink()
+    os.mkfifo(work / LAST / name)
+    execute("generate --run tiny --prompt the")  # it returns
+    with pytest.raises(ValueError, match=r"cannot be read: A pipe is not a file"):
+        RunFolder(work / "runs/tiny").load("last")
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "tokenizer.json", "checkpoints/last"])
+def test_a_folder_where_a_file_belongs(work, capfd, name):
+    (work / "runs/tiny" / name).unlink()
+    (work / "runs/tiny" / name).mkdir()
+    assert execute(f"{RESUME} --max_steps 5") == 2
+    said = capfd.readouterr().err
+    assert "A folder is where a file belongs, so move it away" in said
+    assert name.rpartition("/")[2] in said
+
+
+def test_a_tokenizer_with_half_a_character(work, assert_mistake):
+    path = work / "half.json"
+    path.write_text(json.dumps({"kind": "char", "characters": "ab\ud800"}))
+    assert_mistake("prepare_data --input text.txt --tokenizer half.json --out data/new", "half.json")
+
+
 @pytest.mark.parametrize("option", ["--seed=--", "--run=--", "--optim.lr=--"])
 def test_two_dashes_are_no_value(assert_mistake, option):
     assert_mistake(f"{TRAIN} {option}", "'--' is no value")

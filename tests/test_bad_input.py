@@ -523,9 +523,9 @@ def test_links_where_leftovers_would_be_are_not_followed(work):
     (work / "mine").mkdir()
     (work / "mine/thesis.txt").write_text("years of work")
     run = work / "runs/tiny"
-    names = (".loss.png.tmp.png", *(f"checkpoints/{n}" for n in (".last.tmp", ".step-000009.x.tmp", ".step-000004.old")))
-    for name in names:
-        (run / name).symlink_to(work / "mine")
+    (run / ".loss.png.tmp.png").symlink_to(work / "mine")
+    for name in (".last.tmp", ".step-000009.x.tmp", ".step-000004.old"):
+        (run / "checkpoints" / name).symlink_to(work / "mine")
     assert execute(f"{RESUME} --max_steps 5") == 0
     assert contents(work / "mine") == {"thesis.txt": b"years of work"}
     assert not list(run.rglob(".*"))

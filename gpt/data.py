@@ -286,12 +286,11 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
         )
     try:
         meta = read_sealed(folder / "meta.json", "prepare the data anew")
-        if "format" in meta and meta["format"] == FORMAT:
-            _check_meta(meta)
         if meta["format"] != FORMAT:
             raise ValueError(
                 f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare the data anew"
             )
+        _check_meta(meta)
         splits = {
             split: _load_split(folder / f"{split}.bin", meta[split], meta["dtype"], verify)
             for split in ("train", "val")

@@ -20,10 +20,14 @@ from typing import Any
 import filelock
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+def _refuse_pipe(path: Path) -> None:
     if path.is_fifo():  # to open it would wait for a writer
         raise OSError(errno.EINVAL, "A pipe is not a file", str(path))
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    _refuse_pipe(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -37,8 +41,7 @@ def sealed(state: dict[str, Any]) -> str:
 
 def read_sealed(path: Path, advice: str = "") -> dict[str, Any]:
     """What a file holds that `sealed` wrote; ValueError, with the advice, where it is damaged."""
-    if path.is_fifo():  # to open it would wait for a writer
-        raise OSError(errno.EINVAL, "A pipe is not a file", str(path))
+    _refuse_pipe(path)
     with contextlib.suppress(ValueError, RecursionError):  # JSON's and Unicode's, and that of deep nests
         text = path.read_bytes()
         state = json.loads(text)

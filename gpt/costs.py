@@ -10,7 +10,7 @@ import torch
 
 from gpt.baselines import create_model
 from gpt.config import GPTConfig
-from gpt.ops.fused import CHUNK_LOGITS
+from gpt.ops import fused
 
 # --- counting ---------------------------------------------------------------------------------------------------------
 
@@ -147,11 +147,10 @@ def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
         # kept: logits, logits - maximum and its exponentials; made in backward, none in the gap of another: a gradient
         # of each, the zeros that gather's is written to, two sums; and the head's
         return 4 * hidden + (3 + 6) * b * n_targets * model.vocab_size + head
-    rows = max(1, CHUNK_LOGITS // model.vocab_size)
+    rows = fused.rows_at_once(model.vocab_size)
     chunk = 4 * min(n_targets, rows) * model.vocab_size
-    # one chunk: logits, log softmax, and the softmax, which does not fit into its gap; then those of the chunk before
-    # are still there while the next are made; from the third on the heap is cut up (measured: two more)
-    chunks = 3 if n_targets <= rows else 4 if n_targets <= 2 * rows else 6
-    # of the hidden states: themselves, their gradient, a chunk of it, the scaled one; of the head: the gradient's sum,
-    # a chunk's part of it, the embedding's where it is tied
-    return 4 * hidden + chunks * chunk + (2 + model.tie_embeddings) * head + (half * head) // 2
+    # a chunk's logits and the log softmax that becomes their gradient; while heaps are cut up, room for one more
+    chunks = 2 if n_targets <= rows else 3
+    # of the hidden states: themselves, their gradient and a chunk of it; of the head: the gradient, the embedding's where
+    # it is tied; in half precision a chunk's part of it
+    return 3 * hidden + chunks * chunk + (1 + model.tie_embeddings) * head + half * head

@@ -31,6 +31,17 @@ class _Layer(nn.Module):
         return ops.kernels(self.kernels)
 
 
+class Linear(nn.Linear):
+    """x · weight^T + bias, (..., in_features) -> (..., out_features), by the formula of the room that `kernels` names."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, kernels: str = "fused"):
+        super().__init__(in_features, out_features, bias)
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.kernels(self.kernels).linear(x, self.weight, self.bias)
+
+
 class LayerNorm(_Layer):
     """Brings each vector to mean 0 and variance 1, then applies a learned scale and shift: (..., D) -> (..., D)."""
 
@@ -58,9 +69,9 @@ class FeedForward(nn.Module):
         super().__init__()
         config = model_config(config)
         self.layers = nn.Sequential(
-            nn.Linear(config.emb_dim, 4 * config.emb_dim),
+            Linear(config.emb_dim, 4 * config.emb_dim, kernels=config.kernels),
             GELU(config.kernels),
-            nn.Linear(4 * config.emb_dim, config.emb_dim),
+            Linear(4 * config.emb_dim, config.emb_dim, kernels=config.kernels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,10 +113,10 @@ class MultiHeadAttention(_Layer):
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.drop_rate = config.drop_rate
         self.layer = layer  # which of a cache's layers is this one's
-        self.W_query = nn.Linear(config.emb_dim, config.emb_dim, bias=config.qkv_bias)
-        self.W_key = nn.Linear(config.emb_dim, config.emb_dim, bias=config.qkv_bias)
-        self.W_value = nn.Linear(config.emb_dim, config.emb_dim, bias=config.qkv_bias)
-        self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
+        self.W_query = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.kernels)
+        self.W_key = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.kernels)
+        self.W_value = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.kernels)
+        self.out_proj = Linear(config.emb_dim, config.emb_dim, kernels=config.kernels)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         state_dict.pop(f"{prefix}mask", None)  # the book's checkpoints carry the causal mask, a constant
@@ -161,7 +172,7 @@ class GPTModel(_Layer):
         # a Sequential for its names' sake: blocks are called one by one, since each takes the mask and the cache
         self.trf_blocks = nn.Sequential(*[TransformerBlock(config, layer) for layer in range(config.n_layers)])
         self.final_norm = LayerNorm(config.emb_dim, config.kernels)
-        self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        self.out_head = Linear(config.emb_dim, config.vocab_size, False, config.kernels)
         if config.init != "pytorch":
             self._init_normal()
         if config.tie_embeddings:

@@ -39,7 +39,16 @@ def test_both_rooms_have_the_same_doors():
         return {n: str(inspect.signature(f)) for n, f in found if f.__module__ == room.__name__ and n[0] != "_"}
 
     plain, fast = doors(explicit), doors(fused)
-    assert set(fast) == {"softmax", "layer_norm", "gelu", "attention", "cross_entropy", "linear_cross_entropy"}
+    fast.pop("rows_at_once")  # which is no formula
+    assert set(fast) == {
+        "softmax",
+        "linear",
+        "layer_norm",
+        "gelu",
+        "attention",
+        "cross_entropy",
+        "linear_cross_entropy",
+    }
     assert fast == {name: plain[name] for name in fast}
 
 
@@ -187,9 +196,41 @@ def test_linear_cross_entropy_under_autocast_is_close_and_keeps_float32_gradient
 def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
     sizes = []
     monkeypatch.setattr(fused, "CHUNK_LOGITS", 30)
-    plain = F.linear
-    monkeypatch.setattr(fused.F, "linear", lambda *a: sizes.append(plain(*a).numel()) or plain(*a))
+    plain = fused.linear
+    monkeypatch.setattr(fused, "linear", lambda *a: sizes.append(plain(*a).numel()) or plain(*a))
     hidden = torch.randn(9, 4, requires_grad=True)
     fused.linear_cross_entropy(hidden, torch.randn(11, 4), TARGETS).backward()
     assert max(sizes) <= 30
     assert sum(sizes) == 9 * 11
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5, 8), (4, 8), (1, 1, 8), (0, 8), (8,)], ids=str)
+def test_linear(ops, dtype, has_bias, shape):
+    inputs = [torch.randn(shape, dtype=dtype), torch.randn(6, 8, dtype=dtype)]
+    inputs += [torch.randn(6, dtype=dtype)] * has_bias
+    assert_same(ops.linear, F.linear, inputs)
+
+
+@ROOMS
+def test_linear_takes_any_strides(ops):
+    x = torch.randn(5, 3, 8).transpose(0, 1)
+    assert_same(ops.linear, F.linear, [x, torch.randn(8, 6).T, torch.randn(6)])
+
+
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
+def test_fused_linear_is_right_on_either_kind_of_processor(capability, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert_same(fused.linear, F.linear, [torch.randn(3, 5, 8), torch.randn(6, 8), torch.randn(6)])
+
+
+def test_fused_linear_leaves_other_precisions_to_pytorch(monkeypatch):
+    x, weight = torch.randn(3, 8), torch.randn(6, 8)
+    monkeypatch.setattr(fused, "_product", lambda *_: pytest.fail("oneDNN was asked"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused.linear(x, weight).dtype == torch.bfloat16
+    fused.linear(x.double(), weight.double())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    torch.testing.assert_close(fused.linear(x, weight), x @ weight.T)

@@ -21,6 +21,12 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
     return exponentials / exponentials.sum(dim, keepdim=True)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · weight^T + bias, (..., D_in) -> (..., D_out), for a weight (D_out, D_in) and a bias (D_out,)."""
+    product = x @ weight.T
+    return product if bias is None else product + bias.to(product.dtype)  # autocast lowers products alone
+
+
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
     """Each vector of x (..., D) brought to mean 0 and variance 1, then scaled and shifted; the shape of x.
 
@@ -100,4 +106,4 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats of the logits hidden · weight^T, for hidden (N, D), weight (V, D), targets (N,)."""
-    return cross_entropy(hidden @ weight.T, targets, reduction)
+    return cross_entropy(linear(hidden, weight), targets, reduction)

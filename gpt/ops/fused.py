@@ -8,16 +8,69 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gpt.ops.explicit import IGNORE, causal_mask
 
-# Logits held at once by linear_cross_entropy, whatever the batch: 2^24 numbers, 64 MB in float32.
-CHUNK_LOGITS = 2**24
+# Logits held at once by linear_cross_entropy, whatever the batch: 2^23 numbers, 32 MB in float32, a large CPU's cache.
+CHUNK_LOGITS = 2**23
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """See `explicit.softmax`."""
     return F.softmax(x, dim)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """See `explicit.linear`. In float32 on a CPU through oneDNN, which PyTorch has beside MKL; a second derivative, which
+    that lacks, is an error."""
+    if not _has_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _Linear.apply(x, weight, bias)
+    return _product(x, weight, bias)
+
+
+def _has_onednn(*operands: Tensor) -> bool:
+    """Whether PyTorch's oneDNN multiplies these matrices, in the precision that is asked for."""
+    return (
+        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in operands)
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # the compiler makes its own choice
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """x · weight^T + bias by oneDNN, whose forward product is a fifth faster than MKL's, and the backward one with
+    AVX-512; for the weight's gradient MKL is the faster one (docs/speed-log.md)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        grad, rows = (t.reshape(-1, t.size(-1)) for t in (grad, x))  # (N, D_out), (N, D_in)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _times(grad, weight).view_as(x) if needs_x else None,
+            grad.T @ rows if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
+
+
+def _times(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad · weight, (N, D_out) · (D_out, D_in)."""
+    wide = _has_onednn(grad, weight) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return _product(grad, weight.T) if wide else grad @ weight
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
@@ -53,7 +106,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
     gradient: reduction "none")."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad and reduction == "none":
-        return cross_entropy(F.linear(hidden, weight), targets, reduction)
+        return cross_entropy(linear(hidden, weight), targets, reduction)
     if needs_grad:
         total = _LinearCrossEntropySum.apply(hidden, weight, targets)
     else:
@@ -66,10 +119,26 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
 
 def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The rows of a chunk, its targets (C,) and its logits (C, V), in the weight's precision even under autocast."""
-    n_rows = max(1, CHUNK_LOGITS // len(weight))
+    n_rows = rows_at_once(len(weight))
     for start in range(0, len(targets), n_rows):
         rows = slice(start, start + n_rows)
-        yield rows, targets[rows], F.linear(hidden[rows], weight).to(weight.dtype)
+        yield rows, targets[rows], linear(hidden[rows], weight).to(weight.dtype)
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """How many rows of logits are held at once: whole blocks of 64, which kernels work on, where it can be."""
+    n_rows = max(1, CHUNK_LOGITS // vocab_size)
+    return n_rows - n_rows % 64 if n_rows > 64 else n_rows
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of logits (C, V), and its gradient with respect to them, (C, V)."""
+    counted = (targets != IGNORE)[:, None].to(logits.dtype)  # (C, 1)
+    targets = targets.clamp(min=0)[:, None]  # (C, 1)
+    log_probabilities = torch.log_softmax(logits, dim=-1)  # (C, V)
+    loss = -(log_probabilities.gather(1, targets) * counted).sum()
+    gradient = log_probabilities.exp_()  # in place: memory is what large vocabularies are short of
+    return loss, gradient.scatter_add_(1, targets, -torch.ones_like(counted)).mul_(counted)
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
@@ -86,17 +155,22 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight)  # (V, D)
         total = torch.zeros((), device=hidden.device, dtype=weight.dtype)
         for rows, target, logits in _chunks(hidden, weight, targets):
-            total += cross_entropy(logits, target, "sum")
-            counted = (target != IGNORE)[:, None].to(logits.dtype)  # (C, 1)
-            grad_logits = torch.softmax(logits, dim=-1)  # (C, V)
-            grad_logits.scatter_add_(1, target.clamp(min=0)[:, None], -torch.ones_like(counted))
-            grad_logits *= counted
-            grad_hidden[rows] = (grad_logits @ weight).to(hidden.dtype)
-            grad_weight += grad_logits.T @ hidden[rows]
+            loss, grad_logits = _loss_and_gradient(logits, target)
+            total += loss
+            del logits
+            grad_hidden[rows] = _times(grad_logits, weight)
+            if torch.is_autocast_enabled(weight.device.type):
+                grad_weight += grad_logits.T @ hidden[rows]  # in the lower precision
+            else:
+                grad_weight.addmm_(grad_logits.T, hidden[rows])
+            del grad_logits  # before the next chunk's logits are made
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_output.device.type == "cpu" and grad_output == 1:  # any other device would have to be waited for
+            return grad_hidden, grad_weight, None
         return grad_hidden * grad_output, grad_weight * grad_output, None

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from gpt import tales
 from gpt.config import GPTConfig, model_config
 from gpt.corpus import PROJECT
-from gpt.data import PreparedData
 from gpt.model import GPTModel, KVCache, LayerNorm
+from gpt.prepared import PreparedData
 
 RESULTS = PROJECT / "data" / "baselines.json"  # of models that take too long to train within a run
 MOST_TOKENS = 10_000_000  # that n-grams are counted on, and scored on

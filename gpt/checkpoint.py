@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from gpt.baselines import create_model
 from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
 from gpt.corpus import find_path
-from gpt.data import PreparedData, load_data
 from gpt.files import FolderLock, flush, put_back, sealed, sha256, whole_file, whole_folder, write_text
 from gpt.model import GPTModel
+from gpt.prepared import PreparedData, load_data
 from gpt.state import FORMAT, Checkpoint, check_finite, read_checkpoint, read_state
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.weights import load_weights, named_weights

@@ -6,9 +6,9 @@ import torch
 
 from gpt.baselines import tales_floor
 from gpt.checkpoint import RunFolder, load_model, run_data
-from gpt.data import PreparedData
 from gpt.decoding import sample_documents
 from gpt.model import GPTModel
+from gpt.prepared import PreparedData
 from gpt.tales import Verdict, entropy, judge
 
 

@@ -22,7 +22,8 @@ from gpt import runtime
 from gpt.baselines import MOST_TOKENS
 from gpt.config import TrainConfig
 from gpt.costs import activation_bytes, count_parameters, flops_per_token, gap_bytes, logit_bytes
-from gpt.data import PreparedData, document_windows
+from gpt.data import document_windows
+from gpt.prepared import PreparedData
 
 CHECKPOINT_BYTES = 12  # per parameter: its weight and AdamW's two means, in float32
 # Resident bytes of a training run with next to no model: Python and PyTorch's CPU build 230 MB, what torch.optim brings

@@ -1,4 +1,4 @@
-"""Text into the token files that a training run reads (gpt/data.py): written whole, or not at all."""
+"""Text into the token files that a training run reads (gpt/prepared.py): written whole, or not at all."""
 
 import hashlib
 import itertools
@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt.corpus import Corpus
-from gpt.data import FORMAT, PreparedData, load_data
 from gpt.files import sealed, sha256, whole_folder
+from gpt.prepared import FORMAT, PreparedData, load_data
 from gpt.tokenizer import CharTokenizer, Tokenizer, get_tokenizer
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}

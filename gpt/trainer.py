@@ -26,12 +26,13 @@ from gpt.baselines import Yardstick, create_model, yardstick
 from gpt.checkpoint import RunFolder
 from gpt.config import TrainConfig, check_resumable, differences
 from gpt.corpus import find_path
-from gpt.data import PreparedData, WindowSampler, fit_to_data, load_data, training_windows
+from gpt.data import WindowSampler, fit_to_data, training_windows
 from gpt.decoding import generate, prompt_ids
 from gpt.files import append_text
 from gpt.loss import Evaluation, evaluate, perplexity
 from gpt.objectives import create_objective
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
+from gpt.prepared import PreparedData, load_data
 from gpt.weights import load_weights
 
 SAMPLE_TOKENS = 120

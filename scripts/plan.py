@@ -23,7 +23,7 @@ def main() -> None:
 
     from gpt import plan, runtime
     from gpt.corpus import find_path
-    from gpt.data import load_data
+    from gpt.prepared import load_data
     from gpt.probe import probe
 
     runtime.tune()

@@ -54,8 +54,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from gpt.corpus import open_corpus
-    from gpt.data import describe
     from gpt.prepare import prepare_data
+    from gpt.prepared import describe
 
     separator = arguments.separator.replace("\\n", "\n").replace("\\t", "\t")
     corpus = open_corpus(arguments.input, separator, arguments.sha256)

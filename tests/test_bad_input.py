@@ -26,11 +26,12 @@ import torch
 from gpt import corpus
 from gpt.checkpoint import RunFolder, load_model
 from gpt.config import DataConfig, OptimConfig, TrainConfig, check_resumable, from_dict
-from gpt.data import DocumentWindows, create_dataloader, load_data
+from gpt.data import DocumentWindows, create_dataloader
 from gpt.decoding import generate
 from gpt.files import sealed, sha256
 from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate
 from gpt.model import GPTModel
+from gpt.prepared import load_data
 from gpt.tokenizer import get_tokenizer, load_tokenizer
 from gpt.trainer import Trainer
 

@@ -22,11 +22,11 @@ from gpt.data import (
     document_windows,
     encode_documents,
     fit_to_data,
-    load_data,
     training_windows,
 )
 from gpt.files import sealed
 from gpt.prepare import prepare_data
+from gpt.prepared import load_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")

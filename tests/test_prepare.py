@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import gpt.prepare
 import gpt.tales
 from gpt.corpus import open_corpus
-from gpt.data import describe, load_data
 from gpt.prepare import prepare_data
+from gpt.prepared import describe, load_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ A `Corpus` is a sequence of documents; each is read as a stream of pieces, so th
 """
 
 import atexit
+import codecs
 import glob
 import io
 import itertools
@@ -34,7 +35,7 @@ DOWNLOADABLE = {  # texts that are downloaded by name: their URL, their SHA-256,
     )
 }
 SUFFIXES = (".txt", ".md")  # what is taken from a folder; a file named by itself may have any name
-PIECE = 1 << 20  # characters read at once
+PIECE = 1 << 20  # bytes read at once
 TALES = 30_000  # as many as "tales" stands for
 
 
@@ -165,29 +166,35 @@ def _spool(stream: BinaryIO) -> Path:
 
 
 def read_pieces(path: Path) -> Iterator[str]:
-    """A UTF-8 text file as strings of about a million characters, each cut where a word ends, line ends as \\n.
+    """A UTF-8 text file as strings of about PIECE bytes, each cut where a word ends, line ends as \\n.
 
-    ValueError names the file where it cannot be read as text.
+    ValueError names the file where it cannot be read as text. In text mode Python would decode blocks of 8 KB and look
+    at each character for its line ends, in three times the time.
     """
-    rest = ""
-    with path.open(encoding="utf-8-sig") as file:  # a byte order mark is dropped, \r\n becomes \n
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a byte order mark is dropped
+    rest = held = ""
+    with path.open("rb") as file:
         while True:
+            block = file.read(PIECE)
             try:
-                read = file.read(PIECE)
+                read = held + decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}): {_advice()}"
                 ) from None
-            if "\0" in read:
+            if b"\0" in block:
                 raise ValueError(f"{path} holds NUL bytes, as binary files do: {_advice()}")
+            held = "\r" if block and read.endswith("\r") else ""  # its \n may be yet to come
+            if "\r" in read:
+                read = read.removesuffix(held).replace("\r\n", "\n").replace("\r", "\n")
             rest += read
-            cut = last_word_break(rest) if read else len(rest)
+            cut = last_word_break(rest) if block else len(rest)
             if len(rest) > 16 * PIECE:  # not one space in 16 million characters
                 cut = cut or len(rest)
             if cut:
                 yield rest[:cut]
                 rest = rest[cut:]
-            if not read:
+            if not block:
                 return
 
 

@@ -313,6 +313,8 @@ def test_describe_names_the_counts(tmp_path):
 def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     """A file of 2 MB is prepared in a fraction of that: nothing holds the whole text or all of its ids."""
     monkeypatch.setattr(gpt.corpus, "PIECE", 10_000)
+    monkeypatch.setattr(gpt.prepare, "BATCH", 5_000)
+    monkeypatch.setattr(gpt.prepare, "WORKERS", 2)
     corpus = corpus_of(tmp_path / "in", ("some words " * 100 + "\n") * 1800, separator=separator)
     prepare_data(corpus_of(tmp_path / "warm-up", "some words "), "char", tmp_path / "out")
     tracemalloc.start()

@@ -4,8 +4,11 @@ import hashlib
 import json
 import math
 import runpy
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 import gpt.prepare
 import gpt.tales
 from gpt.corpus import open_corpus
-from gpt.prepare import prepare_data
+from gpt.prepare import ordered_map, prepare_data
 from gpt.prepared import describe, load_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
 
@@ -324,6 +327,69 @@ def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     assert peak < 1_000_000
 
 
+# --- preparing: in threads --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", ["", "\n\n"])
+def test_any_number_of_threads_writes_what_tiktoken_gives(tmp_path, monkeypatch, gpt2, separator):
+    """A thread gets parts of documents, or several at once; tiktoken is handed each document whole."""
+    monkeypatch.setattr(gpt.corpus, "PIECE", 700)
+    monkeypatch.setattr(gpt.prepare, "BATCH", 500)
+    files = [STORY, "one\r\nline \r\n\r\n\n  <|endoftext|> 中文 😀\r", *[f"{n} geese.\n\n" * n for n in range(1, 12)]]
+    texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in files]
+    if separator:
+        texts = [part.strip() for text in texts for part in text.split(separator) if part.strip()]
+    n_train = len(texts) - round(len(texts) * 0.1)
+    corpus, found = corpus_of(tmp_path / "in", *files, separator=separator), []
+    for workers in (1, 2, 5):
+        monkeypatch.setattr(gpt.prepare, "WORKERS", workers)
+        data = prepare_data(corpus, "gpt2", tmp_path / "out")
+        found.append({name: (tmp_path / "out" / name).read_bytes() for name in FILES})
+        for split, part in ((data.train, texts[:n_train]), (data.val, texts[n_train:])):
+            expected = [[*gpt2._engine.encode_ordinary(text), gpt2.eot_id] for text in part]
+            assert split.tokens.tolist() == [gpt2.eot_id, *(i for ids in expected for i in ids)]
+            counts = (len(part), sum(map(len, part)), sum(len(text.encode()) for text in part))
+            assert (split.documents, split.characters, split.bytes) == counts
+    assert found[0] == found[1] == found[2]
+
+
+def test_ordered_map_keeps_the_order_and_looks_no_further_ahead_than_two_items_per_thread(monkeypatch):
+    monkeypatch.setattr(gpt.prepare, "WORKERS", 2)
+    taken = []
+
+    def items():
+        for n in range(20):
+            taken.append(n)
+            yield n
+
+    def slow_where_even(n):
+        time.sleep(0.01 * (n % 2 == 0))
+        return n * n
+
+    for n, square in enumerate(ordered_map(slow_where_even, items())):
+        assert square == n * n
+        assert len(taken) <= n + 5
+    assert len(taken) == 20
+
+
+def test_what_an_item_raises_is_raised_at_its_turn(monkeypatch):
+    """The first of several, and all before it come out; no thread is left behind."""
+    monkeypatch.setattr(gpt.prepare, "WORKERS", 3)
+    threads = threading.active_count()
+    results = ordered_map(lambda n: 1 // (n % 4 - 3), range(20))
+    assert [next(results), next(results), next(results)] == [-1, -1, -1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert threading.active_count() == threads
+
+
+def test_preparing_needs_no_pytorch():
+    """Its import takes longer than a book takes to prepare."""
+    program = "import sys, gpt.cli, gpt.prepare; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 # --- preparing: all or nothing ----------------------------------------------------------------------------------------
 
 
@@ -433,11 +499,11 @@ def test_an_interruption_leaves_the_old_data_as_it_was(tmp_path, monkeypatch):
     class Interrupted(CharTokenizer):
         calls = 0
 
-        def encode(self, text, special=False):
+        def encode_to_numpy(self, text):
             self.calls += 1
             if self.calls == 3:
                 raise KeyboardInterrupt
-            return super().encode(text)
+            return super().encode_to_numpy(text)
 
     monkeypatch.setattr(gpt.prepare, "get_tokenizer", lambda *args: Interrupted("another text"))
     with pytest.raises(KeyboardInterrupt):

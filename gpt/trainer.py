@@ -3,8 +3,7 @@
     python: Trainer.start(config, "runs/mine").train()
     shell:  python scripts/train.py --config configs/story.toml --run mine
 
-The objective is handed to the Trainer, which knows nothing of it but that it maps a batch of windows to (loss summed,
-tokens counted) and holds the backbone as `model`.
+The objective that it is handed maps a batch of windows to (loss summed, tokens counted), with its backbone as `model`.
 """
 
 import contextlib

@@ -165,14 +165,16 @@ class DataConfig:
 class OptimConfig:
     """The optimizer, and the learning rate as a function of the step."""
 
-    name: Literal["adamw"] = _setting("adamw", "the optimizer")
+    name: Literal["adamw", "muon"] = _setting(
+        "adamw", "the optimizer; muon: Muon for the matrices between embeddings and head, AdamW for the rest"
+    )
     lr: float = _setting(1e-3, "peak learning rate, reached after the warm-up", 0)
     min_lr: float = _setting(1e-4, "learning rate at the end of the decay", 0)
     warmup_steps: int = _setting(100, "steps over which the learning rate rises linearly to its peak", 0)
     decay_steps: int = _setting(0, "step at which min_lr is reached; 0: max_steps", 0)
     schedule: Literal["cosine", "linear", "constant"] = _setting("cosine", "shape of the decay after the warm-up")
     weight_decay: float = _setting(0.1, "decoupled weight decay, on matrices only", 0)
-    beta1: float = _setting(0.9, "AdamW: decay of the mean of gradients", 0, 0.9999999)
+    beta1: float = _setting(0.9, "AdamW, Muon: decay of the mean of gradients", 0, 0.9999999)
     beta2: float = _setting(0.95, "AdamW: decay of the mean of squared gradients", 0, 0.9999999)
     grad_clip: float = _setting(1.0, "gradients are scaled down to this global norm; 0: never", 0)
 

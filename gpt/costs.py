@@ -11,6 +11,7 @@ import torch
 from gpt.baselines import create_model
 from gpt.config import GPTConfig
 from gpt.ops import fused
+from gpt.optim import is_hidden
 
 # --- counting ---------------------------------------------------------------------------------------------------------
 
@@ -44,6 +45,11 @@ def count_parameters(model: GPTConfig) -> dict[str, int]:
     return parts
 
 
+def count_hidden(model: GPTConfig) -> int:
+    """The parameters of the matrices between the embeddings and the head."""
+    return sum(count * shape.numel() for name, (shape, count) in _shapes(model).items() if is_hidden(name, len(shape)))
+
+
 def flops_per_token(model: GPTConfig, n_tokens: float = 0) -> tuple[int, int]:
     """FLOPs per token, forward and backward, of the layers and of the output head, for windows of `n_tokens` tokens on
     average (0: context_length).
@@ -52,14 +58,9 @@ def flops_per_token(model: GPTConfig, n_tokens: float = 0) -> tuple[int, int]:
     scores and sums over values add 12·L·T·D; the causal half that a kernel may skip is counted. Kaplan et al. 2020,
     arXiv:2001.08361, table 1; Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B.
     """
-    weights = sum(
-        count * shape.numel()
-        for name, (shape, count) in _shapes(model).items()
-        if len(shape) == 2 and not name.startswith(("tok_emb", "pos_emb", "out_head"))
-    )
     length = n_tokens or model.context_length
     attention = round(12 * model.n_layers * length * model.emb_dim) if model.backbone == "gpt" else 0
-    return 6 * weights + attention, 6 * model.vocab_size * model.emb_dim
+    return 6 * count_hidden(model) + attention, 6 * model.vocab_size * model.emb_dim
 
 
 # --- the bytes of a pass ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gpt.config import OptimConfig
+from gpt.muon import Muon
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -17,19 +18,31 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def is_hidden(name: str, dim: int) -> bool:
+    """Whether a parameter of that name and so many dimensions is a matrix between the embeddings and the head, which
+    maps vectors to vectors; the rows of the others belong to one token or position each."""
+    return dim == 2 and not {"tok_emb", "pos_emb", "out_head"} & set(name.split("."))
+
+
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trainable parameters of `module`.
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trainable parameters of `module`, or Muon over its
+    hidden matrices, where there are any, and AdamW over the rest.
 
     PyTorch's fused kernel updates a tensor in one pass over memory.
     """
     groups = [group for group in parameter_groups(module, config.weight_decay) if group["params"]]
     if not groups:
         raise ValueError("nothing to train: no parameter requires a gradient")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    betas = (config.beta1, config.beta2)
+    hidden = {p: None for name, p in module.named_parameters() if p.requires_grad and is_hidden(name, p.dim())}
+    if config.name == "adamw" or not hidden:
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+    others = [{**group, "params": [p for p in group["params"] if p not in hidden]} for group in groups]
+    return Muon(list(hidden), others, config.lr, config.beta1, config.weight_decay, betas)
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict, step: int) -> None:
-    """Give an AdamW the two means and the learning rate of a `state_dict` saved after so many steps; all else stays the
+    """Give an optimizer the means and the learning rate of a `state_dict` saved after so many steps; all else stays the
     config's.
 
     ValueError unless each parameter gets means of its own shape: the fused kernel, which does not ask, would write
@@ -38,10 +51,14 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict, step: int) -> None:
     groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
     own = [{**group, "lr": float(before["lr"])} for group, before in groups]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
-    for parameter in (p for group in optimizer.param_groups for p in group["params"] if step):
-        shapes = {name: value.shape for name, value in optimizer.state[parameter].items()}
-        if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
-            raise ValueError(f"the means of a parameter of shape {tuple(parameter.shape)} do not fit it")
+    for group in optimizer.param_groups if step else ():
+        for parameter in group["params"]:
+            shape = parameter.shape
+            expected = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+            if "momentum" in group:
+                expected = {"momentum": shape}
+            if {name: value.shape for name, value in optimizer.state[parameter].items()} != expected:
+                raise ValueError(f"the means of a parameter of shape {tuple(shape)} do not fit it")
 
 
 def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:

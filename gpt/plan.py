@@ -21,11 +21,11 @@ import torch
 from gpt import runtime
 from gpt.baselines import MOST_TOKENS
 from gpt.config import TrainConfig
-from gpt.costs import activation_bytes, count_parameters, flops_per_token, gap_bytes, logit_bytes
+from gpt.costs import activation_bytes, count_hidden, count_parameters, flops_per_token, gap_bytes, logit_bytes
 from gpt.data import document_windows
+from gpt.muon import AT_ONCE
 from gpt.prepared import PreparedData
 
-CHECKPOINT_BYTES = 12  # per parameter: its weight and AdamW's two means, in float32
 # Resident bytes of a training run with next to no model: Python and PyTorch's CPU build 230 MB, what torch.optim brings
 # in 75, evaluation, matplotlib and the first step 55. Measured with PyTorch 2.13 on Linux.
 PROGRAM_BYTES = 360_000_000
@@ -93,7 +93,7 @@ def estimate(
         n_train_tokens,
         parameters,
         _memory(config, sum(parameters.values()), n_train_tokens),
-        _most_checkpoints(config) * CHECKPOINT_BYTES * sum(parameters.values()),
+        _most_checkpoints(config) * (4 * sum(parameters.values()) + _means(config, sum(parameters.values()))),
         layer_flops,
         head_flops,
         window,
@@ -134,6 +134,11 @@ def _most_checkpoints(config: TrainConfig) -> int:
     return min(config.keep + 2, saved)
 
 
+def _means(config: TrainConfig, n_parameters: int) -> int:
+    """Bytes that the optimizer keeps, in float32: AdamW's two means, and Muon's one."""
+    return 8 * n_parameters - 4 * count_hidden(config.model) * (config.optim.name == "muon")
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +160,7 @@ def _memory(config: TrainConfig, n_parameters: int, n_train_tokens: int) -> dict
     memory = {
         "weights": 4 * n_parameters,
         "gradients": 4 * n_parameters,
-        "optimizer": 8 * n_parameters,  # AdamW's two means
+        "optimizer": _means(config, n_parameters),
         "activations": one,
         "heap's gaps": gaps,
         "logits": logit_bytes(model, config.batch_size * model.context_length, half),
@@ -164,8 +169,11 @@ def _memory(config: TrainConfig, n_parameters: int, n_train_tokens: int) -> dict
     }
     # the n-grams are counted, and forgotten, before the first step
     ngrams = NGRAM_BYTES * min(n_train_tokens, MOST_TOKENS) * on_cpu
-    later = sum(memory[part] for part in ("gradients", "optimizer", "activations", "heap's gaps", "logits"))
-    return {**memory, "n-grams": max(0, ngrams - later)}
+    passed = sum(memory[part] for part in ("activations", "heap's gaps", "logits"))  # free when the optimizer steps
+    # Muon: the momentum ahead, its stack, what is made of it twice, and Gram matrices
+    steps = 5 * 4 * min(AT_ONCE, count_hidden(model)) * (config.optim.name == "muon")
+    memory["orthogonal steps"] = max(0, steps - passed)
+    return {**memory, "n-grams": max(0, ngrams - passed - memory["gradients"] - memory["optimizer"])}
 
 
 # --- does it fit? -----------------------------------------------------------------------------------------------------
@@ -240,7 +248,7 @@ class Rates:
 
     layers: float  # FLOP per second between embeddings and head, forward and backward
     head: float  # FLOP per second in logits and loss, forward and backward
-    update: float  # parameters per second through clipping and AdamW
+    update: float  # parameters per second through clipping and the optimizer
     overhead: float = 0.0  # seconds that a micro-batch takes besides, however many its tokens
 
 

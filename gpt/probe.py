@@ -1,5 +1,6 @@
 """How fast this machine trains a model: one layer, the loss and an update are timed, for less than a second mostly."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt import ops, runtime
+from gpt.baselines import create_model
 from gpt.costs import flops_per_token
 from gpt.model import TransformerBlock
 from gpt.optim import create_optimizer, scale_and_clip
@@ -102,9 +104,12 @@ def _head(plan: Plan, device: torch.device) -> tuple[float, float]:
 
 
 def _update(plan: Plan, device: torch.device) -> float:
-    """Parameters per second that are clipped and updated."""
-    count = min(plan.n_parameters, NUMBERS_AT_ONCE)
-    module = nn.ParameterList([torch.zeros(1, -(-count // 16)) for _ in range(16)])
+    """Parameters per second that are clipped and updated, of a model of fewer layers and tokens: Muon's time depends on
+    the shapes of the layers."""
+    model = plan.config.model
+    share = min(1, NUMBERS_AT_ONCE / plan.n_parameters)
+    n_layers, vocab_size = (max(1, round(n * share)) for n in (model.n_layers, model.vocab_size))
+    module = create_model(dataclasses.replace(model, n_layers=n_layers, vocab_size=vocab_size, init="pytorch"))
     optimizer, parameters = create_optimizer(module, plan.config.optim), list(module.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -16,7 +16,7 @@ PROJECT = Path(gpt.__file__).parent.parent
 # From the ground up; a file imports from lower floors, or from files named before it on its own floor.
 FLOORS = [
     ["files", "grammar", "tales", "download", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
-    ["bpe", "tokenizer", "prepared", "prepare", "data", "optim"],
+    ["bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
     ["model", "baselines"],
     ["loss", "decoding", "weights", "state", "checkpoint", "objectives.next_token", "objectives", "plots", "judge"],
     ["costs", "plan", "probe", "report"],  # on the same floor

@@ -1,14 +1,19 @@
-"""The schedule by its shape, clipping against torch's, AdamW against the paper's formula."""
+"""The schedule by its shape, clipping against torch's, AdamW against the paper's formula, Muon against torch.optim.Muon
+and the singular value decomposition."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from gpt.config import OptimConfig
+from gpt import muon
+from gpt.baselines import create_model
+from gpt.config import GPTConfig, OptimConfig
 from gpt.model import GPTModel
-from gpt.optim import create_optimizer, learning_rate, parameter_groups, scale_and_clip
+from gpt.muon import orthogonalise
+from gpt.optim import create_optimizer, learning_rate, parameter_groups, restore, scale_and_clip
 
 CONFIG = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=10, weight_decay=0.1)
 
@@ -83,6 +88,141 @@ def test_adamw_is_the_papers_formula():
         m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.95**t)
         theta = theta - 1.0 * 0.1 * theta - 1.0 * m_hat / (v_hat.sqrt() + 1e-8)
         torch.testing.assert_close(layer.weight.detach(), theta)
+
+
+# --- Muon -------------------------------------------------------------------------------------------------------------
+
+MUON = OptimConfig(name="muon", lr=0.02, min_lr=0.0, beta1=0.85, weight_decay=0.1)
+EXACT = ((2.0, -1.5, 0.5),) * 40  # has a fixed point of slope 0 at 1: each singular value ends there
+
+
+def with_singular_values(values, n_rows, n_columns):
+    """A matrix of those singular values, and the U·V^T that is nearest to it."""
+    u, _, vh = torch.linalg.svd(torch.randn(n_rows, n_columns, dtype=torch.float64), full_matrices=False)
+    return u @ torch.diag(values.double()) @ vh, u @ vh
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 8, 40), (2, 40, 8), (1, 1, 5)])
+def test_orthogonal_matrices_are_those_of_the_singular_value_decomposition(shape):
+    """The directions are exact; the singular values come as near to 1 as the three polynomials bring them."""
+    matrices = torch.randn(shape, dtype=torch.float64) * 1e-6
+    u, values, vh = torch.linalg.svd(matrices, full_matrices=False)
+    found = u.mT @ orthogonalise(matrices) @ vh.mT  # diagonal
+    lifted = found.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(found, torch.diag_embed(lifted), rtol=0, atol=1e-9)
+    assert lifted.max() < 1.87
+    assert lifted[values > 0.01 * values.pow(4).sum(-1, keepdim=True) ** 0.25].min() > 0.18
+
+
+def test_many_steps_of_a_convergent_polynomial_end_in_the_nearest_orthogonal_matrix(monkeypatch):
+    monkeypatch.setattr(muon, "POLAR_EXPRESS", EXACT)
+    matrix, nearest = with_singular_values(torch.logspace(-3, 1, 6), 6, 17)
+    torch.testing.assert_close(orthogonalise(matrix[None])[0], nearest)
+    torch.testing.assert_close(orthogonalise(matrix.T[None])[0], nearest.T)
+
+
+def test_zeros_stay_zeros_and_float32_is_enough():
+    assert not orthogonalise(torch.zeros(2, 3, 5)).any()
+    matrices = torch.randn(4, 32, 128) @ torch.diag(torch.logspace(-4, 0, 128))
+    torch.testing.assert_close(orthogonalise(matrices), orthogonalise(matrices.double()).float(), rtol=0, atol=1e-3)
+
+
+def test_muon_is_pytorchs_muon(monkeypatch):
+    """Momentum, Nesterov's step, scale, decay, and matrices of one shape together. PyTorch's Newton-Schulz steps run in
+    bfloat16, and begin at another norm: with polynomials that converge neither matters but for bfloat16's rounding."""
+    monkeypatch.setattr(muon, "POLAR_EXPRESS", EXACT)
+    monkeypatch.setattr(muon, "AT_ONCE", 2 * 6 * 10)  # the third matrix of a shape comes in a batch of its own
+    shapes = [(6, 10), (6, 10), (10, 6), (6, 10), (8, 8)]
+    ours = nn.ParameterList([torch.rand(shape) for shape in shapes])
+    theirs = nn.ParameterList([p.detach().clone() for p in ours])
+    optimizer = create_optimizer(ours, MUON)
+    truth = torch.optim.Muon(
+        theirs, lr=0.02, weight_decay=0.1, momentum=0.85, ns_coefficients=EXACT[0], ns_steps=40,
+        adjust_lr_fn="match_rms_adamw",
+    )  # fmt: skip
+    before = [p.detach().clone() for p in ours]
+    for _ in range(4):
+        for p, q, shape in zip(ours, theirs, shapes, strict=True):
+            u, _, vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+            p.grad = u @ torch.diag(1 + torch.rand(min(shape))) @ vh  # well-conditioned
+            q.grad = p.grad.clone()
+        optimizer.step(), truth.step()
+    for p, q, start in zip(ours, theirs, before, strict=True):
+        assert ((p - q).norm() / (q - start).norm()).item() < 0.02
+
+
+TINY = {"vocab_size": 7, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 2, "qkv_bias": True}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_who_is_muons_and_that_the_rest_is_adamws(tied):
+    models = [GPTModel({**TINY, "tie_embeddings": tied}) for _ in "ab"]
+    models[1].load_state_dict(models[0].state_dict())
+    kinds = ("att.W_query", "att.W_key", "att.W_value", "att.out_proj", "ff.layers.0", "ff.layers.2")
+    hidden = {f"trf_blocks.{layer}.{kind}.weight" for layer in (0, 1) for kind in kinds}
+    rest = [p for name, p in models[1].named_parameters() if name not in hidden]
+    groups = [{"params": [p for p in rest if p.dim() == d], "weight_decay": 0.1 * (d == 2)} for d in (1, 2)]
+    ours, truth = create_optimizer(models[0], MUON), torch.optim.AdamW(groups, lr=0.02, betas=(0.85, 0.95), fused=True)
+    assert {id(p) for p in ours.param_groups[0]["params"]} == {id(models[0].get_parameter(name)) for name in hidden}
+    for _ in range(3):
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        ours.step(), truth.step()
+    for name, parameter in models[1].named_parameters():
+        assert torch.equal(parameter, models[0].get_parameter(name)) == (name not in hidden), name
+
+
+def test_muon_takes_the_recurrent_matrices_and_leaves_what_is_frozen():
+    model = create_model(GPTConfig(**{**TINY, "backbone": "lstm"}))
+    model.lstm.weight_hh_l1.requires_grad_(False)
+    matrices, *others = create_optimizer(model, MUON).param_groups
+    names = {p: name for name, p in model.named_parameters()}
+    assert [names[p] for p in matrices["params"]] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.weight_ih_l1"]
+    assert sum(len(group["params"]) for group in others) == len(names) - 4
+
+
+def test_where_there_is_no_hidden_matrix_all_is_adamws():
+    assert type(create_optimizer(nn.ModuleDict({"tok_emb": nn.Embedding(3, 2)}), MUON)) is torch.optim.AdamW
+    layer = nn.Linear(2, 2, bias=False)  # nor need there be anything else
+    layer.weight.grad = torch.ones(2, 2)
+    create_optimizer(layer, MUON).step()
+
+
+def test_a_restored_optimizer_goes_on_as_the_one_that_was_saved():
+    layers = [nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 6)) for _ in "ab"]
+    optimizer = create_optimizer(layers[0], MUON)
+
+    def step(layer, optimizer, seed):
+        torch.manual_seed(seed)
+        for p in layer.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+
+    for seed in range(3):
+        step(layers[0], optimizer, seed)
+    layers[1].load_state_dict(layers[0].state_dict())
+    saved, resumed = copy.deepcopy(optimizer.state_dict()), create_optimizer(layers[1], MUON)
+    restore(resumed, saved, 3)
+    for seed in range(3, 6):
+        step(layers[0], optimizer, seed), step(layers[1], resumed, seed)
+    for p, q in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("forge", [{"momentum": torch.zeros(1)}, {}, {"exp_avg": torch.zeros(4, 6)}], ids=range(3))
+def test_a_forged_momentum_is_refused(forge):
+    layer = nn.Linear(6, 4)
+    optimizer = create_optimizer(layer, MUON)
+    layer.weight.grad, layer.bias.grad = torch.ones(4, 6), torch.ones(4)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["state"][0] = forge
+    with pytest.raises(ValueError, match=r"means of a parameter of shape \(4, 6\) do not fit"):
+        restore(create_optimizer(layer, MUON), saved, 1)
+
+
+# --- clipping ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("divisor", [1, 7.0])

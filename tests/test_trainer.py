@@ -223,6 +223,7 @@ def test_a_run_stopped_after_each_step_is_the_run_that_never_stopped(tiny_config
     "changes",
     [{"model_backbone": "lstm"}, {"model_kernels": "explicit"}, {"dtype": "bfloat16"}, {"model_tie_embeddings": True},
      {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"windows": "document"},
+     {"optim": OptimConfig(name="muon", lr=0.02)},
      {"eval_batches": 1, "eval_every": 1, "keep": 1}],
     ids=str,
 )  # fmt: skip

@@ -1,0 +1,133 @@
+"""The race to a loss: how soon the fast settings reach what the usual ones end with.
+
+    python benchmarks/race.py
+    python benchmarks/race.py --input shakespeare.txt --seeds 1 2 3
+
+One seed after another, configs/shakespeare_char_plain.toml and configs/shakespeare_char_fast.toml are trained in turn,
+each as a `train.py` of its own with the cores to itself. The loss to reach is the mean of plain's last ones, over the
+whole validation split. Seconds are those a learner waits: of the whole process, from its start to its end. The text is
+prepared first where it is not; --input names a file of it, for a machine without a network.
+"""
+
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+
+from gpt import cli
+
+PROJECT = Path(__file__).resolve().parent.parent
+CONFIGS = {name: PROJECT / "configs" / f"shakespeare_char_{name}.toml" for name in ("plain", "fast")}
+DATA = PROJECT / "data" / "shakespeare_char"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished `train.py`."""
+
+    name: str  # of its settings: plain or fast
+    seed: int
+    seconds: float  # of the process, from its start to its end
+    history: tuple[tuple[int, float, float], ...]  # evaluations: step, seconds of training so far, nats per character
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.history[-1][0]
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of the training loop up to its last evaluation, as metrics.csv has them."""
+        return self.history[-1][1]
+
+    @property
+    def loss(self) -> float:
+        """Nats per character at the end, over the whole validation split."""
+        return self.history[-1][2]
+
+    def seconds_to(self, loss: float) -> float | None:
+        """Seconds of the training loop until an evaluation first gave `loss` or less; None where none did."""
+        return next((seconds for _, seconds, reached in self.history if reached <= loss), None)
+
+
+def train(name: str, seed: int, data: Path, settings: tuple[str, ...] = ()) -> Run:
+    """Train a config of CONFIGS on prepared data in a process of its own; `settings` are options of train.py.
+
+    RuntimeError, with what it said, where the process fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        _script("train", f"--config={CONFIGS[name]}", f"--run={folder}/run", f"--seed={seed}", f"--data.path={data}",
+                *settings)  # fmt: skip
+        seconds = time.perf_counter() - start
+        with Path(folder, "run", "metrics.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["val_loss"]]
+    history = tuple((int(row["step"]), float(row["elapsed_s"]), float(row["val_loss"])) for row in rows)
+    return Run(name, seed, seconds, history)
+
+
+def race(data: Path, seeds: list[int], settings: tuple[str, ...] = ()) -> Iterator[Run]:
+    """Each seed's plain and fast run, one after the other, as they end. Arguments as `train` has them."""
+    return (train(name, seed, data, settings) for seed in seeds for name in CONFIGS)
+
+
+def table(runs: list[Run]) -> list[tuple[str, ...]]:
+    """The rows of the race, a title first: one of each run, and the ratio of the medians, fast to plain.
+
+    The loss to reach is the mean of plain's last ones.
+    """
+    plain, fast = ([one for one in runs if one.name == name] for name in CONFIGS)
+    target = statistics.fmean(one.loss for one in plain)
+    rows = [("settings", "seed", "steps", "val loss", "seconds", "in training", f"to reach {target:.3f}")]
+    for one in runs:
+        times = (one.seconds, one.training_seconds, one.seconds_to(target))
+        shown = ["not reached" if time is None else f"{time:.1f}" for time in times]
+        rows.append((one.name, str(one.seed), f"{one.steps:,}", f"{one.loss:.4f}", *shown))
+    ratios = [
+        statistics.median(map(seconds, fast)) / statistics.median(map(seconds, plain))
+        for seconds in (attrgetter("seconds"), attrgetter("training_seconds"))
+    ]
+    return [*rows, ("fast / plain", "", "", "", *(f"{ratio:.3f}" for ratio in ratios), "")]
+
+
+def _script(name: str, *arguments: str) -> None:
+    """Run a script of scripts/ to its end. RuntimeError, with what it said, where it fails."""
+    done = subprocess.run(
+        [sys.executable, PROJECT / "scripts" / f"{name}.py", *arguments],
+        cwd=PROJECT, capture_output=True, text=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{name}.py ended with status {done.returncode}: {done.stderr.strip()}")
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--data", default=DATA, type=Path, metavar="FOLDER", help="default: data/shakespeare_char")
+    parser.add_argument(
+        "--input", default="shakespeare", metavar="TEXT", help="what to prepare where FOLDER is not there"
+    )
+    parser.add_argument("--seeds", default=[1, 2, 3], type=int, nargs="+", metavar="N", help="default: 1 2 3")
+    arguments = parser.parse_args()
+    data, text = arguments.data.resolve(), Path(arguments.input)
+    if not (data / "meta.json").is_file():
+        text = text.resolve() if text.exists() else text  # or the name of a text that prepare_data.py knows
+        _script("prepare_data", f"--input={text}", "--tokenizer=char", f"--out={data}")
+    runs = []
+    for one in race(data, arguments.seeds):
+        runs.append(one)
+        print(f"{one.name}, seed {one.seed}: {one.loss:.4f} after {one.seconds:.1f} s")
+    rows = table(runs)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

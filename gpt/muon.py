@@ -26,19 +26,28 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """About U·V^T of each matrix U·S·V^T of a batch, (n, R, C) -> (n, R, C); of zeros, zeros.
 
     A Newton-Schulz iteration, matrix products alone: an odd polynomial of X takes its singular values one by one, since
-    X·X^T·X = U·S^3·V^T. It begins with X over the root of |X·X^T|, the Frobenius norm, which is nearer to the largest
-    singular value than |X| is, and takes no product of its own.
+    X·X^T·X = U·S^3·V^T. It is P·X with P = a + b·G + c·G^2, G = X·X^T, and the next X has the Gram matrix P·G·P: so all
+    but the first product and the last are of (R, R) matrices. It begins with X over the root of |G|, the Frobenius
+    norm, which is nearer to the largest singular value than |X| is, and no smaller.
     """
     if matrices.size(-2) > matrices.size(-1):  # the shorter side is the Gram matrix's
         return orthogonalise(matrices.mT).mT
     gram = matrices @ matrices.mT  # (n, R, R)
     norm = gram.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)  # (n, 1, 1)
-    x, gram = matrices / norm.sqrt(), gram / norm
-    for step, (a, b, c) in enumerate(POLAR_EXPRESS):
-        if step:
-            gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    gram /= norm
+    polynomial = product = _quadratic(gram, *POLAR_EXPRESS[0])
+    for coefficients in POLAR_EXPRESS[1:]:
+        gram = polynomial @ gram @ polynomial
+        polynomial = _quadratic(gram, *coefficients)
+        product = polynomial @ product
+    return product @ (matrices / norm.sqrt())
+
+
+def _quadratic(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a + b·G + c·G^2 of each matrix G of a batch, (n, R, R)."""
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
+    return result
 
 
 class Muon(torch.optim.Optimizer):

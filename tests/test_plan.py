@@ -18,11 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpt import runtime
 from gpt.baselines import create_model
-from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, TrainConfig
+from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.corpus import PROJECT
 from gpt.costs import activation_bytes, count_parameters, flops_per_token, logit_bytes
 from gpt.data import padded_batch, training_windows
 from gpt.loss import evaluation_windows
+from gpt.optim import create_optimizer
 from gpt.plan import Rates, check, checked, describe, duration, estimate, estimate_on, line, seconds, size
 from gpt.prepare import prepare_data
 from gpt.probe import probe
@@ -162,20 +163,35 @@ def peak_of_a_run(prepared, folder, options):
     sys.platform != "linux", reason="the peak is read from /proc, and the program's own was measured there"
 )
 @pytest.mark.parametrize(
-    ("batch_size", "accumulate", "shape"),
+    ("batch_size", "accumulate", "shape", "optimizer"),
     [
-        (8, 1, {"emb_dim": 64, "n_layers": 3, "context_length": 64}),  # small
-        (256, 1, {"emb_dim": 32, "n_layers": 25, "context_length": 64}),  # a gigabyte of activations
-        (1, 2, {"emb_dim": 512, "n_layers": 10, "context_length": 32}),  # 31 million parameters
+        (8, 1, {"emb_dim": 64, "n_layers": 3, "context_length": 64}, "adamw"),  # small
+        (256, 1, {"emb_dim": 32, "n_layers": 25, "context_length": 64}, "adamw"),  # a gigabyte of activations
+        (1, 2, {"emb_dim": 512, "n_layers": 10, "context_length": 32}, "adamw"),  # 31 million parameters
+        (1, 1, {"emb_dim": 512, "n_layers": 10, "context_length": 32}, "muon"),
     ],
 )
-def test_the_peak_is_what_the_system_measures(prepared, tmp_path, batch_size, accumulate, shape):
+def test_the_peak_is_what_the_system_measures(prepared, tmp_path, batch_size, accumulate, shape, optimizer):
     model = GPTConfig(vocab_size=0, n_heads=4, drop_rate=0.0, tie_embeddings=True, init="gpt2", **shape)
     data = DataConfig(path=str(prepared.folder))
-    config = config_of(model, batch_size=batch_size, accumulate=accumulate, data=data)
+    config = config_of(model, batch_size=batch_size, accumulate=accumulate, data=data, optim=OptimConfig(optimizer))
     options = {f"model.{f.name}": str(getattr(model, f.name)).lower() for f in dataclasses.fields(model)}
-    measured = peak_of_a_run(prepared, tmp_path, {**options, "batch_size": batch_size, "accumulate": accumulate})
+    options |= {"batch_size": batch_size, "accumulate": accumulate, "optim.name": optimizer}
+    measured = peak_of_a_run(prepared, tmp_path, options)
     assert estimate_on(config, prepared).peak == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("backbone", ["gpt", "lstm"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_optimizer_keeps_as_much_as_is_foretold(backbone, name):
+    config = config_of(dataclasses.replace(SMALL, backbone=backbone), optim=OptimConfig(name), eval_every=0)
+    model = create_model(config.model)
+    optimizer = create_optimizer(model, config.optim)
+    model(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)).backward()
+    optimizer.step()
+    kept = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.dim())  # but step counts
+    plan = estimate(dataclasses.replace(config, save_every=0))
+    assert (plan.memory["optimizer"], plan.disk) == (kept, kept + 4 * model.num_parameters())
 
 
 def test_an_estimate_draws_nothing_and_needs_a_vocabulary():
@@ -306,14 +322,15 @@ def test_a_stream_is_evaluated_token_by_token(prepared):
     assert estimate_on(config, prepared).evaluated_tokens == sum(end - start for start, end, _ in spans)
 
 
-def test_the_probe_is_near_the_truth_and_draws_nothing():
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_probe_is_near_the_truth_and_draws_nothing(name):
     model = dataclasses.replace(SMALL, emb_dim=128, drop_rate=0.1)
-    plan = estimate(config_of(model, batch_size=8, max_steps=1))
+    plan = estimate(config_of(model, batch_size=8, max_steps=1, optim=OptimConfig(name)))
     before = torch.get_rng_state()
     rates = probe(plan)
     assert torch.equal(torch.get_rng_state(), before)
     network, ids = create_model(model), torch.randint(65, (8, 64))
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    optimizer = create_optimizer(network, plan.config.optim)
 
     def step():
         network(ids, ids).backward()

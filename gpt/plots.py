@@ -108,3 +108,36 @@ def plot_verdicts(verdicts: dict[int, Verdict], out: Path) -> None:
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     with whole_file(out) as temporary:
         figure.savefig(temporary)
+
+
+def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
+    """Draw the rows of a benchmark as a PNG: a group of bars for each case, titled as `titles` say, whose lengths are
+    speeds relative to gpt's. A row has a case, a contender, `times_gpt`, its time over gpt's, and its `rate` in words;
+    or a problem, and then no bar."""
+    groups = {case: [row for row in rows if row["case"] == case] for case in titles}
+    height = 1.0 + sum(len(group) + 1.6 for group in groups.values())  # in bars
+    figure = Figure(figsize=(9, 0.27 * height + 0.5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    y, places, names = 0.0, [], []
+    for case, group in groups.items():
+        axes.text(0, y, titles[case], va="center", fontsize=10, fontweight="bold")
+        for row in group:
+            y += 1
+            places.append(y)
+            names.append(row["contender"])
+            speed = 1 / row["times_gpt"] if row.get("times_gpt") else 0.0
+            ours = row["contender"].startswith("gpt")
+            axes.barh(y, speed, 0.78, color=TRAIN if ours else QUIET, alpha=1 if ours else 0.55)
+            words = "failed" if row.get("problem") else f"{row['rate']}   {speed:.2f}" if speed else row["rate"]
+            axes.text(speed, y, f"  {words}", va="center", fontsize=8, color=TRAIN if ours else "black")
+        y += 1.6
+    axes.axvline(1, color=TRAIN, lw=1, ls=":", zorder=0)
+    axes.set_yticks(places, names, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(y - 0.8, -0.8)
+    axes.set_xlim(0, 1.3 * max(1.0, *(bar.get_width() for bar in axes.patches)) if axes.patches else 1)
+    axes.set_xlabel("speed relative to gpt: longer is faster")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary)

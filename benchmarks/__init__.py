@@ -1,0 +1,1 @@
+"""This project timed beside what people would use instead: `python scripts/benchmark.py`."""

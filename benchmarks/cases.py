@@ -1,0 +1,58 @@
+"""What is timed: the cases, their shapes and their contenders. Nothing heavy is imported here."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from gpt.config import GPTConfig
+
+TRAIN = ("gpt", "transformers", "transformers tuned", "plain")
+DECODE = ("gpt", "transformers", "transformers tuned", "plain")
+PREPARE = ("gpt", "tiktoken")
+NEEDS = ("transformers", "tiktoken")  # contenders that are packages of that name, which may not be installed
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work, done by several contenders.
+
+    A train case takes optimizer steps on `batch_size` windows of `n_tokens` tokens; a decode case continues one
+    sequence of `n_tokens` by `n_new`; a prepare case turns `megabytes` of text into token files.
+    """
+
+    title: str
+    contenders: tuple[str, ...]
+    seconds: float  # what each contender takes about, on two cores, its start included
+    model: GPTConfig | None = None
+    batch_size: int = 1
+    n_tokens: int = 0
+    n_new: int = 0
+    megabytes: float = 0.0
+    warmup: int = 1  # how often before the clock counts ...
+    steps: int = 1  # ... and after
+
+    def quick(self) -> "Case":
+        """The same at a shape of milliseconds, to see that it works."""
+        model = self.model and _model(vocab_size=300, context_length=64, emb_dim=64, n_heads=2, n_layers=2)
+        small = {"batch_size": min(self.batch_size, 2), "n_tokens": min(self.n_tokens, 32), "n_new": min(self.n_new, 8)}
+        return dataclasses.replace(
+            self, seconds=2, model=model, megabytes=min(self.megabytes, 0.2), steps=min(self.steps, 5), **small
+        )
+
+
+def _model(**shape: int) -> GPTConfig:
+    """GPT-2 of a shape: with its biases, its tied head and its initial weights, without dropout."""
+    return GPTConfig(drop_rate=0.0, qkv_bias=True, tie_embeddings=True, init="gpt2", **shape)
+
+
+GPT2 = _model(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12)
+MIDDLE = _model(vocab_size=50257, context_length=256, emb_dim=384, n_heads=6, n_layers=6)
+SMALL = _model(vocab_size=65, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
+
+CASES = {
+    "train-124m": Case("training, 124M parameters, 4 x 256 tokens", TRAIN, 25, GPT2, 4, 256, steps=2),
+    "train-30m": Case("training, 30M parameters, 8 x 256 tokens", TRAIN, 14, MIDDLE, 8, 256, steps=3),
+    "train-0.8m": Case("training, 0.8M parameters, 12 x 64 tokens", TRAIN, 7, SMALL, 12, 64, warmup=20, steps=150),
+    "decode": Case("decoding, 124M parameters, one sequence", DECODE, 14, GPT2, 1, 32, n_new=96),
+    "prepare": Case("data preparation, GPT-2's tokens", PREPARE, 10, megabytes=32, warmup=0),
+}
+QUICK = ("train-0.8m", "decode", "prepare")  # what --quick takes where --cases says nothing

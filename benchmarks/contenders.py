@@ -1,0 +1,265 @@
+"""What runs in a process of its own: one contender does one case's work, and prints its times as a line of JSON.
+
+Each contender works as its users run it. "gpt" calls `runtime.tune()` before the first tensor, as all scripts of this
+project do; of the others only those named "tuned" do. A training step is forward, backward, clipping and AdamW:
+
+    gpt             the Trainer's step: its objective, its optimizer, its clipping; a test holds it to the Trainer's bits
+    transformers    GPT2LMHeadModel with the fused AdamW and without the cache, the defaults of its Trainer, whose loop
+                    would only cost more
+    plain           benchmarks/plain_gpt.py, with AdamW and clipping as PyTorch has them by default
+"""
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import machine
+from benchmarks.cases import CASES, Case
+from gpt import runtime
+from gpt.baselines import create_model
+from gpt.config import GPTConfig, ObjectiveConfig, OptimConfig
+from gpt.costs import count_parameters, flops_per_token
+
+LR, CLIP = 3e-4, 1.0
+Step = Callable[[Tensor, Tensor], float]  # inputs and targets (B, T) -> the mean loss in nats
+Writer = Callable[[Tensor, int], Tensor]  # a prompt (1, T), how many tokens more -> all of them (1, T + new)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def gpt_step(config: GPTConfig) -> tuple[nn.Module, Step]:
+    """This project's model and its training step, as gpt/trainer.py has it."""
+    from gpt.objectives import create_objective
+    from gpt.optim import create_optimizer, scale_and_clip
+
+    objective = create_objective(ObjectiveConfig(), create_model(config)).train()
+    optimizer = create_optimizer(objective, OptimConfig(lr=LR, grad_clip=CLIP))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(inputs: Tensor, targets: Tensor) -> float:
+        loss, count = objective(inputs, targets)
+        loss.backward()
+        loss, count = loss.item(), int(count)
+        scale_and_clip(parameters, count, CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss / count
+
+    return objective, step
+
+
+def transformers_step(config: GPTConfig) -> tuple[nn.Module, Step]:
+    """Hugging Face's GPT-2; its labels are the inputs, which it shifts itself."""
+    model = transformers_model(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1, fused=True)
+    return model, _usual_step(model, optimizer, lambda inputs, _: model(inputs, labels=inputs, use_cache=False).loss)
+
+
+def plain_step(config: GPTConfig) -> tuple[nn.Module, Step]:
+    """The plain GPT."""
+    from benchmarks.plain_gpt import PlainGPT
+
+    model = PlainGPT(config)
+    return model, _usual_step(model, torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1), model)
+
+
+def _usual_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, forward: Callable[[Tensor, Tensor], Tensor]
+) -> Step:
+    def step(inputs: Tensor, targets: Tensor) -> float:
+        loss = forward(inputs, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def transformers_model(config: GPTConfig) -> nn.Module:
+    """A GPT2LMHeadModel of a config's shape, with weights of its own."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.emb_dim,
+            n_head=config.n_heads, n_layer=config.n_layers, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            bos_token_id=None, eos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+STEPS = {"gpt": gpt_step, "transformers": transformers_step, "plain": plain_step}
+
+
+def train(case: Case, contender: str) -> dict:
+    """Optimizer steps on one batch of random tokens, which each contender begins to learn by heart."""
+    model, step = STEPS[contender](case.model)
+    windows = torch.randint(case.model.vocab_size, (case.batch_size, case.n_tokens + 1))
+    inputs, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+    losses: list[float] = []
+    seconds = timed(lambda: losses.append(step(inputs, targets)), case)
+    check(case.model, model, losses)
+    units = inputs.numel()
+    flops = units * sum(flops_per_token(case.model, case.n_tokens))
+    ends = {"first_loss": losses[0], "last_loss": losses[-1]}
+    return {"seconds": seconds, "units": units, "flops": flops, "parameters": count(model), **ends}
+
+
+def check(config: GPTConfig, model: nn.Module, losses: list[float]) -> None:
+    """ValueError unless a model was the config's and learnt something, beginning with a guess among all tokens."""
+    if count(model) != (expected := sum(count_parameters(config).values())):
+        raise ValueError(f"{count(model):,} parameters are not the {expected:,} of the others")
+    uniform = math.log(config.vocab_size)
+    if not abs(losses[0] - uniform) < 0.1 * uniform:
+        raise ValueError(f"the first loss, {losses[0]:.3f}, is not that of a guess, {uniform:.3f}")
+    if not losses[-1] < losses[0]:
+        raise ValueError(f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f}: nothing was learnt")
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def gpt_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
+    """This project's model, and `generate` with its KV cache."""
+    from gpt.decoding import generate
+
+    model = create_model(config)
+    return model, lambda prompt, n_new: generate(model, prompt, n_new, temperature=0)
+
+
+def transformers_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
+    """Hugging Face's GPT-2, and its own `generate` with its KV cache."""
+    model = transformers_model(config).eval()
+
+    def write(prompt: Tensor, n_new: int) -> Tensor:
+        mask = torch.ones_like(prompt)
+        return model.generate(prompt, attention_mask=mask, max_new_tokens=n_new, do_sample=False, pad_token_id=0)
+
+    return model, write
+
+
+def plain_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
+    """The plain GPT, which has no cache."""
+    from benchmarks.plain_gpt import PlainGPT
+
+    model = PlainGPT(config).eval()
+    return model, model.generate
+
+
+# a contender: how it writes, and the bytes of a weight that it reads
+WRITERS = {"gpt": (gpt_writer, 4), "transformers": (transformers_writer, 4), "plain": (plain_writer, 4)}
+
+
+def decode(case: Case, contender: str) -> dict:
+    """Greedy tokens after a prompt of random ones; the reading of the prompt counts.
+
+    Each token has to read every weight of a matrix product, which makes the bytes.
+    """
+    create, weight_bytes = WRITERS[contender]
+    model, write = create(case.model)
+    prompt = torch.randint(case.model.vocab_size, (1, case.n_tokens))
+    lengths: list[int] = []
+    seconds = timed(lambda: lengths.append(write(prompt, case.n_new).numel()), case)
+    if lengths[-1] != case.n_tokens + case.n_new:
+        raise ValueError(f"{lengths[-1] - case.n_tokens} tokens were written in place of {case.n_new}")
+    read = case.n_new * weight_bytes * sum(flops_per_token(case.model, 1)) // 6
+    return {"seconds": seconds, "units": case.n_new, "bytes": read, "parameters": count(model)}
+
+
+# --- data preparation -------------------------------------------------------------------------------------------------
+
+
+def prepare(case: Case, contender: str, text: Path, folder: Path) -> dict:
+    """A text file into token files.
+
+    gpt: all that scripts/prepare_data.py does: the tokenizer, the split, checksums, a folder written whole or not at
+    all. tiktoken: one thread as its users write it, its tokenizer made before the clock runs.
+    """
+    from gpt.tokenizer import get_tokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens: list[int] = []
+    if contender == "gpt":
+        from gpt.corpus import open_corpus
+        from gpt.prepare import prepare_data
+
+        def work() -> None:
+            data = prepare_data(open_corpus(str(text)), "gpt2", folder / "gpt")
+            tokens.append(len(data.train.tokens) + len(data.val.tokens))
+
+    elif contender == "tiktoken":
+        encoding = get_tokenizer("gpt2")._engine  # tiktoken.get_encoding("gpt2"), without its download
+
+        def work() -> None:
+            ids = np.array(encoding.encode_ordinary(text.read_text(encoding="utf-8")), dtype=np.uint16)
+            ids.tofile(folder / "tokens.bin")
+            tokens.append(len(ids))
+
+    else:
+        raise ValueError(f"unknown contender {contender!r}")
+    return {"seconds": timed(work, case), "units": text.stat().st_size, "tokens": tokens[-1]}
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def timed(work: Callable[[], object], case: Case) -> float:
+    """The median time of the case's steps, in seconds, after those that only warm up."""
+    seconds = []
+    for _ in range(case.warmup + case.steps):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[case.warmup :])
+
+
+def count(model: nn.Module) -> int:
+    """How many numbers are learned; a tied weight counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def peak_bytes() -> int:
+    """The most memory that this process, or the largest of its children, has had in RAM, as the system counts it."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    """Do the job that the command line holds as JSON, and print what came of it."""
+    job = json.loads(sys.argv[1])
+    contender = job["contender"].removesuffix(" tuned")
+    if contender.startswith("gpt") or contender != job["contender"]:
+        runtime.tune()
+    torch.manual_seed(0)
+    if job["case"] == "machine":
+        result = machine.rates(job["quick"])
+    else:
+        case = CASES[job["case"]]
+        case = case.quick() if job["quick"] else case
+        kind = job["case"].partition("-")[0]
+        if kind == "prepare":
+            result = prepare(case, contender, Path(job["text"]), Path(job["folder"]))
+        else:
+            result = {"train": train, "decode": decode}[kind](case, contender)
+    print(json.dumps({**result, "peak_bytes": peak_bytes()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

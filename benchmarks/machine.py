@@ -1,0 +1,39 @@
+"""What the machine can do: its largest rate of matrix products, and how fast it reads memory. The shares of a benchmark
+are shares of these."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+# (rows, columns, inner): square, and those of a GPT-2 batch of 1,024 tokens through its feed-forward layer and its head
+SHAPES = [(2048, 2048, 2048), (4096, 4096, 4096), (1024, 3072, 768), (1024, 50304, 768)]
+READ = 2**30  # bytes: far more than any cache holds
+
+
+def rates(quick: bool = False) -> dict[str, float]:
+    """float32 FLOP per second of PyTorch's own matrix product and of oneDNN's (0 where PyTorch has it not), each the
+    best over several large shapes; and bytes per second of a sum over a large tensor by all threads."""
+    shapes, n_bytes = ([(256, 256, 256)], 2**22) if quick else (SHAPES, READ)
+    found = {"matmul": 0.0, "onednn": 0.0}
+    for rows, columns, inner in shapes:
+        x, weight = torch.rand(rows, inner), torch.rand(columns, inner)
+        flops = 2 * rows * columns * inner
+        found["matmul"] = max(found["matmul"], flops / _best(lambda x=x, w=weight: x @ w.T))
+        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            linear = torch.ops.mkldnn._linear_pointwise
+            seconds = _best(lambda x=x, w=weight, f=linear: f(x, w, None, "none", [], ""))
+            found["onednn"] = max(found["onednn"], flops / seconds)
+    x = torch.ones(n_bytes // 4)
+    return {**found, "bandwidth": n_bytes / _best(x.sum), "threads": torch.get_num_threads()}
+
+
+@torch.no_grad()
+def _best(work: Callable[[], object]) -> float:
+    """The shortest of five times, in seconds, after one that is not counted."""
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

@@ -3,7 +3,7 @@
 Each contender works as its users run it. "gpt" calls `runtime.tune()` before the first tensor, as all scripts of this
 project do; of the others only those named "tuned" do. A training step is forward, backward, clipping and AdamW:
 
-    gpt             the Trainer's step: its objective, its optimizer, its clipping; a test holds it to the Trainer's bits
+    gpt             the Trainer's step: its objective, optimizer and clipping; a test holds it to the Trainer's bits
     transformers    GPT2LMHeadModel with the fused AdamW and without the cache, the defaults of its Trainer, whose loop
                     would only cost more
     plain           benchmarks/plain_gpt.py, with AdamW and clipping as PyTorch has them by default

@@ -128,7 +128,7 @@ def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
             speed = 1 / row["times_gpt"] if row.get("times_gpt") else 0.0
             ours = row["contender"].startswith("gpt")
             axes.barh(y, speed, 0.78, color=TRAIN if ours else QUIET, alpha=1 if ours else 0.55)
-            words = "failed" if row.get("problem") else f"{row['rate']}   {speed:.2f}" if speed else row["rate"]
+            words = "failed" if row.get("problem") else f"{row['rate']}   {speed:.2f} x" if speed else row["rate"]
             axes.text(speed, y, f"  {words}", va="center", fontsize=8, color=TRAIN if ours else "black")
         y += 1.6
     axes.axvline(1, color=TRAIN, lw=1, ls=":", zorder=0)

@@ -69,3 +69,27 @@ def test_verdicts_are_drawn_as_shares_that_add_up(tmp_path, drawn):
 def test_read_metrics_of_an_empty_table(tmp_path):
     report.begin(tmp_path / "metrics.csv")
     assert plots.read_metrics(tmp_path / "metrics.csv") == {}
+
+
+def test_benchmark_bars_are_speeds_beside_gpts(tmp_path, drawn):
+    rows = [
+        {"case": "a", "contender": "gpt", "times_gpt": 1.0, "rate": "9 tokens/s"},
+        {"case": "a", "contender": "plain", "times_gpt": 4.0, "rate": "2 tokens/s"},
+        {"case": "b", "contender": "gpt", "times_gpt": 1.0, "rate": "7 MB/s"},
+        {"case": "b", "contender": "tiktoken", "problem": "died", "rate": ""},
+    ]
+    plots.plot_benchmark(rows, {"a": "training", "b": "preparation"}, tmp_path / "benchmark.png")
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn["axes"]
+    assert [bar.get_width() for bar in axes.patches] == [1.0, 0.25, 1.0, 0.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["gpt", "plain", "gpt", "tiktoken"]
+    words = [text.get_text().strip() for text in axes.texts]
+    assert words == [
+        "training",
+        "9 tokens/s   1.00 x",
+        "2 tokens/s   0.25 x",
+        "preparation",
+        "7 MB/s   1.00 x",
+        "failed",
+    ]
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 2, "gpt has a colour of its own"

@@ -4,6 +4,7 @@ An allocator that is tuned in a shared process would flatter the others. Linux c
 its child's peak, so this process loads nothing large before the last of them has ended.
 """
 
+import contextlib
 import csv
 import importlib.util
 import itertools
@@ -24,7 +25,8 @@ from benchmarks.cases import CASES, NEEDS, Case
 from gpt.files import whole_file, write_text
 
 PROJECT = Path(__file__).resolve().parent.parent
-MACHINE_SECONDS = 24
+PEAKS = ("matmul", "onednn", "bandwidth")  # the machine's rates, as benchmarks/machine.py names them
+MACHINE_SECONDS = 24  # that measuring them takes
 COLUMNS = [
     "case", "contender", "rounds", "seconds", "units", "per_second", "times_gpt", "share_of_peak",
     "share_of_bandwidth", "peak_mb", "flops", "bytes", "parameters", "first_loss", "last_loss", "tokens", "problem",
@@ -37,7 +39,8 @@ def benchmark(
     """Time the cases called `names`, their contenders in turn over so many rounds, and write benchmark.csv, .txt and
     .png into the folder `out`; the rows of the CSV. `text` is what the data preparation reads; it makes one otherwise.
 
-    A contender that fails has a row with what went wrong, in words, and the others go on.
+    A contender that fails has a row with what went wrong, in words, and the others go on. Ctrl-C ends the timing; what
+    there is by then is written.
     """
     out.mkdir(parents=True, exist_ok=True)
     cases = {name: CASES[name].quick() if quick else CASES[name] for name in names}
@@ -53,23 +56,21 @@ def benchmark(
 
     found: dict[tuple[str, str], list[dict]] = defaultdict(list)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(KeyboardInterrupt):
         if "prepare" in cases and text is None:
             text = make_text(Path(scratch) / "text.txt", int(cases["prepare"].megabytes * 1e6))
-        for number, (name, contender, n) in enumerate(jobs):
+        for number, (name, contender, n) in enumerate(jobs, 1):
             results = found[name, contender]
             if results and "problem" in results[-1]:
                 continue
             job = {"case": name, "contender": contender, "quick": quick, "folder": scratch, "text": str(text or "")}
             results.append(run(job))
-            passed, ahead = sum(expected[: number + 1]), sum(expected[number + 1 :])
+            passed, ahead = sum(expected[:number]), sum(expected[number:])
             left = _duration((time.perf_counter() - start) / passed * ahead) + " left" if ahead else "done"
             label = f"{name:<11} {contender:<18} round {n + 1}" if contender else name
             say(f"{label:<40} {_in_short(results[-1]):<42} {left}".rstrip())
-    machine = found["machine", ""][0]
-    if "problem" in machine:
-        raise ChildProcessError(f"the machine's rates could not be measured: {machine['problem']}")
-    rows = [_row(name, c, found[name, c]) for name in names for c in entries[name]]
+    machine, *_ = found.pop(("machine", ""), None) or [{"problem": "stopped"}]
+    rows = [_row(name, contender, results) for (name, contender), results in found.items() if results]
     _compare(rows, machine)
     _write(rows, machine, cases, out, say)
     return rows
@@ -86,7 +87,7 @@ def _duration(seconds: float) -> str:
 def _in_short(result: dict) -> str:
     if "problem" in result:
         return result["problem"]
-    if "bandwidth" in result:
+    if "threads" in result:
         return _machine_line(result)
     rate = _rate(result["units"] / result["seconds"], "tokens" in result)
     return f"{result['seconds']:8.3f} s {rate:>16} {result['peak_bytes'] / 1e6:>8,.0f} MB"
@@ -97,6 +98,8 @@ def _rate(per_second: float, of_bytes: bool) -> str:
 
 
 def _machine_line(rates: dict) -> str:
+    if "problem" in rates:
+        return f"the machine's own rates are not known: {rates['problem']}"
     matmul, onednn, read = (rates[name] / 1e9 for name in ("matmul", "onednn", "bandwidth"))
     products = f"matrix products {max(matmul, onednn):,.0f} GFLOP/s (PyTorch's {matmul:,.0f}, oneDNN's {onednn:,.0f})"
     return f"{rates['threads']} threads: {products}, memory read at {read:,.1f} GB/s"
@@ -169,7 +172,7 @@ def _row(name: str, contender: str, results: list[dict]) -> dict:
 
 def _compare(rows: list[dict], machine: dict) -> None:
     """Adds to the rows their time over gpt's, and their shares of what the machine can do."""
-    peak = max(machine["matmul"], machine["onednn"])
+    known = "problem" not in machine
     ours = {row["case"]: row for row in rows if row["contender"] == "gpt" and "seconds" in row}
     for row in (row for row in rows if "seconds" in row):
         reference = ours.get(row["case"])
@@ -177,9 +180,9 @@ def _compare(rows: list[dict], machine: dict) -> None:
             row["problem"] = f"not the same work: {row['tokens']:,} tokens, and gpt's {reference['tokens']:,}"
         elif reference:
             row["times_gpt"] = row["seconds"] / reference["seconds"]
-        if "flops" in row:
-            row["share_of_peak"] = row["flops"] / row["seconds"] / peak
-        if "bytes" in row:
+        if "flops" in row and known:
+            row["share_of_peak"] = row["flops"] / row["seconds"] / max(machine["matmul"], machine["onednn"])
+        if "bytes" in row and known:
             row["share_of_bandwidth"] = row["bytes"] / row["seconds"] / machine["bandwidth"]
 
 
@@ -206,7 +209,7 @@ def table(rows: list[dict], machine: dict, cases: dict[str, Case]) -> str:
 def _write(rows: list[dict], machine: dict, cases: dict[str, Case], out: Path, say: Callable[[str], None]) -> None:
     from gpt.plots import plot_benchmark  # which brings PyTorch along
 
-    rates = [{"case": "machine", "contender": key, "per_second": machine[key]} for key in machine if key in PEAKS]
+    rates = [{"case": "machine", "contender": key, "per_second": machine[key]} for key in PEAKS if key in machine]
     with (
         whole_file(out / "benchmark.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
@@ -222,6 +225,3 @@ def _write(rows: list[dict], machine: dict, cases: dict[str, Case], out: Path, s
         [row | {"rate": label} for row, label in zip(rows, labels, strict=True)], titles, out / "benchmark.png"
     )
     say(f"\n{text}\n\n{out / 'benchmark.csv'}, benchmark.txt and benchmark.png are written")
-
-
-PEAKS = ("matmul", "onednn", "bandwidth")

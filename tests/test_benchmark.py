@@ -118,6 +118,24 @@ def test_without_gpt_there_are_no_ratios(tmp_path, printed):
     assert found["decode", "gpt"]["problem"]
 
 
+def test_what_there_is_at_ctrl_c_is_written(tmp_path, printed, monkeypatch):
+    _, lines = printed
+    lines["gpt"] = rounds_of(1.0, flops=1e9)
+    one = measure.run
+
+    def run(job):
+        if job["contender"] == "transformers":
+            raise KeyboardInterrupt
+        return {"problem": "died"} if job["case"] == "machine" else one(job)
+
+    monkeypatch.setattr(measure, "run", run)
+    said = []
+    measure.benchmark(["train-30m", "decode"], 2, tmp_path, say=said.append)
+    assert list(table(tmp_path)) == [("train-30m", "gpt")]
+    assert "the machine's own rates are not known: died" in said[-1]
+    assert table(tmp_path)["train-30m", "gpt"]["share_of_peak"] == ""
+
+
 def test_a_package_that_is_missing_is_said_and_left_out(tmp_path, printed, monkeypatch):
     jobs, lines = printed
     monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "transformers" else 1)

@@ -52,7 +52,7 @@ CASES = {
     "train-124m": Case("training, 124M parameters, 4 x 256 tokens", TRAIN, 25, GPT2, 4, 256, steps=2),
     "train-30m": Case("training, 30M parameters, 8 x 256 tokens", TRAIN, 14, MIDDLE, 8, 256, steps=3),
     "train-0.8m": Case("training, 0.8M parameters, 12 x 64 tokens", TRAIN, 7, SMALL, 12, 64, warmup=20, steps=150),
-    "decode": Case("decoding, 124M parameters, one sequence", DECODE, 14, GPT2, 1, 32, n_new=96),
+    "decode": Case("decoding, 124M parameters, one sequence", DECODE, 22, GPT2, 1, 32, n_new=96),
     "prepare": Case("data preparation, GPT-2's tokens", PREPARE, 10, megabytes=32, warmup=0),
 }
 QUICK = ("train-0.8m", "decode", "prepare")  # what --quick takes where --cases says nothing

@@ -32,7 +32,7 @@ class _Layer(nn.Module):
 
 
 class Linear(nn.Linear):
-    """x · weight^T + bias, (..., in_features) -> (..., out_features), by the formula of the room that `kernels` names."""
+    """x · weight^T + bias, (..., in_features) -> (..., out_features); PyTorch's layer, with the product of gpt/ops."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, kernels: str = "fused"):
         super().__init__(in_features, out_features, bias)
@@ -260,5 +260,9 @@ class GPTModel(_Layer):
         # while compiling, a branch on data would cut the graph in two
         if not torch.compiler.is_compiling() and not (targets != explicit.IGNORE).any():
             raise ValueError("no target counts: a loss over nothing is not defined")
-        losses = self.ops.linear_cross_entropy(x.flatten(0, 1), self.out_head.weight, targets.flatten(), reduction)
+        losses = self._losses(x.flatten(0, 1), targets.flatten(), reduction)
         return losses.view_as(targets) if reduction == "none" else losses
+
+    def _losses(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """Cross-entropy of the vectors (N, D) that out_head reads against targets (N,)."""
+        return self.ops.linear_cross_entropy(hidden, self.out_head.weight, targets, reduction)

@@ -10,13 +10,8 @@ from torch import Tensor, nn
 from gpt import tales
 from gpt.config import GPTConfig, model_config
 from gpt.corpus import PROJECT
-<<<<<<< HEAD
-from gpt.model import GPTModel, KVCache, LayerNorm
-from gpt.prepared import PreparedData
-=======
-from gpt.data import PreparedData
 from gpt.model import GPTModel, KVCache, LayerNorm, Linear
->>>>>>> a24c6ef (linear is an op of its own: without a gradient by oneDNN, which reads weights twice as fast for one row)
+from gpt.prepared import PreparedData
 
 RESULTS = PROJECT / "data" / "baselines.json"  # of models that take too long to train within a run
 MOST_TOKENS = 10_000_000  # that n-grams are counted on, and scored on

@@ -195,6 +195,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """The option --weights."""
+    parser.add_argument(
+        "--weights", choices=["float32", "int8"], default="float32",
+        help="int8: a quarter of the bytes to read for each token, a slightly other loss; CPU only (default: float32)",
+    )  # fmt: skip
+
+
 def run_path(name: str) -> Path:
     """The folder of a run: a name under runs/, or a path. ValueError for a name that leads nowhere sensible."""
     path = Path(name)

@@ -2,11 +2,14 @@
 
     python scripts/evaluate.py --run story-001
     python scripts/evaluate.py --run story-001 --text other.txt --stride 32
+    python scripts/evaluate.py --run story-001 --weights int8
     python scripts/evaluate.py --run tales-001
     python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
 
 A perplexity depends on the tokenizer, the context and the stride, so these are printed with it; bits per byte can be
 compared across tokenizers. On its validation split a run is compared with the baselines of that split.
+
+--weights int8 says what rounded weights, as generate.py may take them, add to the loss.
 
 A run on tales is judged by their grammar as well: how many of --samples tales that it writes at temperature 1 the
 grammar accepts, and which rule the others break first. --checkpoint all judges every checkpoint, and draws what was
@@ -14,8 +17,9 @@ learnt when.
 """
 
 import dataclasses
+from functools import partial
 
-from gpt.cli import Parser, add_run_options, existing_run, run
+from gpt.cli import Parser, add_run_options, add_weights_option, existing_run, run
 
 
 def main() -> None:
@@ -44,6 +48,7 @@ def main() -> None:
         help="how many tales a run on tales writes to be judged (default: 500)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling these tales (default: 0)")
+    add_weights_option(parser)
     arguments = parser.parse_args()
     every = arguments.checkpoint == "all"
     if arguments.samples < every:
@@ -51,6 +56,8 @@ def main() -> None:
     for option in ("text", "context", "stride"):
         if every and getattr(arguments, option) is not None:
             parser.error(f"--{option} means nothing with --checkpoint all, which judges what is written")
+    if every and arguments.weights == "int8":
+        parser.error("--weights int8 is measured on one checkpoint, not with --checkpoint all")
     if not 0 <= arguments.seed < 2**63:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
     folder = existing_run(arguments.run)
@@ -61,6 +68,7 @@ def main() -> None:
     from gpt.data import encode_documents
     from gpt.judge import describe_verdict, judge_checkpoints, judge_samples
     from gpt.loss import evaluate
+    from gpt.quantize import Int8GPTModel
     from gpt.report import comparison
     from gpt.runtime import choose_device, tune
 
@@ -84,15 +92,19 @@ def main() -> None:
         bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, len(tokens) - in_documents)
     context = model.config.context_length if arguments.context is None else arguments.context
     stride = context if arguments.stride is None else arguments.stride
-    result = evaluate(
-        model, tokens, context, arguments.batch_size, stride=stride, eot_id=tokenizer.eot_id if in_documents else None,
-        bytes_per_token=bytes_per_token, device=device,
+    measured = partial(
+        evaluate, tokens=tokens, context_length=context, batch_size=arguments.batch_size, stride=stride,
+        eot_id=tokenizer.eot_id if in_documents else None, bytes_per_token=bytes_per_token, device=device,
     )  # fmt: skip
+    rounded = measured(Int8GPTModel(model)) if arguments.weights == "int8" else None
+    result = measured(model)
     print(f"run             {folder}, step {checkpoint.state['step']:,}")
     print(f"text            {source}: {result.tokens:,} tokens predicted")
     windows = "windows of one document" if in_documents else f"stride {stride}"
     print(f"measured with   tokenizer {tokenizer.name}, context {context}, {windows}")
     print(f"loss            {result.loss:.4f} nats per token, standard error {result.standard_error:.4f}")
+    if rounded is not None:
+        print(f"int8 weights    loss {rounded.loss:.4f} nats per token, {rounded.loss - result.loss:+.4f}")
     print(f"perplexity      {result.perplexity:,.2f}")
     print(f"bits per token  {result.bits_per_token:.4f}")
     print(f"bits per byte   {result.bits_per_byte:.4f}")

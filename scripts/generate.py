@@ -2,13 +2,15 @@
 
     python scripts/generate.py --run story-001 --prompt "On Monday the Patience came in"
     python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
+    python scripts/generate.py --run story-001 --prompt "Hanna" --weights int8
 
-The text appears as it is written. The same seed writes the same text.
+The text appears as it is written. The same seed writes the same text. What --weights int8 costs in loss,
+evaluate.py --weights int8 measures.
 """
 
 import sys
 
-from gpt.cli import Parser, add_run_options, existing_run, run
+from gpt.cli import Parser, add_run_options, add_weights_option, existing_run, run
 
 
 def main() -> None:
@@ -43,6 +45,7 @@ def main() -> None:
         "--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default: 0)"
     )
     parser.add_argument("--num_samples", type=int, default=1, metavar="N", help="texts to write (default: 1)")
+    add_weights_option(parser)
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         parser.error(f"--num_samples must be at least 1, not {arguments.num_samples}")
@@ -54,6 +57,7 @@ def main() -> None:
 
     from gpt.checkpoint import load_model
     from gpt.decoding import check_sampling, prompt_ids, stream
+    from gpt.quantize import Int8GPTModel, weight_bytes
     from gpt.runtime import choose_device, tune
     from gpt.tokenizer import decode_stream
 
@@ -71,11 +75,18 @@ def main() -> None:
     if not ids:
         raise ValueError("the prompt is empty: the model continues at least one token")
     print(f"{folder}, step {checkpoint.state['step']:,}", file=sys.stderr)
-    if len(ids) > model.config.context_length:
+    if arguments.weights == "int8":
+        before, model = weight_bytes(model), Int8GPTModel(model)
+        del checkpoint  # which holds the float32 weights
+        print(f"int8 weights: {weight_bytes(model) / 1e6:,.1f} MB, float32 {before / 1e6:,.1f} MB", file=sys.stderr)
+    window = model.config.context_length
+    if model.config.backbone == "gpt" and len(ids) <= window < len(ids) + longest:
         print(
-            f"the prompt has {len(ids)} tokens; the model sees the last {model.config.context_length} of them",
+            f"beyond the model's window of {window} tokens each further one reads the whole window again",
             file=sys.stderr,
         )
+    if len(ids) > window:
+        print(f"the prompt has {len(ids)} tokens; the model sees the last {window} of them", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     for sample in range(arguments.num_samples):
         if sample:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gpt.config import GPTConfig
 from gpt.decoding import (
@@ -58,6 +59,56 @@ def test_prompts_of_unequal_length_go_on_as_each_alone(model, new, monkeypatch):
         for step, logits in enumerate(seen):
             alone = model(text[None, : len(prompt) + step][:, -10:])[0, -1]
             torch.testing.assert_close(logits[row], alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [(5,), (6, 1, 3)])
+def test_float32_logits_are_those_of_the_oracle(lengths, monkeypatch):
+    """Within 1e-4 of what float64 gives for each row alone, with the cache and beyond the window."""
+    torch.manual_seed(5)
+    model = GPTModel({**CONFIG, "qkv_bias": True}).eval()
+    exact = GPTModel({**CONFIG, "qkv_bias": True}).double().eval()
+    exact.load_state_dict(model.state_dict())
+    seen = []
+    monkeypatch.setattr("gpt.decoding.sample_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
+    prompts = [torch.randint(0, 19, (n,)) for n in lengths]
+    texts = generate(model, prompts, 12, temperature=0)
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        for step, logits in enumerate(seen):
+            alone = exact(text[None, : len(prompt) + step][:, -10:])[0, -1]
+            torch.testing.assert_close(logits[row].double(), alone, rtol=0, atol=1e-4)
+
+
+def test_greedy_equals_hugging_faces_gpt2():
+    """Its own cache and its own padding on the left, with the same weights in float64."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(5)
+    model = GPTModel({**CONFIG, "qkv_bias": True, "tie_embeddings": True}).double().eval()
+    config = transformers.GPT2Config(vocab_size=19, n_positions=10, n_embd=16, n_head=2, n_layer=2)
+    theirs = transformers.GPT2LMHeadModel(config).double().eval()
+    with torch.no_grad():
+        theirs.transformer.wte.weight.copy_(model.tok_emb.weight)
+        theirs.transformer.wpe.weight.copy_(model.pos_emb.weight)
+        theirs.transformer.ln_f.weight.copy_(model.final_norm.scale)
+        theirs.transformer.ln_f.bias.copy_(model.final_norm.shift)
+        for block, other in zip(model.trf_blocks, theirs.transformer.h, strict=True):
+            qkv = [block.att.W_query, block.att.W_key, block.att.W_value]
+            other.attn.c_attn.weight.copy_(torch.cat([layer.weight for layer in qkv]).T)
+            other.attn.c_attn.bias.copy_(torch.cat([layer.bias for layer in qkv]))
+            pairs = [(block.att.out_proj, other.attn.c_proj), (block.ff.layers[0], other.mlp.c_fc),
+                     (block.ff.layers[2], other.mlp.c_proj)]  # fmt: skip
+            for layer, conv in pairs:
+                conv.weight.copy_(layer.weight.T)
+                conv.bias.copy_(layer.bias)
+            for norm, layer_norm in ((block.norm1, other.ln_1), (block.norm2, other.ln_2)):
+                layer_norm.weight.copy_(norm.scale)
+                layer_norm.bias.copy_(norm.shift)
+    prompts = [torch.randint(0, 19, (n,)) for n in (1, 4, 3)]
+    padded = torch.stack([F.pad(ids, (4 - len(ids), 0)) for ids in prompts])
+    mask = torch.stack([F.pad(torch.ones_like(ids), (4 - len(ids), 0)) for ids in prompts])
+    written = theirs.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0,
+                              eos_token_id=None)  # fmt: skip
+    for prompt, text, other in zip(prompts, generate(model, prompts, 6, temperature=0), written, strict=True):
+        assert text.tolist() == [*prompt.tolist(), *other[4:].tolist()]
 
 
 def test_the_mode_before_is_restored_module_by_module(model):

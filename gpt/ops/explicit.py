@@ -45,12 +45,6 @@ def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x · weight^T + bias, (..., O), for x (..., I), weight (O, I) and bias (O,)."""
-    product = x @ weight.T
-    return product if bias is None else product + bias
-
-
 def dropout(x: Tensor, p: float) -> Tensor:
     """Each element of x set to 0 with probability p, the others divided by 1 - p so that the expectation stays."""
     if p == 0:

@@ -22,8 +22,8 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See `explicit.linear`. In float32 on a CPU by oneDNN, whose product is faster than MKL's: a fifth on a batch, twice
-    on the single row of decoding. A second derivative, which that lacks, is an error."""
+    """See `explicit.linear`. In float32 on a CPU by oneDNN, whose product is faster than MKL's: by a fifth on a batch,
+    twice as fast on the single row of decoding. A second derivative, which that lacks, is an error."""
     if not _has_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
@@ -36,6 +36,7 @@ def _has_onednn(*operands: Tensor) -> bool:
     return (
         all(t.device.type == "cpu" and t.dtype == torch.float32 for t in operands)
         and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # the compiler makes its own choice
     )
@@ -46,8 +47,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """x · weight^T + bias by oneDNN, whose forward product is a fifth faster than MKL's, and the backward one with
-    AVX-512; for the weight's gradient MKL is the faster one (docs/speed-log.md)."""
+    """x · weight^T + bias by oneDNN, and with AVX-512 its gradient to x too; to the weight it is MKL's, which measures no
+    slower there (docs/speed-log.md)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -81,28 +82,6 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Te
 def gelu(x: Tensor) -> Tensor:
     """See `explicit.gelu`."""
     return F.gelu(x, approximate="tanh")
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See `explicit.linear`. Where no gradient is asked for, by oneDNN's product: MKL's reads the weights for a single
-    row, as in decoding, at half the rate of oneDNN's."""
-    with_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if with_gradient or not _has_onednn(x, weight):
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-def _has_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's product can stand in for F.linear: in float32 on a CPU, in a build that has it."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.dim() > 1
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0) -> Tensor:

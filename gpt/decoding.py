@@ -80,10 +80,10 @@ def stream(
     """The next tokens of all rows, (B,), one after the other; arguments as in `generate`.
 
     A row that has ended goes on with stop_id; the stream ends when all have. While everything fits the model's
-    window, a KV cache spares reading a token twice, and each costs about as much as the one before: all weights are
-    read once, and a row's keys and values, 2 n_layers · emb_dim numbers for each token so far. Beyond the window learned positions
-    shift with each token, and with them all that was computed from them: no cached key stays valid, no shorter way is
-    exact, and each step reads the last context_length tokens anew, as the oracle does.
+    window, a KV cache spares reading a token twice, and each token costs about as much as the one before: all weights
+    are read once, and a row's keys and values, 2 n_layers · emb_dim numbers for each token so far. Beyond the window
+    learned positions shift with each token, and with them all that was computed from them: no cached key stays valid,
+    no shorter way is exact, and each step reads the last context_length tokens anew, as the oracle does.
     """
     rows = _check(model, idx, max_new_tokens, temperature, top_k, top_p)
     device = next(model.parameters()).device

@@ -105,7 +105,7 @@ def test_it_refuses_to_be_trained(model):
 
 @here
 def test_models_that_have_no_int8_weights(model):
-    with pytest.raises(ValueError, match="backbone 'gpt', not 'lstm'"):
+    with pytest.raises(ValueError, match="from a GPTModel, not from LSTMModel"):
         Int8GPTModel(LSTMModel(GPTConfig(vocab_size=61, emb_dim=32, n_heads=2, n_layers=1, backbone="lstm")))
     with pytest.raises(ValueError, match=r"float32 on device cpu, not torch\.float64"):
         Int8GPTModel(model.double())

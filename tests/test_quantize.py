@@ -23,7 +23,7 @@ def model():
 def rounded_product(x, weight, bias, levels):
     """x · weight^T + bias with both rounded, number by number as the docstrings say, in float64."""
     x, weight, bias = x.double(), weight.double(), bias.double()
-    scale = weight.abs().amax(1, keepdim=True) / 127
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
     step = (x.max().clamp(min=0) - x.min().clamp(max=0)) / levels
     zero = (-x.min().clamp(max=0) / step).round()
     whole = ((x / step).round() + zero).clamp(0, levels) - zero

@@ -47,7 +47,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """x · weight^T + bias by oneDNN, and with AVX-512 its gradient to x too; to the weight it is MKL's, which measures no
+    """x · weight^T + bias by oneDNN, with AVX-512 its gradient to x too; to the weight it is MKL's, which is no
     slower there (docs/speed-log.md)."""
 
     @staticmethod

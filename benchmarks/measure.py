@@ -87,7 +87,7 @@ def _duration(seconds: float) -> str:
 def _in_short(result: dict) -> str:
     if "problem" in result:
         return result["problem"]
-    if "threads" in result:
+    if "bandwidth" in result:
         return _machine_line(result)
     rate = _rate(result["units"] / result["seconds"], "tokens" in result)
     return f"{result['seconds']:8.3f} s {rate:>16} {result['peak_bytes'] / 1e6:>8,.0f} MB"

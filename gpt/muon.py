@@ -19,7 +19,7 @@ POLAR_EXPRESS = (
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
-AT_ONCE = 2**24  # numbers of the matrices that are made orthogonal together: 64 MB in float32
+AT_ONCE = 2**22  # numbers of the matrices that are made orthogonal together: 16 MB in float32
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

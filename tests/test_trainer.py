@@ -440,7 +440,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tiny_con
     """A learning rate that blows up after the first evaluations: the best is not the last."""
     config = change(
         tiny_config, max_steps=40, eval_every=5, save_every=10,
-        optim=OptimConfig(lr=0.3, min_lr=0.3, warmup_steps=40, schedule="constant", grad_clip=0.0),
+        optim=OptimConfig(lr=1.0, min_lr=1.0, warmup_steps=40, schedule="constant", grad_clip=0.0),
     )  # fmt: skip
     trainer = train(config, tmp_path / "run")
     columns = read_metrics(trainer.run.metrics)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gpt.config import GPTConfig
 
 TRAIN = ("gpt", "transformers", "transformers tuned", "plain")
-DECODE = ("gpt", "transformers", "transformers tuned", "plain")
+DECODE = ("gpt", "gpt int8", "transformers", "transformers tuned", "plain")
 PREPARE = ("gpt", "tiktoken")
 NEEDS = ("transformers", "tiktoken")  # contenders that are packages of that name, which may not be installed
 

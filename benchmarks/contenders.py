@@ -138,6 +138,16 @@ def gpt_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
     return model, lambda prompt, n_new: generate(model, prompt, n_new, temperature=0)
 
 
+def int8_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
+    """This project's model with its weights rounded to int8, which is done before the clock starts."""
+    from gpt.decoding import generate
+    from gpt.quantize import Int8GPTModel
+
+    model = create_model(config)
+    rounded = Int8GPTModel(model)
+    return model, lambda prompt, n_new: generate(rounded, prompt, n_new, temperature=0)
+
+
 def transformers_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
     """Hugging Face's GPT-2, and its own `generate` with its KV cache."""
     model = transformers_model(config).eval()
@@ -158,7 +168,12 @@ def plain_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
 
 
 # a contender: how it writes, and the bytes of a weight that it reads
-WRITERS = {"gpt": (gpt_writer, 4), "transformers": (transformers_writer, 4), "plain": (plain_writer, 4)}
+WRITERS = {
+    "gpt": (gpt_writer, 4),
+    "gpt int8": (int8_writer, 1),
+    "transformers": (transformers_writer, 4),
+    "plain": (plain_writer, 4),
+}
 
 
 def decode(case: Case, contender: str) -> dict:

@@ -201,7 +201,9 @@ def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
 @DTYPES
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, 5, 8), (4, 8), (1, 1, 8), (0, 8), (8,)], ids=str)
-def test_linear(ops, dtype, has_bias, shape):
+@pytest.mark.parametrize("small", [0, 2**17])
+def test_linear(ops, dtype, has_bias, shape, small, monkeypatch):
+    monkeypatch.setattr(fused, "SMALL", small)
     inputs = [torch.randn(shape, dtype=dtype), torch.randn(6, 8, dtype=dtype)]
     inputs += [torch.randn(6, dtype=dtype)] * has_bias
     assert_same(ops.linear, F.linear, inputs)
@@ -210,13 +212,15 @@ def test_linear(ops, dtype, has_bias, shape):
 
 
 @ROOMS
-def test_linear_takes_any_strides(ops):
+def test_linear_takes_any_strides(ops, monkeypatch):
+    monkeypatch.setattr(fused, "SMALL", 0)
     x = torch.randn(5, 3, 8).transpose(0, 1)
     assert_same(ops.linear, F.linear, [x, torch.randn(8, 6).T, torch.randn(6)])
 
 
 @pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
 def test_fused_linear_is_right_on_either_kind_of_processor(capability, monkeypatch):
+    monkeypatch.setattr(fused, "SMALL", 0)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert_same(fused.linear, F.linear, [torch.randn(3, 5, 8), torch.randn(6, 8), torch.randn(6)])
 

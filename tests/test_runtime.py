@@ -127,6 +127,14 @@ def test_tune_is_harmless_everywhere(monkeypatch):
     assert runtime.tune() is None
 
 
+@pytest.mark.parametrize("has_cuda", [True, False])
+def test_tune_allows_tf32_where_there_is_cuda(has_cuda, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    runtime.tune()
+    assert torch.backends.cuda.matmul.allow_tf32 == has_cuda
+
+
 def test_tune_sets_glibcs_three_settings(monkeypatch):
     """No mmap for large blocks, no trimming, a padded heap: M_MMAP_MAX -4, M_TRIM_THRESHOLD -1, M_TOP_PAD -2."""
     settings = {}

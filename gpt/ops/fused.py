@@ -15,6 +15,8 @@ from gpt.ops.explicit import IGNORE, causal_mask
 # Logits held at once by linear_cross_entropy, whatever the batch: 2^23 numbers, 32 MB in float32, a large CPU's cache.
 CHUNK_LOGITS = 2**23
 
+SMALL = 2**17  # numbers in a weight, below which PyTorch's own gradient is the faster one
+
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """See `explicit.softmax`."""
@@ -26,9 +28,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     twice as fast on the single row of decoding. A second derivative, which that lacks, is an error."""
     if not _has_onednn(x, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _Linear.apply(x, weight, bias)
-    return _product(x, weight, bias)
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):
+        return _product(x, weight, bias)
+    # a gradient through Python costs more than it gains where the weight is small
+    return F.linear(x, weight, bias) if weight.numel() < SMALL else _Linear.apply(x, weight, bias)
 
 
 def _has_onednn(*operands: Tensor) -> bool:

@@ -246,7 +246,7 @@ class RunFolder:
     def load(self, which: str = "last", training: bool = True) -> Checkpoint:
         """The checkpoint that `find` finds, checked against its sums: ValueError where a file is missing or damaged.
 
-        Without `training` the optimizer's state, twice the size of the weights, is not read into memory.
+        Without `training` the optimizer's state, up to twice the size of the weights, is not read into memory.
         """
         return read_checkpoint(self.find(which), training)
 

@@ -75,7 +75,7 @@ class Int8GPTModel(GPTModel):
         return super().train(mode)
 
     def _losses(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        n_rows = max(1, fused.CHUNK_LOGITS // self.config.vocab_size)
+        n_rows = fused.rows_at_once(self.config.vocab_size)
         chunks = zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
         losses = torch.cat([self.ops.cross_entropy(self.out_head(h), t, "none") for h, t in chunks])  # (N,)
         if reduction == "none":

@@ -74,7 +74,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
     """A checkpoint, checked against its sums: ValueError where a file is missing or damaged.
 
-    Without `training` the optimizer's state, twice the size of the weights, is not read into memory.
+    Without `training` the optimizer's state, up to twice the size of the weights, is not read into memory.
     """
     state = read_state(folder)
     try:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from gpt import ops
 from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
 from gpt.decoding import generate_text_simple, text_to_token_ids, token_ids_to_text
 from gpt.model import GELU, FeedForward, GPTModel, KVCache, LayerNorm, MultiHeadAttention, TransformerBlock
@@ -402,3 +403,23 @@ def test_both_rooms_train_alike():
         curves.append(losses)
     assert curves[0] == pytest.approx(curves[1], abs=1e-9)
     assert curves[0][-1] < curves[0][0] - 0.3
+
+
+def test_both_rooms_train_alike():
+    """The losses of twenty steps in float32, with weights large enough for each kernel of the fused room."""
+    losses = {}
+    batches = torch.randint(700, (20, 4, 33), generator=torch.Generator().manual_seed(1))
+    for kernels in ("explicit", "fused"):
+        torch.manual_seed(0)
+        shape = {"vocab_size": 700, "context_length": 32, "emb_dim": 256, "n_heads": 4, "n_layers": 2}
+        model = GPTModel(GPTConfig(**shape, drop_rate=0.0, qkv_bias=True, tie_embeddings=True, kernels=kernels))
+        assert model.trf_blocks[0].ff.layers[0].weight.numel() >= ops.fused.SMALL
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+        losses[kernels] = []
+        for batch in batches:
+            loss = model(batch[:, :-1], batch[:, 1:])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[kernels].append(loss.item())
+    assert losses["fused"] == pytest.approx(losses["explicit"], abs=1e-4)

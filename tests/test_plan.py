@@ -168,7 +168,7 @@ def peak_of_a_run(prepared, folder, options):
         (8, 1, {"emb_dim": 64, "n_layers": 3, "context_length": 64}, "adamw"),  # small
         (256, 1, {"emb_dim": 32, "n_layers": 25, "context_length": 64}, "adamw"),  # a gigabyte of activations
         (1, 2, {"emb_dim": 512, "n_layers": 10, "context_length": 32}, "adamw"),  # 31 million parameters
-        (1, 1, {"emb_dim": 512, "n_layers": 10, "context_length": 32}, "muon"),
+        (1, 1, {"emb_dim": 384, "n_layers": 8, "context_length": 32}, "muon"),
     ],
 )
 def test_the_peak_is_what_the_system_measures(prepared, tmp_path, batch_size, accumulate, shape, optimizer):

@@ -405,7 +405,7 @@ def test_both_rooms_train_alike():
     assert curves[0][-1] < curves[0][0] - 0.3
 
 
-def test_both_rooms_train_alike():
+def test_both_rooms_train_alike_in_float32():
     """The losses of twenty steps in float32, with weights large enough for each kernel of the fused room."""
     losses = {}
     batches = torch.randint(700, (20, 4, 33), generator=torch.Generator().manual_seed(1))

@@ -152,6 +152,6 @@ def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
     chunk = 4 * min(n_targets, rows) * model.vocab_size
     # a chunk's logits and the log softmax that becomes their gradient; while heaps are cut up, room for one more
     chunks = 2 if n_targets <= rows else 3
-    # of the hidden states: themselves, their gradient and a chunk of it; of the head: the gradient, the embedding's
-    # where it is tied; in half precision a chunk's part of it
-    return 3 * hidden + chunks * chunk + (1 + model.tie_embeddings) * head + half * head
+    # of the hidden states: themselves, their gradient and a chunk of it; of the head: the gradient; in half precision a
+    # chunk's part of it
+    return 3 * hidden + chunks * chunk + (1 + half) * head

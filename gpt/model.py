@@ -254,7 +254,14 @@ class GPTModel(_Layer):
         """
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}")
-        x = self.hidden_states(token_ids, mask=mask, positions=positions, cache=cache)  # (B, T, D)
+        # to a tied weight the head's gradient is (V, D), and the embedding's is added in the rows of its tokens,
+        # not as a second table of that size, zero but there
+        tied = getattr(self.out_head, "weight", None) is self.tok_emb.weight
+        self.tok_emb.sparse = tied and not torch.compiler.is_compiling()
+        try:
+            x = self.hidden_states(token_ids, mask=mask, positions=positions, cache=cache)  # (B, T, D)
+        finally:
+            self.tok_emb.sparse = False
         if targets is None:
             return self.out_head(x)
         # while compiling, a branch on data would cut the graph in two

@@ -170,8 +170,9 @@ def _memory(config: TrainConfig, n_parameters: int, n_train_tokens: int) -> dict
     # the n-grams are counted, and forgotten, before the first step
     ngrams = NGRAM_BYTES * min(n_train_tokens, MOST_TOKENS) * on_cpu
     passed = sum(memory[part] for part in ("activations", "heap's gaps", "logits"))  # free when the optimizer steps
-    # Muon: the momentum ahead, its stack, what is made of it twice, and Gram matrices
-    steps = 5 * 4 * min(AT_ONCE, count_hidden(model)) * (config.optim.name == "muon")
+    # Muon: the momentum ahead, its stack, what is made of it twice, and Gram matrices; as much again, since the heap is
+    # cut up where matrices of another shape follow (measured)
+    steps = 10 * 4 * min(AT_ONCE, count_hidden(model)) * (config.optim.name == "muon")
     memory["orthogonal steps"] = max(0, steps - passed)
     return {**memory, "n-grams": max(0, ngrams - passed - memory["gradients"] - memory["optimizer"])}
 

@@ -387,6 +387,32 @@ def test_dict_and_config_make_the_same_model():
         assert torch.equal(x, y)
 
 
+@ROOMS
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_tied_weights_gradient_is_whole(kernels, tie):
+    """That of the embedding and that of the head, summed; autograd's own over a copy of the weight for each."""
+    model = small(kernels=kernels, tie_embeddings=tie)
+    ids = tokens(2, 8)
+    for reduction in ("mean", "sum", "none"):
+        model.zero_grad()
+        for _ in range(2):  # and added up over two passes
+            model(ids[:, :-1], ids[:, 1:], reduction=reduction).sum().backward()
+        apart = copy.deepcopy(model)
+        apart.out_head.weight = nn.Parameter(model.out_head.weight.detach().clone())
+        apart.zero_grad()
+        apart(ids[:, :-1], ids[:, 1:], reduction=reduction).sum().backward()
+        expected = apart.tok_emb.weight.grad + (apart.out_head.weight.grad if tie else 0)
+        assert not model.tok_emb.weight.grad.is_sparse
+        assert_close(model.tok_emb.weight.grad, 2 * expected)
+
+
+def test_hidden_states_alone_give_a_gradient_that_is_whole_too():
+    model = small(tie_embeddings=True)
+    model(tokens(1, 5))
+    model.hidden_states(tokens(1, 5)).sum().backward()
+    assert not model.tok_emb.weight.grad.is_sparse
+
+
 def test_both_rooms_train_alike():
     """The same weights, data and steps through both rooms at dropout 0: the same losses."""
     curves = []

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,10 +130,11 @@ def test_tune_is_harmless_everywhere(monkeypatch):
 
 @pytest.mark.parametrize("has_cuda", [True, False])
 def test_tune_allows_tf32_where_there_is_cuda(has_cuda, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    products = SimpleNamespace(allow_tf32=False)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     runtime.tune()
-    assert torch.backends.cuda.matmul.allow_tf32 == has_cuda
+    assert products.allow_tf32 == has_cuda
 
 
 def test_tune_sets_glibcs_three_settings(monkeypatch):

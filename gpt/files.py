@@ -168,13 +168,21 @@ class FolderLock:
         if self._lock.is_locked:
             return
         self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise ValueError(
-                f"{self.folder} is being written by {self._holder()}: wait for its end or stop it, or name another"
-            ) from None
+        for left in reversed(range(100)):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(blocking=False)
+                break
+            except filelock.Timeout:
+                raise ValueError(
+                    f"{self.folder} is being written by {self._holder()}: wait for its end or stop it, or name another"
+                ) from None
+            except (
+                FileExistsError,
+                FileNotFoundError,
+            ):  # taken away by its last holder; or a file
+                if not left or self.folder.is_file():
+                    raise
         with contextlib.suppress(OSError):  # a disk may be full, and Windows keeps a locked file from being written
             self.file.write_text(str(os.getpid()), encoding="utf-8")
 

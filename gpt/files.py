@@ -177,12 +177,9 @@ class FolderLock:
                 raise ValueError(
                     f"{self.folder} is being written by {self._holder()}: wait for its end or stop it, or name another"
                 ) from None
-            except (
-                FileExistsError,
-                FileNotFoundError,
-            ):  # taken away by its last holder; or a file
+            except (FileExistsError, FileNotFoundError):
                 if not left or self.folder.is_file():
-                    raise
+                    raise  # else its last holder has taken the folder away meanwhile
         with contextlib.suppress(OSError):  # a disk may be full, and Windows keeps a locked file from being written
             self.file.write_text(str(os.getpid()), encoding="utf-8")
 

@@ -294,11 +294,14 @@ def test_positions_pick_rows_of_the_position_table():
 
 @ROOMS
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [12], [11, 1]])
-def test_a_cache_changes_nothing(kernels, pieces):
-    model = small(kernels=kernels).eval()
+@pytest.mark.parametrize(("grad", "qkv_bias"), [(True, True), (False, True), (False, False)])
+def test_a_cache_changes_nothing(kernels, pieces, grad, qkv_bias):
+    model = small(kernels=kernels, qkv_bias=qkv_bias).eval()
     ids = tokens(2, 12)
     cache = KVCache(model.config.n_layers, 12)
-    logits = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
+    with torch.set_grad_enabled(grad):  # without, query, key and value are one product
+        logits = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
+    assert all((stacked is not None) == (not grad and len(pieces) > 1) for stacked in cache.projections)
     assert_close(logits, model(ids))
     assert cache.length == 12
     with pytest.raises(ValueError, match="13 tokens exceed"):
@@ -429,6 +432,21 @@ def test_both_rooms_train_alike():
         curves.append(losses)
     assert curves[0] == pytest.approx(curves[1], abs=1e-9)
     assert curves[0][-1] < curves[0][0] - 0.3
+
+
+def test_the_compiler_sees_one_graph(monkeypatch):
+    """A question that it cannot answer, or a branch on data, would cut the graph, and cost more than it gains."""
+    monkeypatch.setattr(ops.fused, "SMALL", 0)
+    model = GPTModel(GPTConfig(**{**SMALL, "n_layers": 1, "tie_embeddings": True}))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    ids, gradients = tokens(2, 12), []
+    for call in (model, compiled):
+        loss = call(ids, ids)
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad for p in model.parameters())])
+        model.zero_grad()
+    for eager, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, eager)
 
 
 def test_both_rooms_train_alike_in_float32():

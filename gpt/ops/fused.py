@@ -15,7 +15,8 @@ from gpt.ops.explicit import IGNORE, causal_mask
 # Logits held at once by linear_cross_entropy, whatever the batch: 2^23 numbers, 32 MB in float32, a large CPU's cache.
 CHUNK_LOGITS = 2**23
 
-SMALL = 2**17  # numbers in a weight, below which PyTorch's own gradient is the faster one
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+SMALL = 2**17  # numbers in a weight, below which a call of oneDNN, and a gradient through Python, cost what they gain
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -26,27 +27,31 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `explicit.linear`. In float32 on a CPU by oneDNN, whose product is faster than MKL's: by a fifth on a batch,
     twice as fast on the single row of decoding. A second derivative, which that lacks, is an error."""
-    if not _has_onednn(x, weight):
+    if weight.numel() < SMALL or not _has_onednn(x, weight):
         return F.linear(x, weight, bias)
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):
-        return _product(x, weight, bias)
-    # a gradient through Python costs more than it gains where the weight is small
-    return F.linear(x, weight, bias) if weight.numel() < SMALL else _Linear.apply(x, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _Linear.apply(x, weight, bias)
+    return _product(x, weight, bias)
 
 
-def _has_onednn(*operands: Tensor) -> bool:
-    """Whether PyTorch's oneDNN multiplies these matrices, in the precision that is asked for."""
+def _has_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch's oneDNN multiplies these matrices, in the precision that is asked for.
+
+    Asked once for each product of a token that is decoded, so it has to be quick.
+    """
     return (
-        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in operands)
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        not torch.compiler.is_compiling()  # the compiler makes its own choice
+        and ONEDNN
+        and x.dtype is torch.float32
+        and weight.dtype is torch.float32
+        and x.is_cpu
+        and weight.is_cpu
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # the compiler makes its own choice
     )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
@@ -175,6 +180,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
-        if grad_output.device.type == "cpu" and grad_output == 1:  # any other device would have to be waited for
+        # other devices would have to be waited for, and a branch on data would cut a compiled graph in two
+        if grad_output.device.type == "cpu" and not torch.compiler.is_compiling() and grad_output == 1:
             return grad_hidden, grad_weight, None
         return grad_hidden * grad_output, grad_weight * grad_output, None

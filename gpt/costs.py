@@ -101,8 +101,8 @@ def activation_bytes(model: GPTConfig, n_windows: int, n_tokens: int, half: bool
         block += 3 * b * vectors + 4 * rows  # query, key, value; the logarithm of each row's sum
     block += b * vectors  # the input of out_proj, which the fused kernel itself keeps too
     block += norm + b * vectors  # norm2, and the input of layers.0
-    # around the GELU, 4 D wide; explicit: x, tanh, 0.5 x, 1 + tanh and the product; fused: x and the product
-    block += (5 if explicit else 2) * 4 * b * vectors
+    # around the GELU, 4 D wide; explicit: x, tanh, 0.5 x, 1 + tanh and the product; fused: x, and a small product
+    block += (5 if explicit else 2 if 4 * vectors < fused.LARGE else 1) * 4 * b * vectors
     block += 2 * drops * min(mask, b) * vectors  # drop_resid's masks
     block += 12 * model.emb_dim**2 * b * half  # bfloat16 copies of the block's matrices
     return embeddings + model.n_layers * block + norm

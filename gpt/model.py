@@ -76,7 +76,10 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        expand, activate, project = self.layers
+        hidden = expand(x)  # (B, T, 4D), the widest tensor of a block
+        with activate.ops.made_again(activate, hidden) as active:
+            return project(active)
 
 
 class KVCache:

@@ -39,7 +39,9 @@ def test_both_rooms_have_the_same_doors():
         return {n: str(inspect.signature(f)) for n, f in found if f.__module__ == room.__name__ and n[0] != "_"}
 
     plain, fast = doors(explicit), doors(fused)
-    names = {"softmax", "linear", "layer_norm", "gelu", "attention", "cross_entropy", "linear_cross_entropy"}
+    names = {
+        "softmax", "linear", "layer_norm", "gelu", "made_again", "attention", "cross_entropy", "linear_cross_entropy",
+    }  # fmt: skip
     assert set(fast) == names | {"rows_at_once"}  # the last is no formula
     del fast["rows_at_once"]
     assert fast == {name: plain[name] for name in fast}
@@ -51,6 +53,25 @@ def test_both_rooms_have_the_same_doors():
 def test_softmax(ops, dtype, dim):
     x = torch.randn(5, 7, dtype=dtype) * 4
     assert_same(lambda x: ops.softmax(x, dim), lambda x: torch.softmax(x, dim), [x])
+
+
+@pytest.mark.parametrize("large", [0, 10**9])
+@pytest.mark.parametrize("room", [explicit, fused], ids=["explicit", "fused"])
+def test_what_is_made_again_has_the_same_gradients(room, large, monkeypatch):
+    monkeypatch.setattr(fused, "LARGE", large)
+    calls = []
+
+    def layer(x):
+        calls.append(x)
+        return torch.tanh(x)
+
+    def ours(x, weight, bias):
+        with room.made_again(layer, x) as y:
+            return F.linear(y, weight, bias) * y.sum()
+
+    inputs = [torch.randn(3, 5, 8), torch.randn(6, 8), torch.randn(6)]
+    assert_same(ours, lambda x, w, b: F.linear(torch.tanh(x), w, b) * torch.tanh(x).sum(), inputs)
+    assert len(calls) == (2 if room is fused and large == 0 else 1)
 
 
 @ROOMS

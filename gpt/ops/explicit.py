@@ -4,7 +4,9 @@ Shape letters: B batch, T tokens in the window, S tokens attended to (S = T with
 D emb_dim, N tokens of a batch in a row (N = B·T), V vocab_size.
 """
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -77,6 +79,13 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | str = "causal")
         allowed = causal_mask(query.size(-2), key.size(-2), query.device)
         scores = scores.masked_fill(~allowed, -torch.inf)
     return softmax(scores)
+
+
+@contextlib.contextmanager
+def made_again(layer: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
+    """layer(x), for what is computed in this context; `fused` makes it a second time in the backward pass, where it
+    takes too much memory to be kept."""
+    yield layer(x)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0) -> Tensor:

@@ -3,7 +3,8 @@
 The names, arguments, shapes and results are those of `explicit.py`, whose docstrings explain them.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from gpt.ops.explicit import IGNORE, causal_mask
 CHUNK_LOGITS = 2**23
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+LARGE = 2**20  # numbers in an activation, from which on it is rather made again than kept
 SMALL = 2**17  # numbers in a weight, below which a call of oneDNN, and a gradient through Python, cost what they gain
 
 
@@ -90,6 +92,28 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Te
 def gelu(x: Tensor) -> Tensor:
     """See `explicit.gelu`."""
     return F.gelu(x, approximate="tanh")
+
+
+@contextlib.contextmanager
+def made_again(layer: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
+    """layer(x), for what is computed in this context. Where it is large, autograd keeps x alone, from which it makes
+    layer(x) once more: a layer without randomness and without a matrix product costs less time than its result memory.
+    Chen et al. 2016, arXiv:1604.06174.
+    """
+    y = layer(x)
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or y.numel() < LARGE:
+        yield y
+        return
+    address = y.data_ptr()
+
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        return kept.shape if kept.data_ptr() == address else kept
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else layer(x).view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield y
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0) -> Tensor:

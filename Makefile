@@ -19,7 +19,7 @@ train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
 
 test: .venv/installed-dev lint
-	"$(BIN)" -m pytest
+	"$(BIN)" -m pytest -n 2 --dist worksteal
 
 faults: .venv/installed
 	"$(BIN)" tests/faults.py

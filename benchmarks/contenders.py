@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,22 +131,14 @@ def check(config: GPTConfig, model: nn.Module, losses: list[float]) -> None:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def gpt_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
-    """This project's model, and `generate` with its KV cache."""
-    from gpt.decoding import generate
-
-    model = create_model(config)
-    return model, lambda prompt, n_new: generate(model, prompt, n_new, temperature=0)
-
-
-def int8_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
-    """This project's model with its weights rounded to int8, which is done before the clock starts."""
+def gpt_writer(config: GPTConfig, int8: bool = False) -> tuple[nn.Module, Writer]:
+    """This project's model, its weights rounded to int8 before the clock starts or not, and its `generate`."""
     from gpt.decoding import generate
     from gpt.quantize import Int8GPTModel
 
     model = create_model(config)
-    rounded = Int8GPTModel(model)
-    return model, lambda prompt, n_new: generate(rounded, prompt, n_new, temperature=0)
+    writer = Int8GPTModel(model) if int8 else model
+    return model, lambda prompt, n_new: generate(writer, prompt, n_new, temperature=0)
 
 
 def transformers_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
@@ -170,7 +163,7 @@ def plain_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
 # a contender: how it writes, and the bytes of a weight that it reads
 WRITERS = {
     "gpt": (gpt_writer, 4),
-    "gpt int8": (int8_writer, 1),
+    "gpt int8": (partial(gpt_writer, int8=True), 1),
     "transformers": (transformers_writer, 4),
     "plain": (plain_writer, 4),
 }

@@ -119,8 +119,9 @@ def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
     figure = Figure(figsize=(9, 0.27 * height + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots()
     y, places, names = 0.0, [], []
+    clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of the line at gpt's speed
     for case, group in groups.items():
-        axes.text(0, y, titles[case], va="center", fontsize=10, fontweight="bold")
+        axes.text(0, y, titles[case], va="center", fontsize=10, fontweight="bold", bbox=clear)
         for row in group:
             y += 1
             places.append(y)
@@ -129,7 +130,10 @@ def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
             ours = row["contender"].startswith("gpt")
             axes.barh(y, speed, 0.78, color=TRAIN if ours else QUIET, alpha=1 if ours else 0.55)
             words = "failed" if row.get("problem") else f"{row['rate']}   {speed:.2f} x" if speed else row["rate"]
-            axes.text(speed, y, f"  {words}", va="center", fontsize=8, color=TRAIN if ours else "black")
+            colour = TRAIN if ours else "black"
+            axes.annotate(
+                words, (speed, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour, bbox=clear
+            )
         y += 1.6
     axes.axvline(1, color=TRAIN, lw=1, ls=":", zorder=0)
     axes.set_yticks(places, names, fontsize=9)

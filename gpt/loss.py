@@ -1,10 +1,10 @@
-"""The loss of a batch, of a loader, of a whole text; perplexity, bits per token and bits per byte."""
+"""The loss of a batch, of a loader, of a whole text; perplexity, bits per token and bits per byte, accuracy."""
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from gpt.data import document_windows, padded_batch
 from gpt.ops.explicit import IGNORE
+from gpt.ops.fused import rows_at_once
+from gpt.scores import target_ranks
 
 
 def calc_loss_batch(
@@ -73,6 +75,7 @@ class Evaluation:
     sums: np.ndarray  # nats, of each of them
     counts: np.ndarray  # tokens predicted in each of them
     bytes_per_token: float = math.nan  # of the text; NaN where it is not known
+    hits: dict[int, np.ndarray] = field(default_factory=dict)  # k -> targets of each among the k likeliest tokens
 
     @property
     def tokens(self) -> int:
@@ -90,11 +93,25 @@ class Evaluation:
 
         Stretches are taken as independent, tokens within one are not. NaN where there is one stretch only.
         """
-        n = len(self.sums)
+        return self._standard_error(self.sums)
+
+    def _standard_error(self, sums: np.ndarray) -> float:
+        n = len(sums)
         if n < 2:
             return math.nan
-        residuals = self.sums - self.loss * self.counts
+        residuals = sums - sums.sum() / self.tokens * self.counts
         return math.sqrt(n / (n - 1) * (residuals**2).sum()) / self.tokens
+
+    def accuracy(self, k: int = 1) -> float:
+        """The share, 0 to 1, of tokens that were among the k likeliest; k one of those that `evaluate` was asked for.
+
+        It can't see how sure the model was, which the loss does.
+        """
+        return float(self.hits[k].sum() / self.tokens)
+
+    def accuracy_error(self, k: int = 1) -> float:
+        """The standard error of `accuracy`, as that of the loss."""
+        return self._standard_error(self.hits[k])
 
     def above(self, floor: np.ndarray) -> "Evaluation":
         """How far the loss lies above a lower one, given as the nats of every stretch of the text. The two are compared
@@ -145,6 +162,7 @@ def evaluate(
     eot_id: int | None = None,
     bytes_per_token: float = math.nan,
     device: torch.device | str = "cpu",
+    top_k: Sequence[int] = (),
 ) -> Evaluation:
     """The loss of `model` on a text of token ids, every token after the first predicted once.
 
@@ -152,7 +170,8 @@ def evaluate(
     evenly over the text. `stride` < context_length lets windows overlap, so that each prediction has at least
     context_length - stride tokens before it; the loss depends on both, which is why a quoted perplexity names them.
     With `eot_id` windows begin where documents begin, as in `gpt.data.document_windows`. Nothing is drawn at random,
-    and no random state is touched.
+    and no random state is touched. For each k of `top_k` the same pass counts the tokens that are among the k
+    likeliest, as `gpt.scores.target_ranks` orders them.
 
     ValueError for fewer than two tokens, for a context longer than the model's, for a stride above it, and with
     `eot_id` for a stride or a text without a document.
@@ -186,7 +205,7 @@ def evaluate(
         n_read = max(1, n_batches * batch_size * n_stretches // len(windows))
         chosen = {i * n_stretches // n_read for i in range(n_read)}
         windows = [window for window in windows if window[3] in chosen]
-    sums, counts = [], []
+    sums, counts, hits = [], [], {k: [] for k in top_k}
     with evaluating(model):
         for begin in range(0, len(windows), batch_size):
             batch = windows[begin : begin + batch_size]
@@ -194,9 +213,32 @@ def evaluate(
             for row, (start, _, first, _) in enumerate(batch):
                 targets[row, : first - 1 - start] = IGNORE  # context only
             counts += (targets != IGNORE).sum(1).tolist()
-            losses = model(inputs.to(device), targets.to(device), reduction="none")  # (B, T)
+            inputs, targets = inputs.to(device), targets.to(device)
+            if top_k:
+                losses, ranks = _losses_and_ranks(model, inputs, targets)  # (B, T) each
+            else:
+                losses = model(inputs, targets, reduction="none")  # (B, T)
+            for k in top_k:
+                hits[k] += ((ranks >= 0) & (ranks < k)).sum(1).tolist()
             sums += losses.float().cpu().double().sum(1).tolist()
     stretch = [stretch for _, _, _, stretch in windows]
     sums, counts = np.bincount(stretch, sums), np.bincount(stretch, counts)
     read = np.flatnonzero(counts)
-    return Evaluation(read, sums[read], counts[read], bytes_per_token)
+    hits = {k: np.bincount(stretch, of_windows)[read] for k, of_windows in hits.items()}
+    return Evaluation(read, sums[read], counts[read], bytes_per_token, hits)
+
+
+def _losses_and_ranks(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses in nats and the targets' ranks among all tokens, (B, T) each, for inputs and targets (B, T).
+
+    In the chunks in which the model's own loss computes its logits, so that no more of them are held at once.
+    """
+    hidden, flat = model.hidden_states(inputs).flatten(0, 1), targets.flatten()  # (N, D), (N,)
+    n_rows, dtype = rows_at_once(model.config.vocab_size), model.tok_emb.weight.dtype  # that dtype under autocast too
+    losses, ranks = [], []
+    for start in range(0, len(flat), n_rows):
+        rows = slice(start, start + n_rows)
+        logits = model.out_head(hidden[rows]).to(dtype)  # (C, V)
+        losses.append(model.ops.cross_entropy(logits, flat[rows], "none"))
+        ranks.append(target_ranks(logits, flat[rows]))
+    return torch.cat(losses).view_as(targets), torch.cat(ranks).view_as(targets)

@@ -18,7 +18,18 @@ FLOORS = [
     ["files", "grammar", "tales", "download", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
     ["bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
     ["model", "quantize", "baselines"],
-    ["loss", "decoding", "weights", "state", "checkpoint", "objectives.next_token", "objectives", "plots", "judge"],
+    [
+        "scores",
+        "loss",
+        "decoding",
+        "weights",
+        "state",
+        "checkpoint",
+        "objectives.next_token",
+        "objectives",
+        "plots",
+        "judge",
+    ],
     ["costs", "plan", "probe", "report"],  # on the same floor
     ["trainer", "cli"],
 ]

@@ -3,11 +3,15 @@
     python scripts/evaluate.py --run story-001
     python scripts/evaluate.py --run story-001 --text other.txt --stride 32
     python scripts/evaluate.py --run story-001 --weights int8
-    python scripts/evaluate.py --run tales-001
+    python scripts/evaluate.py --run tales-001 --continuations 100
     python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
 
 A perplexity depends on the tokenizer, the context and the stride, so these are printed with it; bits per byte can be
 compared across tokenizers. On its validation split a run is compared with the baselines of that split.
+
+Beside the loss stands how often the next token was the model's likeliest, or among its five likeliest. And what the
+model makes of a text: windows at --continuations fixed places are cut in two, the model continues the first halves
+greedily, and BLEU and ROUGE compare what it writes with the second halves. What each score can't see is said below.
 
 --weights int8 says what rounded weights, as generate.py may take them, add to the loss.
 
@@ -48,11 +52,20 @@ def main() -> None:
         help="how many tales a run on tales writes to be judged (default: 500)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling these tales (default: 0)")
+    parser.add_argument(
+        "--continuations",
+        type=int,
+        default=20,
+        metavar="N",
+        help="how many prompts from the text are continued, for BLEU and ROUGE (default: 20)",
+    )
     add_weights_option(parser)
     arguments = parser.parse_args()
     every = arguments.checkpoint == "all"
     if arguments.samples < every:
         parser.error(f"--samples must be at least {int(every)}, not {arguments.samples}")
+    if arguments.continuations < 0:
+        parser.error(f"--continuations must be at least 0, not {arguments.continuations}")
     for option in ("text", "context", "stride"):
         if every and getattr(arguments, option) is not None:
             parser.error(f"--{option} means nothing with --checkpoint all, which judges what is written")
@@ -66,7 +79,14 @@ def main() -> None:
     from gpt.checkpoint import load_model, run_data
     from gpt.corpus import open_corpus
     from gpt.data import encode_documents
-    from gpt.judge import describe_verdict, judge_checkpoints, judge_samples
+    from gpt.judge import (
+        describe_blind_spots,
+        describe_continuations,
+        describe_verdict,
+        judge_checkpoints,
+        judge_continuations,
+        judge_samples,
+    )
     from gpt.loss import evaluate
     from gpt.quantize import Int8GPTModel
     from gpt.report import comparison
@@ -92,11 +112,13 @@ def main() -> None:
         bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, len(tokens) - in_documents)
     context = model.config.context_length if arguments.context is None else arguments.context
     stride = context if arguments.stride is None else arguments.stride
+    eot_id = tokenizer.eot_id if in_documents else None
     measured = partial(
         evaluate, tokens=tokens, context_length=context, batch_size=arguments.batch_size, stride=stride,
-        eot_id=tokenizer.eot_id if in_documents else None, bytes_per_token=bytes_per_token, device=device,
+        eot_id=eot_id, bytes_per_token=bytes_per_token, device=device, top_k=(1, 5),
     )  # fmt: skip
-    rounded = measured(Int8GPTModel(model)) if arguments.weights == "int8" else None
+    writer = Int8GPTModel(model) if arguments.weights == "int8" else model
+    rounded = None if writer is model else measured(writer)
     result = measured(model)
     print(f"run             {folder}, step {checkpoint.state['step']:,}")
     print(f"text            {source}: {result.tokens:,} tokens predicted")
@@ -104,10 +126,15 @@ def main() -> None:
     print(f"measured with   tokenizer {tokenizer.name}, context {context}, {windows}")
     print(f"loss            {result.loss:.4f} nats per token, standard error {result.standard_error:.4f}")
     if rounded is not None:
-        print(f"int8 weights    loss {rounded.loss:.4f} nats per token, {rounded.loss - result.loss:+.4f}")
+        print(
+            f"int8 weights    loss {rounded.loss:.4f} nats per token, {rounded.loss - result.loss:+.4f}; "
+            f"accuracy {rounded.accuracy():.2%}"
+        )
     print(f"perplexity      {result.perplexity:,.2f}")
     print(f"bits per token  {result.bits_per_token:.4f}")
     print(f"bits per byte   {result.bits_per_byte:.4f}")
+    print(f"accuracy        {result.accuracy():.2%} of tokens, standard error {result.accuracy_error():.2%}")
+    print(f"top-5 accuracy  {result.accuracy(5):.2%} of tokens, standard error {result.accuracy_error(5):.2%}")
     if data is not None:
         measure = yardstick(data)
         if not in_documents or context < model.config.context_length:
@@ -116,6 +143,11 @@ def main() -> None:
         if measure.floor is not None and arguments.samples:
             _, verdict = judge_samples(model, data, arguments.samples, arguments.seed)
             print(f"\n{describe_verdict(verdict)}")
+    continued = None
+    if arguments.continuations:
+        continued = judge_continuations(writer, tokens, tokenizer, context, arguments.continuations, eot_id)
+        print(f"\n{describe_continuations(continued) if continued else 'No document is long enough to be continued.'}")
+    print(f"\n{describe_blind_spots(['accuracy', 'top-5 accuracy', *(['BLEU', 'ROUGE'] if continued else [])])}")
 
 
 if __name__ == "__main__":

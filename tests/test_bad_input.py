@@ -682,6 +682,7 @@ EVALUATE = "evaluate --run tiny"
         (f"{EVALUATE} --stride 9", "stride must be 1 to the context's 8 tokens, not 9"),
         (f"{EVALUATE} --context 4 --stride 5", "stride must be 1 to the context's 4 tokens, not 5"),
         (f"{EVALUATE} --batch_size 0", "batch_size must be at least 1, not 0"),
+        (f"{EVALUATE} --continuations -1", "--continuations must be at least 0, not -1"),
         (f"{EVALUATE} --checkpoint none", "no checkpoint 'none'"),
         (f"{EVALUATE} --device tpu9", "unknown device 'tpu9'"),
     ]

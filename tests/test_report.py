@@ -127,6 +127,11 @@ def test_evaluate_measures_a_run_on_tales(tale_run, monkeypatch, capsys):
     status, (out, _) = evaluate(monkeypatch, capsys, "--run", trainer.run.path, "--samples", 5, "--device", "cpu")
     assert status == 0
     assert list(rows(out).values()) == list(rows(said).values())
+    for name in ("accuracy", "top-5 accuracy", "ROUGE-1", "ROUGE-2", "ROUGE-L", "BLEU, 0 to 100"):
+        score = re.search(rf"^{name}\s+([\d.]+)(?:%|$)", out, re.MULTILINE)[1]
+        assert 0 <= float(score) <= 100
+    assert re.search(r"^\d+ greedy continuations +precision +recall +F1$", out, re.MULTILINE)
+    assert max(map(len, out.splitlines()[1:])) <= 120  # the first names a folder of any length
     assert re.search(r"^5 sampled tales .*\naccepted by the grammar +0 +0.0%$", out, re.MULTILINE)
 
 
@@ -158,6 +163,8 @@ def test_evaluate_has_no_grammar_to_judge_other_texts_by(tiny_config, tmp_path, 
     status, (_, err) = evaluate(monkeypatch, capsys, "--run", tmp_path / "run", "--checkpoint", "all")
     assert status == 2
     assert "does not hold tales" in err
-    status, (out, _) = evaluate(monkeypatch, capsys, "--run", tmp_path / "run")
+    status, (out, _) = evaluate(monkeypatch, capsys, "--run", tmp_path / "run", "--continuations", 0)
     assert status == 0
+    assert "accuracy" in out
+    assert "BLEU" not in out
     assert set(rows(out)) == {"uniform", "unigram", "bigram", "trigram", "this run"}

@@ -18,18 +18,8 @@ FLOORS = [
     ["files", "grammar", "tales", "download", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
     ["bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
     ["model", "quantize", "baselines"],
-    [
-        "scores",
-        "loss",
-        "decoding",
-        "weights",
-        "state",
-        "checkpoint",
-        "objectives.next_token",
-        "objectives",
-        "plots",
-        "judge",
-    ],
+    ["scores", "loss", "information", "decoding", "weights", "state", "checkpoint"],
+    ["objectives.next_token", "objectives", "plots", "judge"],  # on the same floor
     ["costs", "plan", "probe", "report"],  # on the same floor
     ["trainer", "cli"],
 ]

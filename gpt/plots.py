@@ -4,6 +4,7 @@ import csv
 import math
 from pathlib import Path
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -11,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from gpt.baselines import Yardstick
 from gpt.files import whole_file
 from gpt.grammar import UNKNOWN
+from gpt.information import Numbers, Reliability, binary_cross_entropy, entropy
 from gpt.loss import perplexity
 from gpt.tales import Verdict
 
@@ -57,6 +59,10 @@ def plot_losses(metrics: Path, out: Path, yardstick: Yardstick) -> None:
         if scale == "log":
             _plain_log_axis(axes)
     figure.axes[0].legend(loc="upper right")
+    _save(figure, out)
+
+
+def _save(figure: Figure, out: Path) -> None:
     with whole_file(out) as temporary:
         figure.savefig(temporary)
 
@@ -77,7 +83,13 @@ def _label_levels(axes: Axes, levels: dict[str, float]) -> None:
 def _tokens_axis(axes: Axes) -> None:
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
+    _open(axes)
+
+
+def _open(axes: Axes) -> None:
+    """A faint grid, and no frame where there is no axis."""
     axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
@@ -106,8 +118,7 @@ def plot_verdicts(verdicts: dict[int, Verdict], out: Path) -> None:
     axes.set_title("sampled tales: accepted by the grammar, or the first rule broken", loc="left", fontsize=10)
     _tokens_axis(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
-    with whole_file(out) as temporary:
-        figure.savefig(temporary)
+    _save(figure, out)
 
 
 def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
@@ -143,5 +154,87 @@ def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
     axes.set_xlabel("speed relative to gpt: longer is faster")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    with whole_file(out) as temporary:
-        figure.savefig(temporary)
+    _save(figure, out)
+
+
+# --- information ------------------------------------------------------------------------------------------------------
+
+
+def plot_binary_loss(out: Path) -> None:
+    """Draw binary cross-entropy in nats over the predicted probability, as a PNG: a curve for a label that is true, one
+    for a label that is false, and what a guess of 1/2 costs."""
+    p = torch.linspace(0.002, 0.998, 499, dtype=torch.float64)
+    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for label, name, colour in ((1.0, "label true: -ln p", TRAIN), (0.0, "label false: -ln(1 - p)", VAL)):
+        losses = binary_cross_entropy(p, torch.full_like(p, label), reduction="none")
+        axes.plot(p.tolist(), losses.tolist(), color=colour, label=name)
+    axes.axhline(math.log(2), color=QUIET, ls="--", lw=1)
+    axes.text(0.5, math.log(2) + 0.1, "a guess: ln 2 = 0.693", ha="center", va="bottom", color=QUIET, fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(0, 6.5), xlabel="predicted probability of true", ylabel="loss, nats")
+    axes.set_title("a confident error costs without bound", loc="left", fontsize=10)
+    axes.legend(loc="upper center", frameon=False)
+    _open(axes)
+    _save(figure, out)
+
+
+def plot_coin_entropy(out: Path) -> None:
+    """Draw the entropy of a coin in bits over the probability of heads, as a PNG: 0 at both ends, 1 bit in between."""
+    heads = torch.linspace(0, 1, 401, dtype=torch.float64)
+    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    bits = entropy(torch.stack([heads, 1 - heads], -1), unit="bits")
+    axes.plot(heads.tolist(), bits.tolist(), color=TRAIN)
+    for p in (0.1, 0.5, 0.9):
+        height = entropy([p, 1 - p], unit="bits").item()
+        axes.plot(p, height, "o", color=TRAIN, ms=5)
+        place = {"xytext": (0, -8) if p == 0.5 else (9 if p < 0.5 else -9, 0), "textcoords": "offset points"}
+        sides = {"ha": "center", "va": "top"} if p == 0.5 else {"ha": "left" if p < 0.5 else "right", "va": "center"}
+        axes.annotate(f"{height:.3f}", (p, height), **place, **sides, fontsize=9)
+    axes.set(xlim=(-0.01, 1.01), ylim=(0, 1.05), xlabel="probability of heads", ylabel="entropy, bits")
+    axes.set_title("entropy of a coin: most where either side is as likely", loc="left", fontsize=10)
+    _open(axes)
+    _save(figure, out)
+
+
+def plot_target_probabilities(before: Numbers, after: Numbers, vocab_size: int, out: Path) -> None:
+    """Draw what probability a model gave to each target of a batch, before and after training, as a PNG: every target
+    in its place in the batch, and what a guess among all `vocab_size` tokens gives."""
+    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for probabilities, name, colour in ((before, "before training", QUIET), (after, "after training", TRAIN)):
+        flat = torch.as_tensor(probabilities).detach().flatten().tolist()
+        axes.plot(range(1, len(flat) + 1), flat, "o", color=colour, ms=4, label=name)
+    axes.axhline(1 / vocab_size, color=VAL, ls="--", lw=1, label=f"a guess: 1/{vocab_size:,} = {1 / vocab_size:.3g}")
+    axes.set_ylim(0, 1.03)
+    axes.set(xlabel="target of the batch", ylabel="its probability")
+    axes.set_title("what a model gives to the tokens that come", loc="left", fontsize=10)
+    figure.legend(loc="outside right center", frameon=False)
+    _open(axes)
+    _save(figure, out)
+
+
+def plot_reliability(models: dict[str, Reliability], out: Path) -> None:
+    """Draw reliability diagrams side by side, titled with their names, as a PNG: the accuracy of each bin of confidence
+    beside the diagonal, on which a calibrated model lies, and below it the share of predictions in each bin."""
+    figure = Figure(figsize=(4.4 * len(models), 5.2), dpi=110, layout="constrained")
+    panels = figure.subplots(2, len(models), squeeze=False, sharex=True, sharey="row", height_ratios=(4, 1))
+    for (above, below), (name, found) in zip(panels.T, models.items(), strict=True):
+        bins = len(found.count)
+        middles = [(i + 0.5) / bins for i in range(bins)]
+        gaps = (found.confidence - found.accuracy).nan_to_num(0).tolist()
+        accuracy = found.accuracy.nan_to_num(0).tolist()
+        above.bar(middles, accuracy, 0.92 / bins, color=TRAIN, label="accuracy")
+        above.bar(middles, gaps, 0.92 / bins, accuracy, color=VAL, alpha=0.35, label="gap to the mean confidence")
+        above.plot([0, 1], [0, 1], color=QUIET, ls="--", lw=1)
+        above.set(xlim=(0, 1), ylim=(0, 1))
+        error = found.expected_calibration_error
+        above.set_title(f"{name}\nexpected calibration error {error:.3f}", loc="left", fontsize=10)
+        below.bar(middles, (found.count / found.count.sum()).tolist(), 0.92 / bins, color=QUIET)
+        below.set_xlabel("confidence")
+        for axes in (above, below):
+            _open(axes)
+    panels[0, 0].set_ylabel("accuracy")
+    panels[1, 0].set_ylabel("share")
+    panels[0, 0].legend(loc="upper left", frameon=False, fontsize=8)
+    _save(figure, out)

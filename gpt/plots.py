@@ -169,8 +169,7 @@ def plot_binary_loss(out: Path) -> None:
     for label, name, colour in ((1.0, "label true: -ln p", TRAIN), (0.0, "label false: -ln(1 - p)", VAL)):
         losses = binary_cross_entropy(p, torch.full_like(p, label), reduction="none")
         axes.plot(p.tolist(), losses.tolist(), color=colour, label=name)
-    axes.axhline(math.log(2), color=QUIET, ls="--", lw=1)
-    axes.text(0.5, math.log(2) + 0.1, "a guess: ln 2 = 0.693", ha="center", va="bottom", color=QUIET, fontsize=8)
+    axes.axhline(math.log(2), color=QUIET, ls="--", lw=1, label="a guess of 1/2: ln 2 = 0.693")
     axes.set(xlim=(0, 1), ylim=(0, 6.5), xlabel="predicted probability of true", ylabel="loss, nats")
     axes.set_title("a confident error costs without bound", loc="left", fontsize=10)
     axes.legend(loc="upper center", frameon=False)
@@ -225,7 +224,9 @@ def plot_reliability(models: dict[str, Reliability], out: Path) -> None:
         gaps = (found.confidence - found.accuracy).nan_to_num(0).tolist()
         accuracy = found.accuracy.nan_to_num(0).tolist()
         above.bar(middles, accuracy, 0.92 / bins, color=TRAIN, label="accuracy")
-        above.bar(middles, gaps, 0.92 / bins, accuracy, color=VAL, alpha=0.35, label="gap to the mean confidence")
+        above.bar(
+            middles, gaps, 0.92 / bins, accuracy, fc="none", ec=VAL, hatch="///", label="gap to the mean confidence"
+        )
         above.plot([0, 1], [0, 1], color=QUIET, ls="--", lw=1)
         above.set(xlim=(0, 1), ylim=(0, 1))
         error = found.expected_calibration_error

@@ -221,7 +221,7 @@ def plot_reliability(models: dict[str, Reliability], out: Path) -> None:
     for (above, below), (name, found) in zip(panels.T, models.items(), strict=True):
         bins = len(found.count)
         middles = [(i + 0.5) / bins for i in range(bins)]
-        gaps = (found.confidence - found.accuracy).nan_to_num(0).tolist()
+        gaps = (found.confidence - found.accuracy).tolist()  # NaN, which is not drawn, in an empty bin
         accuracy = found.accuracy.nan_to_num(0).tolist()
         above.bar(middles, accuracy, 0.92 / bins, color=TRAIN, label="accuracy")
         above.bar(

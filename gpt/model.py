@@ -136,8 +136,8 @@ class MultiHeadAttention(_Layer):
     def _project(self, x: Tensor, cache: KVCache | None) -> Iterable[Tensor]:
         """Query, key and value of each token, (B, T, D) each; behind a cache by one product."""
         layers = (self.W_query, self.W_key, self.W_value)
-        plain = all(type(layer) is Linear for layer in layers)  # others, such as int8, hold their weights differently
-        if cache is None or not cache.length or torch.is_grad_enabled() or not plain:
+        together = cache is not None and cache.length and not torch.is_grad_enabled()
+        if not together or any(type(layer) is not Linear for layer in layers):  # int8 holds its weights differently
             return [layer(x) for layer in layers]
         if cache.projections[self.layer] is None:
             weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)

@@ -47,6 +47,13 @@ def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+@contextlib.contextmanager
+def made_again(layer: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
+    """layer(x), for what is computed in this context; `fused` makes it a second time in the backward pass, where it
+    takes too much memory to be kept."""
+    yield layer(x)
+
+
 def dropout(x: Tensor, p: float) -> Tensor:
     """Each element of x set to 0 with probability p, the others divided by 1 - p so that the expectation stays."""
     if p == 0:
@@ -79,13 +86,6 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | str = "causal")
         allowed = causal_mask(query.size(-2), key.size(-2), query.device)
         scores = scores.masked_fill(~allowed, -torch.inf)
     return softmax(scores)
-
-
-@contextlib.contextmanager
-def made_again(layer: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
-    """layer(x), for what is computed in this context; `fused` makes it a second time in the backward pass, where it
-    takes too much memory to be kept."""
-    yield layer(x)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0) -> Tensor:

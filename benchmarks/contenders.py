@@ -26,7 +26,7 @@ from benchmarks import machine
 from benchmarks.cases import CASES, Case
 from gpt import runtime
 from gpt.baselines import create_model
-from gpt.config import GPTConfig, ObjectiveConfig, OptimConfig
+from gpt.config import GPTConfig, OptimConfig
 from gpt.costs import count_parameters, flops_per_token
 
 LR, CLIP = 3e-4, 1.0
@@ -39,10 +39,10 @@ Writer = Callable[[Tensor, int], Tensor]  # a prompt (1, T), how many tokens mor
 
 def gpt_step(config: GPTConfig) -> tuple[nn.Module, Step]:
     """This project's model and its training step, as gpt/trainer.py has it."""
-    from gpt.objectives import create_objective
+    from gpt.objectives.next_token import NextToken
     from gpt.optim import create_optimizer, scale_and_clip
 
-    objective = create_objective(ObjectiveConfig(), create_model(config)).train()
+    objective = NextToken(create_model(config)).train()
     optimizer = create_optimizer(objective, OptimConfig(lr=LR, grad_clip=CLIP))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 

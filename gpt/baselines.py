@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gpt import tales
 from gpt.config import GPTConfig, model_config
-from gpt.corpus import PROJECT
 from gpt.model import GPTModel, KVCache, LayerNorm, Linear
+from gpt.places import PROJECT
 from gpt.prepared import PreparedData
 
 RESULTS = PROJECT / "data" / "baselines.json"  # of models that take too long to train within a run

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from gpt.baselines import create_model
 from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
-from gpt.corpus import find_path
 from gpt.files import FolderLock, flush, put_back, sealed, sha256, whole_file, whole_folder, write_text
 from gpt.model import GPTModel
+from gpt.places import find_path
 from gpt.prepared import PreparedData, load_data
 from gpt.state import FORMAT, Checkpoint, check_finite, read_checkpoint, read_state
 from gpt.tokenizer import Tokenizer, load_tokenizer
@@ -208,12 +208,12 @@ class RunFolder:
                 damaged.append(record.name)
         return damaged
 
-    def save_batch(self, inputs: Tensor, targets: Tensor, **facts: Any) -> None:
+    def save_batch(self, batch: dict[str, Tensor], **facts: Any) -> None:
         """Write a batch whose loss is not finite to not_finite.safetensors, to be looked at; the facts are its
         metadata."""
         with whole_file(self.not_finite) as temporary:
             metadata = {name: str(fact) for name, fact in facts.items()}
-            temporary.write_bytes(safetensors.torch.save({"inputs": inputs, "targets": targets}, metadata))
+            temporary.write_bytes(safetensors.torch.save(batch, metadata))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

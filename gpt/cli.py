@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from gpt.config import TrainConfig, config_fields, from_dict, read_toml, suggest
-from gpt.corpus import find_path
+from gpt.places import find_path
 
-RUNS = Path("runs")
 LONGEST_MESSAGE = 2000  # characters
 
 
@@ -201,29 +200,3 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=["float32", "int8"], default="float32",
         help="int8: a quarter of the bytes to read for each token, a slightly other loss; CPU only (default: float32)",
     )  # fmt: skip
-
-
-def run_path(name: str) -> Path:
-    """The folder of a run: a name under runs/, or a path. ValueError for a name that leads nowhere sensible."""
-    path = Path(name)
-    if not name or name in (".", ".."):
-        raise ValueError(f"a run needs a name, not {name!r}")
-    return find_path(RUNS / name if name == path.name else path)
-
-
-def existing_run(name: str) -> Path:
-    """The folder of a run that must be there. ValueError names the runs that are."""
-    path = run_path(name)
-    if not (path / "config.toml").is_file() and not (path / "checkpoints").is_dir():
-        there = sorted(p.parent.name for p in find_path(RUNS).glob("*/config.toml"))
-        raise ValueError(f"unknown run {name!r}: {suggest(name, there) if there else 'there are none under runs/ yet'}")
-    return path
-
-
-def next_run(config_path: str) -> Path:
-    """runs/X-001, or the first number that is free, for configs/X.toml."""
-    stem = Path(config_path).stem
-    number = 1
-    while (path := RUNS / f"{stem}-{number:03d}").exists():
-        number += 1
-    return path

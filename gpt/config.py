@@ -1,9 +1,9 @@
 """Every setting of a run: typed, checked, frozen; read from TOML and written to it.
 
-Four dataclasses hold them: `GPTConfig` (the model), `DataConfig` (the token windows), `OptimConfig` (the optimizer
-and its schedule) and `TrainConfig` (the run, which holds the other three). A field is one line: its default, its
-bounds and its meaning. The command line (`gpt/cli.py`), the TOML files under `configs/` and Python all use the same
-names, because all three are read off these classes.
+`GPTConfig` (the model), `DataConfig` (the token windows), `OptimConfig` (the optimizer and its schedule),
+`ObjectiveConfig` (the loss) and `AdapterConfig` (what is trained of a frozen model) are parts of a `TrainConfig`, the
+run. A field is one line: its default, its bounds and its meaning. The command line (`gpt/cli.py`), the TOML files under
+`configs/` and Python all use the same names, because all three are read off these classes.
 """
 
 import dataclasses
@@ -31,9 +31,11 @@ GPT_CONFIG_124M = {
 }
 
 
-def _setting(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with its meaning (shown by --help) and the closed interval that its value must lie in."""
-    return field(default=default, metadata={"help": meaning, "low": low, "high": high})
+def _setting(default: Any, meaning: str, low: float | None = None, high: float | None = None, of: str = "") -> Any:
+    """A dataclass field with its meaning (shown by --help) and the closed interval that its value must lie in; `of`
+    lists the names that it is a setting of, where it means nothing to the others."""
+    meaning = f"{of}: {meaning}" if of else meaning
+    return field(default=default, metadata={"help": meaning, "low": low, "high": high, "of": of})
 
 
 # --- checking -------------------------------------------------------------------------------------------------------
@@ -59,6 +61,10 @@ def _check_fields(config: Any) -> None:
             raise ValueError(f"{f.name} must be at least {low}, not {value}")
         if high is not None and value > high:
             raise ValueError(f"{f.name} must be at most {high}, not {_shown(value)}")
+        if f.metadata["of"] and value != f.default and config.name not in f.metadata["of"].split(", "):
+            raise ValueError(
+                f"{f.name} is a setting of {f.metadata['of'].replace(', ', ' and ')}, not of {config.name!r}"
+            )
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
@@ -186,9 +192,34 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What the model is trained to do."""
+    """What the model is trained to do: the name of one of gpt/objectives/, and the settings of some of them."""
 
-    name: Literal["next_token"] = _setting("next_token", "the training objective, one of gpt/objectives/")
+    name: Literal["next_token", "reverse", "masked", "infilling", "conditional", "distill"] = _setting(
+        "next_token", "the training objective, one of gpt/objectives/"
+    )
+    label_smoothing: float = _setting(0.0, "probability that a label shares out over all tokens, in training", 0, 0.99)
+    mask_rate: float = _setting(0.15, "share of the tokens to be found", 0.001, 0.999, of="masked, infilling")
+    next_sentence: bool = _setting(True, "is the second half the first one's, or another text's?", of="masked")
+    span_length: float = _setting(3.0, "mean length of a blank, in tokens", 1, of="infilling")
+    teacher: str = _setting("", "the run whose model is the teacher", of="distill")
+    temperature: float = _setting(2.0, "teacher and student are compared at this temperature", 1e-3, of="distill")
+    label_weight: float = _setting(0.1, "weight of the labels' own loss beside the teacher's", 0, 1, of="distill")
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained in place of the model, whose own weights stay as they are."""
+
+    name: Literal["none", "lora", "prefix"] = _setting(
+        "none", "low-rank updates of matrices; keys and values before the text's own; or none: all weights are trained"
+    )
+    rank: int = _setting(8, "rank of an update", 1, of="lora")
+    alpha: float = _setting(16.0, "an update is scaled by alpha / rank", 0, of="lora")
+    targets: str = _setting("W_query, W_value", "the layers to be updated, by the ends of their names", of="lora")
+    length: int = _setting(16, "keys and values per head and layer", 1, of="prefix")
 
     def __post_init__(self):
         _check_fields(self)
@@ -214,10 +245,12 @@ class TrainConfig:
         "auto", "precision of the matrix products; auto: bfloat16 where the device has it in hardware"
     )
     compile: bool = _setting(False, "compile the model with torch.compile (needs a C++ compiler, or triton on CUDA)")
+    init_from: str = _setting("", "a run whose best weights this one starts from, and whose shape its model has")
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self):
         _check_fields(self)

@@ -23,8 +23,8 @@ import regex
 
 from gpt import files, tales
 from gpt.download import ARCHIVES, check_form, check_sum, download, file_name, unpack
+from gpt.places import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 BUNDLED = {"story": PROJECT / "data" / "story.txt"}  # texts that ship with the project
 DOWNLOADS = Path("data/downloads")  # seen from the working folder
 DOWNLOADABLE = {  # texts that are downloaded by name: their URL, their SHA-256, and their name in DOWNLOADS
@@ -37,13 +37,6 @@ DOWNLOADABLE = {  # texts that are downloaded by name: their URL, their SHA-256,
 SUFFIXES = (".txt", ".md")  # what is taken from a folder; a file named by itself may have any name
 PIECE = 1 << 20  # bytes read at once
 TALES = 30_000  # as many as "tales" stands for
-
-
-def find_path(path: str | Path) -> Path:
-    """A path as given or, where nothing is there, as seen from the project's root, so that a config that names
-    data/story works from any working folder."""
-    path = Path(path)
-    return PROJECT / path if not path.exists() and (PROJECT / path).exists() else path
 
 
 @dataclass(frozen=True)

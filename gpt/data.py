@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gpt.config import TrainConfig
 from gpt.ops.explicit import IGNORE
-from gpt.prepared import PreparedData
+from gpt.prepared import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer, get_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
@@ -206,11 +206,12 @@ def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, separated: bool
 # --- a run's data -----------------------------------------------------------------------------------------------------
 
 
-def training_windows(config: TrainConfig, data: PreparedData) -> Windows:
-    """The windows of the training split that a config asks for."""
+def training_windows(config: TrainConfig, data: PreparedData, split: TokenFile | None = None) -> Windows:
+    """The windows of the training split, or of another one, that a config asks for."""
+    tokens = (split or data.train).tokens
     if config.data.windows == "document":
-        return DocumentWindows(data.train.tokens, config.model.context_length, data.tokenizer.eot_id)
-    return TokenWindows(data.train.tokens, config.model.context_length, config.data.stride)
+        return DocumentWindows(tokens, config.model.context_length, data.tokenizer.eot_id)
+    return TokenWindows(tokens, config.model.context_length, config.data.stride)
 
 
 def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:

@@ -166,9 +166,29 @@ def generate(
     return texts
 
 
-def prompt_ids(prompt: str, tokenizer: Tokenizer, in_documents: bool) -> list[int]:
-    """The token ids of a prompt; for a model trained on windows of documents, with the end-of-text token before it."""
-    return [tokenizer.eot_id] * in_documents + tokenizer.encode(prompt)
+def stream_ids(
+    model: nn.Module,
+    ids: list[int],
+    tokenizer: Tokenizer,
+    in_documents: bool,
+    max_new_tokens: int | None = None,
+    **sampling,
+) -> Iterator[int]:
+    """The ids that a model goes on with after a prompt's, one by one, up to the end-of-text token, which is left out.
+
+    Without max_new_tokens they are at most 200; of a model trained on windows of documents, whose prompt the
+    end-of-text token precedes, at most its context_length. `sampling`: further arguments of `stream`. ValueError for a
+    prompt without a token, unless it begins a document.
+    """
+    ids = [tokenizer.eot_id] * in_documents + ids
+    if not ids:
+        raise ValueError("the prompt is empty: the model continues at least one token")
+    if max_new_tokens is None:
+        max_new_tokens = model.config.context_length if in_documents else 200
+    for tokens in stream(model, torch.tensor([ids]), max_new_tokens, stop_id=tokenizer.eot_id, **sampling):
+        (i,) = tokens.tolist()
+        if i != tokenizer.eot_id:
+            yield i
 
 
 def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch_size: int = 100) -> list[list[int]]:

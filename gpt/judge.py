@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from gpt.baselines import tales_floor
-from gpt.checkpoint import RunFolder, load_model, run_data
+from gpt.checkpoint import RunFolder, run_data
 from gpt.data import document_windows
-from gpt.decoding import generate, sample_documents
+from gpt.decoding import generate
 from gpt.model import GPTModel
+from gpt.objectives import Objective, load_objective
 from gpt.prepared import PreparedData
 from gpt.scores import Bleu, PrecisionRecallF1, corpus_bleu, rouge_l, rouge_n
 from gpt.tales import Verdict, entropy, judge
@@ -31,9 +32,9 @@ LONGEST_WINDOW = 256  # tokens of a prompt and its continuation: enough for a fe
 # --- tales ------------------------------------------------------------------------------------------------------------
 
 
-def judge_samples(model: GPTModel, data: PreparedData, n: int, seed: int = 0) -> tuple[list[str], Verdict]:
+def judge_samples(objective: Objective, data: PreparedData, n: int, seed: int = 0) -> tuple[list[str], Verdict]:
     """n tales that a model writes at temperature 1, and what the grammar says of them."""
-    texts = [data.tokenizer.decode(ids) for ids in sample_documents(model, data.tokenizer.eot_id, n, seed)]
+    texts = objective.documents(data.tokenizer, n, seed)
     return texts, judge(texts, data.train_texts)
 
 
@@ -64,12 +65,12 @@ def judge_checkpoints(folder: Path, n: int, seed: int, device: torch.device) -> 
     verdicts = {}
     for name in run.steps():
         try:
-            model, _, checkpoint = load_model(run, name)
+            objective, _, checkpoint = load_objective(run, name)
         except ValueError:
             if name in run.steps():
                 raise
             continue  # a trainer at work has deleted it since
-        _, verdict = judge_samples(model.to(device), data, n, seed)
+        _, verdict = judge_samples(objective.to(device), data, n, seed)
         verdicts[checkpoint.state["tokens_seen"]] = verdict
         broken = ", ".join(f"{rule} {count / n:.1%}" for rule, count in verdict.broken.items())
         print(f"{name}  accepted {verdict.accepted / n:.1%}{' | ' * bool(broken)}{broken}")

@@ -76,6 +76,7 @@ class Evaluation:
     counts: np.ndarray  # tokens predicted in each of them
     bytes_per_token: float = math.nan  # of the text; NaN where it is not known
     hits: dict[int, np.ndarray] = field(default_factory=dict)  # k -> targets of each among the k likeliest tokens
+    figures: dict[str, float] = field(default_factory=dict)  # what an objective measures besides its loss
 
     @property
     def tokens(self) -> int:
@@ -215,7 +216,8 @@ def evaluate(
             counts += (targets != IGNORE).sum(1).tolist()
             inputs, targets = inputs.to(device), targets.to(device)
             if top_k:
-                losses, ranks = _losses_and_ranks(model, inputs, targets)  # (B, T) each
+                found = losses_and_ranks(model, model.hidden_states(inputs).flatten(0, 1), targets.flatten())
+                losses, ranks = (of_rows.view_as(targets) for of_rows in found)  # (B, T) each
             else:
                 losses = model(inputs, targets, reduction="none")  # (B, T)
             for k in top_k:
@@ -228,16 +230,16 @@ def evaluate(
     return Evaluation(read, sums[read], counts[read], bytes_per_token, hits)
 
 
-def _losses_and_ranks(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses in nats and the targets' ranks among all tokens, (B, T) each, for inputs and targets (B, T).
+def losses_and_ranks(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses in nats and the targets' ranks among all tokens, (N,) each, for the vectors (N, D) that out_head reads
+    and targets (N,); -1 is the rank of a target that does not count.
 
     In the chunks in which the model's own loss computes its logits, so that no more of them are held at once.
     """
-    hidden, flat = model.hidden_states(inputs).flatten(0, 1), targets.flatten()  # (N, D), (N,)
     n_rows, dtype = rows_at_once(model.config.vocab_size), model.tok_emb.weight.dtype  # that dtype under autocast too
     losses, ranks = [], []
-    for rows, wanted in zip(hidden.split(n_rows), flat.split(n_rows), strict=True):
+    for rows, wanted in zip(hidden.split(n_rows), targets.split(n_rows), strict=True):
         logits = model.out_head(rows).to(dtype)  # (C, V)
         losses.append(model.ops.cross_entropy(logits, wanted, "none"))
         ranks.append(target_ranks(logits, wanted))
-    return torch.cat(losses).view_as(targets), torch.cat(ranks).view_as(targets)
+    return torch.cat(losses), torch.cat(ranks)

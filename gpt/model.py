@@ -226,8 +226,10 @@ class GPTModel(_Layer):
         mask: Tensor | str = "causal",
         positions: Tensor | None = None,
         cache: KVCache | None = None,
+        added: Tensor | None = None,
     ) -> Tensor:
-        """The vectors after the final norm, (B, T, D), from which out_head reads logits. Arguments as in `forward`."""
+        """The vectors after the final norm, (B, T, D), from which out_head reads logits. Arguments as in `forward`;
+        `added` (B, T, D) is added to the embeddings: what a token is besides itself and its position."""
         if isinstance(mask, str) and mask not in ("causal", "full"):
             raise ValueError(f"mask is 'causal', 'full' or a boolean tensor, not {mask!r}")
         if isinstance(mask, Tensor) and mask.dtype != torch.bool:
@@ -242,7 +244,8 @@ class GPTModel(_Layer):
             positions = torch.arange(start, start + n_tokens, device=token_ids.device)  # (T,)
         if isinstance(mask, Tensor) and mask.dim() == 3:
             mask = mask[:, None]  # (B, T, S) -> (B, 1, T, S): one mask for all heads
-        x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
+        x = self.tok_emb(token_ids) + self.pos_emb(positions)  # (B, T, D)
+        x = self.drop_emb(x if added is None else x + added)
         for block in self.trf_blocks:
             x = block(x, mask, cache)
         if cache is not None:
@@ -258,14 +261,16 @@ class GPTModel(_Layer):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
         reduction: str = "mean",
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         """Logits (B, T, V) for token ids (B, T); with targets (B, T) the cross-entropy in nats instead.
 
         mask: "causal" (a token sees itself and those before it), "full" (it sees all), or a boolean tensor, True where
         a query may see a key, of shape (T, S), (B, T, S) or (B, H, T, S). positions: (T,) or (B, T) position ids;
         0 .. T-1, or on from the cache's length, where left out. cache: the keys and values of earlier tokens, which
-        this call extends. reduction: "mean" over the targets, "sum", or "none" for (B, T) losses. A target of -100
-        counts nowhere. With targets the logits of the whole batch are never held at once.
+        this call extends. reduction: "mean" over the targets, "sum", or "none" for (B, T) losses. label_smoothing:
+        the probability that a target shares out over all tokens. A target of -100 counts nowhere. With targets the
+        logits of the whole batch are never held at once.
 
         Raises ValueError where the tokens exceed context_length, where no target counts, and for any other mask or
         reduction.
@@ -285,9 +290,9 @@ class GPTModel(_Layer):
         # while compiling, a branch on data would cut the graph in two
         if not torch.compiler.is_compiling() and not (targets != explicit.IGNORE).any():
             raise ValueError("no target counts: a loss over nothing is not defined")
-        losses = self._losses(x.flatten(0, 1), targets.flatten(), reduction)
+        losses = self.losses(x.flatten(0, 1), targets.flatten(), reduction, label_smoothing)
         return losses.view_as(targets) if reduction == "none" else losses
 
-    def _losses(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Cross-entropy of the vectors (N, D) that out_head reads against targets (N,)."""
-        return self.ops.linear_cross_entropy(hidden, self.out_head.weight, targets, reduction)
+    def losses(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy in nats of the vectors (N, D) that out_head reads against targets (N,)."""
+        return self.ops.linear_cross_entropy(hidden, self.out_head.weight, targets, reduction, label_smoothing)

@@ -74,10 +74,12 @@ class Int8GPTModel(GPTModel):
             raise ValueError("int8 weights are rounded and have no gradient: train the model that they were made from")
         return super().train(mode)
 
-    def _losses(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    def losses(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+        """See `GPTModel.losses`."""
         n_rows = fused.rows_at_once(self.config.vocab_size)
         chunks = zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
-        losses = torch.cat([self.ops.cross_entropy(self.out_head(h), t, "none") for h, t in chunks])  # (N,)
+        losses = (self.ops.cross_entropy(self.out_head(h), t, "none", label_smoothing) for h, t in chunks)
+        losses = torch.cat(list(losses))  # (N,)
         if reduction == "none":
             return losses
         return losses.sum() / (targets != fused.IGNORE).sum() if reduction == "mean" else losses.sum()

@@ -3,14 +3,15 @@
 import math
 import shlex
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt import plan, runtime
 from gpt.baselines import Yardstick
-from gpt.corpus import PROJECT
 from gpt.files import append_text
 from gpt.judge import describe_verdict, judge_samples
 from gpt.loss import Evaluation, perplexity
+from gpt.places import PROJECT, RUNS
 from gpt.probe import probe
 from gpt.tales import first_broken_rule
 
@@ -22,9 +23,9 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def begin(metrics: Path) -> None:
-    """Write the header of a metrics.csv."""
-    metrics.write_text(",".join(COLUMNS) + "\n", encoding="utf-8", newline="\n")
+def begin(metrics: Path, figures: Sequence[str] = ()) -> None:
+    """Write the header of a metrics.csv, with a column for each of an objective's further figures."""
+    metrics.write_text(",".join([*COLUMNS, *figures]) + "\n", encoding="utf-8", newline="\n")
 
 
 def row(trainer, evaluation: Evaluation | None) -> dict[str, float]:
@@ -39,15 +40,17 @@ def row(trainer, evaluation: Evaluation | None) -> dict[str, float]:
         figures["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
     if evaluation:
         figures["val_loss"], figures["val_perplexity"] = evaluation.loss, evaluation.perplexity
-        figures["val_bits_per_byte"] = evaluation.bits_per_byte
+        figures |= evaluation.figures
+        if not math.isnan(evaluation.bytes_per_token):
+            figures["val_bits_per_byte"] = evaluation.bits_per_byte
         if not math.isnan(evaluation.standard_error):
             figures["val_loss_se"] = evaluation.standard_error
     return {**figures, "elapsed_s": trainer.elapsed}
 
 
-def append(metrics: Path, row: dict[str, float]) -> None:
+def append(metrics: Path, row: dict[str, float], figures: Sequence[str] = ()) -> None:
     """Append a row to a metrics.csv; a column that the row lacks stays empty."""
-    append_text(metrics, ",".join(_figure(name, row.get(name)) for name in COLUMNS) + "\n")
+    append_text(metrics, ",".join(_figure(name, row.get(name)) for name in [*COLUMNS, *figures]) + "\n")
 
 
 def _figure(name: str, value: float | None) -> str:
@@ -62,6 +65,7 @@ def line(row: dict[str, float], max_steps: int) -> str:
         parts.append(f"train loss {row['train_loss']:.3f}, perplexity {row['train_perplexity']:,.1f}")
     if "val_loss" in row:
         parts.append(f"val loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:,.1f}")
+    parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in row.items() if name not in COLUMNS]
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     return " | ".join([*parts, f"{row['elapsed_s']:.0f} s"])
@@ -70,7 +74,10 @@ def line(row: dict[str, float], max_steps: int) -> str:
 def describe(trainer) -> str:
     """What a Trainer is about to train, on what, for how long."""
     config, data, model = trainer.config, trainer.data, trainer.config.model
-    n_parameters = sum(p.numel() for p in trainer.parameters)
+    n_parameters, n_trained = (
+        sum(p.numel() for p in parameters) for parameters in (trainer.objective.parameters(), trainer.parameters)
+    )
+    trained = "" if n_trained == n_parameters else f", of which {n_trained:,} are trained"
     step_windows = config.batch_size * config.accumulate
     epochs = config.max_steps * step_windows / len(trainer.windows)
     portion = f"{step_windows * model.context_length:,} tokens"
@@ -83,7 +90,7 @@ def describe(trainer) -> str:
         else f"{model.n_layers} LSTM layers"
     )
     lines = [
-        f"model  {n_parameters:,} parameters: {layers}, {model.emb_dim} wide, context {model.context_length}",
+        f"model  {n_parameters:,} parameters{trained}: {layers}, {model.emb_dim} wide, context {model.context_length}",
         f"data   {data.source}: {len(data.train.tokens):,} training and {len(data.val.tokens):,} validation tokens "
         f"({data.tokenizer.name}, vocabulary {data.tokenizer.vocab_size:,})",
         f"run    {trainer.run.path}: {config.max_steps:,} steps of {portion}, "
@@ -102,7 +109,7 @@ def summary(trainer) -> str:
     """What came out, where it is, and what to type next."""
     run, max_steps = trainer.run, trainer.config.max_steps
     path, last = run.find("last"), run.state("last")
-    in_runs = run.path.parent in (Path("runs"), PROJECT / "runs")
+    in_runs = run.path.parent in (RUNS, PROJECT / RUNS)
     name = shlex.quote(run.path.name if in_runs else str(run.path.absolute()))
     if last["step"] < max_steps:
         return (
@@ -116,7 +123,7 @@ def summary(trainer) -> str:
         last_sample = run.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].strip()
         lines += ["what it writes:", "", indented(last_sample)]
     else:
-        texts, verdict = judge_samples(trainer.objective.model, trainer.data, FINAL_SAMPLES)
+        texts, verdict = judge_samples(trainer.objective, trainer.data, FINAL_SAMPLES)
         lines += [describe_verdict(verdict), "", "the first three:"]
         for text in texts[:3]:
             rule = first_broken_rule(text)
@@ -137,6 +144,13 @@ def summary(trainer) -> str:
     return "\n".join(lines)
 
 
+def describe_evaluation(evaluation: Evaluation) -> str:
+    """A loss, and what else an objective measures, a line for each."""
+    lines = [f"loss            {evaluation.loss:.4f} nats, standard error {evaluation.standard_error:.4f}"]
+    lines += [f"{name.replace('_', ' '):<16}{value:.4f}" for name, value in evaluation.figures.items()]
+    return "\n".join(lines)
+
+
 def indented(text: str) -> str:
     """A text as it is shown among other lines: each of its lines wrapped, and moved in."""
     return "\n".join(
@@ -152,13 +166,12 @@ def comparison(yardstick: Yardstick, name: str, evaluation: Evaluation) -> str:
             ("floor: -ln p of these tales", yardstick.floor_loss),
             ("exact entropy of all tales", yardstick.entropy),
         ]
-    lines = [f"{'validation loss':<32}{'nats/token':>12}{'perplexity':>12}{'bits/token':>12}{'bits/byte':>12}"]
+    per_byte = "" if math.isnan(evaluation.bytes_per_token) else f"{'bits/byte':>12}"
+    lines = [f"{'validation loss':<32}{'nats/token':>12}{'perplexity':>12}{'bits/token':>12}{per_byte}"]
     for row, nats in sorted(rows, key=lambda row: -row[1]):
         bits = nats / math.log(2)
-        lines.append(
-            f"{row:<32}{nats:>12.4f}{perplexity(nats):>12,.{2 if nats < 7 else 0}f}{bits:>12.4f}"
-            f"{bits / evaluation.bytes_per_token:>12.4f}"
-        )
+        per_byte = "" if math.isnan(evaluation.bytes_per_token) else f"{bits / evaluation.bytes_per_token:>12.4f}"
+        lines.append(f"{row:<32}{nats:>12.4f}{perplexity(nats):>12,.{2 if nats < 7 else 0}f}{bits:>12.4f}{per_byte}")
     if yardstick.floor is not None:
         gap = evaluation.above(yardstick.floor)
         error = "" if math.isnan(gap.standard_error) else f" (standard error {gap.standard_error:.4f})"

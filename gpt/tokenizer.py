@@ -13,11 +13,12 @@ run in several threads at once.
 import codecs
 import contextlib
 import importlib.util
+import itertools
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +51,8 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str: ...
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
+
+    def to_dict(self) -> dict: ...
 
     def save(self, path: str | Path) -> None: ...
 
@@ -100,10 +103,14 @@ class CharTokenizer:
         """The text's UTF-8 bytes."""
         return self.decode(ids).encode()
 
-    def save(self, path: str | Path) -> None:
-        """Write the characters as one JSON file."""
+    def to_dict(self) -> dict:
+        """What tokenizer.json holds: the characters."""
         end_of_text = {"end_of_text": True} if self.eot_id is not None else {}
-        _write_json(path, {"kind": self.name, "characters": "".join(self.characters), **end_of_text})
+        return {"kind": self.name, "characters": "".join(self.characters), **end_of_text}
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer as one JSON file."""
+        _write_json(path, self.to_dict())
 
 
 class BytePairTokenizer:
@@ -149,12 +156,59 @@ class BytePairTokenizer:
         _check_ids(ids, self.vocab_size)
         return self._engine.decode_bytes(ids)
 
+    def to_dict(self) -> dict:
+        """What tokenizer.json holds: for learned byte pairs the merges, as pairs of ids."""
+        return {"kind": self.name} if self.merges is None else {"kind": "bpe", "merges": self.merges}
+
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer as one JSON file: for learned byte pairs the merges, as pairs of ids."""
-        if self.merges is None:
-            _write_json(path, {"kind": self.name})
-        else:
-            _write_json(path, {"kind": "bpe", "merges": self.merges})
+        """Write the tokenizer as one JSON file."""
+        _write_json(path, self.to_dict())
+
+
+class SpecialTokens:
+    """Any tokenizer, with further tokens after its own, such as [MASK]: no text has them unless it is encoded with
+    `special`."""
+
+    def __init__(self, tokenizer: Tokenizer, names: Iterable[str]):
+        self.tokenizer = tokenizer
+        self.name, self.eot_id = tokenizer.name, tokenizer.eot_id
+        self.special_ids = {name: tokenizer.vocab_size + i for i, name in enumerate(names)}
+        self.vocab_size = tokenizer.vocab_size + len(self.special_ids)
+        self.encode_to_numpy = tokenizer.encode_to_numpy
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids. With `special`, the names of special tokens in the text become these tokens."""
+        if not special:
+            return self.tokenizer.encode(text)
+        parts = re.split(f"({'|'.join(map(re.escape, self.special_ids))})", text)  # a name after each text but the last
+        encode = self.tokenizer.encode
+        ids = ([self.special_ids[part]] if i % 2 else encode(part, special=True) for i, part in enumerate(parts))
+        return list(itertools.chain.from_iterable(ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text, special tokens by their names. ValueError for an id outside the vocabulary."""
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The tokens' bytes, which may begin or end within a character."""
+        ids = list(ids)
+        _check_ids(ids, self.vocab_size)
+        names, found = list(self.special_ids), b""
+        for special, run in itertools.groupby(ids, lambda i: i >= self.tokenizer.vocab_size):
+            run = list(run)
+            if special:
+                found += "".join(names[i - self.tokenizer.vocab_size] for i in run).encode()
+            else:
+                found += self.tokenizer.decode_bytes(run)
+        return found
+
+    def to_dict(self) -> dict:
+        """What tokenizer.json holds."""
+        return {**self.tokenizer.to_dict(), "special_tokens": list(self.special_ids)}
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer as one JSON file."""
+        _write_json(path, self.to_dict())
 
 
 # --- making and loading -----------------------------------------------------------------------------------------------
@@ -188,21 +242,43 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise ValueError(f"no tokenizer file {path}")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["kind"] == "gpt2":
-            return _gpt2()
-        if saved["kind"] == "char":
-            if not isinstance(saved["characters"], str):
-                raise TypeError("characters must be one string")
-            if not isinstance(saved.get("end_of_text", False), bool):
-                raise TypeError("end_of_text must be true or false")
-            if any("\ud800" <= character <= "\udfff" for character in saved["characters"]):
-                raise TypeError("characters holds a lone surrogate, which no text has")
-            return CharTokenizer(saved["characters"], saved.get("end_of_text", False))
-        if saved["kind"] == "bpe":
-            return _from_merges([tuple(merge) for merge in saved["merges"]])
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError, RecursionError) as error:
+        names = saved.get("special_tokens", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise TypeError("special_tokens must be a list of names")
+        if saved["kind"] not in _KINDS:
+            raise KeyError(f"unknown kind {saved['kind']!r}")
+        tokenizer = _KINDS[saved["kind"]](saved)
+    except (
+        UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError, RecursionError
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
-    raise ValueError(f"{path} holds a tokenizer of an unknown kind: {saved['kind']!r}")
+    return with_special_tokens(tokenizer, names)
+
+
+def _char(saved: dict) -> CharTokenizer:
+    if not isinstance(saved["characters"], str):
+        raise TypeError("characters must be one string")
+    if not isinstance(saved.get("end_of_text", False), bool):
+        raise TypeError("end_of_text must be true or false")
+    if any("\ud800" <= character <= "\udfff" for character in saved["characters"]):
+        raise TypeError("characters holds a lone surrogate, which no text has")
+    return CharTokenizer(saved["characters"], saved.get("end_of_text", False))
+
+
+_KINDS = {  # of a tokenizer.json, and what makes a tokenizer of it
+    "gpt2": lambda saved: _gpt2(),
+    "char": _char,
+    "bpe": lambda saved: _from_merges([tuple(merge) for merge in saved["merges"]]),
+}
+
+
+def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
+    """A tokenizer with further tokens of these names after its own; itself where it has them all."""
+    known = list(getattr(tokenizer, "special_ids", ()))
+    new = [name for name in dict.fromkeys(names) if name not in known]
+    if not new:
+        return tokenizer
+    return SpecialTokens(tokenizer.tokenizer if known else tokenizer, [*known, *new])
 
 
 def _gpt2() -> BytePairTokenizer:
@@ -252,7 +328,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
             check_text(text)
             yield text
 
-    found = islice(learn_merges(count_words(checked())), vocab_size - 257)
+    found = itertools.islice(learn_merges(count_words(checked())), vocab_size - 257)
     bar = tqdm(found, "merging", vocab_size - 257, unit="pairs", unit_scale=True, disable=not sys.stderr.isatty())
     return _from_merges(list(bar))
 

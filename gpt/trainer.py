@@ -3,7 +3,8 @@
     python: Trainer.start(config, "runs/mine").train()
     shell:  python scripts/train.py --config configs/story.toml --run mine
 
-The objective that it is handed maps a batch of windows to (loss summed, tokens counted), with its backbone as `model`.
+The objective that it is handed says what a batch is, maps it to (loss summed, tokens counted), and measures itself:
+gpt/objectives/objective.py.
 """
 
 import contextlib
@@ -21,21 +22,18 @@ from torch import nn
 from tqdm import tqdm
 
 from gpt import plan, report, runtime
-from gpt.baselines import Yardstick, create_model, yardstick
+from gpt.baselines import Yardstick
 from gpt.checkpoint import RunFolder
 from gpt.config import TrainConfig, check_resumable, differences
-from gpt.corpus import find_path
-from gpt.data import WindowSampler, fit_to_data, training_windows
-from gpt.decoding import generate, prompt_ids
+from gpt.data import WindowSampler
 from gpt.files import append_text
-from gpt.loss import Evaluation, evaluate, perplexity
-from gpt.objectives import create_objective
+from gpt.loss import Evaluation, perplexity
+from gpt.objectives import Objective, create_objective, fit
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
+from gpt.places import find_path
 from gpt.prepared import PreparedData, load_data
 from gpt.weights import load_weights
 
-SAMPLE_TOKENS = 120
-SAMPLE_TEMPERATURE = 0.8  # a little below 1: less weight on improbable tokens
 DIVERGED = "A lower --optim.lr helps most often, with --resume or in a new run with a longer --optim.warmup_steps"
 PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
 
@@ -50,7 +48,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        objective: nn.Module,
+        objective: Objective,
         data: PreparedData,
         run: RunFolder,
         say: Callable[[str], None] = print,
@@ -63,10 +61,10 @@ class Trainer:
         self.compiled = self._compile()
         self.optimizer = create_optimizer(self.objective, config.optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.windows = training_windows(config, data)
+        self.windows = objective.windows(config, data, data.train)
         self.sampler = WindowSampler(len(self.windows), config.batch_size * config.accumulate, seed=config.seed)
         if self.device.type == "mps":
-            runtime.check_device(self.objective.model, self.windows.batch([0])[0])
+            runtime.check_device(self.objective.model, torch.arange(config.model.context_length)[None] % 2)
 
         # what a checkpoint carries, besides weights, optimizer and random state
         self.step = 0
@@ -86,10 +84,8 @@ class Trainer:
 
     @cached_property
     def yardstick(self) -> Yardstick:
-        """What the validation loss is measured by. The floor holds where all documents are read from their start."""
-        measure, config = yardstick(self.data), self.config
-        whole = config.data.windows == "document" and not config.eval_batches
-        return measure if whole else dataclasses.replace(measure, floor=None)
+        """What the validation loss is measured by."""
+        return self.objective.yardstick(self.config, self.data)
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +106,7 @@ class Trainer:
     def _start(cls, config: TrainConfig, folder: RunFolder, say: Callable[[str], None]) -> "Trainer":
         trainer = cls._create(config, folder, say)
         folder.create(trainer.config, trainer.data.tokenizer)
-        report.begin(folder.metrics)
+        report.begin(folder.metrics, trainer.objective.figures)
         folder.samples.touch()
         return trainer
 
@@ -167,11 +163,11 @@ class Trainer:
                 f"the data in {data.folder} is not what the run {folder.path} was trained on: "
                 f"prepare it again as it was, or start a new run"
             )
-        config = fit_to_data(config, data)
+        config, data = fit(config, data)
         plan.checked(config, data, folder.path)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
         with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters
-            objective = create_objective(config.objective, create_model(config.model))
+            objective = create_objective(config, fresh=checksums is None)
             return cls(config, objective, data, folder, say)
 
     def _compile(self) -> nn.Module:
@@ -223,12 +219,12 @@ class Trainer:
         loss_sum, counted = 0.0, 0
         windows = self.sampler.step(self.step)
         for first in range(0, len(windows), config.batch_size):
-            inputs, targets = self.windows.batch(windows[first : first + config.batch_size])
+            batch = self._batch(windows[first : first + config.batch_size])
             if self.device.type == "cuda":  # pinned memory is copied while the device still computes
-                inputs, targets = inputs.pin_memory(), targets.pin_memory()
-            inputs, targets = (t.to(self.device, non_blocking=True) for t in (inputs, targets))
+                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+            batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
             with runtime.autocast(self.device, self.dtype):
-                batch_loss, batch_tokens = self.compiled(inputs, targets)
+                batch_loss, batch_tokens = self.compiled(**batch)
             batch_loss.backward()  # gradients of the sum add up over micro-batches ...
             loss_sum += batch_loss.detach()
             counted += batch_tokens
@@ -253,6 +249,9 @@ class Trainer:
             loss = self.loss_sum / self.loss_tokens
             speed = self.timed_tokens / self.timed_seconds
             self.bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):,.1f}, {speed:,.0f} tokens/s")
+
+    def _batch(self, windows: list[int]) -> dict[str, torch.Tensor]:
+        return self.objective.batch(self.windows, windows, key=(self.config.seed, self.step))
 
     # --- reporting ----------------------------------------------------------------------------------------------------
 
@@ -282,40 +281,21 @@ class Trainer:
             self.draw()
 
     def evaluate(self) -> Evaluation:
-        """The backbone's loss on the validation split: all of it, or eval_batches. Draws nothing at random."""
+        """The objective's loss on the validation split: all of it, or eval_batches. Touches no random state."""
         with runtime.autocast(self.device, self.dtype):
-            return evaluate(
-                self.objective.model,
-                self.data.val.tokens,
-                self.config.model.context_length,
-                self.config.batch_size,
-                self.config.eval_batches,
-                eot_id=self.data.tokenizer.eot_id if self.config.data.windows == "document" else None,
-                bytes_per_token=self.data.bytes_per_token,
-                device=self.device,
-            )
+            return self.objective.evaluate(self.config, self.data, self.device)
 
     def _write_row(self, evaluation: Evaluation | None) -> None:
         row = report.row(self, evaluation)
-        report.append(self.run.metrics, row)
+        report.append(self.run.metrics, row, self.objective.figures)
         self.loss_sum, self.loss_tokens = 0.0, 0
         self.timed_tokens, self.timed_seconds = 0, 0.0
         if evaluation or self.bar.disable:  # on a terminal the bar shows the rest
             self.tell(report.line(row, self.config.max_steps))
 
     def _write_sample(self) -> None:
-        tokenizer = self.data.tokenizer
-        in_documents = self.config.data.windows == "document"
-        ids = prompt_ids(self.config.sample_prompt, tokenizer, in_documents) or self.data.train.tokens[:1].tolist()
-        generator = torch.Generator(self.device).manual_seed(self.config.seed + self.step)
-        prompt = torch.tensor([ids], device=self.device)
-        longest = self.config.model.context_length if in_documents else SAMPLE_TOKENS
         with runtime.autocast(self.device, self.dtype):
-            written = generate(
-                self.objective.model, prompt, longest, SAMPLE_TEMPERATURE,
-                stop_id=tokenizer.eot_id, generator=generator,
-            )  # fmt: skip
-        text = tokenizer.decode(i for i in written[0].tolist() if i != tokenizer.eot_id)
+            text = self.objective.sample(self.config, self.data, self.config.seed + self.step)
         append_text(self.run.samples, f"--- step {self.step} ---\n{text}\n\n")
 
     def draw(self) -> None:
@@ -348,8 +328,7 @@ class Trainer:
         good = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
         if windows:
             with contextlib.suppress(OSError):  # a full disk is not what went wrong here
-                inputs, targets = self.windows.batch(windows)
-                self.run.save_batch(inputs, targets, step=self.step + 1, windows=windows)
+                self.run.save_batch(self._batch(windows), step=self.step + 1, windows=windows)
                 good = f"its batch is in {self.run.not_finite}, {good}"
         return FloatingPointError(f"{what}; {good}. {DIVERGED}")
 

@@ -23,7 +23,8 @@ learnt when.
 import dataclasses
 from functools import partial
 
-from gpt.cli import Parser, add_run_options, add_weights_option, existing_run, run
+from gpt.cli import Parser, add_run_options, add_weights_option, run
+from gpt.places import existing_run
 
 
 def main() -> None:
@@ -75,8 +76,7 @@ def main() -> None:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
     folder = existing_run(arguments.run)
 
-    from gpt.baselines import yardstick
-    from gpt.checkpoint import load_model, run_data
+    from gpt.checkpoint import run_data
     from gpt.corpus import open_corpus
     from gpt.data import encode_documents
     from gpt.judge import (
@@ -88,8 +88,9 @@ def main() -> None:
         judge_samples,
     )
     from gpt.loss import evaluate
+    from gpt.objectives import load_objective
     from gpt.quantize import Int8GPTModel
-    from gpt.report import comparison
+    from gpt.report import comparison, describe_evaluation
     from gpt.runtime import choose_device, tune
 
     tune()
@@ -97,8 +98,29 @@ def main() -> None:
     if every:
         judge_checkpoints(folder, arguments.samples, arguments.seed, device)
         return
-    model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
-    model.to(device)
+    objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
+    config, model = checkpoint.config, objective.to(device).model
+    if not objective.reads_any_text:
+        for option in ("text", "context", "stride"):
+            if getattr(arguments, option) is not None:
+                parser.error(
+                    f"--{option} is for models that predict the next token; this one was trained with the objective "
+                    f"{config.objective.name}, and is measured on its validation split"
+                )
+        if arguments.weights == "int8":
+            parser.error(f"--weights int8 is for models that predict the next token, not for {config.objective.name}")
+        data = objective.as_read(run_data(folder, checkpoint))
+        config = dataclasses.replace(config, eval_batches=0, batch_size=arguments.batch_size)
+        result = objective.evaluate(config, data, device)
+        print(f"run             {folder}, step {checkpoint.state['step']:,}")
+        print(f"objective       {config.objective.name}")
+        print(f"text            validation split of {data.folder}: {result.tokens:,} tokens counted")
+        print(describe_evaluation(result))
+        measure = objective.yardstick(config, data)
+        print(f"\n{comparison(measure, 'this run', result)}")
+        if measure.floor is not None and arguments.samples:
+            print(f"\n{describe_verdict(judge_samples(objective, data, arguments.samples, arguments.seed)[1])}")
+        return
     in_documents = checkpoint.config.data.windows == "document"
     data = None if arguments.text is not None else run_data(folder, checkpoint)
     if data is not None:
@@ -136,12 +158,12 @@ def main() -> None:
     print(f"accuracy        {result.accuracy():.2%} of tokens, standard error {result.accuracy_error():.2%}")
     print(f"top-5 accuracy  {result.accuracy(5):.2%} of tokens, standard error {result.accuracy_error(5):.2%}")
     if data is not None:
-        measure = yardstick(data)
-        if not in_documents or context < model.config.context_length:
+        measure = objective.yardstick(dataclasses.replace(config, eval_batches=0), data)
+        if context < model.config.context_length:
             measure = dataclasses.replace(measure, floor=None)  # tales cut in two have none
         print(f"\n{comparison(measure, 'this run', result)}")
         if measure.floor is not None and arguments.samples:
-            _, verdict = judge_samples(model, data, arguments.samples, arguments.seed)
+            _, verdict = judge_samples(objective, data, arguments.samples, arguments.seed)
             print(f"\n{describe_verdict(verdict)}")
     continued = None
     if arguments.continuations:

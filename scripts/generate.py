@@ -10,7 +10,8 @@ evaluate.py --weights int8 measures.
 
 import sys
 
-from gpt.cli import Parser, add_run_options, add_weights_option, existing_run, run
+from gpt.cli import Parser, add_run_options, add_weights_option, run
+from gpt.places import existing_run
 
 
 def main() -> None:
@@ -55,48 +56,51 @@ def main() -> None:
 
     import torch
 
-    from gpt.checkpoint import load_model
-    from gpt.decoding import check_sampling, prompt_ids, stream
+    from gpt.decoding import check_sampling
+    from gpt.objectives import load_objective
     from gpt.quantize import Int8GPTModel, weight_bytes
     from gpt.runtime import choose_device, tune
-    from gpt.tokenizer import decode_stream
 
-    sampling = (arguments.temperature, arguments.top_k, arguments.top_p)
-    check_sampling(arguments.max_new_tokens or 0, *sampling)
+    sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
+    check_sampling(arguments.max_new_tokens or 0, **sampling)
     tune()
     device = choose_device(arguments.device)
-    model, tokenizer, checkpoint = load_model(folder, arguments.checkpoint)
-    model.to(device)
+    objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
+    objective.to(device)
     in_documents = checkpoint.config.data.windows == "document"
-    ids = prompt_ids(arguments.prompt, tokenizer, in_documents)
-    longest = arguments.max_new_tokens
-    if longest is None:
-        longest = model.config.context_length if in_documents else 200
-    if not ids:
-        raise ValueError("the prompt is empty: the model continues at least one token")
     print(f"{folder}, step {checkpoint.state['step']:,}", file=sys.stderr)
     if arguments.weights == "int8":
-        before, model = weight_bytes(model), Int8GPTModel(model)
+        before, objective.model = weight_bytes(objective.model), Int8GPTModel(objective.model)
         del checkpoint  # which holds the float32 weights
-        print(f"int8 weights: {weight_bytes(model) / 1e6:,.1f} MB, float32 {before / 1e6:,.1f} MB", file=sys.stderr)
-    window = model.config.context_length
-    if model.config.backbone == "gpt" and len(ids) <= window < len(ids) + longest:
-        print(
-            f"beyond the model's window of {window} tokens each further one reads the whole window again",
-            file=sys.stderr,
-        )
-    if len(ids) > window:
-        print(f"the prompt has {len(ids)} tokens; the model sees the last {window} of them", file=sys.stderr)
+        after = weight_bytes(objective.model)
+        print(f"int8 weights: {after / 1e6:,.1f} MB, float32 {before / 1e6:,.1f} MB", file=sys.stderr)
+    if objective.continues_prompts:
+        n_prompt = in_documents + len(tokenizer.encode(arguments.prompt))
+        notice_window(objective.model.config, n_prompt, arguments.max_new_tokens, in_documents)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     for sample in range(arguments.num_samples):
         if sample:
             print("\n---")
-        print(arguments.prompt, end="", flush=True)
-        chosen = stream(model, torch.tensor([ids]), longest, *sampling, stop_id=tokenizer.eot_id, generator=generator)
-        written = (i for (i,) in (tokens.tolist() for tokens in chosen) if i != tokenizer.eot_id)
-        for text in decode_stream(tokenizer, written):
+        written = objective.write(
+            arguments.prompt, tokenizer, in_documents, arguments.max_new_tokens, **sampling, generator=generator
+        )
+        for text in written:
             print(text, end="", flush=True)
         print()
+
+
+def notice_window(model, n_prompt: int, max_new_tokens: int | None, in_documents: bool) -> None:
+    """Say where a text does not fit the model's window."""
+    window, longest = model.context_length, 200 if max_new_tokens is None else max_new_tokens
+    if in_documents and max_new_tokens is None:
+        longest = window
+    if model.backbone == "gpt" and 0 < n_prompt <= window < n_prompt + longest:
+        print(
+            f"beyond the model's window of {window} tokens each further one reads the whole window again",
+            file=sys.stderr,
+        )
+    if n_prompt > window:
+        print(f"the prompt has {n_prompt} tokens; the model sees the last {window} of them", file=sys.stderr)
 
 
 if __name__ == "__main__":

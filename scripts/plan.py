@@ -8,7 +8,8 @@ vocabulary and the number of tokens are read off it. The time is that of trainin
 tried out for about a second to tell it.
 """
 
-from gpt.cli import Parser, add_config_options, config_from, run, run_path
+from gpt.cli import Parser, add_config_options, config_from, run
+from gpt.places import find_path, run_path
 
 
 def main() -> None:
@@ -22,7 +23,6 @@ def main() -> None:
     config, folder = config_from(arguments.config, arguments), run_path(arguments.run)
 
     from gpt import plan, runtime
-    from gpt.corpus import find_path
     from gpt.prepared import load_data
     from gpt.probe import probe
 

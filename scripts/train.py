@@ -10,7 +10,8 @@ a plot, samples, checkpoints. Ctrl-C finishes the step, saves, and --resume goes
 run, or goes on with it where it is there already: the line for a machine that starts its jobs anew.
 """
 
-from gpt.cli import Parser, add_config_options, config_from, existing_run, next_run, run, run_path, with_options
+from gpt.cli import Parser, add_config_options, config_from, run, with_options
+from gpt.places import existing_run, next_run, run_path
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from gpt import corpus
+from gpt import corpus, places
 from gpt.checkpoint import RunFolder, load_model
 from gpt.config import DataConfig, OptimConfig, TrainConfig, check_resumable, from_dict
 from gpt.data import DocumentWindows, create_dataloader
@@ -76,7 +76,7 @@ def execute(command: str) -> int:
     name, *arguments = shlex.split(command)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        patch.setattr(corpus, "PROJECT", Path.cwd())  # the project's own runs and data stay out of sight
+        patch.setattr(places, "PROJECT", Path.cwd())  # the project's own runs and data stay out of sight
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.delenv("GPT_TRACEBACK", raising=False)
         try:
@@ -361,7 +361,7 @@ def test_a_model_that_does_not_fit_memory(assert_mistake, monkeypatch):
     def no_memory(config):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("gpt.trainer.create_model", no_memory)
+    monkeypatch.setattr("gpt.objectives.create_model", no_memory)
     assert_mistake(TRAIN, "memory ... model.n_layers")
 
 

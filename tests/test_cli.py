@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt import corpus
-from gpt.cli import Parser, add_config_options, config_from, existing_run, next_run, run, run_path, with_options
+from gpt import places
+from gpt.cli import Parser, add_config_options, config_from, run, with_options
 from gpt.config import TrainConfig, from_dict
+from gpt.places import existing_run, next_run, run_path
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +22,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(corpus, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(places, "PROJECT", tmp_path / "project")
     return tmp_path / "here"
 
 

@@ -92,7 +92,20 @@ def configs(draw, kind=TrainConfig):
         values["min_lr"], values["lr"] = sorted((values["min_lr"], values["lr"]))
     if kind is DataConfig and values["windows"] == "document":
         values["stride"] = 0
+    for f in dataclasses.fields(kind):
+        if f.metadata.get("of") and values["name"] not in f.metadata["of"].split(", "):
+            values[f.name] = f.default
     return kind(**values)
+
+
+def test_a_setting_of_another_objective_or_adapter_is_refused():
+    assert from_dict(TrainConfig, {"objective": {"name": "masked", "mask_rate": 0.3}}).objective.mask_rate == 0.3
+    with pytest.raises(
+        ValueError, match=r"objective\.mask_rate is a setting of masked and infilling, not of 'distill'"
+    ):
+        from_dict(TrainConfig, {"objective": {"name": "distill", "mask_rate": 0.3}})
+    with pytest.raises(ValueError, match=r"adapter\.rank is a setting of lora, not of 'none'"):
+        from_dict(TrainConfig, {"adapter": {"rank": 4}})
 
 
 @settings(max_examples=100, deadline=None)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import gpt.corpus
 from gpt import tales
-from gpt.corpus import Corpus, cut_pieces, find_path, last_word_break, open_corpus, read_pieces, split_at
+from gpt.corpus import Corpus, cut_pieces, last_word_break, open_corpus, read_pieces, split_at
 from gpt.grammar import table
+from gpt.places import find_path
 
 # The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
 PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""

@@ -12,10 +12,10 @@ from gpt.config import GPTConfig
 from gpt.decoding import (
     generate,
     generate_text_simple,
-    prompt_ids,
     sample_documents,
     sample_token,
     stream,
+    stream_ids,
     text_to_token_ids,
     token_ids_to_text,
 )
@@ -264,6 +264,18 @@ def test_sampled_documents_are_as_probable_as_the_model_says():
 
 def test_a_prompt_follows_the_end_of_text_where_documents_do():
     tokenizer = CharTokenizer("abc", end_of_text=True)
-    assert prompt_ids("cab", tokenizer, in_documents=True) == [3, 2, 0, 1]
-    assert prompt_ids("cab", tokenizer, in_documents=False) == [2, 0, 1]
-    assert prompt_ids("", tokenizer, in_documents=True) == [3]
+    read = []
+
+    class Reader(GPTModel):
+        def hidden_states(self, token_ids, **arguments):
+            read.append(token_ids.tolist())
+            return super().hidden_states(token_ids, **arguments)
+
+    reader = Reader({"vocab_size": 4, "context_length": 8, "emb_dim": 8, "n_heads": 1, "n_layers": 1}).eval()
+    for ids, in_documents, expected in ([2, 0, 1], True, [3, 2, 0, 1]), ([2, 0, 1], False, [2, 0, 1]), ([], True, [3]):
+        read.clear()
+        list(stream_ids(reader, ids, tokenizer, in_documents, 2, temperature=0))
+        assert read[0] == [expected]
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        list(stream_ids(reader, [], tokenizer, False))
+    assert len(list(stream_ids(reader, [2], CharTokenizer("abcd"), False, temperature=0))) == 200

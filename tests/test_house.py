@@ -15,11 +15,13 @@ PROJECT = Path(gpt.__file__).parent.parent
 
 # From the ground up; a file imports from lower floors, or from files named before it on its own floor.
 FLOORS = [
-    ["files", "grammar", "tales", "download", "corpus", "config", "runtime", "ops.explicit", "ops.fused", "ops"],
+    ["files", "grammar", "tales", "download", "config", "places", "corpus", "runtime"],  # on the same floor
+    ["ops.explicit", "ops.fused", "ops"],
     ["bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
     ["model", "quantize", "baselines"],
     ["scores", "loss", "information", "decoding", "weights", "state", "checkpoint"],
-    ["objectives.next_token", "objectives", "plots", "judge"],  # on the same floor
+    ["objectives.objective", "objectives.next_token", "objectives.reverse", "objectives"],  # on the same floor
+    ["plots", "judge"],
     ["costs", "plan", "probe", "report"],  # on the same floor
     ["trainer", "cli"],
 ]

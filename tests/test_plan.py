@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from gpt import runtime
 from gpt.baselines import create_model
 from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, OptimConfig, TrainConfig
-from gpt.corpus import PROJECT
 from gpt.costs import activation_bytes, count_parameters, flops_per_token, logit_bytes
 from gpt.data import padded_batch, training_windows
 from gpt.loss import evaluation_windows
 from gpt.optim import create_optimizer
+from gpt.places import PROJECT
 from gpt.plan import Rates, check, checked, describe, duration, estimate, estimate_on, line, seconds, size
 from gpt.prepare import prepare_data
 from gpt.probe import probe

@@ -47,7 +47,7 @@ def drawn():
 @pytest.fixture(autouse=True)
 def _undrawn(request, monkeypatch):
     """Pictures and long samples take most of the time of a tiny run."""
-    monkeypatch.setattr("gpt.trainer.SAMPLE_TOKENS", 20)
+    monkeypatch.setattr("gpt.objectives.objective.SAMPLE_TOKENS", 20)
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(Trainer, "draw", lambda self: None)
 

@@ -1,18 +1,34 @@
 """Next-token prediction: at each position, the token that comes next."""
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from gpt.model import GPTModel
+from gpt.config import TrainConfig
+from gpt.loss import Evaluation, evaluate
+from gpt.objectives.objective import Objective
 from gpt.ops.explicit import IGNORE
+from gpt.prepared import PreparedData
 
 
-class NextToken(nn.Module):
+class NextToken(Objective):
     """-sum log p(x_{t+1} | x_1 .. x_t), the loss of a GPT. Radford et al. 2018, equation 1."""
 
-    def __init__(self, model: GPTModel):
-        super().__init__()
-        self.model = model
+    reads_any_text = True
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, targets counted), two scalars, for inputs and targets (B, T)."""
-        return self.model(inputs, targets, reduction="sum"), (targets != IGNORE).sum()
+        smoothing = self.config.label_smoothing
+        return self.model(inputs, targets, reduction="sum", label_smoothing=smoothing), (targets != IGNORE).sum()
+
+    def evaluate(self, config: TrainConfig, data: PreparedData, device: torch.device | str = "cpu") -> Evaluation:
+        """The loss per token on the validation split, without smoothing, and per byte of its text."""
+        return evaluate(
+            self.model,
+            data.val.tokens,
+            config.model.context_length,
+            config.batch_size,
+            config.eval_batches,
+            eot_id=data.tokenizer.eot_id if config.data.windows == "document" else None,
+            bytes_per_token=data.bytes_per_token,
+            device=device,
+        )

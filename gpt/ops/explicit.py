@@ -96,23 +96,30 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "c
     return dropout(attention_weights(query, key, mask), drop_rate) @ value
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
     """-log p(target) in nats, p = softmax(logits), for logits (N, V) and targets (N,); a target of -100 counts nowhere.
 
     `reduction` "mean" (over the counted targets) or "sum" gives a scalar, "none" gives (N,) with 0 where nothing
     counts. log softmax is x - log sum exp x, with the maximum taken out, so that no probability rounds to 0 before
     its logarithm is taken. The mean over no target at all is 0 / 0: NaN.
+
+    With `label_smoothing` e the label is no longer certain: it has the probability 1 - e, and e is shared out evenly
+    over all V classes. Szegedy et al. 2016, arXiv:1512.00567, section 7.
     """
     counted = targets != IGNORE  # (N,)
     shifted = logits - logits.amax(dim=-1, keepdim=True)  # (N, V)
     log_sum = torch.log(torch.exp(shifted).sum(dim=-1))  # (N,)
     chosen = shifted.gather(-1, torch.where(counted, targets, 0)[:, None])[:, 0]  # (N,)
+    if label_smoothing:
+        chosen = (1 - label_smoothing) * chosen + label_smoothing * shifted.mean(dim=-1)
     losses = torch.where(counted, log_sum - chosen, 0)  # (N,)
     if reduction == "none":
         return losses
     return losses.sum() / counted.sum() if reduction == "mean" else losses.sum()
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy in nats of the logits hidden · weight^T, for hidden (N, D), weight (V, D), targets (N,)."""
-    return cross_entropy(linear(hidden, weight), targets, reduction)
+    return cross_entropy(linear(hidden, weight), targets, reduction, label_smoothing)

@@ -129,21 +129,24 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "c
     return F.scaled_dot_product_attention(query, key, value, mask, drop_rate, is_causal)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
     """See `explicit.cross_entropy`."""
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction, label_smoothing=label_smoothing)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Tensor:
     """See `explicit.linear_cross_entropy`. Never holds more than CHUNK_LOGITS logits (unless each loss needs its own
     gradient: reduction "none")."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad and reduction == "none":
-        return cross_entropy(linear(hidden, weight), targets, reduction)
+        return cross_entropy(linear(hidden, weight), targets, reduction, label_smoothing)
     if needs_grad:
-        total = _LinearCrossEntropySum.apply(hidden, weight, targets)
+        total = _LinearCrossEntropySum.apply(hidden, weight, targets, label_smoothing)
     else:
-        losses = torch.cat([cross_entropy(logits, t, "none") for _, t, logits in _chunks(hidden, weight, targets)])
+        chunks = _chunks(hidden, weight, targets)
+        losses = torch.cat([cross_entropy(logits, t, "none", label_smoothing) for _, t, logits in chunks])
         if reduction == "none":
             return losses
         total = losses.sum()
@@ -164,35 +167,43 @@ def rows_at_once(vocab_size: int) -> int:
     return n_rows - n_rows % 64 if n_rows > 64 else n_rows
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of logits (C, V), and its gradient with respect to them, (C, V)."""
     counted = (targets != IGNORE)[:, None].to(logits.dtype)  # (C, 1)
     targets = targets.clamp(min=0)[:, None]  # (C, 1)
     log_probabilities = torch.log_softmax(logits, dim=-1)  # (C, V)
-    loss = -(log_probabilities.gather(1, targets) * counted).sum()
+    label = torch.full_like(counted, 1 - label_smoothing)  # (C, 1), its probability but for the share all have
+    loss = -(log_probabilities.gather(1, targets) * label * counted).sum()
+    if label_smoothing:
+        loss = loss - label_smoothing * (log_probabilities.mean(dim=-1, keepdim=True) * counted).sum()
     gradient = log_probabilities.exp_()  # in place: memory is what large vocabularies are short of
-    return loss, gradient.scatter_add_(1, targets, -torch.ones_like(counted)).mul_(counted)
+    if label_smoothing:
+        gradient -= label_smoothing / logits.size(-1)
+    return loss, gradient.scatter_add_(1, targets, -label).mul_(counted)
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
     """The summed loss chunk by chunk, its gradient made in the forward pass while a chunk's logits are at hand.
 
-    d(-log p_target) / d logits = softmax(logits) - onehot(target), from which the gradients with respect to `hidden`
-    and `weight` follow by one matrix product each; backward has only to scale them. The logits of the whole batch,
-    and their gradient, are never written down: for GPT-2's vocabulary they are the largest tensors of a step.
+    d(-log p_target) / d logits = softmax(logits) - onehot(target), or less the smoothed label, from which the gradients
+    with respect to `hidden` and `weight` follow by one matrix product each; backward has only to scale them. The logits
+    of the whole batch, and their gradient, are never written down: for GPT-2's vocabulary they are the largest tensors
+    of a step.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         grad_hidden = torch.empty_like(hidden)  # (N, D)
-        grad_weight = torch.zeros_like(weight)  # (V, D)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # (V, D); a frozen head has none
         total = torch.zeros((), device=hidden.device, dtype=weight.dtype)
         for rows, target, logits in _chunks(hidden, weight, targets):
-            loss, grad_logits = _loss_and_gradient(logits, target)
+            loss, grad_logits = _loss_and_gradient(logits, target, label_smoothing)
             total += loss
             del logits
             grad_hidden[rows] = _times(grad_logits, weight)
-            if torch.is_autocast_enabled(weight.device.type):
+            if grad_weight is None:
+                pass
+            elif torch.is_autocast_enabled(weight.device.type):
                 grad_weight += grad_logits.T @ hidden[rows]  # in the lower precision
             else:
                 grad_weight.addmm_(grad_logits.T, hidden[rows])
@@ -206,5 +217,6 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         # other devices would have to be waited for, and a branch on data would cut a compiled graph in two
         if grad_output.device.type == "cpu" and not torch.compiler.is_compiling() and grad_output == 1:
-            return grad_hidden, grad_weight, None
-        return grad_hidden * grad_output, grad_weight * grad_output, None
+            return grad_hidden, grad_weight, None, None
+        scaled = (None if gradient is None else gradient * grad_output for gradient in (grad_hidden, grad_weight))
+        return *scaled, None, None

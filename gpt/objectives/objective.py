@@ -1,0 +1,134 @@
+"""What an objective is: a loss on the GPT's backbone, and all that the rest of the house asks of it."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence, Sized
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpt.baselines import Yardstick, yardstick
+from gpt.config import ObjectiveConfig, TrainConfig
+from gpt.data import fit_to_data, training_windows
+from gpt.decoding import sample_documents, stream_ids
+from gpt.loss import Evaluation, evaluating
+from gpt.model import GPTModel
+from gpt.prepared import PreparedData, TokenFile
+from gpt.tokenizer import Tokenizer, decode_stream, with_special_tokens
+
+SAMPLE_TOKENS = 120
+SAMPLE_TEMPERATURE = 0.8  # a little below 1: less weight on improbable tokens
+
+
+class Objective(nn.Module):
+    """One loss. It holds the backbone as `model`, owns all parameters to be trained, and maps a batch, as its own
+    `batch` makes it, to (loss summed in nats, tokens counted).
+
+    The Trainer divides by the count, over micro-batches and processes, so that a token weighs the same however a batch
+    is cut. A new objective overrides what is different about it: always `forward`, most often `batch`.
+    """
+
+    special_tokens: tuple[str, ...] = ()  # tokens that it adds to any tokenizer, after that one's own
+    figures: tuple[str, ...] = ()  # what it measures besides the loss: further columns of metrics.csv
+    reads_any_text = False  # evaluate.py can measure it on any text: its loss is that of the next token
+    continues_prompts = True  # generate.py hands it a text to go on with
+
+    def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
+        super().__init__()
+        self.model = model
+        self.config = config or ObjectiveConfig()
+
+    def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss summed in nats, tokens counted), two scalars, for what `batch` returns."""
+        raise NotImplementedError
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def as_read(cls, data: PreparedData) -> PreparedData:
+        """Prepared data as this objective reads them: with its special tokens in the vocabulary."""
+        if not cls.special_tokens:
+            return data
+        return dataclasses.replace(data, tokenizer=with_special_tokens(data.tokenizer, cls.special_tokens))
+
+    @classmethod
+    def fit(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
+        """The config with what the data decide filled in. ValueError where it does not fit them."""
+        return fit_to_data(config, data)
+
+    def windows(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
+        """What `batch` takes a batch from: the windows of a split that a config asks for."""
+        return training_windows(config, data, split)
+
+    def batch(self, windows: Sized, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
+        """The arguments of `forward` for the windows of these numbers. What is drawn at random for window i is drawn
+        by `draw(key, i)`, so that it is the same however a batch is cut, and again when a run is resumed."""
+        inputs, targets = windows.batch(indices)
+        return {"inputs": inputs, "targets": targets}
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def measure(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of a batch, "loss" and each of `figures`: a sum, and how many it is the sum of."""
+        return {"loss": self(**batch)}
+
+    @torch.no_grad()
+    def evaluate(self, config: TrainConfig, data: PreparedData, device: torch.device | str = "cpu") -> Evaluation:
+        """The loss on the validation split: all of it, or eval_batches spread evenly over it. What is drawn at random
+        is the same each time, and no random state is touched."""
+        windows, size = self.windows(config, data, data.val), config.batch_size
+        batches = [range(first, min(first + size, len(windows))) for first in range(0, len(windows), size)]
+        if 0 < config.eval_batches < len(batches):
+            batches = [batches[i * len(batches) // config.eval_batches] for i in range(config.eval_batches)]
+        sums = {name: [] for name in ("loss", *self.figures)}
+        counts = {name: [] for name in sums}
+        with evaluating(self):
+            for indices in batches:
+                batch = self.batch(windows, indices, key=(0,))
+                measured = self.measure(**{name: tensor.to(device) for name, tensor in batch.items()})
+                for name in sums:
+                    total, counted = measured[name]
+                    sums[name].append(float(total))
+                    counts[name].append(int(counted))
+        figures = {name: sum(sums[name]) / max(1, sum(counts[name])) for name in self.figures}
+        stretches = np.arange(len(batches))
+        return Evaluation(stretches, np.array(sums["loss"]), np.array(counts["loss"]), figures=figures)
+
+    def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
+        """What the validation loss is measured by. The floor holds where all documents are read from their start."""
+        measure = yardstick(data)
+        whole = config.data.windows == "document" and not config.eval_batches
+        return measure if whole else dataclasses.replace(measure, floor=None)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def write(
+        self, prompt: str, tokenizer: Tokenizer, in_documents: bool, max_new_tokens: int | None = None, **sampling
+    ) -> Iterator[str]:
+        """The prompt, and what the model makes of it, piece by piece; `sampling` as in `gpt.decoding.generate`."""
+        written = stream_ids(self.model, tokenizer.encode(prompt), tokenizer, in_documents, max_new_tokens, **sampling)
+        yield prompt
+        yield from decode_stream(tokenizer, written)
+
+    def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
+        """A text for samples.txt: sample_prompt continued, or the first token of the training split."""
+        in_documents = config.data.windows == "document"
+        prompt = config.sample_prompt
+        if not prompt and not in_documents:
+            prompt = data.tokenizer.decode(data.train.tokens[:1].tolist())
+        longest = None if in_documents else SAMPLE_TOKENS
+        generator = torch.Generator(next(self.model.parameters()).device).manual_seed(seed)
+        return "".join(
+            self.write(
+                prompt, data.tokenizer, in_documents, longest, temperature=SAMPLE_TEMPERATURE, generator=generator
+            )
+        )
+
+    def documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
+        """n documents as the model writes them, each as probable as it says."""
+        return [tokenizer.decode(ids) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]
+
+
+def draw(key: tuple[int, ...], index: int) -> np.random.Generator:
+    """The generator of what is drawn at random for window `index` under a key."""
+    return np.random.default_rng([*key, index])

@@ -1,0 +1,48 @@
+"""The text from its end: at each position, the token that comes before."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from gpt.baselines import Yardstick, tales_floor
+from gpt.config import TrainConfig
+from gpt.decoding import sample_documents, stream_ids
+from gpt.objectives.next_token import NextToken
+from gpt.prepared import PreparedData
+from gpt.tokenizer import Tokenizer
+
+
+class Reverse(NextToken):
+    """-sum log p(x_t | x_{t+1} .. x_n): next-token prediction on the tokens in reverse order.
+
+    By the chain rule p(x) is the product of these as well as of next_token's, so that the entropy of a source, and
+    with it the floor of a loss, is the same in both directions. What a model makes of them is not: Papadopoulos et al.
+    2024, "Arrows of Time for Large Language Models", arXiv:2401.17505.
+    """
+
+    reads_any_text = False
+
+    @classmethod
+    def as_read(cls, data: PreparedData) -> PreparedData:
+        """Prepared data with the tokens of both splits in reverse order; marks between documents stay marks."""
+        splits = ((name, getattr(data, name)) for name in ("train", "val"))
+        turned = {name: dataclasses.replace(split, tokens=split.tokens[::-1]) for name, split in splits}
+        return dataclasses.replace(data, **turned)
+
+    def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
+        """Baselines that read from the right too; the floor of tales, which knows no direction."""
+        measure = super().yardstick(config, data)
+        whole = config.data.windows == "document" and not config.eval_batches
+        floor = tales_floor(self.as_read(data)) if whole else None  # turned twice, they can be read
+        return dataclasses.replace(measure, floor=None if floor is None else floor[::-1])
+
+    def write(
+        self, prompt: str, tokenizer: Tokenizer, in_documents: bool, max_new_tokens: int | None = None, **sampling
+    ) -> Iterator[str]:
+        """What stands before the prompt, and the prompt: known from the left only when all of it is written."""
+        ids = tokenizer.encode(prompt)[::-1]
+        before = list(stream_ids(self.model, ids, tokenizer, in_documents, max_new_tokens, **sampling))
+        yield tokenizer.decode(before[::-1]) + prompt
+
+    def documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
+        """n documents, written from their ends."""
+        return [tokenizer.decode(ids[::-1]) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]

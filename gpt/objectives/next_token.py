@@ -17,8 +17,8 @@ class NextToken(Objective):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, targets counted), two scalars, for inputs and targets (B, T)."""
-        smoothing = self.config.label_smoothing
-        return self.model(inputs, targets, reduction="sum", label_smoothing=smoothing), (targets != IGNORE).sum()
+        loss = self.model(inputs, targets, reduction="sum", label_smoothing=self.smoothing)
+        return loss, (targets != IGNORE).sum()
 
     def evaluate(self, config: TrainConfig, data: PreparedData, device: torch.device | str = "cpu") -> Evaluation:
         """The loss per token on the validation split, without smoothing, and per byte of its text."""

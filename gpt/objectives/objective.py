@@ -42,6 +42,11 @@ class Objective(nn.Module):
         """(loss summed in nats, tokens counted), two scalars, for what `batch` returns."""
         raise NotImplementedError
 
+    @property
+    def smoothing(self) -> float:
+        """The label smoothing of a loss: none when it is measured, so that losses compare."""
+        return self.config.label_smoothing if self.training else 0.0
+
     # --- data ---------------------------------------------------------------------------------------------------------
 
     @classmethod

@@ -356,8 +356,12 @@ _FREE = {
 
 def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
     """`after`, with what `before` had filled in. ValueError names a setting that a resumed run must keep."""
+    teacher = before.objective.teacher  # which says the teacher's checkpoint as well
+    if teacher.rpartition(":")[0] != after.objective.teacher:
+        teacher = after.objective.teacher
     filled = dataclasses.replace(
         after,
+        objective=dataclasses.replace(after.objective, teacher=teacher),
         model=dataclasses.replace(after.model, vocab_size=after.model.vocab_size or before.model.vocab_size),
         optim=dataclasses.replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps),
     )

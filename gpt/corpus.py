@@ -9,6 +9,7 @@ import codecs
 import glob
 import io
 import itertools
+import json
 import re
 import reprlib
 import shutil
@@ -43,18 +44,22 @@ TALES = 30_000  # as many as "tales" stands for
 class Corpus:
     """Documents on disk: a file each or, with a separator, as many as stand between separators in each file.
 
-    `name` says in words where they came from.
+    With `fields` each line of a file is a JSON object, and the texts of these fields are documents, one after the
+    other. `name` says in words where they came from.
     """
 
     name: str
     paths: list[Path]
     separator: str = ""
+    fields: tuple[str, ...] = ()
 
     def documents(self) -> Iterator[Iterable[str]]:
         """The documents, each as the pieces that its text is read in. Each is used up before the next is asked for.
-        An empty one is left out."""
+        An empty one is left out, unless it is a field's."""
         for path in self.paths:
-            if self.separator:
+            if self.fields:
+                yield from ([text] for text in read_fields(path, self.fields))
+            elif self.separator:
                 yield from ([text] for text in split_at(read_pieces(path), self.separator))
             elif first := next(pieces := read_pieces(path), ""):
                 yield itertools.chain([first], pieces)
@@ -65,14 +70,16 @@ class Corpus:
             yield from document
 
 
-def open_corpus(source: str, separator: str = "", sha256: str = "") -> Corpus:
+def open_corpus(source: str, separator: str = "", sha256: str = "", fields: tuple[str, ...] = ()) -> Corpus:
     """The corpus that `source` names: a bundled text ("story"), a file, a folder (its .txt and .md files, at any
     depth), a glob such as "books/*.txt", or "-" for standard input, which is copied to a temporary file first; or
-    "tales:N:SEED", N tales of gpt/tales.py: TALES of them with seed 0, where both are left out.
+    "tales:N:SEED", N tales of gpt/tales.py: TALES of them with seed 0, where both are left out. "summaries:N:SEED" are
+    JSON objects whose prompt is such a tale, and whose target says in short what happens in it.
 
     A URL, or "shakespeare" of DOWNLOADABLE, is downloaded to DOWNLOADS unless it is there. An archive, downloaded or
     not, is unpacked there once and read as a folder. `sha256` is the checksum of a file or a download. Several files
-    are several documents, in the order of their names; `separator` ends a document within a file.
+    are several documents, in the order of their names; `separator` ends a document within a file, or each line is a
+    JSON object and `fields` of it are documents.
     ValueError where there is nothing to read, or not what the checksum says.
     """
     if not source:
@@ -80,28 +87,28 @@ def open_corpus(source: str, separator: str = "", sha256: str = "") -> Corpus:
     sha256 = check_form(sha256)
     name, path = _find_file(source, sha256)
     if path is not None and not path.name.lower().endswith(ARCHIVES):
-        return Corpus(name, [path], separator)
+        return Corpus(name, [path], separator, fields)
     if path is not None:
         folder = DOWNLOADS / f"{path.name}-{files.sha256(path)[:16]}"  # another content, another folder
-        return _open_folder(folder if folder.is_dir() else unpack(path, folder), name, separator)
+        return _open_folder(folder if folder.is_dir() else unpack(path, folder), name, separator, fields)
     if sha256:
         raise ValueError(f"a SHA-256 is that of a file or a download, and {reprlib.repr(source)} is neither")
     if source == "-":
-        return Corpus("standard input", [_spool(_stdin())], separator)
+        return Corpus("standard input", [_spool(_stdin())], separator, fields)
     path = Path(source)
     try:
         is_folder = path.is_dir()
     except OSError:  # a name longer than a file's may be
         is_folder = False
     if is_folder:
-        return _open_folder(path, path.resolve().name, separator)
-    if source.partition(":")[0] == "tales":
-        return _tales(source)
+        return _open_folder(path, path.resolve().name, separator, fields)
+    if source.partition(":")[0] in GENERATED:
+        return _generated(source, fields)
     found = _files(map(Path, glob.glob(source, recursive=True)))
     if not found:
-        names = ", ".join([*BUNDLED, *DOWNLOADABLE, "tales"])
+        names = ", ".join([*BUNDLED, *DOWNLOADABLE, *GENERATED])
         raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({names})")
-    return Corpus(source, found, separator)
+    return Corpus(source, found, separator, fields)
 
 
 def _find_file(source: str, sha256: str) -> tuple[str, Path | None]:
@@ -122,11 +129,12 @@ def _find_file(source: str, sha256: str) -> tuple[str, Path | None]:
     return source if source in BUNDLED else path.name, path
 
 
-def _open_folder(path: Path, name: str, separator: str) -> Corpus:
-    found = _files(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+def _open_folder(path: Path, name: str, separator: str, fields: tuple[str, ...]) -> Corpus:
+    suffixes = (".jsonl",) if fields else SUFFIXES
+    found = _files(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
     if not found:
-        raise ValueError(f"the folder {path} holds no {' or '.join(SUFFIXES)} file; a glob takes other names")
-    return Corpus(name, found, separator)
+        raise ValueError(f"the folder {path} holds no {' or '.join(suffixes)} file; a glob takes other names")
+    return Corpus(name, found, separator, fields)
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
@@ -134,14 +142,26 @@ def _files(paths: Iterable[Path]) -> list[Path]:
     return list({path.resolve(): path for path in sorted(paths, reverse=True) if path.is_file()}.values())[::-1]
 
 
-def _tales(source: str) -> Corpus:
-    """The corpus "tales:N:SEED": always the same N tales, one per line of a temporary file."""
-    found = re.fullmatch(r"tales(?::(\d{1,6})(?::(\d{1,9}))?)?", source, re.ASCII)
+def _generated(source: str, fields: tuple[str, ...]) -> Corpus:
+    """The corpus "tales:N:SEED" or "summaries:N:SEED": always the same N lines of a temporary file."""
+    kind, _, numbers = source.partition(":")
+    found = re.fullmatch(r"(?:(\d{1,6})(?::(\d{1,9}))?)?", numbers, re.ASCII)
     n, seed = (int(found[1] or TALES), int(found[2] or 0)) if found else (0, 0)
-    if not n:
-        raise ValueError(f"{reprlib.repr(source)}: tales:N are N tales, from 1 to 999999; tales:N:SEED are others")
-    text = io.BytesIO("".join(f"{tale}\n" for tale in tales.generate(n, seed)).encode())
-    return Corpus(f"tales:{n}:{seed} of grammar {tales.fingerprint()}", [_spool(text)], separator="\n")
+    if not n or source.endswith(":"):
+        raise ValueError(f"{reprlib.repr(source)}: {kind}:N are N {kind}, from 1 to 999999; {kind}:N:SEED are others")
+    line, own_fields = GENERATED[kind]
+    text = "".join(f"{line(tale)}\n" for tale in tales.generate(n, seed))
+    name = f"{kind}:{n}:{seed} of grammar {tales.fingerprint()}"
+    return Corpus(name, [_spool(io.BytesIO(text.encode()))], "\n", fields or own_fields)
+
+
+def _summary(tale: str) -> str:
+    """A tale and what happens in it, as one line of JSON."""
+    return json.dumps({"prompt": f"{tale}\nIn short:", "target": f" {tales.summary(tale)}"})
+
+
+# texts made up when they are asked for: what makes a line of a tale, and the fields that a line has
+GENERATED = {"tales": (str, ()), "summaries": (_summary, ("prompt", "target"))}
 
 
 def _stdin() -> BinaryIO:
@@ -189,6 +209,21 @@ def read_pieces(path: Path) -> Iterator[str]:
                 rest = rest[cut:]
             if not block:
                 return
+
+
+def read_fields(path: Path, fields: tuple[str, ...]) -> Iterator[str]:
+    """The texts of these fields of each line of a file, a JSON object each; empty lines are left out. ValueError names
+    the line's number among the others where it is none, or a field that it has not as a string."""
+    for n, line in enumerate(split_at(read_pieces(path), "\n"), start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"record {n} of {path} is not JSON: {reprlib.repr(line)} ({error})") from None
+        for field in fields:
+            if not isinstance(record, dict) or not isinstance(record.get(field), str):
+                there = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                raise ValueError(f"record {n} of {path} has no text {field!r}, but: {there[:200]}")
+            yield record[field]
 
 
 def _advice() -> str:

@@ -38,11 +38,13 @@ def prepare_data(
     The last `val_fraction` of the characters validate; of the documents, where there are ten or more; all of
     `val_corpus`, where it is given. "char" and "bpe:N" are learned from both splits. Where there are several documents,
     each stands between two end-of-text tokens (of a document that the split cuts in two, each part does), so that a
-    model reads where one begins and learns where one ends. All cores encode; the files are the same with any number of
+    model reads where one begins and learns where one ends. A corpus of two fields holds pairs of a prompt and its
+    target, which no split parts. All cores encode; the files are the same with any number of
     them. Memory does not grow with the corpus, but for bpe:N's table of distinct words, the longest documents between
     separators, and 8 bytes per document. A terminal sees a progress bar for each pass over the text.
 
-    Raises ValueError for a corpus without text, and for an `out` that exists and was not written by this function.
+    Raises ValueError for a corpus without text, for pairs without a target or fewer than two of them, and for an `out`
+    that exists and was not written by this function.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
@@ -53,12 +55,16 @@ def prepare_data(
     for source, length in zip(corpora, totals, strict=True):
         if length < 2:
             raise ValueError(f"{source.name} holds {length} characters: no text to learn from")
-    separated = max(map(len, lengths)) > 1
+    separated, paired = max(map(len, lengths)) > 1, len(corpus.fields) == 2
+    if paired:
+        _check_pairs(lengths)
     pieces = itertools.chain.from_iterable(source.pieces() for source in corpora)
     tokenizer = get_tokenizer(tokenizer_name, _watched(pieces, sum(totals)))
     if separated and tokenizer_name == "char":
         tokenizer = CharTokenizer(tokenizer.characters, end_of_text=True)
     separated &= tokenizer.eot_id is not None  # a saved char tokenizer may have no such token
+    if paired and not separated:
+        raise ValueError(f"{tokenizer_name} has no end-of-text token, which stands between prompts and targets")
     meta = {
         "format": FORMAT,
         "source": corpus.name,
@@ -66,9 +72,10 @@ def prepare_data(
         "vocab_size": tokenizer.vocab_size,
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
         "separated": separated,
+        "paired": paired,
     }
     with _bar("encoding", sum(totals)) as bar, whole_folder(out) as folder:
-        splits = _split(corpus.documents(), lengths[0], val_fraction, val_corpus)
+        splits = _split(corpus.documents(), lengths[0], val_fraction, val_corpus, 1 + paired)
         for split, documents in itertools.groupby(splits, key=lambda found: found[0]):
             path = folder / f"{split}.bin"
             meta[split] = _write_split(path, (d for _, d in documents), tokenizer, separated, meta["dtype"], bar)
@@ -94,6 +101,14 @@ def _lengths(corpus: Corpus) -> np.ndarray:
 
     with _bar("counting", sum(path.stat().st_size for path in corpus.paths), "B") as bar:
         return np.fromiter(map(length, corpus.documents()), np.int64)
+
+
+def _check_pairs(lengths: list[np.ndarray]) -> None:
+    for length in lengths:
+        if (empty := np.flatnonzero(length[1::2] == 0)).size:
+            raise ValueError(f"the target of pair {empty[0] + 1} is empty: there is nothing to learn from it")
+    if len(lengths) == 1 and len(lengths[0]) < 4:
+        raise ValueError("one pair cannot be split into training and validation: two are needed")
 
 
 def _watched(pieces: Iterable[str], n_characters: int) -> Iterator[str]:
@@ -176,14 +191,15 @@ def _bar(doing: str, total: int, unit: str = "characters") -> tqdm:
 
 
 def _split(
-    documents: Iterator[Document], lengths: np.ndarray, val_fraction: float, val_corpus: Corpus | None
+    documents: Iterator[Document], lengths: np.ndarray, val_fraction: float, val_corpus: Corpus | None, together: int
 ) -> Iterator[tuple[str, Document]]:
-    """The documents, each with its split: those of "train" first, then those of "val"; `lengths` in characters."""
+    """The documents, each with its split: those of "train" first, then those of "val"; `lengths` in characters. So many
+    documents at a time stay `together`."""
     if val_corpus is not None:
         yield from (("train", document) for document in documents)
         yield from (("val", document) for document in val_corpus.documents())
-    elif len(lengths) >= 10:
-        n_train = len(lengths) - max(1, round(len(lengths) * val_fraction))
+    elif len(lengths) >= 10 or together > 1:
+        n_train = len(lengths) - together * max(1, round(len(lengths) / together * val_fraction))
         yield from (("train" if n < n_train else "val", document) for n, document in enumerate(documents))
     else:
         total = int(lengths.sum())

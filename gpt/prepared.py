@@ -39,6 +39,7 @@ class PreparedData:
     separated: bool  # documents stand between end-of-text tokens
     train: TokenFile
     val: TokenFile
+    paired: bool = False  # each two documents are a prompt and its target
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -97,6 +98,7 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
             raise ValueError(
                 f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare the data anew"
             )
+        meta = {"paired": False, **meta}  # older folders do not say
         _check_meta(meta)
         splits = {
             split: _load_split(folder / f"{split}.bin", meta[split], meta["dtype"], verify)
@@ -116,14 +118,15 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
                     f"{split.path} holds the token id {split.tokens.max()}, but its tokenizer has "
                     f"{tokenizer.vocab_size} tokens: prepare the data anew"
                 )
-        return PreparedData(folder, meta["source"], tokenizer, meta["separated"], **splits)
+        return PreparedData(folder, meta["source"], tokenizer, meta["separated"], **splits, paired=meta["paired"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'meta.json'} is damaged ({type(error).__name__}): prepare the data anew") from None
 
 
 def _check_meta(meta: dict) -> None:
     """TypeError unless a meta.json holds values of the kinds that `prepare_data` writes: a seal is no secret."""
-    kinds = {"source": str, "separated": bool, "vocab_size": int, "tokenizer_sha256": str, "train": dict, "val": dict}
+    kinds = {"source": str, "separated": bool, "paired": bool, "vocab_size": int, "tokenizer_sha256": str}
+    kinds |= {"train": dict, "val": dict}
     counts = dict.fromkeys(("tokens", "documents", "characters", "bytes"), int)
     for place, expected in ((meta, kinds), (meta["train"], counts), (meta["val"], counts)):
         for name, kind in expected.items():

@@ -16,6 +16,7 @@ must hold, and a test holds it: no text has two derivations.
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -226,6 +227,18 @@ def entropy() -> float:
 def first_broken_rule(text: str) -> str | None:
     """None for a tale, else the first rule that it breaks; see `Grammar.first_broken_rule`."""
     return grammar().first_broken_rule(text)
+
+
+def summary(tale: str) -> str:
+    """What happens in a tale, in two sentences: who took whose thing, and who helped, in the order of their coming."""
+    hero, villain = (
+        re.search(rf"\b({'|'.join(entry[''] for entry in TABLES[name].entries)})\b", tale)[1]
+        for name in ("name", "villain")
+    )
+    thing = re.search(r"lost (?:his|her) (\w+ \w+)\.", tale)[1]
+    *friends, last = (f"the {animal}" for animal in re.findall(r"(?:met|sat) an? (\w+)\.", tale))
+    helpers = f"{', '.join(friends)} and {last} helped."
+    return f"The {villain} took {hero}'s {thing}. {helpers[0].upper()}{helpers[1:]}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ FLOORS = [
     ["bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
     ["model", "quantize", "baselines"],
     ["scores", "loss", "information", "decoding", "weights", "state", "checkpoint"],
-    ["objectives.objective", "objectives.next_token", "objectives.reverse", "objectives"],  # on the same floor
+    ["objectives.objective", "objectives.next_token", "objectives.reverse", "objectives.conditional"],  # the same floor
+    ["objectives.distill", "objectives"],
     ["plots", "judge"],
     ["costs", "plan", "probe", "report"],  # on the same floor
     ["trainer", "cli"],

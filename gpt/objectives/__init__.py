@@ -10,6 +10,8 @@ from pathlib import Path
 from gpt.baselines import create_model
 from gpt.checkpoint import RunFolder, load_model
 from gpt.config import GPTConfig, TrainConfig
+from gpt.objectives.conditional import Conditional
+from gpt.objectives.distill import Distill
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.objective import Objective
 from gpt.objectives.reverse import Reverse
@@ -22,6 +24,8 @@ from gpt.weights import load_weights, named_weights
 OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
     "reverse": Reverse,
+    "conditional": Conditional,
+    "distill": Distill,
 }
 
 

@@ -2,8 +2,9 @@
 
 runs/NAME/
   config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt  learnt.png  not_finite.safetensors
+  frozen.safetensors         where not all weights are trained, the others, once for all checkpoints
   checkpoints/step-000500/   model.safetensors  training_state.pt  metrics.csv  samples.txt  state.json (with the
-                             SHA-256 of all of them, and of itself)
+                             SHA-256 of all of them, of frozen.safetensors, and of itself)
   checkpoints/last, best     text files that name the newest checkpoint, and the one with the lowest validation loss
 """
 
@@ -19,15 +20,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gpt.adapters import adapt, merge
 from gpt.baselines import create_model
 from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
 from gpt.files import FolderLock, flush, put_back, sealed, sha256, whole_file, whole_folder, write_text
 from gpt.model import GPTModel
 from gpt.places import find_path
 from gpt.prepared import PreparedData, load_data
-from gpt.state import FORMAT, Checkpoint, check_finite, read_checkpoint, read_state
+from gpt.state import FORMAT, FROZEN, Checkpoint, check_finite, read_checkpoint, read_state
 from gpt.tokenizer import Tokenizer, load_tokenizer
-from gpt.weights import load_weights, named_weights
+from gpt.weights import frozen_names, load_weights, named_weights
 
 
 class RunFolder:
@@ -38,7 +40,7 @@ class RunFolder:
         self.path = Path(os.path.realpath(path)) if ".." in Path(path).parts else Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.lock = FolderLock(self.path)
-        self._tokenizer_sha256 = ""
+        self._tokenizer_sha256 = self._frozen_sha256 = ""
         self._passed_over: set[str] = set()  # checkpoints that are not whole: neither counted nor deleted
 
     @property
@@ -71,6 +73,11 @@ class RunFolder:
         """The batch whose loss or gradient was not finite, where the run has ended so."""
         return self.path / "not_finite.safetensors"
 
+    @property
+    def frozen(self) -> Path:
+        """The weights that are not trained, where there are any."""
+        return self.path / FROZEN
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Holds the lock from here on, unless the block fails. What a killed save had begun is finished or undone.
@@ -95,8 +102,9 @@ class RunFolder:
         self.write_config(config)  # first: it tells a run from another folder
         self.write_tokenizer(tokenizer)
         self.checkpoints.mkdir(exist_ok=True)
-        for old in (self.metrics, self.samples, self.plot, self.learnt, self.not_finite):
+        for old in (self.metrics, self.samples, self.plot, self.learnt, self.not_finite, self.frozen):
             old.unlink(missing_ok=True)
+        self._frozen_sha256 = ""
         for folder in (self.path, self.path.parent):
             flush(folder)
 
@@ -137,7 +145,7 @@ class RunFolder:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def save(self, objective: nn.Module, training_state: dict, state: dict, is_best: bool, keep: int) -> Path:
-        """Write the checkpoint step-NNNNNN, all of it or nothing.
+        """Write the checkpoint step-NNNNNN, all of it or nothing; before the first one, the weights that are frozen.
 
         `last`, and `best` where `is_best`, name it only after that; then older checkpoints go, but for the newest
         `keep` and the best. Interrupted anywhere, the folder still holds the checkpoints it held before.
@@ -145,11 +153,17 @@ class RunFolder:
         FloatingPointError where a tensor to be saved is not finite, OSError where the disk is full.
         """
         name = f"step-{state['step']:06d}"
-        state = {**state, "best": name if is_best else self._pointed("best"), "tokenizer": self._tokenizer_sha256}
         weights = named_weights(objective)
         check_finite(name, weights, training_state)
+        frozen = {name: weights.pop(name) for name in frozen_names(objective) & weights.keys()}
         folder = self.checkpoints / name
         try:
+            if frozen and not self._frozen_sha256:
+                with whole_file(self.frozen) as temporary:
+                    safetensors.torch.save_file(frozen, temporary)
+                    self._frozen_sha256 = sha256(temporary)
+            state = {**state, "best": name if is_best else self._pointed("best")}
+            state |= {"tokenizer": self._tokenizer_sha256, "frozen": self._frozen_sha256}
             if folder.is_symlink() or folder.is_file():
                 folder.unlink()  # what a link leads to is not ours to replace
             with whole_folder(folder) as temporary:
@@ -187,7 +201,8 @@ class RunFolder:
 
     def point(self, checkpoint: Checkpoint) -> None:
         """Have `last` and `best` name what they were to name beside this checkpoint: its save may have been killed
-        before it came to that."""
+        before it came to that. Checkpoints from here on share its frozen weights."""
+        self._frozen_sha256 = checkpoint.state["frozen"]
         for pointer, name in (("last", checkpoint.path.name), ("best", checkpoint.state["best"])):
             file = self.checkpoints / pointer
             if name in self.steps() and (not file.is_file() or file.read_bytes() != f"{name}\n".encode()):
@@ -271,11 +286,12 @@ def _step(name: str) -> int:
 
 
 def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTModel, Tokenizer, Checkpoint]:
-    """The model of a run, in evaluation mode, its tokenizer, and the checkpoint it was loaded from."""
+    """The model of a run, in evaluation mode, its tokenizer, and the checkpoint it was loaded from. Low-rank updates
+    are merged into it; a prefix stays what it is."""
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     folder.config()  # is it a run at all? The model's own settings are those of the checkpoint
     tokenizer, checkpoint = folder.tokenizer(), folder.load(which, training=False)
-    model = create_model(checkpoint.config.model)
+    model = adapt(create_model(checkpoint.config.model), checkpoint.config.adapter)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"{folder.path / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the model was trained with "
@@ -285,6 +301,7 @@ def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTMod
         raise ValueError(f"{folder.path / 'tokenizer.json'} is damaged: its SHA-256 is not the one that was written")
     weights = {name: w for name, w in checkpoint.weights.items() if not name.startswith("objective.")}
     load_weights(model, weights)
+    merge(model)
     return model.eval(), tokenizer, checkpoint
 
 

@@ -69,6 +69,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")  # matplotlib goes by the suffix
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # safetensors' files are private
         flush(temporary)
         temporary.replace(path)
         flush(path.parent)

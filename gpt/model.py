@@ -39,6 +39,11 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias)
         self.kernels = kernels
 
+    @property
+    def matrix(self) -> Tensor:
+        """What x is multiplied by, (out_features, in_features): the weight, unless an adapter has changed it."""
+        return self.weight
+
     def forward(self, x: Tensor) -> Tensor:
         return ops.kernels(self.kernels).linear(x, self.weight, self.bias)
 
@@ -144,12 +149,15 @@ class MultiHeadAttention(_Layer):
             cache.projections[self.layer] = torch.cat(weights), None if biases[0] is None else torch.cat(biases)
         return self.ops.linear(x, *cache.projections[self.layer]).chunk(3, dim=-1)
 
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str) -> Tensor:
+        """What each query takes from the values, (B, H, T, K)."""
+        return self.ops.attention(query, key, value, mask, self.drop_rate if self.training else 0.0)
+
     def forward(self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None) -> Tensor:
         query, key, value = map(self.heads, self._project(x, cache))
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)  # (B, H, S, K)
-        drop_rate = self.drop_rate if self.training else 0.0
-        context = self.ops.attention(query, key, value, mask, drop_rate)  # (B, H, T, K)
+        context = self._attend(query, key, value, mask)  # (B, H, T, K)
         return self.out_proj(context.transpose(1, 2).flatten(-2))  # (B, T, D)
 
 
@@ -295,4 +303,4 @@ class GPTModel(_Layer):
 
     def losses(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy in nats of the vectors (N, D) that out_head reads against targets (N,)."""
-        return self.ops.linear_cross_entropy(hidden, self.out_head.weight, targets, reduction, label_smoothing)
+        return self.ops.linear_cross_entropy(hidden, self.out_head.matrix, targets, reduction, label_smoothing)

@@ -61,6 +61,10 @@ class Int8GPTModel(GPTModel):
             raise ValueError(obstacle)
         with torch.device("meta"):  # modules without memory
             super().__init__(model.config)
+        if added := sorted(model.state_dict().keys() - self.state_dict().keys()):
+            raise ValueError(
+                f"int8 weights are made from a plain GPTModel, and this one has {added[0]} besides: use weights float32"
+            )
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
                 self.set_submodule(name, Int8Linear(module))

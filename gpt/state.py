@@ -20,11 +20,12 @@ from gpt.files import read_sealed, sha256
 
 FORMAT = 2  # of a checkpoint
 FILES = {"model.safetensors", "training_state.pt", "metrics.csv", "samples.txt"}  # and state.json, with their sums
+FROZEN = "frozen.safetensors"  # in the run folder: weights that its checkpoints share
 _NUMBER, _NONE = (int, float), type(None)
 _KINDS = {
     "step": int, "tokens_seen": int, "report_due": bool, "loss_sum": _NUMBER, "loss_tokens": int,
     "grad_norm": (*_NUMBER, _NONE), "best_loss": (*_NUMBER, _NONE), "elapsed_s": _NUMBER, "data": dict, "machine": dict,
-    "config": dict, "best": (str, _NONE), "tokenizer": str, "sha256": dict,
+    "config": dict, "best": (str, _NONE), "tokenizer": str, "sha256": dict, "frozen": str,
 }  # fmt: skip
 
 
@@ -55,6 +56,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     if state.get("format") != FORMAT:
         raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+    state.setdefault("frozen", "")  # as of all checkpoints that are older than adapters
     for name, kind in _KINDS.items():
         value = state.get(name, "missing")
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
@@ -72,7 +74,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
-    """A checkpoint, checked against its sums: ValueError where a file is missing or damaged.
+    """A checkpoint, with the weights that its run keeps frozen, checked against its sums: ValueError where a file is
+    missing or damaged.
 
     Without `training` the optimizer's state, up to twice the size of the weights, is not read into memory.
     """
@@ -82,6 +85,11 @@ def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
             if sha256(folder / name) != digest:
                 raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one written in state.json")
         weights = safetensors.torch.load_file(folder / "model.safetensors")
+        if state["frozen"]:
+            frozen = folder.parent.parent / FROZEN
+            if sha256(frozen) != state["frozen"]:
+                raise ValueError(f"{frozen} is damaged: its SHA-256 is not the one written in {folder.name}/state.json")
+            weights = {**safetensors.torch.load_file(frozen), **weights}
         training_state = None
         if training:
             with warnings.catch_warnings(action="ignore"):  # on what is refused in any case

@@ -163,7 +163,7 @@ class Trainer:
                 f"the data in {data.folder} is not what the run {folder.path} was trained on: "
                 f"prepare it again as it was, or start a new run"
             )
-        config, data = fit(config, data)
+        config, data = fit(config, data, fresh=checksums is None)
         plan.checked(config, data, folder.path)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
         with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters

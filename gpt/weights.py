@@ -20,6 +20,11 @@ def named_weights(objective: nn.Module) -> dict[str, Tensor]:
     return named
 
 
+def frozen_names(objective: nn.Module) -> set[str]:
+    """The names, as `named_weights` has them, of the parameters that are not trained."""
+    return {_saved_name(objective, name) for name, p in objective.named_parameters() if not p.requires_grad}
+
+
 def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load tensors that `named_weights` named into an objective or a GPTModel; ValueError unless all fit exactly."""
     own = module.state_dict()

@@ -18,7 +18,7 @@ FLOORS = [
     ["files", "grammar", "tales", "download", "config", "places", "corpus", "runtime"],  # on the same floor
     ["ops.explicit", "ops.fused", "ops"],
     ["bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
-    ["model", "quantize", "baselines"],
+    ["model", "quantize", "adapters", "baselines"],
     ["scores", "loss", "information", "decoding", "weights", "state", "checkpoint"],
     ["objectives.objective", "objectives.next_token", "objectives.reverse", "objectives.conditional"],  # the same floor
     ["objectives.distill", "objectives"],

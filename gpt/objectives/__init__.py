@@ -7,9 +7,10 @@ and settings in `gpt.config.ObjectiveConfig`.
 import dataclasses
 from pathlib import Path
 
+from gpt.adapters import adapt
 from gpt.baselines import create_model
 from gpt.checkpoint import RunFolder, load_model
-from gpt.config import GPTConfig, TrainConfig
+from gpt.config import GPTConfig, TrainConfig, differences
 from gpt.objectives.conditional import Conditional
 from gpt.objectives.distill import Distill
 from gpt.objectives.next_token import NextToken
@@ -29,43 +30,58 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def fit(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, PreparedData]:
-    """A config with what the data, and the run that it starts from, decide filled in, and the data as its objective
-    reads them. ValueError where they do not fit."""
+def fit(config: TrainConfig, data: PreparedData, fresh: bool = True) -> tuple[TrainConfig, PreparedData]:
+    """A config with what the data decide filled in, and, `fresh`, the run that it starts from; and the data as its
+    objective reads them. ValueError where they do not fit."""
     kind = OBJECTIVES[config.objective.name]
-    data = kind.as_read(data)
-    if config.init_from:
-        config = _shaped_like(config, data.tokenizer)
-    return kind.fit(config, data), data
-
-
-def _shaped_like(config: TrainConfig, tokenizer: Tokenizer) -> TrainConfig:
-    """A config whose model has the shape of the one that it starts from. Settings of the model that are not the
-    defaults have to agree, but for those that change no weight."""
-    run = RunFolder(existing_run(config.init_from))
-    if tokenizer.to_dict() != run.tokenizer().to_dict():
+    read = kind.as_read(data)
+    if fresh and config.init_from:
+        config = _shaped_like(config, data.tokenizer, read.tokenizer)
+    elif fresh and config.adapter.name != "none":
         raise ValueError(
-            f"init_from {config.init_from} has other tokens than {config.data.path}: prepare the data with "
-            f"--tokenizer {run.path / 'tokenizer.json'}"
+            f"adapter {config.adapter.name!r} is trained beside the weights of another run: name that one as init_from"
         )
-    base, own, default = run.config().model, dataclasses.asdict(config.model), dataclasses.asdict(GPTConfig())
-    free = {name: own[name] for name in ("drop_rate", "kernels")}
-    for name, value in own.items():
-        if name not in free and value not in (default[name], getattr(base, name), 0):
+    return kind.fit(config, read), read
+
+
+def _shaped_like(config: TrainConfig, prepared: Tokenizer, tokenizer: Tokenizer) -> TrainConfig:
+    """A config whose model has the shape of the one that it starts from; `prepared` and `tokenizer`: that of the data,
+    and with the objective's special tokens. Settings of the model that are not the defaults have to agree, but for
+    those that change no weight."""
+    run = RunFolder(existing_run(config.init_from))
+    before = run.config()
+    if before.adapter.name == "prefix":
+        raise ValueError(
+            f"init_from {config.init_from} has a prefix, which is no part of a model's own weights: start from "
+            f"{before.init_from}, as it did"
+        )
+    known = run.tokenizer().to_dict()
+    if tokenizer.to_dict() != known:
+        file = run.path / "tokenizer.json"
+        reason = f"other tokens than {config.data.path}: prepare the data with --tokenizer {file}"
+        if prepared.to_dict() == known:
+            names = " ".join(tokenizer.special_ids)
+            reason = f"no token {names}, which objective.name {config.objective.name!r} adds: name a run that has"
+        raise ValueError(f"init_from {config.init_from} has {reason}")
+    own, default = config.model, GPTConfig(vocab_size=0)
+    free = {name: getattr(own, name) for name in ("drop_rate", "kernels")}
+    for name, (value, given) in differences(dataclasses.asdict(before.model), dataclasses.asdict(own)).items():
+        left_out = given in (getattr(default, name), getattr(GPTConfig(), name))
+        if name not in free and not left_out:
             raise ValueError(
-                f"model.{name} is {value!r}, but {getattr(base, name)!r} in {config.init_from}, which this run starts "
-                f"from: leave it out"
+                f"model.{name} is {given!r}, but {value!r} in {config.init_from}, which this run starts from: leave it "
+                f"out"
             )
-    return dataclasses.replace(config, model=dataclasses.replace(base, **free))
+    return dataclasses.replace(config, model=dataclasses.replace(before.model, **free))
 
 
 def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:
-    """The objective that a config names, on the backbone that it describes; `fresh`, with the weights that it starts
-    from."""
+    """The objective that a config names, on the backbone that it describes, with its adapter; `fresh`, with the weights
+    that it starts from."""
     model = create_model(config.model)
     if fresh and config.init_from:
         load_weights(model, named_weights(load_model(existing_run(config.init_from))[0]))
-    return OBJECTIVES[config.objective.name](model, config.objective)
+    return OBJECTIVES[config.objective.name](adapt(model, config.adapter), config.objective)
 
 
 def load_objective(run: str | Path | RunFolder, which: str = "best") -> tuple[Objective, Tokenizer, Checkpoint]:

@@ -157,7 +157,7 @@ def _generated(source: str, fields: tuple[str, ...]) -> Corpus:
 
 def _summary(tale: str) -> str:
     """A tale and what happens in it, as one line of JSON."""
-    return json.dumps({"prompt": f"{tale}\nIn short:", "target": f" {tales.summary(tale)}"})
+    return json.dumps({"prompt": tale, "target": f" {tales.summary(tale)}"})
 
 
 # texts made up when they are asked for: what makes a line of a tale, and the fields that a line has

@@ -230,15 +230,14 @@ def first_broken_rule(text: str) -> str | None:
 
 
 def summary(tale: str) -> str:
-    """What happens in a tale, in two sentences: who took whose thing, and who helped, in the order of their coming."""
+    """What happens in a tale, in three sentences of its own words: who lost what, who took it, and who is thanked."""
     hero, villain = (
         re.search(rf"\b({'|'.join(entry[''] for entry in TABLES[name].entries)})\b", tale)[1]
         for name in ("name", "villain")
     )
-    thing = re.search(r"lost (?:his|her) (\w+ \w+)\.", tale)[1]
+    loss = re.search(r"lost (?:his|her) \w+ \w+\.", tale)[0]
     *friends, last = (f"the {animal}" for animal in re.findall(r"(?:met|sat) an? (\w+)\.", tale))
-    helpers = f"{', '.join(friends)} and {last} helped."
-    return f"The {villain} took {hero}'s {thing}. {helpers[0].upper()}{helpers[1:]}"
+    return f"{hero} {loss} The {villain} took it. {hero} thanked {', '.join(friends)} and {last}."
 
 
 @dataclass(frozen=True)

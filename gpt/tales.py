@@ -230,14 +230,14 @@ def first_broken_rule(text: str) -> str | None:
 
 
 def summary(tale: str) -> str:
-    """What happens in a tale, in three sentences of its own words: who lost what, who took it, and who is thanked."""
+    """What happens in a tale, in one sentence of its own words: who lost what, who took it, and who is thanked."""
     hero, villain = (
         re.search(rf"\b({'|'.join(entry[''] for entry in TABLES[name].entries)})\b", tale)[1]
         for name in ("name", "villain")
     )
-    loss = re.search(r"lost (?:his|her) \w+ \w+\.", tale)[0]
+    loss = re.search(r"(lost (?:his|her) \w+ \w+)\.", tale)[1]
     *friends, last = (f"the {animal}" for animal in re.findall(r"(?:met|sat) an? (\w+)\.", tale))
-    return f"{hero} {loss} The {villain} took it. {hero} thanked {', '.join(friends)} and {last}."
+    return f"{hero} {loss}, the {villain} took it, and {hero} thanked {', '.join(friends)} and {last}."
 
 
 @dataclass(frozen=True)

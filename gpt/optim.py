@@ -21,7 +21,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 def is_hidden(name: str, dim: int) -> bool:
     """Whether a parameter of that name and so many dimensions is a matrix between the embeddings and the head, which
     maps vectors to vectors; the rows of the others belong to one token or position each."""
-    return dim == 2 and not {"tok_emb", "pos_emb", "out_head"} & set(name.split("."))
+    return dim == 2 and not any(part.endswith(("_emb", "_head")) for part in name.split("."))
 
 
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

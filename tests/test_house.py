@@ -21,7 +21,7 @@ FLOORS = [
     ["model", "quantize", "adapters", "baselines"],
     ["scores", "loss", "information", "decoding", "weights", "state", "checkpoint"],
     ["objectives.objective", "objectives.next_token", "objectives.reverse", "objectives.conditional"],  # the same floor
-    ["objectives.distill", "objectives"],
+    ["objectives.distill", "objectives.stretches", "objectives.masked", "objectives"],
     ["plots", "judge"],
     ["costs", "plan", "probe", "report"],  # on the same floor
     ["trainer", "cli"],

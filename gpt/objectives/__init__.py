@@ -13,6 +13,7 @@ from gpt.checkpoint import RunFolder, load_model
 from gpt.config import GPTConfig, TrainConfig, differences
 from gpt.objectives.conditional import Conditional
 from gpt.objectives.distill import Distill
+from gpt.objectives.masked import Masked
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.objective import Objective
 from gpt.objectives.reverse import Reverse
@@ -25,6 +26,7 @@ from gpt.weights import load_weights, named_weights
 OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
     "reverse": Reverse,
+    "masked": Masked,
     "conditional": Conditional,
     "distill": Distill,
 }

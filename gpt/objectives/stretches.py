@@ -1,0 +1,31 @@
+"""Stretches of text that are read from both sides."""
+
+import numpy as np
+
+from gpt.config import TrainConfig
+from gpt.data import document_windows
+from gpt.prepared import PreparedData, TokenFile
+
+
+class Stretches:
+    """Stretches of a split's text of at most `longest` tokens each, rows of (start, end): documents without the marks
+    around them, cut where they are longer, or the whole text cut. ValueError where none has two tokens."""
+
+    def __init__(self, config: TrainConfig, data: PreparedData, split: TokenFile, longest: int):
+        self.tokens, self.tokenizer = split.tokens, data.tokenizer
+        if config.data.windows == "document":
+            spans = document_windows(split.tokens, data.tokenizer.eot_id, longest)[:, :2] + [1, 0]
+        else:
+            starts = np.arange(0, len(split.tokens), longest)
+            spans = np.stack([starts, np.minimum(starts + longest, len(split.tokens))], axis=1)
+        self.spans = spans[spans[:, 1] - spans[:, 0] >= 2]
+        if not len(self.spans):
+            raise ValueError(f"{split.path} holds no text of two tokens, of which one could be masked")
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def text(self, index: int) -> np.ndarray:
+        """The tokens of a stretch, int64."""
+        start, end = self.spans[index]
+        return np.asarray(self.tokens[start:end], np.int64)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt import ops
-from gpt.config import AdapterConfig, GPTConfig, suggest
+from gpt.config import AdapterConfig, GPTConfig
 from gpt.model import GPTModel, KVCache, Linear, MultiHeadAttention
 
 
@@ -117,10 +117,7 @@ def _add_updates(model: GPTModel, config: AdapterConfig) -> None:
     for target in (target.strip() for target in config.targets.split(",")):
         found = [name for name in layers if f".{name}".endswith(f".{target}")]
         if not target or not found:
-            near = suggest(target, [*known, *(name.rpartition(".")[2] for name in known)]) + ". " if target else ""
-            raise ValueError(
-                f"adapter.targets: no layer is called {target!r}. {near.capitalize()}The layers are {', '.join(known)}"
-            )
+            raise ValueError(f"adapter.targets: no layer is called {target!r}; there are: {', '.join(known)}")
         for name in found:
             layer = layers[name]
             if layer.weight is model.tok_emb.weight:

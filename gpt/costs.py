@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from gpt.baselines import create_model
-from gpt.config import GPTConfig
+from gpt.config import AdapterConfig, GPTConfig
 from gpt.ops import fused
 from gpt.optim import is_hidden
 
@@ -48,6 +48,17 @@ def count_parameters(model: GPTConfig) -> dict[str, int]:
 def count_hidden(model: GPTConfig) -> int:
     """The parameters of the matrices between the embeddings and the head."""
     return sum(count * shape.numel() for name, (shape, count) in _shapes(model).items() if is_hidden(name, len(shape)))
+
+
+def count_adapter(adapter: AdapterConfig, model: GPTConfig) -> int:
+    """The numbers that an adapter adds to a model, which are then all that is trained; 0 where there is none."""
+    if adapter.name == "prefix":
+        return 2 * model.n_layers * adapter.length * model.emb_dim
+    if adapter.name == "none":
+        return 0
+    targets = tuple(f".{target.strip()}.weight" for target in adapter.targets.split(","))
+    shapes = _shapes(model).items()
+    return sum(count * adapter.rank * sum(shape) for name, (shape, count) in shapes if f".{name}".endswith(targets))
 
 
 def flops_per_token(model: GPTConfig, n_tokens: float = 0) -> tuple[int, int]:

@@ -21,7 +21,15 @@ import torch
 from gpt import runtime
 from gpt.baselines import MOST_TOKENS
 from gpt.config import TrainConfig
-from gpt.costs import activation_bytes, count_hidden, count_parameters, flops_per_token, gap_bytes, logit_bytes
+from gpt.costs import (
+    activation_bytes,
+    count_adapter,
+    count_hidden,
+    count_parameters,
+    flops_per_token,
+    gap_bytes,
+    logit_bytes,
+)
 from gpt.data import document_windows
 from gpt.muon import AT_ONCE
 from gpt.prepared import PreparedData
@@ -51,7 +59,7 @@ class Plan:
 
     @property
     def n_parameters(self) -> int:
-        """How many numbers are learned."""
+        """How many numbers the model has, trained or frozen."""
         return sum(self.parameters.values())
 
     @property
@@ -79,7 +87,11 @@ def estimate(
         raise ValueError(
             "model.vocab_size is 0, the tokenizer's: give the number of tokens, as --model.vocab_size 50257"
         )
-    parameters = count_parameters(model)
+    parameters, added = count_parameters(model), count_adapter(config.adapter, model)
+    frozen = sum(parameters.values()) if added else 0
+    if added:
+        parameters["adapter"] = added
+    n_trained = sum(parameters.values()) - frozen
     layer_flops, head_flops = flops_per_token(model, model.context_length * train_filled)
     evaluations = 1
     if config.eval_every:  # step 0, each eval_every-th and the last
@@ -92,8 +104,8 @@ def estimate(
         config,
         n_train_tokens,
         parameters,
-        _memory(config, sum(parameters.values()), n_train_tokens),
-        _most_checkpoints(config) * (4 * sum(parameters.values()) + _means(config, sum(parameters.values()))),
+        _memory(config, frozen, n_trained, n_train_tokens),
+        4 * frozen + _most_checkpoints(config) * (4 * n_trained + _means(config, n_trained)),
         layer_flops,
         head_flops,
         window,
@@ -134,15 +146,16 @@ def _most_checkpoints(config: TrainConfig) -> int:
     return min(config.keep + 2, saved)
 
 
-def _means(config: TrainConfig, n_parameters: int) -> int:
+def _means(config: TrainConfig, n_trained: int) -> int:
     """Bytes that the optimizer keeps, in float32: AdamW's two means, and Muon's one."""
-    return 8 * n_parameters - 4 * count_hidden(config.model) * (config.optim.name == "muon")
+    by_muon = count_hidden(config.model) if config.optim.name == "muon" and config.adapter.name == "none" else 0
+    return 8 * n_trained - 4 * by_muon
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def _memory(config: TrainConfig, n_parameters: int, n_train_tokens: int) -> dict[str, int]:
+def _memory(config: TrainConfig, n_frozen: int, n_trained: int, n_train_tokens: int) -> dict[str, int]:
     """Bytes by part, which are counted as if none took the place of another that has been freed.
 
     Backward frees activations while gradients come, and logits are gone before either; yet on a CPU the heap is cut up
@@ -158,9 +171,9 @@ def _memory(config: TrainConfig, n_parameters: int, n_train_tokens: int) -> dict
         # new room
         gaps = gap_bytes(model, config.batch_size, model.context_length, half) + (config.accumulate > 1) * one
     memory = {
-        "weights": 4 * n_parameters,
-        "gradients": 4 * n_parameters,
-        "optimizer": _means(config, n_parameters),
+        "weights": 4 * (n_frozen + n_trained),
+        "gradients": 4 * n_trained,
+        "optimizer": _means(config, n_trained),
         "activations": one,
         "heap's gaps": gaps,
         "logits": logit_bytes(model, config.batch_size * model.context_length, half),

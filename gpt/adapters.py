@@ -130,8 +130,7 @@ def _add_updates(model: GPTModel, config: AdapterConfig) -> None:
                     f"adapter.rank {config.rank} is more than the {min(layer.weight.shape)} that {name} has itself: "
                     f"lower it"
                 )
-            if model.get_submodule(name) is layer:  # two targets may mean the same one
-                model.set_submodule(name, LoRALinear(layer, config.rank, config.alpha))
+            model.set_submodule(name, LoRALinear(layer, config.rank, config.alpha))
 
 
 def _add_prefix(model: GPTModel, config: AdapterConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from test_files import Killed, killed_at_every_call
 from test_trainer import assert_same_run, change, quiet, stop_at, train
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.adapters import LoRALinear, PrefixAttention, adapt, merge, unmerge
 from gpt.baselines import create_model
@@ -22,6 +23,7 @@ from gpt.decoding import generate, generate_text_simple
 from gpt.files import sealed
 from gpt.model import GPTModel, Linear, MultiHeadAttention
 from gpt.objectives import create_objective, fit, load_objective
+from gpt.ops import fused
 from gpt.plan import estimate
 from gpt.prepare import prepare_data
 from gpt.quantize import Int8GPTModel
@@ -110,6 +112,33 @@ def test_gradients_of_updates_follow_from_that_of_the_matrix(kernels):
         gradient = plain.get_submodule(name).weight.grad
         torch.testing.assert_close(layer.lora_A.grad, 1.5 * layer.lora_B.T @ gradient, rtol=0, atol=1e-13)
         torch.testing.assert_close(layer.lora_B.grad, 1.5 * gradient @ layer.lora_A.T, rtol=0, atol=1e-13)
+
+
+class Made(TorchDispatchMode):
+    """Collects the shapes of all tensors that PyTorch computes, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        made = op(*args, **(kwargs or {}))
+        self.shapes |= {made.shape} if isinstance(made, torch.Tensor) else set()
+        return made
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("formula", ["linear", "linear_cross_entropy"])
+def test_for_a_frozen_matrix_no_gradient_is_computed(formula, trained):
+    x, weight, targets = torch.randn(6, 512).requires_grad_(), torch.randn(600, 512), torch.arange(6)
+    weight.requires_grad_(trained)
+    with Made() as made:
+        if formula == "linear":
+            fused.linear(x, weight).sum().backward()
+        else:
+            fused.linear_cross_entropy(x, weight, targets, "sum").backward()
+    assert (weight.shape in made.shapes) == trained
+    assert x.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])

@@ -23,12 +23,13 @@ def main() -> None:
     config, folder = config_from(arguments.config, arguments), run_path(arguments.run)
 
     from gpt import plan, runtime
+    from gpt.objectives import fit
     from gpt.prepared import load_data
     from gpt.probe import probe
 
     runtime.tune()
     path = find_path(config.data.path)
-    needs = plan.estimate_on(config, load_data(path)) if path.exists() else plan.estimate(config)
+    needs = plan.estimate_on(*fit(config, load_data(path))) if path.exists() else plan.estimate(config)
     memory, disk = runtime.memory_there_is(runtime.choose_device(config.device)), runtime.disk_there_is(folder)
     print(plan.describe(needs, memory, disk, plan.seconds(needs, probe(needs)) if needs.peak <= memory else None))
     plan.check(needs, memory, disk)

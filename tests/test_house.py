@@ -21,7 +21,8 @@ FLOORS = [
     ["model", "quantize", "adapters", "baselines"],
     ["scores", "loss", "information", "decoding", "weights", "state", "checkpoint"],
     ["objectives.objective", "objectives.next_token", "objectives.reverse", "objectives.conditional"],  # the same floor
-    ["objectives.distill", "objectives.stretches", "objectives.masked", "objectives"],
+    ["objectives.distill", "objectives.stretches", "objectives.masked", "objectives.blanks", "objectives.infilling"],
+    ["objectives"],
     ["plots", "judge"],
     ["costs", "plan", "probe", "report"],  # on the same floor
     ["trainer", "cli"],

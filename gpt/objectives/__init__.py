@@ -4,15 +4,16 @@
 and settings in `gpt.config.ObjectiveConfig`.
 """
 
-import dataclasses
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from gpt.adapters import adapt
 from gpt.baselines import create_model
 from gpt.checkpoint import RunFolder, load_model
-from gpt.config import GPTConfig, TrainConfig, differences
+from gpt.config import GPTConfig, TrainConfig
 from gpt.objectives.conditional import Conditional
 from gpt.objectives.distill import Distill
+from gpt.objectives.infilling import Infilling
 from gpt.objectives.masked import Masked
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.objective import Objective
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
     "reverse": Reverse,
     "masked": Masked,
+    "infilling": Infilling,
     "conditional": Conditional,
     "distill": Distill,
 }
@@ -49,7 +51,7 @@ def fit(config: TrainConfig, data: PreparedData, fresh: bool = True) -> tuple[Tr
 def _shaped_like(config: TrainConfig, prepared: Tokenizer, tokenizer: Tokenizer) -> TrainConfig:
     """A config whose model has the shape of the one that it starts from; `prepared` and `tokenizer`: that of the data,
     and with the objective's special tokens. Settings of the model that are not the defaults have to agree, but for
-    those that change no weight."""
+    those that change no weight, drop_rate and kernels."""
     run = RunFolder(existing_run(config.init_from))
     before = run.config()
     if before.adapter.name == "prefix":
@@ -65,16 +67,17 @@ def _shaped_like(config: TrainConfig, prepared: Tokenizer, tokenizer: Tokenizer)
             names = " ".join(tokenizer.special_ids)
             reason = f"no token {names}, which objective.name {config.objective.name!r} adds: name a run that has"
         raise ValueError(f"init_from {config.init_from} has {reason}")
-    own, default = config.model, GPTConfig(vocab_size=0)
-    free = {name: getattr(own, name) for name in ("drop_rate", "kernels")}
-    for name, (value, given) in differences(dataclasses.asdict(before.model), dataclasses.asdict(own)).items():
-        left_out = given in (getattr(default, name), getattr(GPTConfig(), name))
-        if name not in free and not left_out:
+    model, default = asdict(before.model), GPTConfig()
+    for name, given in asdict(config.model).items():
+        if given == getattr(default, name) or (name == "vocab_size" and not given):
+            continue  # it has been left out
+        if name not in ("drop_rate", "kernels") and given != model[name]:
             raise ValueError(
-                f"model.{name} is {given!r}, but {value!r} in {config.init_from}, which this run starts from: leave it "
-                f"out"
+                f"model.{name} is {given!r}, but {model[name]!r} in {config.init_from}, which this run starts from: "
+                f"leave it out"
             )
-    return dataclasses.replace(config, model=dataclasses.replace(before.model, **free))
+        model[name] = given
+    return replace(config, model=GPTConfig(**model))
 
 
 def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:

@@ -1,5 +1,6 @@
 """Masked-token prediction and next-sentence prediction: the losses of BERT."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from gpt.decoding import sample_token
 from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel
 from gpt.objectives.objective import Objective, draw
-from gpt.objectives.stretches import Stretches
+from gpt.objectives.stretches import Stretches, guesses
 from gpt.ops.explicit import IGNORE
 from gpt.prepared import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -124,58 +125,36 @@ class Masked(Objective):
         added = None if segments is None else self.segment_emb(segments)  # (B, T, D)
         return self.model.hidden_states(inputs, mask=mask, added=added)
 
-    def forward(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        lengths: Tensor,
-        segments: Tensor | None = None,
-        continues: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, tokens chosen), two scalars, for what `batch` returns."""
-        hidden, chosen = self.encode(inputs, lengths, segments), targets != IGNORE  # (B, T, D), (B, T)
+        hidden, chosen = self.encode(inputs, lengths, halves.get("segments")), targets != IGNORE  # (B, T, D), (B, T)
         loss = self.model.losses(hidden[chosen], targets[chosen], "sum", self.smoothing)
-        if continues is not None:
-            loss = loss + (chosen.sum(1) * self._verdicts(hidden, continues)).sum()
+        if halves:
+            verdicts = F.cross_entropy(self.sentence_head(hidden[:, 0]), halves["continues"], reduction="none")  # (B,)
+            loss = loss + (chosen.sum(1) * verdicts).sum()
         return loss, chosen.sum()
 
-    def _verdicts(self, hidden: Tensor, continues: Tensor) -> Tensor:
-        """The next-sentence losses in nats, (B,), of hidden vectors (B, T, D)."""
-        return F.cross_entropy(self.sentence_head(hidden[:, 0]), continues, reduction="none")
-
-    def measure(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        lengths: Tensor,
-        segments: Tensor | None = None,
-        continues: Tensor | None = None,
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def measure(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> dict:
         """Both losses and their sum, how many tokens are the likeliest, and how many pairs are told right."""
-        hidden, chosen = self.encode(inputs, lengths, segments), targets != IGNORE  # (B, T, D), (B, T)
+        hidden, chosen = self.encode(inputs, lengths, halves.get("segments")), targets != IGNORE  # (B, T, D), (B, T)
         losses, ranks = losses_and_ranks(self.model, hidden[chosen], targets[chosen])
-        found = {"loss": (losses.sum(), chosen.sum()), "val_masked_accuracy": ((ranks == 0).sum(), chosen.sum())}
-        if continues is None:
+        loss, n_chosen = losses.sum(), chosen.sum()
+        found = {"loss": (loss, n_chosen), "val_masked_accuracy": ((ranks == 0).sum(), n_chosen)}
+        if not halves:
             return found
-        verdicts, n_pairs = self._verdicts(hidden, continues), torch.tensor(len(continues))
-        right = self.sentence_head(hidden[:, 0]).argmax(-1) == continues  # (B,)
+        logits, continues = self.sentence_head(hidden[:, 0]), halves["continues"]  # (B, 2), (B,)
+        verdicts, n_pairs = F.cross_entropy(logits, continues, reduction="none"), torch.tensor(len(continues))
         return found | {
-            "loss": (losses.sum() + (chosen.sum(1) * verdicts).sum(), chosen.sum()),
-            "val_masked_loss": (losses.sum(), chosen.sum()),
+            "loss": (loss + (chosen.sum(1) * verdicts).sum(), n_chosen),
+            "val_masked_loss": (loss, n_chosen),
             "val_sentence_loss": (verdicts.sum(), n_pairs),
-            "val_sentence_accuracy": (right.sum(), n_pairs),
+            "val_sentence_accuracy": ((logits.argmax(-1) == continues).sum(), n_pairs),
         }
 
     def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
         """What the loss is who guesses, and who knows how often each token occurs; both toss a coin for the halves."""
-        vocab_size, coin = data.tokenizer.tokenizer.vocab_size, np.log(2) * self.config.next_sentence
-        train, val = (
-            np.bincount(split.tokens[split.tokens != data.tokenizer.eot_id], minlength=vocab_size) + 1.0
-            for split in (data.train, data.val)
-        )
-        unigram = -(val / val.sum() * np.log(train / train.sum())).sum()
-        baselines = {"uniform": float(np.log(vocab_size) + coin), "unigram": float(unigram + coin)}
-        return Yardstick(baselines, None, len(data.val.tokens))
+        coin = math.log(2) * self.config.next_sentence
+        return Yardstick({name: loss + coin for name, loss in guesses(data).items()}, None, len(data.val.tokens))
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """Stretches of text that are read from both sides."""
 
+import math
+
 import numpy as np
 
 from gpt.config import TrainConfig
@@ -29,3 +31,15 @@ class Stretches:
         """The tokens of a stretch, int64."""
         start, end = self.spans[index]
         return np.asarray(self.tokens[start:end], np.int64)
+
+
+def guesses(data: PreparedData) -> dict[str, float]:
+    """What a token of the validation text costs, in nats: who guesses among all of them, "uniform", and who knows how
+    often each occurs in the training text, "unigram". Marks between documents and special tokens are left out."""
+    vocab_size = data.tokenizer.tokenizer.vocab_size
+    train, val = (
+        np.bincount(split.tokens[split.tokens != data.tokenizer.eot_id], minlength=vocab_size)
+        for split in (data.train, data.val)
+    )
+    train = train + 1  # one more of each, so that a new token is possible
+    return {"uniform": math.log(vocab_size), "unigram": float(-np.log(train / train.sum()) @ val / val.sum())}

@@ -1,0 +1,149 @@
+"""Autoregressive blank infilling: the loss of GLM."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from gpt.baselines import Yardstick
+from gpt.config import ObjectiveConfig, TrainConfig
+from gpt.decoding import sample_token
+from gpt.loss import losses_and_ranks
+from gpt.model import GPTModel, KVCache
+from gpt.objectives.blanks import END, MASK, START, Blanks, cut_spans, draw_spans, infilling_mask
+from gpt.objectives.objective import Objective, draw
+from gpt.objectives.stretches import Stretches, guesses
+from gpt.ops.explicit import IGNORE
+from gpt.prepared import PreparedData, TokenFile
+from gpt.tokenizer import Tokenizer
+
+
+class Infilling(Objective):
+    """-sum ln p of the tokens of each span, and of its end, given the text with blanks in their places, the spans
+    written before it, and its own tokens so far. Du et al. 2022, arXiv:2103.10360, equation 1.
+
+    "val_filled" is the share of spans of which each token, and the end, is the likeliest after those before it.
+    """
+
+    special_tokens = (MASK, START, END)
+    figures = ("val_filled",)
+    continues_prompts = False
+
+    def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
+        super().__init__(model, config)
+        self.span_pos_emb = nn.Embedding(model.config.context_length, model.config.emb_dim)
+        nn.init.normal_(self.span_pos_emb.weight, std=0.02)
+
+    def windows(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Stretches:
+        """The stretches of a split that leave room for two more tokens per span, were all spans of one token."""
+        longest = int(config.model.context_length / (1 + 2 * self.config.mask_rate)) - 1
+        if longest < 2:
+            raise ValueError(f"model.context_length is {config.model.context_length}, too few for a text with blanks")
+        return Stretches(config, data, split, longest)
+
+    def batch(self, windows: Stretches, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
+        """inputs, targets, positions, span_positions, int64, (B, T) each; n_context (B,)."""
+        rows = []
+        for index in indices:
+            rng, text = draw(key, index), windows.text(index)
+            spans = draw_spans(len(text), self.config.mask_rate, self.config.span_length, rng)
+            rows.append(cut_spans(text, spans, rng.permutation(len(spans)).tolist(), windows.tokenizer.special_ids))
+        filling = {"targets": IGNORE}  # 0 elsewhere; nothing sees what stands behind it
+        batch = {
+            name: pad_sequence([torch.from_numpy(getattr(row, name)) for row in rows], True, filling.get(name, 0))
+            for name in Blanks._fields[:-1]
+        }
+        return batch | {"n_context": torch.tensor([row.n_context for row in rows])}
+
+    def _hidden(
+        self, inputs: Tensor, targets: Tensor, positions: Tensor, span_positions: Tensor, n_context: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors (N, D) from which N targets are predicted, these targets, and which of them begin a span."""
+        hidden = self.model.hidden_states(
+            inputs,
+            mask=infilling_mask(n_context, inputs.size(1)),
+            positions=positions,
+            added=self.span_pos_emb(span_positions),
+        )
+        counted = targets != IGNORE  # (B, T)
+        return hidden[counted], targets[counted], span_positions[counted] == 1
+
+    def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss summed in nats, tokens of spans and their ends), two scalars, for what `batch` returns."""
+        hidden, targets, _ = self._hidden(**batch)
+        return self.model.losses(hidden, targets, "sum", self.smoothing), torch.tensor(len(targets))
+
+    def measure(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """The loss, and how many spans greedy filling would write."""
+        hidden, targets, begins = self._hidden(**batch)
+        losses, ranks = losses_and_ranks(self.model, hidden, targets)
+        wrong = torch.bincount(begins.cumsum(0) - 1, (ranks != 0).float())  # of each span
+        return {
+            "loss": (losses.sum(), torch.tensor(len(targets))),
+            "val_filled": ((wrong == 0).sum(), torch.tensor(len(wrong))),
+        }
+
+    def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
+        """What a token costs who guesses, and who knows how often each occurs; the ends of spans left out."""
+        return Yardstick(guesses(data), None, len(data.val.tokens))
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fill(self, context: list[int], ids: dict[str, int], longest: int | None = None, **sampling) -> list[list[int]]:
+        """What fills each [MASK] of a context, from left to right, each up to its end or to `longest` tokens. The
+        context is read once, into a cache; `sampling` as in `gpt.decoding.sample_token`."""
+        config, device = self.model.config, self.span_pos_emb.weight.device
+        places = [place for place, i in enumerate(context) if i == ids[MASK]]
+        room = (config.context_length - len(context)) // len(places) - 1
+        if room < 1:
+            raise ValueError(f"{len(context)} tokens with {len(places)} blanks leave no room to fill them: shorten it")
+        cache = KVCache(config.n_layers, config.context_length)
+
+        def read(tokens: list[int], positions: list[int], span_positions: list[int], mask: str) -> Tensor:
+            tokens, positions, span_positions = (
+                torch.tensor(numbers, device=device)[None] for numbers in (tokens, positions, span_positions)
+            )
+            added = self.span_pos_emb(span_positions)
+            return self.model.hidden_states(tokens, mask=mask, positions=positions, cache=cache, added=added)[:, -1]
+
+        read(context, list(range(len(context))), [0] * len(context), "full")
+        fillings = []
+        for place in places:
+            filling, last = [], ids[START]
+            while True:
+                logits = self.model.out_head(read([last], [place], [len(filling) + 1], "causal"))  # (1, V)
+                logits[:, [ids[MASK], ids[START]]] = -torch.inf
+                last = int(sample_token(logits, **sampling))
+                if last == ids[END] or len(filling) == min(room, longest or room):
+                    break
+                filling.append(last)
+            fillings.append(filling)
+        return fillings
+
+    def write(
+        self,
+        prompt: str,
+        tokenizer: Tokenizer,
+        in_documents: bool,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        **sampling,
+    ) -> Iterator[str]:
+        """The prompt with each [MASK] in it filled. ValueError where there is none, or no room for what fills it."""
+        ids = tokenizer.special_ids
+        context = tokenizer.encode(prompt, special=True)
+        if ids[MASK] not in context:
+            raise ValueError(f"this model fills in blanks: write {MASK} into the prompt where something is missing")
+        fillings = iter(self.fill(context, ids, max_new_tokens, temperature=temperature, **sampling))
+        yield tokenizer.decode(i for token in context for i in (next(fillings) if token == ids[MASK] else [token]))
+
+    def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
+        """sample_prompt filled in, or a text of the validation split, with its blanks and as it is filled in."""
+        blanks = config.sample_prompt
+        if not blanks:
+            windows = self.windows(config, data, data.val)
+            batch = self.batch(windows, [seed % len(windows)], key=(0,))
+            blanks = data.tokenizer.decode(batch["inputs"][0, : batch["n_context"][0]].tolist())
+        return f"{blanks}\n\nfilled in: {''.join(self.write(blanks, data.tokenizer, True))}"

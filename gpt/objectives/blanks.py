@@ -37,7 +37,7 @@ def cut_spans(
     for start, end in spans:
         if not previous <= start < end <= len(tokens):
             raise ValueError(
-                f"the span {start} .. {end} is empty, overlaps one before it, or leaves 0 .. {len(tokens)}"
+                f"the span {start} .. {end} is empty, overlaps the one before, or leaves the {len(tokens)} tokens"
             )
         previous = end
     if sorted(order) != list(range(len(spans))):

@@ -16,7 +16,8 @@ class Stretches:
     def __init__(self, config: TrainConfig, data: PreparedData, split: TokenFile, longest: int):
         self.tokens, self.tokenizer = split.tokens, data.tokenizer
         if config.data.windows == "document":
-            spans = document_windows(split.tokens, data.tokenizer.eot_id, longest)[:, :2] + [1, 0]
+            spans = document_windows(split.tokens, data.tokenizer.eot_id, longest)[:, :2] + 1  # those of the targets
+            spans[:, 1] -= split.tokens[spans[:, 1] - 1] == data.tokenizer.eot_id  # but for the mark
         else:
             starts = np.arange(0, len(split.tokens), longest)
             spans = np.stack([starts, np.minimum(starts + longest, len(split.tokens))], axis=1)

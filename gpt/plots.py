@@ -2,12 +2,15 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from torch import Tensor
 
 from gpt.baselines import Yardstick
 from gpt.files import whole_file
@@ -99,6 +102,26 @@ def _plain_log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())  # its own would write 6 x 10^1 where the range is narrow
+
+
+def plot_mask(mask: Tensor, labels: Sequence[str], out: Path) -> None:
+    """Draw who sees whom, a boolean (T, T) mask of queries and keys with a label for each token, as a PNG."""
+    figure = Figure(figsize=(1.4 + 0.4 * len(labels), 1.2 + 0.4 * len(labels)), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.pcolormesh(mask.int().numpy(), cmap=ListedColormap(["white", TRAIN]), edgecolor="#ced4da", vmin=0, vmax=1)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    places = [place + 0.5 for place in range(len(labels))]
+    axes.set_xticks(places, labels, rotation=90)
+    axes.set_yticks(places, labels)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=9)
+    axes.set_xlabel("is seen", labelpad=8)
+    axes.xaxis.set_label_position("top")
+    axes.set_ylabel("sees")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    _save(figure, out)
 
 
 def plot_verdicts(verdicts: dict[int, Verdict], out: Path) -> None:

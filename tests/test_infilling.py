@@ -121,7 +121,7 @@ def test_a_span_sees_both_sides_and_nothing_of_its_answer():
             text[5] = 17
         blanks = cut_spans(text, [(2, 3), (4, 6)], [1, 0], IDS)
         batch = tensors(blanks)
-        hidden, _, _ = objective._hidden(**batch)
+        hidden, _, _ = objective.read(**batch)
         losses.append(hidden)
     before, right, answer, again = losses
     assert not torch.allclose(before[0], right[0])  # what stands between the blanks is seen from the left one too

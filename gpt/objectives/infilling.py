@@ -56,7 +56,7 @@ class Infilling(Objective):
         }
         return batch | {"n_context": torch.tensor([row.n_context for row in rows])}
 
-    def _hidden(
+    def read(
         self, inputs: Tensor, targets: Tensor, positions: Tensor, span_positions: Tensor, n_context: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The vectors (N, D) from which N targets are predicted, these targets, and which of them begin a span."""
@@ -71,12 +71,12 @@ class Infilling(Objective):
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, tokens of spans and their ends), two scalars, for what `batch` returns."""
-        hidden, targets, _ = self._hidden(**batch)
+        hidden, targets, _ = self.read(**batch)
         return self.model.losses(hidden, targets, "sum", self.smoothing), torch.tensor(len(targets))
 
     def measure(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """The loss, and how many spans greedy filling would write."""
-        hidden, targets, begins = self._hidden(**batch)
+        hidden, targets, begins = self.read(**batch)
         losses, ranks = losses_and_ranks(self.model, hidden, targets)
         wrong = torch.bincount(begins.cumsum(0) - 1, (ranks != 0).float())  # of each span
         return {

@@ -1,0 +1,269 @@
+"""What each objective reaches: train every config of configs/objectives, measure, and write the tables of a page.
+
+    python benchmarks/objectives.py
+    python benchmarks/objectives.py --quick
+
+Runs are trained one after the other under runs/, each by a `train.py` of its own; one that is there is gone on with, or
+left as it is where it has finished. The tables replace those in docs/objectives.md. It takes half an hour on two cores.
+--quick trains a few steps of each on a few tales in a temporary folder, to see that it works, and writes no page.
+"""
+
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from gpt import cli
+from gpt.checkpoint import RunFolder
+from gpt.information import expected_calibration_error
+from gpt.loss import losses_and_ranks
+from gpt.objectives import load_objective
+from gpt.objectives.blanks import cut_spans, draw_spans
+from gpt.objectives.objective import draw
+from gpt.places import find_path
+from gpt.prepared import load_data
+
+PROJECT = Path(__file__).resolve().parent.parent
+CONFIGS = PROJECT / "configs"
+PAGE = PROJECT / "docs" / "objectives.md"
+SEEDS = (1, 2, 3)
+BLANK_TEXTS = 300  # whose blanks are filled
+PREPARED = {  # folder -> how prepare_data.py makes it
+    "data/tales": ["--input=tales", "--tokenizer=bpe:2048", "--val_fraction=0.01"],
+    "data/summaries": ["--input=summaries:10000:1", "--tokenizer=data/tales/tokenizer.json", "--val_fraction=0.05"],
+    "data/story": ["--input=story"],
+}
+RUNS = {  # run -> its config; the later ones start from the first, or learn from it
+    **{name: f"objectives/{name}" for name in ("next_token", "reverse", "masked", "infilling")},
+    **{name: f"objectives/{name}" for name in ("conditional", "lora", "prefix")},
+    **{f"{name}-{seed}": f"objectives/{name}" for name in ("student", "distill") for seed in SEEDS},
+    "story": "story",
+    "smoothed": "objectives/smoothed",
+}
+LEARNT = {
+    "next_token": "the next token",
+    "reverse": "the token before",
+    "masked": "masked tokens, from both sides; whether two halves belong together",
+    "infilling": "blanks of several tokens, from both sides",
+    "conditional": "a tale's summary, given the tale",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run: its first and its last evaluation as metrics.csv has them, and what was trained."""
+
+    run: str
+    first: dict[str, str]
+    last: dict[str, str]
+    trained: int  # numbers in a checkpoint, which holds what is trained
+
+    @property
+    def loss(self) -> float:
+        """Of the last evaluation, in nats per token counted."""
+        return float(self.last["val_loss"])
+
+    @property
+    def time(self) -> str:
+        """Of training, evaluations included."""
+        seconds = float(self.last["elapsed_s"])
+        return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+    def figures(self) -> str:
+        """What the objective measures besides its loss."""
+        names = [name for name in self.last if name.startswith("val_") and name not in STANDARD and self.last[name]]
+        return ", ".join(f"{name[4:].replace('_', ' ')} {float(self.last[name]):.3f}" for name in names)
+
+
+STANDARD = {"val_loss", "val_loss_se", "val_perplexity", "val_bits_per_byte"}
+
+
+def script(name: str, *arguments: str, folder: Path) -> None:
+    """Run a script of scripts/ to its end in a working folder. RuntimeError, with what it said, where it fails."""
+    done = subprocess.run(
+        [sys.executable, PROJECT / "scripts" / f"{name}.py", *arguments],
+        cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{name}.py {' '.join(arguments)} ended with status {done.returncode}: {done.stderr}")
+
+
+def train(run: str, folder: Path, settings: list[str]) -> Result:
+    """Train a run of RUNS to its end, or go on with it; `settings` are options of train.py."""
+    config, _, seed = RUNS[run], *run.partition("-")[1:]
+    seeded = [f"--seed={seed}"] if seed else []
+    script("train", f"--config={CONFIGS / config}.toml", f"--run={run}", "--resume", *seeded, *settings, folder=folder)
+    return result(run, folder)
+
+
+def result(run: str, folder: Path) -> Result:
+    """What a finished run has reached."""
+    run_folder = RunFolder(folder / "runs" / run)
+    with run_folder.metrics.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val_loss"]]
+    with safe_open(run_folder.find("last") / "model.safetensors", "pt") as weights:
+        trained = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 - no mapping
+    return Result(run, rows[0], rows[-1], trained)
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+def by_frequency(run: str, folder: Path) -> float:
+    """The loss, in nats, of who knows of the tokens that a run predicts only how often each occurs."""
+    objective, _, checkpoint = load_objective(folder / "runs" / run)
+    data = objective.as_read(load_data(folder / checkpoint.config.data.path))
+    baselines = objective.yardstick(checkpoint.config, data).baselines
+    return next(loss for name, loss in baselines.items() if name.startswith("unigram"))
+
+
+def table_of_all(results: dict[str, Result], folder: Path) -> list[str]:
+    """Every objective, its loss beside that of knowing frequencies alone."""
+    lines = ["| objective | learns | time | validation loss | by frequency alone | besides |", f"|{'---|' * 6}"]
+    for run, learnt in LEARNT.items():
+        one = results[run]
+        lines.append(
+            f"| [{run}](../configs/{RUNS[run]}.toml) | {learnt} | {one.time} | {one.loss:.4f} "
+            f"| {by_frequency(run, folder):.3f} | {one.figures()} |"
+        )
+    return lines
+
+
+def table_of_adapters(results: dict[str, Result], folder: Path) -> list[str]:
+    """One task by all weights, by LoRA and by a prefix."""
+    whole = results["next_token"].trained
+    lines = ["| | trained numbers | share | time | loss | exact summaries |", "|---|---|---|---|---|---|"]
+    before = results["lora"].first  # its updates are 0 at first
+    lines.append(f"| before | 0 | 0% | | {float(before['val_loss']):.4f} | {float(before['val_exact_match']):.1%} |")
+    for run, what in (("conditional", "all weights"), ("lora", "LoRA"), ("prefix", "prefix tuning")):
+        one = results[run]
+        exact = float(one.last["val_exact_match"])
+        lines.append(
+            f"| [{what}](../configs/{RUNS[run]}.toml) | {one.trained:,} | {one.trained / whole:.2%} | {one.time} "
+            f"| {one.loss:.4f} | {exact:.1%} |"
+        )
+    return lines
+
+
+def table_of_students(results: dict[str, Result], folder: Path) -> list[str]:
+    """The same student with a teacher and without, by seed."""
+    seeds = " | ".join(f"seed {seed}" for seed in SEEDS)
+    lines = [f"| learns from | {seeds} | mean | standard deviation |", f"|---|{'---|' * len(SEEDS)}---|---|"]
+    for name, what in (("student", "labels alone"), ("distill", "the teacher, and labels")):
+        losses = [results[f"{name}-{seed}"].loss for seed in SEEDS]
+        shown = " | ".join(f"{loss:.4f}" for loss in [*losses, statistics.fmean(losses), statistics.stdev(losses)])
+        lines.append(f"| [{what}](../configs/objectives/{name}.toml) | {shown} |")
+    return [*lines, f"| the teacher itself | | | | {results['next_token'].loss:.4f} | |"]
+
+
+@torch.no_grad()
+def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
+    """The same blanks of validation tales, filled from both sides and from the left alone.
+
+    Both models are scored on the tokens of a blank, not on its end, which the second is told; it reads all of the true
+    text to the left, what fills the blanks there included.
+    """
+    both, left = (load_objective(folder / "runs" / run)[0] for run in ("infilling", "next_token"))
+    checkpoint = RunFolder(folder / "runs" / "infilling").load("best", training=False)
+    data = both.as_read(load_data(folder / checkpoint.config.data.path))
+    windows, eot_id = both.windows(checkpoint.config, data, data.val), data.tokenizer.eot_id
+    losses: dict[str, list[float]] = {"both": [], "left": []}
+    exact: dict[str, list[bool]] = {"both": [], "left": []}
+    for index in range(0, len(windows), max(1, len(windows) // BLANK_TEXTS)):
+        text, rng = windows.text(index), draw((0,), index)  # the blanks of the validation loss
+        spans = draw_spans(len(text), both.config.mask_rate, both.config.span_length, rng)
+        blanks = cut_spans(text, spans, range(len(spans)), data.tokenizer.special_ids)
+        batch = {name: torch.from_numpy(getattr(blanks, name))[None] for name in blanks._fields[:-1]}
+        hidden, targets, begins = both.read(**batch, n_context=torch.tensor([blanks.n_context]))
+        scored = {"both": (*losses_and_ranks(both.model, hidden, targets), begins.nonzero().flatten().tolist())}
+        inputs = torch.tensor([[eot_id, *text[:-1]]])
+        found = losses_and_ranks(left.model, left.model.hidden_states(inputs)[0], torch.from_numpy(text))
+        scored["left"] = (*found, [start for start, _ in spans])
+        for name, (nats, ranks, starts) in scored.items():
+            for start, (first, end) in zip(starts, spans, strict=True):
+                place = slice(start, start + end - first)
+                losses[name] += nats[place].tolist()
+                exact[name].append(bool((ranks[place] == 0).all()))
+    lines = ["| | blanks | loss per token | filled without a fault |", "|---|---|---|---|"]
+    for name, what in {"both": "infilling, from both sides", "left": "next_token, from the left"}.items():
+        loss, share = statistics.fmean(losses[name]), statistics.fmean(exact[name])
+        lines.append(f"| {what} | {len(exact[name]):,} | {loss:.4f} | {share:.1%} |")
+    return lines
+
+
+@torch.no_grad()
+def table_of_smoothing(results: dict[str, Result], folder: Path) -> list[str]:
+    """Calibration with and without smoothed labels, at the end of training."""
+    lines = ["| labels | validation loss | accuracy | mean confidence | calibration error |", "|---|---|---|---|---|"]
+    for run, what in (("story", "as they are"), ("smoothed", "smoothed by 0.1")):
+        objective, _, checkpoint = load_objective(folder / "runs" / run, "last")
+        windows = objective.windows(checkpoint.config, data := load_data(folder / "data/story"), data.val)
+        inputs, targets = windows.batch(range(0, len(windows), 8))  # every eighth: the others overlap them
+        logits = objective.model(inputs).flatten(0, 1)  # (N, V)
+        confidence, predicted = logits.softmax(-1).max(-1)  # (N,) each
+        error = expected_calibration_error(logits, targets.flatten(), from_logits=True)
+        accuracy = (predicted == targets.flatten()).float().mean()
+        lines.append(
+            f"| [{what}](../configs/{RUNS[run]}.toml) | {results[run].loss:.3f} | {accuracy:.1%} "
+            f"| {confidence.mean():.1%} | {error:.1%} |"
+        )
+    return lines
+
+
+TABLES: dict[str, Callable[[dict[str, Result], Path], list[str]]] = {
+    "all": table_of_all,
+    "adapters": table_of_adapters,
+    "students": table_of_students,
+    "blanks": table_of_blanks,
+    "smoothing": table_of_smoothing,
+}
+
+
+def write(page: Path, tables: dict[str, list[str]]) -> None:
+    """Replace each table of a page, which stands between <!-- NAME --> and <!-- end of NAME -->. ValueError where a
+    place is missing."""
+    text = page.read_text(encoding="utf-8")
+    for name, lines in tables.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"{page} has no place for the table {name!r}: {begin.strip()} and {end}")
+        before, _, rest = text.partition(begin)
+        text = before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+    page.write_text(text, encoding="utf-8", newline="\n")
+
+
+def measure(folder: Path, prepared: dict[str, list[str]], settings: list[str]) -> dict[str, list[str]]:
+    """Prepare, train and measure all of it in a working folder; the tables by their names."""
+    for path, arguments in prepared.items():
+        if not (folder / path / "meta.json").is_file():
+            script("prepare_data", *arguments, f"--out={path}", folder=folder)
+    results = {}
+    for run in RUNS:
+        results[run] = train(run, folder, settings)
+        print(f"{run}: {results[run].loss:.4f} after {results[run].time} {results[run].figures()}", flush=True)
+    return {name: table(results, folder) for name, table in TABLES.items()}
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that it works")
+    if not parser.parse_args().quick:
+        write(PAGE, measure(find_path("."), PREPARED, []))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        few = {path: [a.replace("=tales", "=tales:300").replace(":10000", ":300") for a in arguments]
+               for path, arguments in PREPARED.items()}  # fmt: skip
+        settings = ["--max_steps=3", "--eval_batches=2", "--eval_every=0", "--sample_every=0"]
+        for name, lines in measure(Path(folder), few, settings).items():
+            print(f"\n{name}\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -38,6 +38,7 @@ BLANK_TEXTS = 300  # whose blanks are filled
 PREPARED = {  # folder -> how prepare_data.py makes it
     "data/tales": ["--input=tales", "--tokenizer=bpe:2048", "--val_fraction=0.01"],
     "data/summaries": ["--input=summaries:10000:1", "--tokenizer=data/tales/tokenizer.json", "--val_fraction=0.05"],
+    "data/tales_few": ["--input=tales:200:1", "--val_input=tales:300:2", "--tokenizer=data/tales/tokenizer.json"],
     "data/story": ["--input=story"],
 }
 RUNS = {  # run -> its config; the later ones start from the first, or learn from it
@@ -258,8 +259,8 @@ def main() -> None:
         write(PAGE, measure(find_path("."), PREPARED, []))
         return
     with tempfile.TemporaryDirectory() as folder:
-        few = {path: [a.replace("=tales", "=tales:300").replace(":10000", ":300") for a in arguments]
-               for path, arguments in PREPARED.items()}  # fmt: skip
+        few = {**PREPARED, "data/tales": ["--input=tales:300", "--tokenizer=bpe:2048"]}
+        few["data/summaries"] = ["--input=summaries:300:1", "--tokenizer=data/tales/tokenizer.json"]
         settings = ["--max_steps=3", "--eval_batches=2", "--eval_every=0", "--sample_every=0"]
         for name, lines in measure(Path(folder), few, settings).items():
             print(f"\n{name}\n" + "\n".join(lines))

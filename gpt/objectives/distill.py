@@ -40,7 +40,8 @@ class Distill(NextToken):
     def _teacher(self) -> tuple[GPTModel]:
         """The teacher, frozen; within a tuple, since it is no part of what is trained and saved."""
         run, _, step = self.config.teacher.rpartition(":")
-        teacher, _, _ = load_model(existing_run(run), step)
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+            teacher, _, _ = load_model(existing_run(run), step)
         return (teacher.requires_grad_(False).to(self.model.tok_emb.weight.device),)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -485,3 +485,42 @@ def test_find_path_looks_at_the_working_folder_then_at_the_project(tmp_path, mon
     (tmp_path / "data" / "story.txt").write_text("mine")
     assert find_path("data/story.txt").read_text() == "mine"
     assert find_path("nowhere/at/all") == Path("nowhere/at/all")
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+def test_fields_of_lines_are_documents(tmp_path):
+    lines = ['{"q": "Wer?", "a": "Ich.", "n": 1}', "", '{"a": "", "q": "谁 \\u2028 \\"x\\""}']
+    (tmp_path / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    corpus = open_corpus(str(tmp_path / "pairs.jsonl"), fields=("q", "a"))
+    assert ["".join(document) for document in corpus.documents()] == ["Wer?", "Ich.", '谁 \u2028 "x"', ""]
+    (tmp_path / "notes.txt").write_text("not a pair")
+    folder = open_corpus(str(tmp_path), fields=("q", "a"))
+    assert len(list(folder.documents())) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{broken", "record 2 of .* is not JSON"),
+        ('["q", "a"]', "record 2 of .* has no text 'q', but: list"),
+        ("7", "has no text 'q', but: int"),
+        ('{"q": "x"}', "record 2 of .* has no text 'a', but: q"),
+        ('{"q": "x", "a": 5}', "has no text 'a'"),
+        ("[" * 100_000, "record 2 of .* is not JSON"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_named(tmp_path, line, complaint):
+    (tmp_path / "pairs.jsonl").write_text('{"q": "x", "a": "y"}\n' + line, encoding="utf-8")
+    with pytest.raises(ValueError, match=complaint):
+        list(open_corpus(str(tmp_path / "pairs.jsonl"), fields=("q", "a")).documents())
+
+
+def test_summaries_are_pairs_of_a_tale_and_what_happens_in_it():
+    corpus = open_corpus("summaries:5:3")
+    documents = ["".join(document) for document in corpus.documents()]
+    assert documents[::2] == tales.generate(5, 3)
+    assert documents[1::2] == [f" {tales.summary(tale)}" for tale in documents[::2]]
+    with pytest.raises(ValueError, match="summaries:N are N summaries"):
+        open_corpus("summaries:0")

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 import gpt.prepare
 import gpt.tales
-from gpt.corpus import open_corpus
+from gpt.corpus import Corpus, open_corpus
+from gpt.files import read_sealed, sealed
 from gpt.prepare import ordered_map, prepare_data
 from gpt.prepared import describe, load_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
@@ -528,3 +529,47 @@ def test_new_data_that_cannot_be_put_in_place_leaves_the_old_as_it_was(tmp_path,
         prepare_data(corpus, "char", out)
     assert refused
     assert snapshot(tmp_path) == before
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def pairs_of(folder, *pairs):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps({"q": q, "a": a}) for q, a in pairs), encoding="utf-8")
+    return Corpus("pairs", [folder / "pairs.jsonl"], fields=("q", "a"))
+
+
+@pytest.mark.parametrize(("n", "val_fraction", "n_val"), [(2, 0.1, 1), (3, 0.5, 2), (9, 0.1, 1), (40, 0.1, 4)])
+def test_no_split_parts_a_pair(tmp_path, n, val_fraction, n_val):
+    pairs = [(f"question {i}", f"answer {i}") for i in range(n)]
+    data = prepare_data(pairs_of(tmp_path, *pairs), "char", tmp_path / "data", val_fraction)
+    assert data.paired and data.separated
+    texts = [list(data.documents(split)) for split in (data.train, data.val)]
+    assert texts[0] == [text for pair in pairs[:-n_val] for text in pair]
+    assert texts[1] == [text for pair in pairs[-n_val:] for text in pair]
+    assert load_data(tmp_path / "data").paired
+
+
+def test_pairs_that_teach_nothing_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the target of pair 2 is empty"):
+        prepare_data(pairs_of(tmp_path / "a", ("q", "a"), ("q", ""), ("q", "a")), "char", tmp_path / "data")
+    with pytest.raises(ValueError, match="one pair cannot be split"):
+        prepare_data(pairs_of(tmp_path / "b", ("q", "a")), "char", tmp_path / "data")
+    get_tokenizer("char", ["qa"]).save(tmp_path / "plain.json")
+    with pytest.raises(ValueError, match="has no end-of-text token"):
+        prepare_data(pairs_of(tmp_path / "c", *[("q", "a")] * 3), str(tmp_path / "plain.json"), tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_empty_prompt_is_a_prompt(tmp_path):
+    data = prepare_data(pairs_of(tmp_path, *[("", "a")] * 3), "char", tmp_path / "data")
+    assert list(data.documents(data.val)) == ["", "a"]
+
+
+def test_folders_that_do_not_say_whether_they_are_paired_are_not(tmp_path):
+    prepare_data(corpus_of(tmp_path / "texts", *["some text"] * 12), "char", tmp_path / "data")
+    meta = read_sealed(tmp_path / "data" / "meta.json", "")
+    del meta["paired"]
+    (tmp_path / "data" / "meta.json").write_text(sealed(meta), encoding="utf-8")
+    assert not load_data(tmp_path / "data").paired

@@ -496,3 +496,20 @@ def test_lists_of_words_have_no_word_twice():
         plain = [entry[""] for entry in entries.entries]
         assert len(set(plain)) == len(plain), name
     assert not set(words(tales.GIRLS)) & set(words(tales.BOYS))
+
+
+def test_a_summary_says_what_the_tale_says():
+    """Against other sentences of the tale than those that it is made of: the thanks, the last sentence, the number of
+    friends announced."""
+    for tale in tales.generate(2000, seed=11):
+        hero, thing, villain, friends = re.fullmatch(
+            r"(\w+) lost (?:his|her) (\w+ \w+), the (\w+) took it, and \1 thanked (.+)\.", tales.summary(tale)
+        ).groups()
+        animals = re.findall(r"the (\w+)", friends)
+        thanks = re.search(r'"Thank you, .*?" cried|thanked .*?\.', tale)[0]
+        assert re.findall(r"(?:you,|the) (\w+)", thanks) == animals
+        assert {2: "two", 3: "three"}[len(animals)] in re.search(r"(\w+) friends and", tale)[1]
+        last = tale[tale.rindex(" found ") :]
+        assert last.startswith((f" found his {thing}", f" found her {thing}"))
+        assert re.search(r"(?:cried the|The) (\w+)[^.]*\. [^.]*(?:thanked|\"Thank)", tale)[1] == villain
+        assert hero in tale and tale.count(hero) >= 2

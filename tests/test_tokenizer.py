@@ -16,7 +16,15 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.tokenizer import GPT2_PATTERN, CharTokenizer, decode_stream, get_tokenizer, load_tokenizer, train_bpe
+from gpt.tokenizer import (
+    GPT2_PATTERN,
+    CharTokenizer,
+    decode_stream,
+    get_tokenizer,
+    load_tokenizer,
+    train_bpe,
+    with_special_tokens,
+)
 
 EOT = "<|endoftext|>"
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
@@ -581,3 +589,47 @@ def test_an_endless_word_is_learned_from_in_parts():
     tokenizer = get_tokenizer("bpe:300", [text])
     assert tokenizer.vocab_size == 300
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+# --- special tokens ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpt2", "char", "bpe:300"])
+def test_special_tokens_stand_after_any_tokenizers_own(tmp_path, name):
+    plain = get_tokenizer(name, [STORY])
+    special = with_special_tokens(plain, ["[MASK]", "a+(b|", "[SEP]"])
+    assert special.vocab_size == plain.vocab_size + 3 and special.eot_id == plain.eot_id
+    mask, odd, sep = range(plain.vocab_size, plain.vocab_size + 3)
+    text = STORY[:40]
+    assert special.encode(text) == plain.encode(text) == special.encode_to_numpy(text).tolist()
+    marked = f"{text}[MASK]{text}[SEP][MASK]a+(b|"
+    ids = [*plain.encode(text), mask, *plain.encode(text), sep, mask, odd]
+    assert special.encode(marked, special=True) == ids
+    assert special.decode(ids) == marked and special.decode_bytes(ids) == marked.encode()
+    assert "".join(decode_stream(special, ids)) == marked
+    if name != "char":  # whose tokens are characters of the story
+        assert max(special.encode(marked)) < plain.vocab_size
+        both = special.encode("x<|endoftext|>[MASK]", special=True)
+        assert both == [*plain.encode("x"), plain.eot_id, mask]
+    special.save(tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    assert again.to_dict() == special.to_dict() != plain.to_dict()
+    assert again.encode(marked, special=True) == ids
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        special.decode([sep + 1])
+
+
+def test_special_tokens_are_added_once():
+    plain = CharTokenizer("ab")
+    special = with_special_tokens(plain, ["[A]", "[A]"])
+    assert special.special_ids == {"[A]": 2}
+    assert with_special_tokens(special, ["[A]"]) is special
+    assert with_special_tokens(special, ["[B]"]).special_ids == {"[A]": 2, "[B]": 3}
+    assert with_special_tokens(plain, []) is plain
+
+
+@pytest.mark.parametrize("names", ['"[MASK]"', "[1]", '[""]', "[null]", "{}", "7"])
+def test_damaged_special_tokens_are_refused(tmp_path, names):
+    (tmp_path / "tokenizer.json").write_text(f'{{"kind": "char", "characters": "ab", "special_tokens": {names}}}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a saved tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")

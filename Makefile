@@ -1,6 +1,7 @@
 # make train    set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
 # make test     set up, then check the style and run the tests
 # make faults   set up, then kill, damage and starve runs, and see that none is lost: eight minutes on one core
+# make objectives   set up, then train every config of configs/objectives and write the tables of docs/objectives.md
 # make bench    set up, then time it beside Hugging Face transformers and a plain GPT: a quarter of an hour on two cores
 # make clean    remove .venv and caches; runs and data stay
 
@@ -13,7 +14,7 @@ else
   BIN := .venv/bin/python
 endif
 
-.PHONY: train test faults bench lint clean
+.PHONY: train test faults objectives bench lint clean
 
 train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
@@ -23,6 +24,9 @@ test: .venv/installed-dev lint
 
 faults: .venv/installed
 	"$(BIN)" tests/faults.py
+
+objectives: .venv/installed
+	"$(BIN)" benchmarks/objectives.py
 
 bench: .venv/installed-dev
 	"$(BIN)" scripts/benchmark.py

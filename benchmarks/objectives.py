@@ -41,15 +41,16 @@ PREPARED = {  # folder -> how prepare_data.py makes it
     "data/tales_few": ["--input=tales:200:1", "--val_input=tales:300:2", "--tokenizer=data/tales/tokenizer.json"],
     "data/story": ["--input=story"],
 }
-RUNS = {  # run -> its config; the later ones start from the first, or learn from it
-    **{name: f"objectives/{name}" for name in ("next_token", "reverse", "masked", "infilling")},
-    **{name: f"objectives/{name}" for name in ("conditional", "lora", "prefix")},
+BASE = "tales-001"  # what `make train` makes, which others start from or learn from
+RUNS = {  # run -> its config
+    BASE: "tales",
+    **{name: f"objectives/{name}" for name in ("reverse", "masked", "infilling", "conditional", "lora", "prefix")},
     **{f"{name}-{seed}": f"objectives/{name}" for name in ("student", "distill") for seed in SEEDS},
     "story": "story",
     "smoothed": "objectives/smoothed",
 }
 LEARNT = {
-    "next_token": "the next token",
+    BASE: "the next token",
     "reverse": "the token before",
     "masked": "masked tokens, from both sides; whether two halves belong together",
     "infilling": "blanks of several tokens, from both sides",
@@ -98,9 +99,10 @@ def script(name: str, *arguments: str, folder: Path) -> None:
 
 def train(run: str, folder: Path, settings: list[str]) -> Result:
     """Train a run of RUNS to its end, or go on with it; `settings` are options of train.py."""
-    config, _, seed = RUNS[run], *run.partition("-")[1:]
-    seeded = [f"--seed={seed}"] if seed else []
-    script("train", f"--config={CONFIGS / config}.toml", f"--run={run}", "--resume", *seeded, *settings, folder=folder)
+    name, _, seed = run.partition("-")
+    seeded = [f"--seed={seed}"] if name in ("student", "distill") else []
+    config = f"--config={CONFIGS / RUNS[run]}.toml"
+    script("train", config, f"--run={run}", "--resume", *seeded, *settings, folder=folder)
     return result(run, folder)
 
 
@@ -129,9 +131,9 @@ def table_of_all(results: dict[str, Result], folder: Path) -> list[str]:
     """Every objective, its loss beside that of knowing frequencies alone."""
     lines = ["| objective | learns | time | validation loss | by frequency alone | besides |", f"|{'---|' * 6}"]
     for run, learnt in LEARNT.items():
-        one = results[run]
+        one, name = results[run], "next_token" if run == BASE else run
         lines.append(
-            f"| [{run}](../configs/{RUNS[run]}.toml) | {learnt} | {one.time} | {one.loss:.4f} "
+            f"| [{name}](../configs/{RUNS[run]}.toml) | {learnt} | {one.time} | {one.loss:.4f} "
             f"| {by_frequency(run, folder):.3f} | {one.figures()} |"
         )
     return lines
@@ -139,7 +141,7 @@ def table_of_all(results: dict[str, Result], folder: Path) -> list[str]:
 
 def table_of_adapters(results: dict[str, Result], folder: Path) -> list[str]:
     """One task by all weights, by LoRA and by a prefix."""
-    whole = results["next_token"].trained
+    whole = results[BASE].trained
     lines = ["| | trained numbers | share | time | loss | exact summaries |", "|---|---|---|---|---|---|"]
     before = results["lora"].first  # its updates are 0 at first
     lines.append(f"| before | 0 | 0% | | {float(before['val_loss']):.4f} | {float(before['val_exact_match']):.1%} |")
@@ -161,7 +163,7 @@ def table_of_students(results: dict[str, Result], folder: Path) -> list[str]:
         losses = [results[f"{name}-{seed}"].loss for seed in SEEDS]
         shown = " | ".join(f"{loss:.4f}" for loss in [*losses, statistics.fmean(losses), statistics.stdev(losses)])
         lines.append(f"| [{what}](../configs/objectives/{name}.toml) | {shown} |")
-    return [*lines, f"| the teacher itself | | | | {results['next_token'].loss:.4f} | |"]
+    return [*lines, f"| the teacher itself | | | | {results[BASE].loss:.4f} | |"]
 
 
 @torch.no_grad()
@@ -171,7 +173,7 @@ def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
     One blank at a time is cut out of a tale, so that each model sees all that there is on its side. Both are scored on
     the blank's own tokens, not on its end: the one that reads from the left would not know what an end is.
     """
-    both, left = (load_objective(folder / "runs" / run)[0] for run in ("infilling", "next_token"))
+    both, left = (load_objective(folder / "runs" / run)[0] for run in ("infilling", BASE))
     checkpoint = RunFolder(folder / "runs" / "infilling").load("best", training=False)
     data = both.as_read(load_data(folder / checkpoint.config.data.path))
     windows, eot_id = both.windows(checkpoint.config, data, data.val), data.tokenizer.eot_id

@@ -32,7 +32,7 @@ from gpt.model import GPTModel
 
 PROJECT = Path(__file__).resolve().parent.parent
 FIELDS = dict(config_fields(TrainConfig))
-CONFIGS = sorted((PROJECT / "configs").glob("*.toml"))
+CONFIGS = sorted((PROJECT / "configs").rglob("*.toml"))
 SCRIPTS = sorted((PROJECT / "scripts").glob("*.py"))
 
 
@@ -294,7 +294,8 @@ def test_a_shipped_config_loads_and_its_header_says_how_to_use_it(path):
         if not line.startswith("#"):
             break
         header.append(line)
-    assert re.search(rf"python scripts/train\.py --config configs/{re.escape(path.name)}(\s|$)", "\n".join(header))
+    named = path.relative_to(PROJECT).as_posix()
+    assert re.search(rf"python scripts/train\.py --config {re.escape(named)}(\s|$)", "\n".join(header))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

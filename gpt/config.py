@@ -201,9 +201,6 @@ class ObjectiveConfig:
     mask_rate: float = _setting(0.15, "share of the tokens to be found", 0.001, 0.999, of="masked, infilling")
     next_sentence: bool = _setting(True, "is the second half the first one's, or another text's?", of="masked")
     span_length: float = _setting(3.0, "mean length of a blank, in tokens", 1, of="infilling")
-    long_spans: float = _setting(
-        0.0, "share of texts that lose one span of half or more instead, in training", 0, 1, of="infilling"
-    )
     teacher: str = _setting("", "the run whose model is the teacher", of="distill")
     temperature: float = _setting(2.0, "teacher and student are compared at this temperature", 1e-3, of="distill")
     label_weight: float = _setting(0.1, "weight of the labels' own loss beside the teacher's", 0, 1, of="distill")

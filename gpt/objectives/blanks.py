@@ -74,13 +74,6 @@ def draw_spans(n: int, rate: float, mean_length: float, rng: np.random.Generator
     return [(int(start), int(start) + length) for start, length in zip(starts, lengths, strict=True)]
 
 
-def draw_long_span(n: int, rng: np.random.Generator) -> tuple[int, int]:
-    """One span of half to all of a text of n tokens, any length and any place as probable as another."""
-    length = int(rng.integers((n + 1) // 2, n + 1))
-    start = int(rng.integers(n - length + 1))
-    return start, start + length
-
-
 def infilling_mask(n_context: Tensor, n_tokens: int) -> Tensor:
     """Who sees whom, (B, T, T), True where query t may see key s: the context all of itself, a token of a span all of
     the context and what stands behind it up to itself; for contexts of n_context (B,) tokens."""

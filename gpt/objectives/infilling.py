@@ -11,7 +11,7 @@ from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.decoding import sample_token
 from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel, KVCache
-from gpt.objectives.blanks import END, MASK, START, Blanks, cut_spans, draw_long_span, draw_spans, infilling_mask
+from gpt.objectives.blanks import END, MASK, START, Blanks, cut_spans, draw_spans, infilling_mask
 from gpt.objectives.objective import Objective, draw
 from gpt.objectives.stretches import Stretches, guesses
 from gpt.ops.explicit import IGNORE
@@ -22,9 +22,6 @@ from gpt.tokenizer import Tokenizer
 class Infilling(Objective):
     """-sum ln p of the tokens of each span, and of its end, given the text with blanks in their places, the spans
     written before it, and its own tokens so far. Du et al. 2022, arXiv:2103.10360, equation 1.
-
-    Most of what short blanks ask for is known from nearby; with `long_spans` some texts lose half or more instead, which
-    teaches the model to look far (section 2.1.2, "Multi-Task Pretraining"). Losses are measured on short blanks alone.
 
     "val_filled" is the share of spans of which each token, and the end, is the likeliest after those before it.
     """
@@ -51,8 +48,6 @@ class Infilling(Objective):
         for index in indices:
             rng, text = draw(key, index), windows.text(index)
             spans = draw_spans(len(text), self.config.mask_rate, self.config.span_length, rng)
-            if self.training and rng.random() < self.config.long_spans:
-                spans = [draw_long_span(len(text), rng)]
             rows.append(cut_spans(text, spans, rng.permutation(len(spans)).tolist(), windows.tokenizer.special_ids))
         filling = {"targets": IGNORE}  # 0 elsewhere; nothing sees what stands behind it
         batch = {

@@ -34,7 +34,6 @@ PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT / "configs"
 PAGE = PROJECT / "docs" / "objectives.md"
 SEEDS = (1, 2, 3)
-BLANK_TEXTS, BLANKS = 300, 4  # texts whose blanks are filled, and at most how many in each
 PREPARED = {  # folder -> how prepare_data.py makes it
     "data/tales": ["--input=tales", "--tokenizer=bpe:2048", "--val_fraction=0.01"],
     "data/summaries": ["--input=summaries:10000:1", "--tokenizer=data/tales/tokenizer.json", "--val_fraction=0.05"],
@@ -44,7 +43,8 @@ PREPARED = {  # folder -> how prepare_data.py makes it
 BASE = "tales-001"  # what `make train` makes, which others start from or learn from
 RUNS = {  # run -> its config
     BASE: "tales",
-    **{name: f"objectives/{name}" for name in ("reverse", "masked", "infilling", "conditional", "lora", "prefix")},
+    **{name: f"objectives/{name}" for name in ("reverse", "masked", "infilling", "infilling_left")},
+    **{name: f"objectives/{name}" for name in ("conditional", "lora", "prefix")},
     **{f"{name}-{seed}": f"objectives/{name}" for name in ("student", "distill") for seed in SEEDS},
     "story": "story",
     "smoothed": "objectives/smoothed",
@@ -170,32 +170,36 @@ def table_of_students(results: dict[str, Result], folder: Path) -> list[str]:
 def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
     """The same blanks of validation tales, filled from both sides and from the left alone.
 
-    One blank at a time is cut out of a tale, so that each model sees all that there is on its side. Both are scored on
-    the blank's own tokens, not on its end: the one that reads from the left would not know what an end is.
+    Both are scored on the blanks' own tokens, not on their ends, which the one that reads from the left would not know.
+    It reads all of the true text to the left, what fills the blanks there included.
     """
-    both, left = (load_objective(folder / "runs" / run)[0] for run in ("infilling", BASE))
+    both, left = (load_objective(folder / "runs" / run)[0] for run in ("infilling", "infilling_left"))
     checkpoint = RunFolder(folder / "runs" / "infilling").load("best", training=False)
     data = both.as_read(load_data(folder / checkpoint.config.data.path))
-    windows, eot_id = both.windows(checkpoint.config, data, data.val), data.tokenizer.eot_id
+    windows = both.windows(checkpoint.config, data, data.val)
     losses: dict[str, list[float]] = {"both": [], "left": []}
     exact: dict[str, list[bool]] = {"both": [], "left": []}
-    for index in range(0, len(windows), max(1, len(windows) // BLANK_TEXTS)):
-        text, rng = windows.text(index), draw((0,), index)
+    for index in range(len(windows)):
+        text, rng = windows.text(index), draw((0,), index)  # the blanks of the validation loss
         spans = draw_spans(len(text), both.config.mask_rate, both.config.span_length, rng)
-        inputs = torch.tensor([[eot_id, *text[:-1]]])
-        of_text = losses_and_ranks(left.model, left.model.hidden_states(inputs)[0], torch.from_numpy(text))
-        for start, end in spans[:: -(-len(spans) // BLANKS)]:
-            blank = cut_spans(text, [(start, end)], [0], data.tokenizer.special_ids)
-            batch = {name: torch.from_numpy(getattr(blank, name))[None] for name in blank._fields[:-1]}
-            hidden, targets, _ = both.read(**batch, n_context=torch.tensor([blank.n_context]))
-            found = losses_and_ranks(both.model, hidden[:-1], targets[:-1])
-            for name, (nats, ranks) in (("both", found), ("left", [of_rows[start:end] for of_rows in of_text])):
-                losses[name] += nats.tolist()
-                exact[name].append(bool((ranks == 0).all()))
+        blanks = cut_spans(text, spans, range(len(spans)), data.tokenizer.special_ids)
+        batch = {name: torch.from_numpy(getattr(blanks, name))[None] for name in blanks._fields[:-1]}
+        hidden, targets, begins = both.read(**batch, n_context=torch.tensor([blanks.n_context]))
+        scored = {"both": (*losses_and_ranks(both.model, hidden, targets), begins.nonzero().flatten().tolist())}
+        before = int(windows.tokens[windows.spans[index][0] - 1])  # a mark, or the token before the stretch
+        inputs = torch.tensor([[before, *text[:-1]]])
+        found = losses_and_ranks(left.model, left.model.hidden_states(inputs)[0], torch.from_numpy(text))
+        scored["left"] = (*found, [start for start, _ in spans])
+        for name, (nats, ranks, starts) in scored.items():
+            for start, (first, end) in zip(starts, spans, strict=True):
+                place = slice(start, start + end - first)
+                losses[name] += nats[place].tolist()
+                exact[name].append(bool((ranks[place] == 0).all()))
     lines = ["| | blanks | loss per token | filled without a fault |", "|---|---|---|---|"]
-    for name, what in {"both": "infilling, from both sides", "left": "next_token, from the left"}.items():
+    for name, run in {"both": "infilling", "left": "infilling_left"}.items():
+        what = {"both": "infilling, from both sides", "left": "next_token, from the left"}[name]
         loss, share = statistics.fmean(losses[name]), statistics.fmean(exact[name])
-        lines.append(f"| {what} | {len(exact[name]):,} | {loss:.4f} | {share:.1%} |")
+        lines.append(f"| [{what}](../configs/{RUNS[run]}.toml) | {len(exact[name]):,} | {loss:.4f} | {share:.1%} |")
     return lines
 
 

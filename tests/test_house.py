@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gpt
+from gpt.config import ObjectiveConfig
 
 PROJECT = Path(gpt.__file__).parent.parent
 
@@ -56,6 +58,14 @@ def test_every_module_has_its_floor():
 def test_nothing_imports_upward(name, path):
     for imported in imports(path):
         assert ORDER.index(imported) < ORDER.index(name), f"{name} imports {imported}, which stands above it"
+
+
+def test_no_objective_has_a_branch_of_its_own_elsewhere():
+    """The trainer, the model and the scripts know objectives by what they do; only config.py lists their names."""
+    names = set(ObjectiveConfig.__annotations__["name"].__args__)
+    for path in [*(PROJECT / "gpt").glob("*.py"), *(PROJECT / "scripts").glob("*.py")]:
+        found = names & set(re.findall(r"[\"']([a-z_]+)[\"']", path.read_text(encoding="utf-8")))
+        assert path.name == "config.py" or not found, f"{path.name} names {found}"
 
 
 def test_import_gpt_is_lazy():

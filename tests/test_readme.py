@@ -33,6 +33,18 @@ def test_the_python_of_the_tales_page_runs(capsys):
     assert wrong == -math.inf
 
 
+def test_the_python_of_the_objectives_page_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    (program,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/objectives.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "objectives.md", "exec"), {})
+    said = re.findall(r"print\(.*?\)  # (\[.*?\])", program)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(said) == 4
+    assert [re.findall(r"-?\d+", line) for line in printed] == [re.findall(r"-?\d+", line) for line in said]
+    assert (tmp_path / "docs" / "infilling_mask.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")

@@ -34,6 +34,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT / "configs"
 PAGE = PROJECT / "docs" / "objectives.md"
 SEEDS = (1, 2, 3)
+BLANKS = 0.15  # share of a text that is to be filled in
 PREPARED = {  # folder -> how prepare_data.py makes it
     "data/tales": ["--input=tales", "--tokenizer=bpe:2048", "--val_fraction=0.01"],
     "data/summaries": ["--input=summaries:10000:1", "--tokenizer=data/tales/tokenizer.json", "--val_fraction=0.05"],
@@ -102,7 +103,7 @@ def train(run: str, folder: Path, settings: list[str]) -> Result:
     name, _, seed = run.partition("-")
     seeded = [f"--seed={seed}"] if name in ("student", "distill") else []
     config = f"--config={CONFIGS / RUNS[run]}.toml"
-    script("train", config, f"--run={run}", "--resume", *seeded, *settings, folder=folder)
+    script("train", config, f"--run={folder / 'runs' / run}", "--resume", *seeded, *settings, folder=folder)
     return result(run, folder)
 
 
@@ -180,8 +181,8 @@ def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
     losses: dict[str, list[float]] = {"both": [], "left": []}
     exact: dict[str, list[bool]] = {"both": [], "left": []}
     for index in range(len(windows)):
-        text, rng = windows.text(index), draw((0,), index)  # the blanks of the validation loss
-        spans = draw_spans(len(text), both.config.mask_rate, both.config.span_length, rng)
+        text, rng = windows.text(index), draw((0,), index)
+        spans = draw_spans(len(text), BLANKS, both.config.span_length, rng)
         blanks = cut_spans(text, spans, range(len(spans)), data.tokenizer.special_ids)
         batch = {name: torch.from_numpy(getattr(blanks, name))[None] for name in blanks._fields[:-1]}
         hidden, targets, begins = both.read(**batch, n_context=torch.tensor([blanks.n_context]))

@@ -359,10 +359,16 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
     teacher = before.objective.teacher  # which says the teacher's checkpoint as well
     if teacher.rpartition(":")[0] != after.objective.teacher:
         teacher = after.objective.teacher
+    model = after.model
+    if after.init_from:  # what is left out is as in the run that it starts from
+        given = {
+            name: value for name, value in dataclasses.asdict(model).items() if value != getattr(GPTConfig(), name)
+        }
+        model = dataclasses.replace(before.model, **given)
     filled = dataclasses.replace(
         after,
         objective=dataclasses.replace(after.objective, teacher=teacher),
-        model=dataclasses.replace(after.model, vocab_size=after.model.vocab_size or before.model.vocab_size),
+        model=dataclasses.replace(model, vocab_size=model.vocab_size or before.model.vocab_size),
         optim=dataclasses.replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps),
     )
     free = _FREE

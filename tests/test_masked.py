@@ -11,7 +11,9 @@ from conftest import corpus_of
 from gpt.config import DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.objectives.masked import Masked, choose
+from gpt.objectives.stretches import encode_blanks
 from gpt.prepare import prepare_data
+from gpt.tokenizer import CharTokenizer, get_tokenizer, with_special_tokens
 
 X = -100
 
@@ -199,3 +201,12 @@ def test_long_texts_are_cut_so_that_each_token_is_read_once(data):
     assert len(whole) - len(read) == sum(alone)  # a stretch of a single token has nothing to be masked
     assert max(len(windows.text(i)) for i in range(len(windows))) == 10
     assert all(objective.batch(windows, [i], (0,))["inputs"].size(1) <= 13 for i in range(len(windows)))
+
+
+def test_a_space_before_a_mask_belongs_to_the_word_that_is_missing():
+    tokenizer = with_special_tokens(get_tokenizer("gpt2"), ["[MASK]"])
+    mask = tokenizer.special_ids["[MASK]"]
+    words = [tokenizer.encode(word)[0] for word in ("a", " cat")]
+    assert encode_blanks("a [MASK] cat", tokenizer, "[MASK]") == [words[0], mask, words[1]]
+    plain = with_special_tokens(CharTokenizer("a "), ["[MASK]"])
+    assert encode_blanks("a [MASK]", plain, "[MASK]") == [1, 0, 2]

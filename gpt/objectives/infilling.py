@@ -13,7 +13,7 @@ from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel, KVCache
 from gpt.objectives.blanks import END, MASK, START, Blanks, cut_spans, draw_spans, infilling_mask
 from gpt.objectives.objective import Objective, draw
-from gpt.objectives.stretches import Stretches, guesses
+from gpt.objectives.stretches import Stretches, encode_blanks, guesses
 from gpt.ops.explicit import IGNORE
 from gpt.prepared import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -133,7 +133,7 @@ class Infilling(Objective):
     ) -> Iterator[str]:
         """The prompt with each [MASK] in it filled. ValueError where there is none, or no room for what fills it."""
         ids = tokenizer.special_ids
-        context = tokenizer.encode(prompt, special=True)
+        context = encode_blanks(prompt, tokenizer, MASK)
         if ids[MASK] not in context:
             raise ValueError(f"this model fills in blanks: write {MASK} into the prompt where something is missing")
         fillings = iter(self.fill(context, ids, max_new_tokens, temperature=temperature, **sampling))

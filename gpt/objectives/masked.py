@@ -15,7 +15,7 @@ from gpt.decoding import sample_token
 from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel
 from gpt.objectives.objective import Objective, draw
-from gpt.objectives.stretches import Stretches, guesses
+from gpt.objectives.stretches import Stretches, encode_blanks, guesses
 from gpt.ops.explicit import IGNORE
 from gpt.prepared import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -170,7 +170,7 @@ class Masked(Objective):
     ) -> Iterator[str]:
         """The prompt with a token for each [MASK] in it. ValueError where there is none, or no room for the prompt."""
         ids = tokenizer.special_ids
-        text = np.array(tokenizer.encode(prompt, special=True))
+        text = np.array(encode_blanks(prompt, tokenizer, MASK))
         if ids[MASK] not in text:
             raise ValueError(f"this model fills in what is masked: write {MASK} into the prompt, once for each token")
         inputs, _, segments = self._framed(text, text, len(text) // 2 if self.config.next_sentence else None, ids)

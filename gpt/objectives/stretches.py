@@ -7,6 +7,7 @@ import numpy as np
 from gpt.config import TrainConfig
 from gpt.data import document_windows
 from gpt.prepared import PreparedData, TokenFile
+from gpt.tokenizer import Tokenizer
 
 
 class Stretches:
@@ -32,6 +33,14 @@ class Stretches:
         """The tokens of a stretch, int64."""
         start, end = self.spans[index]
         return np.asarray(self.tokens[start:end], np.int64)
+
+
+def encode_blanks(prompt: str, tokenizer: Tokenizer, mask: str) -> list[int]:
+    """The token ids of a prompt with `mask` in it, which becomes the token of that name. Where words begin with their
+    space, as byte pairs have it, a space before it belongs to what is missing."""
+    if tokenizer.name != "char":
+        prompt = prompt.replace(f" {mask}", mask)
+    return tokenizer.encode(prompt, special=True)
 
 
 def guesses(data: PreparedData) -> dict[str, float]:

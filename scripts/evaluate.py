@@ -13,6 +13,8 @@ Beside the loss stands how often the next token was the model's likeliest, or am
 model makes of a text: windows at --continuations fixed places are cut in two, the model continues the first halves
 greedily, and BLEU and ROUGE compare what it writes with the second halves. What each score can't see is said below.
 
+A run with another objective than the next token is measured by that objective, on its validation split.
+
 --weights int8 says what rounded weights, as generate.py may take them, add to the loss.
 
 A run on tales is judged by their grammar as well: how many of --samples tales that it writes at temperature 1 the

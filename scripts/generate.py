@@ -3,8 +3,10 @@
     python scripts/generate.py --run story-001 --prompt "On Monday the Patience came in"
     python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
     python scripts/generate.py --run story-001 --prompt "Hanna" --weights int8
+    python scripts/generate.py --run masked --prompt "Once there was a brave [MASK] named Mina"
 
-The text appears as it is written. The same seed writes the same text. What --weights int8 costs in loss,
+The text appears as it is written. A model that was trained to fill in what is masked, or blanks, does so at each [MASK];
+one that reads from the right writes what stands before the prompt. The same seed writes the same text. What --weights int8 costs in loss,
 evaluate.py --weights int8 measures.
 """
 

@@ -5,9 +5,9 @@
     python scripts/generate.py --run story-001 --prompt "Hanna" --weights int8
     python scripts/generate.py --run masked --prompt "Once there was a brave [MASK] named Mina"
 
-The text appears as it is written. A model that was trained to fill in what is masked, or blanks, does so at each [MASK];
-one that reads from the right writes what stands before the prompt. The same seed writes the same text. What --weights int8 costs in loss,
-evaluate.py --weights int8 measures.
+The text appears as it is written. A model that was trained to fill in what is masked does so at each [MASK]; one that
+reads from the right writes what stands before the prompt. The same seed writes the same text. What --weights int8 costs
+in loss, evaluate.py --weights int8 measures.
 """
 
 import sys

@@ -180,7 +180,8 @@ class SpecialTokens:
         """Token ids. With `special`, the names of special tokens in the text become these tokens."""
         if not special:
             return self.tokenizer.encode(text)
-        parts = re.split(f"({'|'.join(map(re.escape, self.special_ids))})", text)  # a name after each text but the last
+        names = sorted(self.special_ids, key=len, reverse=True)  # of two that begin alike, the longer one
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text)  # a name after each text but the last
         encode = self.tokenizer.encode
         ids = ([self.special_ids[part]] if i % 2 else encode(part, special=True) for i, part in enumerate(parts))
         return list(itertools.chain.from_iterable(ids))
@@ -243,8 +244,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         names = saved.get("special_tokens", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("special_tokens must be a list of names")
+        if len(set(names)) < len(names):
+            raise TypeError("special_tokens holds a name twice")
         if saved["kind"] not in _KINDS:
             raise KeyError(f"unknown kind {saved['kind']!r}")
         tokenizer = _KINDS[saved["kind"]](saved)
@@ -273,9 +276,13 @@ _KINDS = {  # of a tokenizer.json, and what makes a tokenizer of it
 
 
 def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
-    """A tokenizer with further tokens of these names after its own; itself where it has them all."""
+    """A tokenizer with further tokens of these names after its own; itself where it has them all. ValueError for a name
+    that is none, or the end-of-text token's."""
     known = list(getattr(tokenizer, "special_ids", ()))
     new = [name for name in dict.fromkeys(names) if name not in known]
+    for name in new:
+        if name in ("", EOT) or not name.isprintable():
+            raise ValueError(f"a special token is not called {name!r}: it needs a printable name of its own")
     if not new:
         return tokenizer
     return SpecialTokens(tokenizer.tokenizer if known else tokenizer, [*known, *new])

@@ -1,6 +1,7 @@
 """Both rooms of ops against PyTorch's own functions, values and gradients, in float64 and float32."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -181,6 +182,102 @@ def test_linear_cross_entropy(ops, dtype, reduction, chunk_logits, monkeypatch):
     with torch.no_grad():
         ours = ops.linear_cross_entropy(hidden, weight, TARGETS, reduction)
         torch.testing.assert_close(ours, truth(hidden, weight), **tolerance(dtype))
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.99])
+def test_smoothed_cross_entropy(ops, dtype, reduction, smoothing):
+    assert_same(
+        lambda x: ops.cross_entropy(x, TARGETS, reduction, smoothing),
+        lambda x: F.cross_entropy(x, TARGETS, reduction=reduction, label_smoothing=smoothing),
+        [torch.randn(9, 11, dtype=dtype) * 3],
+    )
+
+
+@ROOMS
+def test_smoothed_cross_entropy_by_hand(ops):
+    """p = (1/2, 1/4, 1/4), and the label (0.8, 0.1, 0.1) in place of (0.7 + 0.1, 0.1, 0.1): H = -sum label ln p."""
+    logits = torch.tensor([[2.0, 1.0, 1.0]]).log()
+    expected = torch.tensor(0.8 * math.log(2) + 0.1 * math.log(4) + 0.1 * math.log(4))
+    torch.testing.assert_close(ops.cross_entropy(logits, torch.tensor([0]), "mean", 0.3), expected)
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("chunk_logits", [1, 25, 2**24], ids=["1row", "2rows", "whole"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.99])
+def test_smoothed_linear_cross_entropy(ops, dtype, reduction, chunk_logits, smoothing, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", chunk_logits)
+    hidden, weight = torch.randn(9, 4, dtype=dtype), torch.randn(11, 4, dtype=dtype)
+
+    def ours(hidden, weight):
+        return ops.linear_cross_entropy(hidden, weight, TARGETS, reduction, smoothing)
+
+    def truth(hidden, weight):
+        return F.cross_entropy(hidden @ weight.T, TARGETS, reduction=reduction, label_smoothing=smoothing)
+
+    assert_same(ours, truth, [hidden, weight])
+    assert_same(lambda h: ours(h, weight), lambda h: truth(h, weight), [hidden])  # a frozen head
+    assert_same(lambda w: ours(hidden, w), lambda w: truth(hidden, w), [weight])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(hidden, weight), truth(hidden, weight), **tolerance(dtype))
+
+
+def test_smoothed_linear_cross_entropy_passes_gradcheck(monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", 25)
+    hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    loss = lambda h, w: fused.linear_cross_entropy(h, w, TARGETS, "mean", 0.2)  # noqa: E731
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_no_gradient_is_computed_for_a_frozen_weight(smoothing, monkeypatch):
+    sizes = []
+    for name in ("zeros_like", "empty_like"):
+        plain = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda t, *a, plain=plain, **k: sizes.append(t.shape) or plain(t, *a, **k))
+    hidden, weight = torch.randn(9, 4, requires_grad=True), torch.randn(11, 4)
+    fused.linear_cross_entropy(hidden, weight, TARGETS, "mean", smoothing).backward()
+    assert weight.shape not in sizes
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+@ROOMS
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_token_of_probability_zero_costs_nothing_where_it_is_not_the_target(ops, reduction):
+    """-inf logits rule tokens out; a target that does not count may be one of them, whatever stands in its place."""
+    logits = torch.randn(9, 11)
+    logits[:, 5] = -torch.inf
+    logits[1, 0] = logits[5, 0] = -torch.inf  # rows that do not count
+    ours = ops.cross_entropy(logits, TARGETS, reduction)
+    torch.testing.assert_close(ours, F.cross_entropy(logits, TARGETS, reduction=reduction))
+    assert ours.isfinite().all()
+    impossible = ops.cross_entropy(logits[:1], torch.tensor([5]), "sum")
+    assert impossible == torch.inf
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradient_of_logits_equal_autograds(smoothing):
+    logits = torch.randn(9, 11, dtype=torch.float64)
+    leaf = logits.clone().requires_grad_()
+    truth = F.cross_entropy(leaf, TARGETS, reduction="sum", label_smoothing=smoothing)
+    loss, gradient = fused._loss_and_gradient(logits, TARGETS, smoothing)
+    torch.testing.assert_close(loss, truth.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(truth, leaf)[0])
+
+
+@ROOMS
+def test_no_smoothing_is_the_plain_loss_to_the_last_bit(ops):
+    hidden, weight = torch.randn(9, 4), torch.randn(11, 4)
+    plain = value_and_gradients(lambda h, w: ops.linear_cross_entropy(h, w, TARGETS), [hidden, weight])
+    smoothed = value_and_gradients(lambda h, w: ops.linear_cross_entropy(h, w, TARGETS, "mean", 0.0), [hidden, weight])
+    assert torch.equal(plain[0], smoothed[0])
+    assert all(map(torch.equal, plain[1], smoothed[1]))
 
 
 def test_linear_cross_entropy_passes_gradcheck(monkeypatch):

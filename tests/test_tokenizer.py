@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from gpt.tokenizer import (
     GPT2_PATTERN,
     CharTokenizer,
+    SpecialTokens,
     decode_stream,
     get_tokenizer,
     load_tokenizer,
@@ -500,6 +501,16 @@ DAMAGED = {
     "merge of its own id": '{"kind": "bpe", "merges": [[97, 98], [257, 97]]}',
     "merge of a negative id": '{"kind": "bpe", "merges": [[-1, 97]]}',
     "the same merge twice": '{"kind": "bpe", "merges": [[97, 98], [97, 98]]}',
+    "special tokens are a word": '{"kind": "char", "characters": "ab", "special_tokens": "[MASK]"}',
+    "special tokens are null": '{"kind": "char", "characters": "ab", "special_tokens": null}',
+    "special tokens are a table": '{"kind": "char", "characters": "ab", "special_tokens": {"[MASK]": 2}}',
+    "special token is a number": '{"kind": "char", "characters": "ab", "special_tokens": ["[MASK]", 7]}',
+    "special token is a list": '{"kind": "char", "characters": "ab", "special_tokens": [["[MASK]"]]}',
+    "special token has no name": '{"kind": "char", "characters": "ab", "special_tokens": [""]}',
+    "special token twice": '{"kind": "char", "characters": "ab", "special_tokens": ["[MASK]", "[MASK]"]}',
+    "special token is half a character": '{"kind": "char", "characters": "ab", "special_tokens": ["\\ud800"]}',
+    "special token is the end of text": '{"kind": "char", "characters": "ab", "special_tokens": ["<|endoftext|>"]}',
+    "special tokens of no tokenizer": '{"special_tokens": ["[MASK]"]}',
     "the same token twice": '{"kind": "bpe", "merges": [[97, 98], [98, 99], [256, 99], [97, 257]]}',
 }
 
@@ -524,6 +535,124 @@ def test_a_missing_tokenizer_file_is_refused(tmp_path, make):
     make(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match="no tokenizer file"):
         load_tokenizer(tmp_path / "tokenizer.json")
+
+
+# --- special tokens ---------------------------------------------------------------------------------------------------
+
+NAMES = ["[MASK]", "[CLS]", "[SEP]"]
+STRANGE = ["(a|b)", "a.c", "$^", "\\d+", "[a-z]", "é*", "#", "##", "<|mask|>"]
+
+
+@pytest.fixture(scope="module")
+def by_name(gpt2, bpe):
+    char = CharTokenizer(STORY + "".join(NAMES + STRANGE + [EOT]))
+    return {"gpt2": gpt2, "bpe": bpe, "char": char, "char with end": CharTokenizer(char.characters, end_of_text=True)}
+
+
+KINDS = pytest.mark.parametrize("kind", ["gpt2", "bpe", "char", "char with end"])
+
+
+def encoded_by_hand(tokenizer, specials, text):
+    """Ids with special tokens: at each place the longest of their names, else ordinary text up to the next of them."""
+    ids, plain, place = [], "", 0
+    while place < len(text):
+        found = max((name for name in specials if text.startswith(name, place)), key=len, default="")
+        if found:
+            ids += [*tokenizer.encode(plain), specials[found]]
+            plain = ""
+        plain += "" if found else text[place]
+        place += len(found) or 1
+    return ids + tokenizer.encode(plain)
+
+
+@KINDS
+@pytest.mark.parametrize("names", [NAMES, STRANGE], ids=["usual", "strange"])
+def test_special_tokens_come_after_a_tokenizers_own(by_name, kind, names):
+    plain = by_name[kind]
+    tokenizer = with_special_tokens(plain, names)
+    first = {"gpt2": 50257, "bpe": 400}.get(kind, plain.vocab_size)
+    assert list(tokenizer.special_ids.items()) == list(zip(names, range(first, first + len(names)), strict=True))
+    assert (tokenizer.vocab_size, tokenizer.eot_id) == (first + len(names), plain.eot_id)
+    assert tokenizer.name == plain.name
+    for name, i in tokenizer.special_ids.items():
+        assert tokenizer.decode([i]) == name
+        assert tokenizer.decode_bytes([i]) == name.encode()
+    for wrong in (-1, tokenizer.vocab_size):
+        with pytest.raises(ValueError, match=f"token id {wrong} is outside the vocabulary of {tokenizer.vocab_size}"):
+            tokenizer.decode([0, wrong])
+
+
+@KINDS
+@pytest.mark.parametrize("names", [NAMES, STRANGE], ids=["usual", "strange"])
+def test_no_text_has_a_special_token_unless_asked_for(by_name, kind, names):
+    plain = by_name[kind]
+    tokenizer = with_special_tokens(plain, names)
+    for text in ("".join(names), f"a{names[0]} b{EOT}{names[1]}", STORY[:500], ""):
+        assert tokenizer.encode(text) == plain.encode(text)
+        assert tokenizer.encode_to_numpy(text).tolist() == plain.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        specials = {**tokenizer.special_ids, **({} if plain.eot_id is None else {EOT: plain.eot_id})}
+        ids = tokenizer.encode(text, special=True)
+        assert ids == encoded_by_hand(plain, specials, text)
+        assert tokenizer.decode(ids) == text
+        assert "".join(decode_stream(tokenizer, ids)) == text
+
+
+@quick
+@given(parts=st.lists(st.one_of(MIXED, st.sampled_from([*NAMES, *STRANGE, EOT, "[MA", "SK]"])), max_size=8))
+@pytest.mark.parametrize("names", [NAMES, STRANGE], ids=["usual", "strange"])
+def test_special_tokens_in_any_text(plain_bytes, names, parts):
+    text = "".join(parts)
+    tokenizer = with_special_tokens(plain_bytes, names)
+    ids = tokenizer.encode(text, special=True)
+    assert ids == encoded_by_hand(plain_bytes, {**tokenizer.special_ids, EOT: 256}, text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode(text) == list(text.encode())
+    assert "".join(decode_stream(tokenizer, ids)) == text
+
+
+def test_special_tokens_within_a_character_end_it(plain_bytes):
+    """Bytes that are no whole character become U+FFFD on either side of a name."""
+    tokenizer = with_special_tokens(plain_bytes, ["[MASK]"])
+    assert tokenizer.decode([0xC3, 257, 0xA9]) == "\ufffd[MASK]\ufffd"
+    assert tokenizer.decode_bytes(iter([0xC3, 257, 257, 0xA9])) == b"\xc3[MASK][MASK]\xa9"
+    assert "".join(decode_stream(tokenizer, [0xC3, 257, 0xA9])) == "\ufffd[MASK]\ufffd"
+
+
+@KINDS
+def test_special_tokens_are_saved_and_loaded(by_name, kind, tmp_path):
+    plain, path = by_name[kind], tmp_path / "tokenizer.json"
+    tokenizer = with_special_tokens(plain, STRANGE)
+    tokenizer.save(path)
+    plain.save(tmp_path / "plain.json")
+    saved, before = (json.loads(file.read_text(encoding="ascii")) for file in (path, tmp_path / "plain.json"))
+    assert saved.pop("special_tokens") == STRANGE
+    assert saved == before
+    for loaded in (load_tokenizer(path), get_tokenizer(str(path))):
+        assert isinstance(loaded, SpecialTokens)
+        assert (loaded.special_ids, loaded.vocab_size) == (tokenizer.special_ids, tokenizer.vocab_size)
+        assert loaded.to_dict() == tokenizer.to_dict() != plain.to_dict()
+        text = "### a.c abc \\d+ one" + EOT
+        assert loaded.encode(text, special=True) == tokenizer.encode(text, special=True)
+    assert load_tokenizer(tmp_path / "plain.json").to_dict() == plain.to_dict()
+
+
+def test_what_has_its_special_tokens_is_wrapped_no_second_time(plain_bytes):
+    once = with_special_tokens(plain_bytes, ["[MASK]"])
+    assert with_special_tokens(plain_bytes, []) is plain_bytes
+    assert with_special_tokens(once, ["[MASK]"]) is once
+    assert with_special_tokens(once, []) is once
+    twice = with_special_tokens(once, ["[SEP]", "[MASK]", "[SEP]"])
+    assert twice.tokenizer is plain_bytes
+    assert twice.special_ids == {"[MASK]": 257, "[SEP]": 258}
+    assert twice.encode("[SEP][MASK]", special=True) == [258, 257]
+    assert once.special_ids == {"[MASK]": 257}, "the first is left as it was"
+
+
+@pytest.mark.parametrize("name", ["", EOT, "\ud800"])
+def test_a_special_token_needs_a_name_of_its_own(plain_bytes, name):
+    with pytest.raises(ValueError, match="special token"):
+        with_special_tokens(plain_bytes, ["[MASK]", name])
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -590,47 +719,3 @@ def test_an_endless_word_is_learned_from_in_parts():
     tokenizer = get_tokenizer("bpe:300", [text])
     assert tokenizer.vocab_size == 300
     assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-# --- special tokens ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["gpt2", "char", "bpe:300"])
-def test_special_tokens_stand_after_any_tokenizers_own(tmp_path, name):
-    plain = get_tokenizer(name, [STORY])
-    special = with_special_tokens(plain, ["[MASK]", "a+(b|", "[SEP]"])
-    assert special.vocab_size == plain.vocab_size + 3 and special.eot_id == plain.eot_id
-    mask, odd, sep = range(plain.vocab_size, plain.vocab_size + 3)
-    text = STORY[:40]
-    assert special.encode(text) == plain.encode(text) == special.encode_to_numpy(text).tolist()
-    marked = f"{text}[MASK]{text}[SEP][MASK]a+(b|"
-    ids = [*plain.encode(text), mask, *plain.encode(text), sep, mask, odd]
-    assert special.encode(marked, special=True) == ids
-    assert special.decode(ids) == marked and special.decode_bytes(ids) == marked.encode()
-    assert "".join(decode_stream(special, ids)) == marked
-    if name != "char":  # whose tokens are characters of the story
-        assert max(special.encode(marked)) < plain.vocab_size
-        both = special.encode("x<|endoftext|>[MASK]", special=True)
-        assert both == [*plain.encode("x"), plain.eot_id, mask]
-    special.save(tmp_path / "tokenizer.json")
-    again = load_tokenizer(tmp_path / "tokenizer.json")
-    assert again.to_dict() == special.to_dict() != plain.to_dict()
-    assert again.encode(marked, special=True) == ids
-    with pytest.raises(ValueError, match="outside the vocabulary"):
-        special.decode([sep + 1])
-
-
-def test_special_tokens_are_added_once():
-    plain = CharTokenizer("ab")
-    special = with_special_tokens(plain, ["[A]", "[A]"])
-    assert special.special_ids == {"[A]": 2}
-    assert with_special_tokens(special, ["[A]"]) is special
-    assert with_special_tokens(special, ["[B]"]).special_ids == {"[A]": 2, "[B]": 3}
-    assert with_special_tokens(plain, []) is plain
-
-
-@pytest.mark.parametrize("names", ['"[MASK]"', "[1]", '[""]', "[null]", "{}", "7"])
-def test_damaged_special_tokens_are_refused(tmp_path, names):
-    (tmp_path / "tokenizer.json").write_text(f'{{"kind": "char", "characters": "ab", "special_tokens": {names}}}')
-    with pytest.raises(ValueError, match=r"tokenizer\.json is not a saved tokenizer"):
-        load_tokenizer(tmp_path / "tokenizer.json")

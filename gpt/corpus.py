@@ -223,6 +223,8 @@ def read_fields(path: Path, fields: tuple[str, ...]) -> Iterator[str]:
             if not isinstance(record, dict) or not isinstance(record.get(field), str):
                 there = ", ".join(record) if isinstance(record, dict) else type(record).__name__
                 raise ValueError(f"record {n} of {path} has no text {field!r}, but: {there[:200]}")
+            if re.search("[\ud800-\udfff]", record[field]):  # as JSON may write it, and no UTF-8 file
+                raise ValueError(f"record {n} of {path} has half a character, a lone surrogate, in {field!r}")
             yield record[field]
 
 

@@ -39,17 +39,21 @@ def prepare_data(
     `val_corpus`, where it is given. "char" and "bpe:N" are learned from both splits. Where there are several documents,
     each stands between two end-of-text tokens (of a document that the split cuts in two, each part does), so that a
     model reads where one begins and learns where one ends. A corpus of two fields holds pairs of a prompt and its
-    target, which no split parts. All cores encode; the files are the same with any number of
-    them. Memory does not grow with the corpus, but for bpe:N's table of distinct words, the longest documents between
-    separators, and 8 bytes per document. A terminal sees a progress bar for each pass over the text.
+    target, which no split parts. All cores encode; the files are the same with any number of them. Memory does not grow
+    with the corpus, but for bpe:N's table of distinct words, the longest documents between separators, and 8 bytes per
+    document. A terminal sees a progress bar for each pass over the text.
 
-    Raises ValueError for a corpus without text, for pairs without a target or fewer than two of them, and for an `out`
-    that exists and was not written by this function.
+    Raises ValueError for a corpus without text, for pairs without a target or fewer than two of them, for pairs beside
+    a text that is none, and for an `out` that exists and was not written by this function.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
     _check_target(out)
     corpora = [corpus, *([val_corpus] if val_corpus else [])]
+    if len({len(source.fields) for source in corpora}) > 1:
+        raise ValueError(
+            f"of {corpus.name} and {val_corpus.name} one holds pairs, the other does not: both, or neither"
+        )
     lengths = [_lengths(source) for source in corpora]
     totals = [int(length.sum()) for length in lengths]
     for source, length in zip(corpora, totals, strict=True):

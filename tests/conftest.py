@@ -1,6 +1,7 @@
 """Small things that several test files share."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -23,6 +24,14 @@ def corpus_of(folder, *texts, separator=""):
     for path, text in zip(paths, texts, strict=True):
         path.write_bytes(text.encode())
     return Corpus("a corpus", paths, separator)
+
+
+def pairs_of(folder, pairs):
+    """A corpus of pairs, which are a .jsonl there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"q": prompt, "a": target}) for prompt, target in pairs)
+    (folder / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return Corpus("pairs", [folder / "pairs.jsonl"], fields=("q", "a"))
 
 
 def saved_state(step, config):

@@ -1,7 +1,9 @@
 """gpt/corpus.py: where text comes from, and how it is cut into pieces."""
 
 import io
+import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 import gpt.corpus
 from gpt import tales
-from gpt.corpus import Corpus, cut_pieces, last_word_break, open_corpus, read_pieces, split_at
+from gpt.corpus import Corpus, cut_pieces, last_word_break, open_corpus, read_fields, read_pieces, split_at
 from gpt.grammar import table
 from gpt.places import find_path
 
@@ -487,40 +489,103 @@ def test_find_path_looks_at_the_working_folder_then_at_the_project(tmp_path, mon
     assert find_path("nowhere/at/all") == Path("nowhere/at/all")
 
 
-# --- fields -----------------------------------------------------------------------------------------------------------
+# --- fields of JSON ---------------------------------------------------------------------------------------------------
+
+PAIRS = [
+    ("What is 2 + 3?", "5"),
+    ("", "an empty prompt"),
+    ("an empty target", ""),
+    ("中文 é 😀 \u2028 \x85", '"quoted",\n\ttwo lines\\'),
+    (" spaces stay ", "  "),
+]
 
 
-def test_fields_of_lines_are_documents(tmp_path):
-    lines = ['{"q": "Wer?", "a": "Ich.", "n": 1}', "", '{"a": "", "q": "谁 \\u2028 \\"x\\""}']
-    (tmp_path / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    corpus = open_corpus(str(tmp_path / "pairs.jsonl"), fields=("q", "a"))
-    assert ["".join(document) for document in corpus.documents()] == ["Wer?", "Ich.", '谁 \u2028 "x"', ""]
-    (tmp_path / "notes.txt").write_text("not a pair")
-    folder = open_corpus(str(tmp_path), fields=("q", "a"))
-    assert len(list(folder.documents())) == 4
+def write_pairs(path, records, newline="\n", ensure_ascii=True, before=""):
+    lines = (json.dumps(record, ensure_ascii=ensure_ascii) for record in records)
+    path.write_bytes((before + "".join(line + newline for line in lines)).encode())
+    return path
+
+
+def as_records(pairs):
+    return [{"id": n, "q": prompt, "a": target, "more": {"q": "not this"}} for n, (prompt, target) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\n\n", "\n \t\r\n"], ids=repr)
+@pytest.mark.parametrize("before", ["", "\ufeff", "\n\n"], ids=["", "byte order mark", "blank lines"])
+def test_the_fields_of_each_line_are_documents(tmp_path, monkeypatch, piece, newline, before):
+    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
+    for ensure_ascii in (True, False):
+        path = write_pairs(tmp_path / "pairs.jsonl", as_records(PAIRS), newline, ensure_ascii, before)
+        corpus = open_corpus(str(path), fields=("q", "a"))
+        for _ in range(2):
+            assert documents(corpus) == [text for pair in PAIRS for text in pair]
+        assert list(read_fields(path, ("a",))) == [target for _, target in PAIRS]
+        assert list(read_fields(path, ("a", "q", "a"))) == [text for q, a in PAIRS for text in (a, q, a)]
+
+
+def test_the_last_line_needs_no_end_and_a_huge_one_is_whole(tmp_path):
+    huge = "x" * 3_000_000
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"q": huge, "a": "one"}) + "\n" + json.dumps({"q": "two", "a": huge}))
+    assert list(read_fields(path, ("q", "a"))) == [huge, "one", "two", huge]
+
+
+def test_a_folder_of_pairs_is_its_jsonl_files(tmp_path):
+    for name in ("b.jsonl", "0/a.JSONL", "notes.txt", "other.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_pairs(tmp_path / name, [{"q": name, "a": "x"}])
+    assert documents(open_corpus(str(tmp_path), fields=("q", "a"))) == ["0/a.JSONL", "x", "b.jsonl", "x"]
+    assert documents(open_corpus(str(tmp_path / "*.json"), fields=("q", "a"))) == ["other.json", "x"]
+    for name in ("b.jsonl", "0/a.JSONL"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"holds no \.jsonl file"):
+        open_corpus(str(tmp_path), fields=("q", "a"))
 
 
 @pytest.mark.parametrize(
-    ("line", "complaint"),
+    ("line", "words"),
     [
-        ("{broken", "record 2 of .* is not JSON"),
-        ('["q", "a"]', "record 2 of .* has no text 'q', but: list"),
+        ('{"q": "x", "a": "y"', "is not JSON"),
+        ("plain text", "is not JSON: 'plain text'"),
+        ("[" * 100_000, "is not JSON"),
+        ("1" * 5_000, "is not JSON"),
+        ('{"q": "x"} {"a": "y"}', "is not JSON"),
+        ('["x", "y"]', "has no text 'q', but: list"),
+        ('"q a"', "has no text 'q', but: str"),
         ("7", "has no text 'q', but: int"),
-        ('{"q": "x"}', "record 2 of .* has no text 'a', but: q"),
+        ("null", "has no text 'q', but: NoneType"),
+        ("{}", "has no text 'q', but: "),
+        ('{"Q": "x", "a": "y"}', "has no text 'q', but: Q, a"),
+        ('{"q": "x", "b": "y"}', "has no text 'a', but: q, b"),
         ('{"q": "x", "a": 5}', "has no text 'a'"),
-        ("[" * 100_000, "record 2 of .* is not JSON"),
+        ('{"q": "x", "a": null}', "has no text 'a'"),
+        ('{"q": ["x"], "a": "y"}', "has no text 'q'"),
+        ('{"q": "x", "a": "\\ud83d"}', "has half a character, a lone surrogate, in 'a'"),
     ],
+    ids=lambda value: value[:30],
 )
-def test_a_record_that_does_not_fit_is_named(tmp_path, line, complaint):
-    (tmp_path / "pairs.jsonl").write_text('{"q": "x", "a": "y"}\n' + line, encoding="utf-8")
-    with pytest.raises(ValueError, match=complaint):
-        list(open_corpus(str(tmp_path / "pairs.jsonl"), fields=("q", "a")).documents())
+def test_a_line_that_holds_no_pair_is_named(tmp_path, line, words):
+    good = json.dumps({"q": "x", "a": "\ud83d\ude00 whole"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f"{good}\n\n{good}\n{line}\n{good}\n")
+    with pytest.raises(ValueError, match=r"record 3 of .*pairs\.jsonl " + re.escape(words)) as caught:
+        list(read_fields(path, ("q", "a")))
+    assert len(str(caught.value)) < 400 + len(str(path))
+    assert "\n" not in str(caught.value)
 
 
-def test_summaries_are_pairs_of_a_tale_and_what_happens_in_it():
-    corpus = open_corpus("summaries:5:3")
-    documents = ["".join(document) for document in corpus.documents()]
-    assert documents[::2] == tales.generate(5, 3)
-    assert documents[1::2] == [f" {tales.summary(tale)}" for tale in documents[::2]]
-    with pytest.raises(ValueError, match="summaries:N are N summaries"):
-        open_corpus("summaries:0")
+def test_summaries_are_the_tales_of_that_number_and_seed_with_what_happens_in_them():
+    for source, n, seed in (("summaries:4", 4, 0), ("summaries:3:5", 3, 5)):
+        corpus = open_corpus(source)
+        assert corpus.name == f"summaries:{n}:{seed} of grammar {tales.fingerprint()}"
+        assert len(corpus.fields) == 2
+        prompts, targets = documents(corpus)[::2], documents(corpus)[1::2]
+        assert prompts == tales.generate(n, seed)
+        assert targets == [f" {tales.summary(tale)}" for tale in tales.generate(n, seed)]
+
+
+@pytest.mark.parametrize("source", ["summaries:0", "summaries:", "summaries:x", "summaries:1:2:3"])
+def test_summaries_take_a_number(source):
+    with pytest.raises(ValueError, match=f"'{source}': summaries:N are N summaries, from 1 to 999999"):
+        open_corpus(source)

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import corpus_of
+from conftest import corpus_of, pairs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt.prepare
 import gpt.tales
-from gpt.corpus import Corpus, open_corpus
-from gpt.files import read_sealed, sealed
+from gpt.corpus import open_corpus
+from gpt.files import sealed
 from gpt.prepare import ordered_map, prepare_data
 from gpt.prepared import describe, load_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
@@ -328,6 +328,93 @@ def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     assert peak < 1_000_000
 
 
+# --- preparing: pairs -------------------------------------------------------------------------------------------------
+
+PAIRS = [(f"what is {n}? é中"[: 3 * n], f"{n * n}, I say") for n in range(12)]  # the first prompt is empty
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, "char", "gpt2"])
+@pytest.mark.parametrize(
+    ("n", "val_fraction", "n_val"), [(2, 0.1, 1), (2, 0.5, 1), (3, 0.3, 1), (5, 0.5, 2), (12, 0.1, 1), (12, 0.25, 3)]
+)
+def test_pairs_stand_between_marks_and_none_is_parted(tmp_path, tokenizer, n, val_fraction, n_val):
+    data = prepare_data(pairs_of(tmp_path / "in", PAIRS[:n]), tokenizer, tmp_path / "out", val_fraction)
+    assert data.paired
+    assert data.separated
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["paired"] is True
+    encode, eot_id = data.tokenizer.encode, data.tokenizer.eot_id
+    for split, pairs in ((data.train, PAIRS[: n - n_val]), (data.val, PAIRS[n - n_val : n])):
+        texts = [text for pair in pairs for text in pair]
+        assert split.tokens.tolist() == [eot_id, *(i for text in texts for i in (*encode(text), eot_id))]
+        assert [*data.documents(split)] == texts
+        assert (split.documents, split.characters) == (2 * len(pairs), sum(map(len, texts)))
+    again = load_data(tmp_path / "out", verify=True)
+    assert again.paired
+    assert again.checksums == data.checksums
+
+
+def test_what_is_no_pair_is_not_paired_nor_are_folders_that_do_not_say(tmp_path):
+    data = prepare_data(corpus_of(tmp_path / "in", *["one", "two"] * 6), "char", tmp_path / "out")
+    assert not data.paired
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta.pop("paired") is False
+    (tmp_path / "out" / "meta.json").write_text(sealed({key: meta[key] for key in meta if key != "seal"}))
+    assert load_data(tmp_path / "out", verify=True).paired is False
+    for wrong in (1, None, "yes"):
+        (tmp_path / "out" / "meta.json").write_text(sealed({**meta, "paired": wrong}))
+        with pytest.raises(ValueError, match=r"meta\.json is damaged"):
+            load_data(tmp_path / "out")
+
+
+def test_pairs_validate_on_pairs(tmp_path):
+    train, val = pairs_of(tmp_path / "1", PAIRS[:1]), pairs_of(tmp_path / "2", PAIRS[1:4])
+    data = prepare_data(train, BYTES, tmp_path / "out", val_corpus=val)
+    assert [*data.documents(data.train)] == [*PAIRS[0]]
+    assert [*data.documents(data.val)] == [text for pair in PAIRS[1:4] for text in pair]
+    assert data.paired
+    plain = corpus_of(tmp_path / "3", "a text", "another")
+    for one, other in ((train, plain), (plain, val)):
+        with pytest.raises(ValueError, match="one holds pairs, the other does not"):
+            prepare_data(one, BYTES, tmp_path / "new", val_corpus=other)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="the target of pair 1 is empty"):
+        prepare_data(train, BYTES, tmp_path / "new", val_corpus=pairs_of(tmp_path / "4", [("x", "")] * 2 + PAIRS))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([("a prompt", "a target")], "one pair cannot be split"),
+        ([("a prompt", "a target"), ("another", ""), ("third", "")], "the target of pair 2 is empty"),
+        ([("", "")] * 3, "no text to learn from"),
+        ([], "no text to learn from"),
+    ],
+    ids=["one", "empty target", "empty", "none"],
+)
+def test_pairs_that_cannot_be_learnt_are_refused_and_nothing_left_behind(tmp_path, pairs, words):
+    corpus = pairs_of(tmp_path / "in", pairs)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        prepare_data(corpus, BYTES, tmp_path / "out", 0.5)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_tokenizer_that_cannot_end_a_text_is_refused_for_pairs(tmp_path):
+    get_tokenizer("char", ["".join(map("".join, PAIRS))]).save(tmp_path / "char.json")
+    corpus = pairs_of(tmp_path / "in", PAIRS)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=r"char\.json has no end-of-text token"):
+        prepare_data(corpus, str(tmp_path / "char.json"), tmp_path / "out")
+    assert snapshot(tmp_path) == before
+
+
+def test_summaries_are_pairs(tmp_path):
+    data = prepare_data(open_corpus("summaries:6"), "char", tmp_path / "out", 0.3)
+    tales = gpt.tales.generate(6)
+    assert data.paired
+    assert [*data.documents(data.val)] == [text for tale in tales[4:] for text in (tale, f" {gpt.tales.summary(tale)}")]
+
+
 # --- preparing: in threads --------------------------------------------------------------------------------------------
 
 
@@ -529,47 +616,3 @@ def test_new_data_that_cannot_be_put_in_place_leaves_the_old_as_it_was(tmp_path,
         prepare_data(corpus, "char", out)
     assert refused
     assert snapshot(tmp_path) == before
-
-
-# --- pairs ------------------------------------------------------------------------------------------------------------
-
-
-def pairs_of(folder, *pairs):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pairs.jsonl").write_text("\n".join(json.dumps({"q": q, "a": a}) for q, a in pairs), encoding="utf-8")
-    return Corpus("pairs", [folder / "pairs.jsonl"], fields=("q", "a"))
-
-
-@pytest.mark.parametrize(("n", "val_fraction", "n_val"), [(2, 0.1, 1), (3, 0.5, 2), (9, 0.1, 1), (40, 0.1, 4)])
-def test_no_split_parts_a_pair(tmp_path, n, val_fraction, n_val):
-    pairs = [(f"question {i}", f"answer {i}") for i in range(n)]
-    data = prepare_data(pairs_of(tmp_path, *pairs), "char", tmp_path / "data", val_fraction)
-    assert data.paired and data.separated
-    texts = [list(data.documents(split)) for split in (data.train, data.val)]
-    assert texts[0] == [text for pair in pairs[:-n_val] for text in pair]
-    assert texts[1] == [text for pair in pairs[-n_val:] for text in pair]
-    assert load_data(tmp_path / "data").paired
-
-
-def test_pairs_that_teach_nothing_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="the target of pair 2 is empty"):
-        prepare_data(pairs_of(tmp_path / "a", ("q", "a"), ("q", ""), ("q", "a")), "char", tmp_path / "data")
-    with pytest.raises(ValueError, match="one pair cannot be split"):
-        prepare_data(pairs_of(tmp_path / "b", ("q", "a")), "char", tmp_path / "data")
-    get_tokenizer("char", ["qa"]).save(tmp_path / "plain.json")
-    with pytest.raises(ValueError, match="has no end-of-text token"):
-        prepare_data(pairs_of(tmp_path / "c", *[("q", "a")] * 3), str(tmp_path / "plain.json"), tmp_path / "data")
-    assert not (tmp_path / "data").exists()
-
-
-def test_an_empty_prompt_is_a_prompt(tmp_path):
-    data = prepare_data(pairs_of(tmp_path, *[("", "a")] * 3), "char", tmp_path / "data")
-    assert list(data.documents(data.val)) == ["", "a"]
-
-
-def test_folders_that_do_not_say_whether_they_are_paired_are_not(tmp_path):
-    prepare_data(corpus_of(tmp_path / "texts", *["some text"] * 12), "char", tmp_path / "data")
-    meta = read_sealed(tmp_path / "data" / "meta.json", "")
-    del meta["paired"]
-    (tmp_path / "data" / "meta.json").write_text(sealed(meta), encoding="utf-8")
-    assert not load_data(tmp_path / "data").paired

@@ -40,6 +40,7 @@ class PreparedData:
     train: TokenFile
     val: TokenFile
     paired: bool = False  # each two documents are a prompt and its target
+    from_end: bool = False  # the tokens stand in reverse order
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -57,12 +58,14 @@ class PreparedData:
         return frozenset(self.documents(self.train))
 
     def documents(self, split: TokenFile) -> Iterator[str]:
-        """The texts of a split's documents; of one that is not separated, the one text."""
+        """The texts of a split's documents, each from its beginning, in the order of the tokens; of a split that is not
+        separated, the one text."""
+        tokens, order = split.tokens, -1 if self.from_end else 1
         if not self.separated:
-            yield self.tokenizer.decode(split.tokens.tolist())
+            yield self.tokenizer.decode(tokens[::order].tolist())
             return
-        for start, end in pairwise(np.flatnonzero(split.tokens == self.tokenizer.eot_id).tolist()):
-            yield self.tokenizer.decode(split.tokens[start + 1 : end].tolist())
+        for start, end in pairwise(np.flatnonzero(tokens == self.tokenizer.eot_id).tolist()):
+            yield self.tokenizer.decode(tokens[start + 1 : end][::order].tolist())
 
 
 def describe(data: PreparedData) -> str:

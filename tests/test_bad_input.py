@@ -63,6 +63,9 @@ FILES = {
     "latin1.txt": "caf\N{LATIN SMALL LETTER E WITH ACUTE} au lait".encode("latin-1"),
     "binary.bin": bytes(range(32)) * 4,
     "binary.toml": b"max_steps = 1\n\xff\xfe\x00\x01",
+    "pairs.jsonl": b'{"q": "1 + 1?", "a": "2"}\n' * 9,
+    "broken.jsonl": b'{"q": "1 + 1?", "a": "2"}\n{"q": "1 + 1?"\n',
+    "unanswered.jsonl": b'{"q": "1 + 1?", "a": "2"}\n{"q": "1 + 2?", "a": ""}\n',
     "notes/todo.doc": b"a folder that holds neither texts, nor prepared data, nor a run",
     "runs/strange/todo.doc": b"another",
 }
@@ -234,6 +237,14 @@ RESUME = "train --run tiny --resume"
         (f"{RESUME} --data.windows document", "data.windows is 'stream' in this run, not 'document'"),
         (f"{RESUME} --data.path data/none", "data/none ... prepare_data.py"),
         (f"{RESUME} --config none.toml", "no config file none.toml"),
+        (f"{TRAIN} --objective.name next", "objective.name must be one of 'next_token' ... not 'next'"),
+        (f"{TRAIN} --objective.label_smoothing 1", "objective.label_smoothing must be at most 0.99, not 1.0"),
+        (f"{TRAIN} --objective.name conditional", "learns pairs, which data/tiny does not hold ... --target_field"),
+        (f"{TRAIN} --objective.name distill", "objective.teacher is empty"),
+        (f"{TRAIN} --objective.name distill --objective.teacher tinny", "unknown run 'tinny' ... did you mean tiny?"),
+        (f"{TRAIN} --objective.name distill --objective.teacher tiny:step-000009", "no checkpoint 'step-000009' in"),
+        (f"{TRAIN} --objective.teacher tiny", "objective.teacher is a setting of distill, not of 'next_token'"),
+        (f"{RESUME} --objective.name reverse", "objective.name is 'next_token' in this run, not 'reverse'"),
     ]
 )
 def test_train(assert_mistake, command, words):
@@ -704,6 +715,7 @@ def test_evaluate_on_a_damaged_split(work, assert_mistake):
 # --- prepare_data.py --------------------------------------------------------------------------------------------------
 
 PREPARE = "prepare_data --out data/new --tokenizer char --input"
+FIELDS = "--prompt_field q --target_field a"
 
 
 @table(
@@ -739,6 +751,24 @@ PREPARE = "prepare_data --out data/new --tokenizer char --input"
         (f"{PREPARE} text.txt --val_input none.txt", "'none.txt'"),
         (f"{PREPARE} text.txt --val_input ''", "''"),
         (f"{PREPARE} text.txt --val_input empty.txt", "empty.txt"),
+        (f"{PREPARE} pairs.jsonl --prompt_field q", "--prompt_field and --target_field ... both are needed"),
+        (f"{PREPARE} pairs.jsonl --target_field a", "--prompt_field and --target_field ... both are needed"),
+        (f"{PREPARE} pairs.jsonl --target_field a --prompt_field ''", "both are needed"),
+        (f"{PREPARE} pairs.jsonl {FIELDS} --separator x", "--separator means nothing with --prompt_field"),
+        (
+            f"{PREPARE} pairs.jsonl --prompt_field q --target_field b",
+            "record 1 of pairs.jsonl has no text 'b', but: q, a",
+        ),
+        (f"{PREPARE} broken.jsonl {FIELDS}", "record 2 of broken.jsonl is not JSON"),
+        (f"{PREPARE} unanswered.jsonl {FIELDS}", "the target of pair 2 is empty"),
+        (f"{PREPARE} text.txt {FIELDS}", "record 1 of text.txt is not JSON"),
+        (f"{PREPARE} tales:3 {FIELDS}", "is not JSON"),
+        (f"{PREPARE} summaries:3 {FIELDS}", "has no text 'q', but: prompt, target"),
+        (f"{PREPARE} summaries:1", "one pair cannot be split"),
+        (f"{PREPARE} summaries:3 --val_input text.txt", "one holds pairs, the other does not"),
+        (f"{PREPARE} text.txt --val_input summaries:3", "one holds pairs, the other does not"),
+        (f"{PREPARE} pairs.jsonl {FIELDS} --tokenizer data/tiny/tokenizer.json", "has no end-of-text token"),
+        (f"{PREPARE} notes {FIELDS}", "the folder notes holds no .jsonl file"),
         (f"{PREPARE} text.txt --tokenizer gpt5", "unknown tokenizer 'gpt5' ... gpt2, char, bpe:N"),
         (f"{PREPARE} text.txt --tokenizer ''", "unknown tokenizer '' ... gpt2, char, bpe:N"),
         (f"{PREPARE} text.txt --tokenizer bpe", "tokenizer 'bpe' ... at least 257 ... bpe:4096"),

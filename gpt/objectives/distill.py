@@ -40,18 +40,18 @@ class Distill(NextToken):
     def _teacher(self) -> tuple[GPTModel]:
         """The teacher, frozen; within a tuple, since it is no part of what is trained and saved."""
         run, _, step = self.config.teacher.rpartition(":")
-        with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+        with torch.random.fork_rng(devices=[]):  # a model begins with random weights, which a resumed run must not draw
             teacher, _, _ = load_model(existing_run(run), step)
-        return (teacher.requires_grad_(False).to(self.model.tok_emb.weight.device),)
+        return (teacher.requires_grad_(False).to(self.model.tok_emb.weight),)  # where the student is, as precise
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, targets counted), two scalars, for inputs and targets (B, T)."""
         (teacher,) = self._teacher
         counted = targets != IGNORE  # (B, T)
-        hidden = self.model.hidden_states(inputs)[counted]  # (N, D)
+        dtype = self.model.tok_emb.weight.dtype  # that dtype under autocast too
         with torch.no_grad():
-            expected = teacher.out_head(teacher.hidden_states(inputs)[counted])  # (N, V)
-        logits = self.model.out_head(hidden)  # (N, V)
+            expected = teacher.out_head(teacher.hidden_states(inputs)[counted]).to(dtype)  # (N, V)
+        logits = self.model.out_head(self.model.hidden_states(inputs)[counted]).to(dtype)  # (N, V)
         labels = self.model.ops.cross_entropy(logits, targets[counted], "sum", self.smoothing)
         soft = distillation_loss(logits, expected, self.config.temperature)
         weight = self.config.label_weight
@@ -71,6 +71,11 @@ class Distill(NextToken):
             raise ValueError(
                 f"the teacher {run} has other tokens than {data.folder}: prepare the data with "
                 f"--tokenizer {Path(folder.path, 'tokenizer.json')}"
+            )
+        if teacher.objective.name not in ("next_token", "distill"):
+            raise ValueError(
+                f"the teacher {run} predicts no next token: its objective is {teacher.objective.name}, and a student "
+                f"learns from one of next_token or distill"
             )
         if teacher.model.context_length < config.model.context_length:
             raise ValueError(

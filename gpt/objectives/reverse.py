@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 
-from gpt.baselines import Yardstick, tales_floor
-from gpt.config import TrainConfig
 from gpt.decoding import sample_documents, stream_ids
 from gpt.objectives.next_token import NextToken
 from gpt.prepared import PreparedData
@@ -26,14 +24,7 @@ class Reverse(NextToken):
         """Prepared data with the tokens of both splits in reverse order; marks between documents stay marks."""
         splits = ((name, getattr(data, name)) for name in ("train", "val"))
         turned = {name: dataclasses.replace(split, tokens=split.tokens[::-1]) for name, split in splits}
-        return dataclasses.replace(data, **turned)
-
-    def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
-        """Baselines that read from the right too; the floor of tales, which knows no direction."""
-        measure = super().yardstick(config, data)
-        whole = config.data.windows == "document" and not config.eval_batches
-        floor = tales_floor(self.as_read(data)) if whole else None  # turned twice, they can be read
-        return dataclasses.replace(measure, floor=None if floor is None else floor[::-1])
+        return dataclasses.replace(data, **turned, from_end=not data.from_end)
 
     def write(
         self, prompt: str, tokenizer: Tokenizer, in_documents: bool, max_new_tokens: int | None = None, **sampling

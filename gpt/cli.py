@@ -184,11 +184,21 @@ def _number(text: str, kind: type) -> int | float:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which trained run is used: --run, --checkpoint and --device."""
-    parser.add_argument("--run", required=True, metavar="NAME", help="a name under runs/, or a path")
+    """The options that say which checkpoint of which run is used: --run and --checkpoint."""
+    parser.add_argument("--run", metavar="NAME", help="a name under runs/, or a path")
     parser.add_argument(
         "--checkpoint", default="best", metavar="NAME", help="best, last, or a name such as step-000500 (default: best)"
     )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model is used, and where: a run's, or published weights, and --device."""
+    add_run_options(parser)
+    parser.add_argument(
+        "--pretrained", metavar="NAME",
+        help="instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl or hub:OWNER/NAME, downloaded once; a folder "
+        "that export.py or transformers wrote; a .safetensors, .bin or .pth file",
+    )  # fmt: skip
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
     )

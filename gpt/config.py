@@ -245,7 +245,9 @@ class TrainConfig:
         "auto", "precision of the matrix products; auto: bfloat16 where the device has it in hardware"
     )
     compile: bool = _setting(False, "compile the model with torch.compile (needs a C++ compiler, or triton on CUDA)")
-    init_from: str = _setting("", "a run whose best weights this one starts from, and whose shape its model has")
+    init_from: str = _setting(
+        "", "a run, or published weights, whose shape its model has and whose weights it starts from: NAME, gpt2, PATH"
+    )
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -23,10 +23,16 @@ def run_path(name: str) -> Path:
     return find_path(RUNS / name if name == path.name else path)
 
 
+def is_run(name: str) -> bool:
+    """Whether a name or a path is a run's."""
+    path = run_path(name)
+    return (path / "config.toml").is_file() or (path / "checkpoints").is_dir()
+
+
 def existing_run(name: str) -> Path:
     """The folder of a run that must be there. ValueError names the runs that are."""
     path = run_path(name)
-    if not (path / "config.toml").is_file() and not (path / "checkpoints").is_dir():
+    if not is_run(name):
         there = sorted(p.parent.name for p in find_path(RUNS).glob("*/config.toml"))
         raise ValueError(f"unknown run {name!r}: {suggest(name, there) if there else 'there are none under runs/ yet'}")
     return path

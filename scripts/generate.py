@@ -4,6 +4,7 @@
     python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
     python scripts/generate.py --run story-001 --prompt "Hanna" --weights int8
     python scripts/generate.py --run masked --prompt "Once there was a brave [MASK] named Mina"
+    python scripts/generate.py --pretrained gpt2 --prompt "Every effort moves you" --max_new_tokens 25
 
 The text appears as it is written. A model that was trained to fill in what is masked does so at each [MASK]; one that
 reads from the right writes what stands before the prompt. The same seed writes the same text. What --weights int8 costs
@@ -12,13 +13,12 @@ in loss, evaluate.py --weights int8 measures.
 
 import sys
 
-from gpt.cli import Parser, add_run_options, add_weights_option, run
-from gpt.places import existing_run
+from gpt.cli import Parser, add_model_options, add_weights_option, run
 
 
 def main() -> None:
     parser = Parser(__doc__)
-    add_run_options(parser)
+    add_model_options(parser)
     parser.add_argument(
         "--prompt",
         required=True,
@@ -54,12 +54,11 @@ def main() -> None:
         parser.error(f"--num_samples must be at least 1, not {arguments.num_samples}")
     if not 0 <= arguments.seed < 2**63:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
-    folder = existing_run(arguments.run)
 
     import torch
 
     from gpt.decoding import check_sampling
-    from gpt.objectives import load_objective
+    from gpt.objectives import load_subject
     from gpt.quantize import Int8GPTModel, weight_bytes
     from gpt.runtime import choose_device, tune
 
@@ -67,13 +66,12 @@ def main() -> None:
     check_sampling(arguments.max_new_tokens or 0, **sampling)
     tune()
     device = choose_device(arguments.device)
-    objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
-    objective.to(device)
-    in_documents = checkpoint.config.data.windows == "document"
-    print(f"{folder}, step {checkpoint.state['step']:,}", file=sys.stderr)
+    subject = load_subject(arguments.run, arguments.checkpoint, arguments.pretrained)
+    objective, tokenizer, in_documents = subject.objective.to(device), subject.tokenizer, subject.in_documents
+    print(subject.name, file=sys.stderr)
     if arguments.weights == "int8":
         before, objective.model = weight_bytes(objective.model), Int8GPTModel(objective.model)
-        del checkpoint  # which holds the float32 weights
+        del subject  # whose checkpoint holds the float32 weights
         after = weight_bytes(objective.model)
         print(f"int8 weights: {after / 1e6:,.1f} MB, float32 {before / 1e6:,.1f} MB", file=sys.stderr)
     if objective.continues_prompts:

@@ -29,6 +29,7 @@ class Infilling(Objective):
     special_tokens = (MASK, START, END)
     figures = ("val_filled",)
     continues_prompts = False
+    left_to_right = False
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
         super().__init__(model, config)

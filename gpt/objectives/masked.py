@@ -52,6 +52,7 @@ class Masked(Objective):
 
     special_tokens = (CLS, SEP, MASK)
     continues_prompts = False
+    left_to_right = False
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
         super().__init__(model, config)

@@ -32,6 +32,7 @@ class Objective(nn.Module):
     figures: tuple[str, ...] = ()  # what it measures besides the loss: further columns of metrics.csv
     reads_any_text = False  # evaluate.py can measure it on any text: its loss is that of the next token
     continues_prompts = True  # generate.py hands it a text to go on with
+    left_to_right = True  # its model is a GPT that predicts the next token: other programs can use it
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
         super().__init__()

@@ -18,6 +18,7 @@ class Reverse(NextToken):
     """
 
     reads_any_text = False
+    left_to_right = False
 
     @classmethod
     def as_read(cls, data: PreparedData) -> PreparedData:

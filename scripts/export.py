@@ -1,0 +1,47 @@
+"""Write a trained model in a layout that other programs read.
+
+    python scripts/export.py --run tales-001 --out exported/tales
+    python scripts/export.py --run tales-001 --out exported/tales_book --format book
+
+hf: a folder that transformers loads as a GPT-2, by AutoModelForCausalLM and AutoTokenizer, and with it whatever is
+built on them. book: a checkpoint in the layout of Raschka, "Build a Large Language Model (From Scratch)", that its
+GPTModel loads with strict=True. generate.py and evaluate.py take either folder as --pretrained, a config as init_from.
+"""
+
+from pathlib import Path
+
+from gpt.cli import Parser, add_run_options, run
+from gpt.places import existing_run
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    add_run_options(parser)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--format", choices=["hf", "book"], default="hf", help="the layout (default: hf)")
+    arguments = parser.parse_args()
+    if arguments.run is None:
+        parser.error("name a run: --run NAME")
+    folder, out = existing_run(arguments.run), Path(arguments.out)
+
+    from gpt.export import export_book, export_hf
+    from gpt.objectives import load_objective
+
+    objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
+    in_documents = checkpoint.config.data.windows == "document"
+    if not objective.left_to_right:
+        parser.error(
+            f"what these layouts hold predicts the next token, and {arguments.run} was trained for "
+            f"{checkpoint.config.objective.name}"
+        )
+    if arguments.format == "hf":
+        export_hf(objective.model, tokenizer, in_documents, out)
+    else:
+        export_book(objective.model, tokenizer, out)
+    print(f"{folder}, step {checkpoint.state['step']:,} -> {out}: {objective.model.num_parameters():,} parameters")
+    if tokenizer.eot_id is not None and arguments.format == "hf":
+        print("In a text that contains <|endoftext|>, transformers reads that as the token; here it is ordinary text.")
+
+
+if __name__ == "__main__":
+    run(main)

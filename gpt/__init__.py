@@ -23,6 +23,7 @@ _HOME = {
     "calc_loss_loader": "loss",
     "perplexity": "loss",
     "load_model": "checkpoint",
+    "load_pretrained": "pretrained",
     "Trainer": "trainer",
 }
 __all__ = list(_HOME)

@@ -11,6 +11,7 @@ for, of the right shape. `gpt/export.py` writes by the same table.
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig, from_dict
@@ -305,14 +305,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        # weights_only: whatever else a pickle holds is refused, not run
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle's protocol, which says nothing to a reader
+            # weights_only: whatever else a pickle holds is refused, not run
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} is damaged, or holds something else than tensors, which might run as a program, so nothing of it "
             f"was read: ask for a .safetensors file"
         ) from None
-    except (SafetensorError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # of a damaged file each reader complains in a way of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read: it is damaged, or incomplete ({reason[:150]})") from None
     for wrapping in ("model_state_dict", "state_dict"):  # beside an optimizer's, as the book saves them

@@ -3,7 +3,6 @@
     tokenizer = get_tokenizer("gpt2")                # 50,257 tokens, no download
     tokenizer = get_tokenizer("char", [text])        # one token per distinct character of the text
     tokenizer = get_tokenizer("bpe:4096", [text])    # byte pairs learned from the text, 4,096 tokens in all
-    tokenizer.decode(tokenizer.encode("Once")) == "Once"
 
 All three have encode, decode, vocab_size, eot_id, save and load. `<|endoftext|>` inside a text is ordinary text unless
 the caller says `special=True`. encode_to_numpy gives the same ids as encode in a quarter of a list's memory, and may

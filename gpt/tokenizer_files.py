@@ -91,10 +91,15 @@ def from_hf(saved: dict[str, Any]) -> dict[str, Any]:
     if missing := [character for character in spelled_bytes() if character not in tokens]:
         raise ValueError(f"{len(missing)} of the 256 bytes have no token")
     named |= {name: i for name, i in vocab.items() if name not in tokens}
-    n = len(tokens)
-    if named == {EOT: n} and all(tokens[character] == byte for character, byte in spelled_bytes().items()):
-        return {"kind": "bpe", "merges": [[tokens[left], tokens[right]] for left, right in merges]}
-    return {"kind": "byte_pairs", "tokens": tokens, "named": named}
+    in_order = sorted(named, key=named.get)
+    if [named[name] for name in in_order] != list(range(len(tokens), len(tokens) + len(named))) or in_order[:1] != [
+        EOT
+    ]:
+        return {"kind": "byte_pairs", "tokens": tokens, "named": named}
+    special = {"special_tokens": in_order[1:]} if named.keys() > {EOT} else {}  # as with_special_tokens adds them
+    if all(tokens[character] == byte for character, byte in spelled_bytes().items()):
+        return {"kind": "bpe", "merges": [[tokens[left], tokens[right]] for left, right in merges], **special}
+    return {"kind": "byte_pairs", "tokens": tokens, "named": {EOT: len(tokens)}, **special}
 
 
 def _from_characters(vocab: dict[str, int], named: dict[str, int]) -> dict[str, Any]:

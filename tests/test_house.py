@@ -19,9 +19,9 @@ PROJECT = Path(gpt.__file__).parent.parent
 FLOORS = [
     ["files", "grammar", "tales", "download", "config", "places", "corpus", "runtime"],  # on the same floor
     ["ops.explicit", "ops.fused", "ops"],
-    ["bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
+    ["tokenizer_files", "bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
     ["model", "quantize", "adapters", "baselines"],
-    ["scores", "loss", "information", "decoding", "weights", "state", "checkpoint"],
+    ["scores", "loss", "information", "decoding", "weights", "state", "checkpoint", "pretrained", "export"],
     ["objectives.objective", "objectives.next_token", "objectives.reverse", "objectives.conditional"],  # the same floor
     ["objectives.distill", "objectives.stretches", "objectives.masked", "objectives.blanks", "objectives.infilling"],
     ["objectives"],

@@ -118,11 +118,11 @@ class Objective(nn.Module):
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
         """A text for samples.txt: sample_prompt continued, or the first token of the training split."""
-        in_documents = config.data.windows == "document"
         prompt = config.sample_prompt
+        longest = None if config.data.windows == "document" else SAMPLE_TOKENS
+        in_documents = longest is None or (data.separated and not prompt)  # whose first token is end-of-text
         if not prompt and not in_documents:
             prompt = data.tokenizer.decode(data.train.tokens[:1].tolist())
-        longest = None if in_documents else SAMPLE_TOKENS
         generator = torch.Generator(next(self.model.parameters()).device).manual_seed(seed)
         return "".join(
             self.write(

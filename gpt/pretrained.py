@@ -177,6 +177,11 @@ def load_pretrained(source: str | Path, context_length: int = 0) -> GPTModel:
     return open_pretrained(source).model(context_length)
 
 
+def is_pretrained(source: str) -> bool:
+    """Whether a name is one that `load_pretrained` looks for: of the hub, or of a path that is there."""
+    return source in HUB or source.startswith("hub:") or find_path(source).exists()
+
+
 def open_pretrained(source: str | Path) -> Pretrained:
     """What `load_pretrained` loads, its tensors not yet read. The same errors, but for numbers that are not finite."""
     path = find_path(source)

@@ -615,9 +615,9 @@ GENERATE = "generate --run tiny --prompt the"
 
 @table(
     [
-        ("generate", "--run ... --prompt"),
+        ("generate", "--prompt"),
         ("generate --run tiny", "--prompt"),
-        ("generate --prompt the", "--run"),
+        ("generate --prompt the", "name a run (--run NAME) or published weights"),
         ("generate --run tinny --prompt the", "unknown run 'tinny' ... did you mean tiny?"),
         ("generate --run ./notes --prompt the", "unknown run './notes'"),
         ("generate --run '' --prompt the", "a run needs a name, not ''"),

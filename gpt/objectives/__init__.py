@@ -22,7 +22,7 @@ from gpt.objectives.objective import Objective
 from gpt.objectives.reverse import Reverse
 from gpt.places import existing_run, is_run
 from gpt.prepared import PreparedData
-from gpt.pretrained import open_pretrained
+from gpt.pretrained import is_pretrained, open_pretrained
 from gpt.state import Checkpoint
 from gpt.tokenizer import Tokenizer
 from gpt.weights import load_weights, named_weights
@@ -64,7 +64,7 @@ class _Base:
 def _base(config: TrainConfig) -> _Base:
     """What init_from names: a run, or published weights, of which it may take the first positions only."""
     name = config.init_from
-    if not is_run(name):
+    if not is_run(name) and is_pretrained(name):
         found = open_pretrained(name)
         few = config.model.context_length
         few = few if few < found.config.context_length else 0

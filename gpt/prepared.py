@@ -41,6 +41,7 @@ class PreparedData:
     val: TokenFile
     paired: bool = False  # each two documents are a prompt and its target
     from_end: bool = False  # the tokens stand in reverse order
+    shares: tuple[float, ...] = ()  # of several sources, what each makes of the training text's characters
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -71,6 +72,8 @@ class PreparedData:
 def describe(data: PreparedData) -> str:
     """What a prepared folder holds, in a few lines."""
     lines = [f"{data.source} -> {data.folder}, tokenizer {data.tokenizer.name} of {data.tokenizer.vocab_size:,} tokens"]
+    if data.shares:
+        lines.append(f"shares of the training text: {', '.join(f'{share:.1%}' for share in data.shares)}")
     for split in (data.train, data.val):
         lines.append(
             f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {split.bytes:,} "
@@ -101,7 +104,7 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
             raise ValueError(
                 f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare the data anew"
             )
-        meta = {"paired": False, **meta}  # older folders do not say
+        meta = {"paired": False, "shares": [], **meta}  # older folders do not say
         _check_meta(meta)
         splits = {
             split: _load_split(folder / f"{split}.bin", meta[split], meta["dtype"], verify)
@@ -121,14 +124,16 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
                     f"{split.path} holds the token id {split.tokens.max()}, but its tokenizer has "
                     f"{tokenizer.vocab_size} tokens: prepare the data anew"
                 )
-        return PreparedData(folder, meta["source"], tokenizer, meta["separated"], **splits, paired=meta["paired"])
+        further = {"paired": meta["paired"], "shares": tuple(map(float, meta["shares"]))}
+        return PreparedData(folder, meta["source"], tokenizer, meta["separated"], **splits, **further)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'meta.json'} is damaged ({type(error).__name__}): prepare the data anew") from None
 
 
 def _check_meta(meta: dict) -> None:
     """TypeError unless a meta.json holds values of the kinds that `prepare_data` writes: a seal is no secret."""
-    kinds = {"source": str, "separated": bool, "paired": bool, "vocab_size": int, "tokenizer_sha256": str}
+    kinds = {"source": str, "separated": bool, "paired": bool, "shares": list, "vocab_size": int}
+    kinds |= {"tokenizer_sha256": str}
     kinds |= {"train": dict, "val": dict}
     counts = dict.fromkeys(("tokens", "documents", "characters", "bytes"), int)
     for place, expected in ((meta, kinds), (meta["train"], counts), (meta["val"], counts)):

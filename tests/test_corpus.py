@@ -1,8 +1,12 @@
 """gpt/corpus.py: where text comes from, and how it is cut into pieces."""
 
+import gzip
+import importlib
 import io
 import json
 import os
+import platform
+import random
 import re
 import sys
 import tempfile
@@ -205,7 +209,7 @@ def test_an_empty_file_has_no_pieces(tmp_path, data):
 def test_a_file_that_is_not_utf8_is_named(tmp_path, data, lead):
     path = tmp_path / "named.txt"
     path.write_bytes(data if lead == 0 else b"fine " * (lead // 5) + data)
-    with pytest.raises(ValueError, match=r"named\.txt (is not UTF-8 text|holds NUL bytes)"):
+    with pytest.raises(ValueError, match=r"named\.txt (is not UTF-8 text|holds NUL characters)"):
         list(read_pieces(path))
 
 
@@ -213,7 +217,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path, data, lead):
 def test_a_file_with_nul_bytes_is_named(tmp_path, data):
     path = tmp_path / "named.txt"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"named\.txt holds NUL bytes"):
+    with pytest.raises(ValueError, match=r"named\.txt holds NUL characters"):
         list(read_pieces(path))
 
 
@@ -589,3 +593,139 @@ def test_summaries_are_the_tales_of_that_number_and_seed_with_what_happens_in_th
 def test_summaries_take_a_number(source):
     with pytest.raises(ValueError, match=f"'{source}': summaries:N are N summaries, from 1 to 999999"):
         open_corpus(source)
+
+
+# --- files of other kinds ---------------------------------------------------------------------------------------------
+
+LANGUAGES = {
+    "Chinese": "从前有一个勇敢的孩子，名叫小明。\n他丢了铃铛！",
+    "German": "Größe, Übermut und Straßenbahn: »Äh«, sagte Jörg.\n",
+    "Arabic": "كان يا ما كان، في قديم الزمان، طفلٌ شجاع.",
+    "Japanese": "むかしむかし、あるところに。",
+    "code": "def f(x):\n\treturn {'a': [x**2]}  # ok\n",
+}
+ENCODINGS = [
+    ("Chinese", "gb18030"), ("Chinese", "utf-16"), ("Chinese", "utf-32-be"),
+    ("German", "latin-1"), ("German", "cp1252"), ("German", "utf-16-le"), ("German", "utf-7"), ("German", "cp500"),
+    ("Arabic", "cp1256"), ("Arabic", "utf-8"), ("Japanese", "shift_jis"), ("Japanese", "iso2022_jp"),
+    ("Japanese", "euc_jp"), ("code", "ascii"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1 << 20])
+@pytest.mark.parametrize(("language", "encoding"), ENCODINGS)
+def test_a_declared_encoding(tmp_path, monkeypatch, language, encoding, piece):
+    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
+    text = LANGUAGES[language]
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    (tmp_path / "b.jsonl").write_bytes(f'{{"text": "{language}"}}\n'.encode(encoding))
+    assert documents(open_corpus(str(tmp_path / "a.txt"), encoding=encoding)) == [text]
+    assert documents(open_corpus(str(tmp_path), fields=("text",), encoding=encoding)) == [text, language]
+
+
+@pytest.mark.parametrize(
+    "name", ["latin9000", "base64", "rot13", "hex", "idna", "punycode", "undefined", "utf-8\0", "x" * 999]
+)
+def test_what_is_no_text_encoding_is_refused(name):
+    with pytest.raises(ValueError, match="unknown text encoding") as caught:
+        open_corpus("story", encoding=name)
+    assert len(str(caught.value)) < 200
+
+
+def test_bytes_that_an_encoding_has_not_are_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text \(byte 0xf6\): .*--encoding latin-1"):
+        documents(open_corpus(str(tmp_path / "a.txt")))
+    with pytest.raises(ValueError, match=r"a\.txt is not ascii text \(byte 0xf6\)"):
+        documents(open_corpus(str(tmp_path / "a.txt"), encoding="ascii"))
+    (tmp_path / "a.txt").write_bytes("abc".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"a\.txt is not utf-16 text"):
+        documents(open_corpus(str(tmp_path / "a.txt"), encoding="utf-16"))
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 20])
+def test_gzip_files_are_read_as_what_they_hold(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
+    text = "".join(f"{n} bottles, größer\r\n" for n in range(500))
+    half = len(text) // 2
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text[:half].encode()) + gzip.compress(text[half:].encode()))
+    (tmp_path / "b.md.GZ").write_bytes(gzip.compress(b"# A heading"))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "of a line"}\n'))
+    (tmp_path / "d.bin.gz").write_bytes(gzip.compress(b"not taken"))
+    expected = [text.replace("\r\n", "\n"), "# A heading"]
+    assert documents(open_corpus(str(tmp_path))) == expected
+    assert documents(open_corpus(str(tmp_path), fields=("text",))) == [*expected, "of a line"]
+    assert documents(open_corpus(str(tmp_path / "d.bin.gz"))) == ["not taken"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no gzip", "flipped", "trailing"])
+def test_damaged_gzip_files_are_named(tmp_path, damage):
+    whole = gzip.compress(random.Random(0).randbytes(5000).hex().encode())
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes({
+        "truncated": whole[:-9], "no gzip": b"plain text", "trailing": whole + b"rubbish",
+        "flipped": whole[:99] + bytes([whole[99] ^ 255]) + whole[100:],
+    }[damage])  # fmt: skip
+    with pytest.raises(ValueError, match=r"a\.txt\.gz is no whole gzip file"):
+        documents(open_corpus(str(path)))
+
+
+def test_lines_of_json_want_the_name_of_a_field(tmp_path):
+    for name in ("a.jsonl", "a.JSONL", "a.jsonl.gz"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match="holds a JSON object in each line: name the one of its fields"):
+            open_corpus(str(tmp_path / name))
+
+
+def test_one_field_leaves_plain_files_as_they_are(tmp_path):
+    (tmp_path / "a.txt").write_text('{"text": "as it stands"}')
+    (tmp_path / "b.jsonl").write_text('{"text": "one", "n": 1}\n\n{"text": "two"}\n')
+    assert documents(open_corpus(str(tmp_path), fields=("text",))) == ['{"text": "as it stands"}', "one", "two"]
+    (tmp_path / "c.json").write_text('{"text": "three"}')
+    assert documents(open_corpus(str(tmp_path / "c.json"), fields=("text",))) == ["three"]
+    assert documents(open_corpus("summaries:2", fields=("prompt",))) == tales.generate(2)
+
+
+@pytest.mark.parametrize(("template", "text"), [
+    ("{q}", "why?"),
+    ("### {q}\n{a}", "### why?\nso {q}"),
+    ("{{{q}}} }} {{q}}", "{why?} } {q}"),
+    ("{a}{a}", "so {q}so {q}"),
+])  # fmt: skip
+def test_templates(tmp_path, template, text):
+    """What a record's own texts hold is not read as a template."""
+    (tmp_path / "a.jsonl").write_text('{"q": "why?", "a": "so {q}"}\n')
+    assert list(read_fields(tmp_path / "a.jsonl", (template,))) == [text]
+    with pytest.raises(ValueError, match=r"record 1 of .* has no text 'b', but: q, a"):
+        list(read_fields(tmp_path / "a.jsonl", (template + "{b}",)))
+
+
+def test_the_reference_of_python():
+    corpus = open_corpus("python-docs")
+    assert corpus.name == f"python-docs of Python {platform.python_version()}"
+    topics = importlib.import_module("pydoc_data.topics").topics
+    assert documents(corpus) == [topics[name] for name in sorted(topics)]
+    assert sum(map(len, documents(corpus))) > 400_000
+
+
+def test_a_python_without_its_reference(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(ValueError, match="comes without its reference"):
+        open_corpus("python-docs")
+
+
+def test_every_text_that_is_known_by_name_is_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed = gpt.corpus.list_texts().splitlines()
+    named = {*gpt.corpus.BUNDLED, *gpt.corpus.DOWNLOADABLE, *gpt.corpus.GENERATED, "python-docs"}
+    assert {line.split()[0] for line in listed} == named
+    assert all(("download" in line) == (line.split()[0] in gpt.corpus.DOWNLOADABLE) for line in listed)
+    gpt.corpus.DOWNLOADS.mkdir(parents=True)
+    (gpt.corpus.DOWNLOADS / "tinystories-valid.txt").write_text("One day\n<|endoftext|>\nTwo days<|endoftext|>\n")
+    assert "in data" in gpt.corpus.list_texts().splitlines()[-1]
+    assert documents(open_corpus("tinystories-valid")) == ["One day", "Two days"]
+    assert documents(open_corpus("tinystories-valid", separator="day")) == [
+        "One",
+        "<|endoftext|>\nTwo",
+        "s<|endoftext|>",
+    ]

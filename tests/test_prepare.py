@@ -1,5 +1,6 @@
 """gpt/prepare.py: what the token files hold, and that they are written whole or not at all."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -616,3 +618,78 @@ def test_new_data_that_cannot_be_put_in_place_leaves_the_old_as_it_was(tmp_path,
         prepare_data(corpus, "char", out)
     assert refused
     assert snapshot(tmp_path) == before
+
+
+# --- several texts ----------------------------------------------------------------------------------------------------
+
+
+def numbered(folder, letter, n):
+    """A corpus of so many documents, each another."""
+    return corpus_of(folder / letter, *(f"{letter}{i:02}" for i in range(n)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "times"), [((), (1, 1)), ((3, 1), (3, 1)), ((0.5, 2), (0.5, 2)), ((1.25, 0.1), (1.25, 0.1))]
+)
+def test_each_text_is_read_as_often_as_its_weight_says(tmp_path, weights, times):
+    corpora = [numbered(tmp_path, "a", 40), numbered(tmp_path, "b", 20)]
+    data = prepare_data(corpora, "char", tmp_path / "out", 0.25, weights=weights)
+    train, val = ([*data.documents(split)] for split in (data.train, data.val))
+    assert val == [f"a{i:02}" for i in range(30, 40)] + [f"b{i:02}" for i in range(15, 20)]
+    counted = Counter(train)
+    assert not counted.keys() & set(val)
+    for letter, n, weight in (("a", 30, times[0]), ("b", 15, times[1])):
+        found = [counted[f"{letter}{i:02}"] for i in range(n)]
+        part = Fraction(str(weight))
+        assert found == [math.floor(part * (i + 1)) - math.floor(part * i) for i in range(n)]
+    total = 30 * times[0] + 15 * times[1]
+    assert data.shares == pytest.approx((30 * times[0] / total, 15 * times[1] / total), abs=0.02)
+    assert "shares of the training text: " in describe(load_data(tmp_path / "out", verify=True))
+
+
+def test_whole_files_are_cut_and_repeated(tmp_path):
+    corpora = [corpus_of(tmp_path / "1", "x" * 30), corpus_of(tmp_path / "2", "y" * 10)]
+    data = prepare_data(corpora, "char", tmp_path / "out", 0.1, weights=(2, 1))
+    assert [*data.documents(data.train)] == ["x" * 27, "x" * 27, "y" * 9]
+    assert [*data.documents(data.val)] == ["xxx", "y"]
+    assert data.source == f"2 x {corpora[0].name} + {corpora[1].name}"
+
+
+def test_pairs_of_several_files_stay_pairs(tmp_path):
+    corpora = [pairs_of(tmp_path / name, [(f"{name}{i}", f"is {i}") for i in range(6)]) for name in "pq"]
+    data = prepare_data(corpora, BYTES, tmp_path / "out", 0.34, weights=(0.5, 2))
+    texts = [*data.documents(data.train)]
+    assert texts[::2] == ["p1", "p3", *(f"q{i}" for i in range(4)), *(f"q{i}" for i in range(4))]
+    assert texts[1::2] == [f"is {text[1]}" for text in texts[::2]]
+    assert [*data.documents(data.val)][::2] == ["p4", "p5", "q4", "q5"]
+
+
+def test_all_of_several_texts_train_where_another_validates(tmp_path):
+    corpora = [numbered(tmp_path, letter, 3) for letter in "ab"]
+    data = prepare_data(corpora, "char", tmp_path / "out", val_corpus=numbered(tmp_path, "c", 2), weights=(1, 2))
+    assert [*data.documents(data.train)] == ["a00", "a01", "a02", *["b00", "b01", "b02"] * 2]
+    assert [*data.documents(data.val)] == ["c00", "c01"]
+
+
+@pytest.mark.parametrize(("weights", "words"), [
+    ((1,), "1 weights for 2 texts"), ((1, 2, 3), "3 weights for 2 texts"), ((0, 1), "not 0"), ((-1, 1), "not -1"),
+    ((math.nan, 1), "not nan"), ((math.inf, 1), "not inf"), ((1, 0.5), "b has fewer than ten: give it a whole number"),
+])  # fmt: skip
+def test_weights_that_do_not_fit_are_refused(tmp_path, weights, words):
+    corpora = [numbered(tmp_path, "a", 12), dataclasses.replace(numbered(tmp_path, "b", 3), name="b")]
+    with pytest.raises(ValueError, match=words):
+        prepare_data(corpora, "char", tmp_path / "out", weights=weights)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char", "bpe:400"])
+@pytest.mark.parametrize("text", [
+    "从前有一个勇敢的孩子，名叫小明。他丢了铃铛！\n", "Größe, Übermut und Straßenbahn: »Äh«, sagte Jörg.\n",
+    "كان يا ما كان، في قديم الزمان، طفلٌ شجاع.\n", "def f(x):\n\treturn {'a': [x**2]}  # ok\n",
+    "👩🏽‍🚀 and 👨‍👩‍👧‍👦, e\u0301 and \u00e9; 🇩🇪 \u200b\u2028\u00a0x\n",
+], ids=["Chinese", "German", "Arabic", "code", "emoji"])  # fmt: skip
+def test_texts_of_any_kind_come_back_as_they_were(tmp_path, text, tokenizer):
+    data = prepare_data(corpus_of(tmp_path / "in", text * 40), tokenizer, tmp_path / "out", 0.5)
+    written = "".join("".join(data.documents(split)) for split in (data.train, data.val))
+    assert written == text * 40
+    assert data.train.characters == data.val.characters == len(text) * 20

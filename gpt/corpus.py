@@ -27,7 +27,7 @@ from typing import BinaryIO
 
 import regex
 
-from gpt import files, tales
+from gpt import files, tales, tasks
 from gpt.download import ARCHIVES, check_form, check_sum, download, file_name, unpack
 from gpt.places import PROJECT
 
@@ -48,6 +48,8 @@ KNOWN = {  # what --list says of each text that is known by name: size, and what
     "story": ("0.05 MB", "a short story, made for this project (CC0)"),
     "tales": ("24 MB", "30,000 tales of a grammar whose entropy is known; tales:N are N of them, tales:N:SEED others"),
     "summaries": ("27 MB", "pairs: such a tale, and what happens in it in short; summaries:N:SEED"),
+    "questions": ("24 MB", "pairs: such a tale with one of seven questions, and the answer; questions:N:SEED"),
+    "verdicts": ("24 MB", "pairs: such a tale, or one with a wrong word, and whether it is sound; verdicts:N:SEED"),
     "python-docs": ("0.46 MB", "the language reference that comes with every Python (PSF licence)"),
     "shakespeare": ("1.1 MB", "40,000 lines of his plays, as char-rnn has them (public domain)"),
     "tinystories": ("2.2 GB", "small stories written by GPT-4, Eldan and Li 2023, arXiv:2305.07759 (CDLA-Sharing-1.0)"),
@@ -56,6 +58,7 @@ KNOWN = {  # what --list says of each text that is known by name: size, and what
 PLAIN = (".txt", ".md")  # what is taken from a folder as it is; a file named by itself may have any name
 LINES = (".jsonl",)  # each line a JSON object
 PIECE = 1 << 20  # bytes read at once
+GENERATED = ("tales", *tasks.TASKS)  # made up when they are asked for
 TALES = 30_000  # as many as "tales" stands for
 
 
@@ -209,17 +212,18 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _generated(source: str, fields: tuple[str, ...]) -> Corpus:
-    """The corpus "tales:N:SEED" or "summaries:N:SEED": always the same N lines of a temporary file."""
+    """The corpus "tales:N:SEED", or one of pairs such as "summaries:N:SEED": always the same N lines of a temporary
+    file."""
     kind, _, numbers = source.partition(":")
     found = re.fullmatch(r"(?:(\d{1,6})(?::(\d{1,9}))?)?", numbers, re.ASCII)
     n, seed = (int(found[1] or TALES), int(found[2] or 0)) if found else (0, 0)
     if not n or source.endswith(":"):
         raise ValueError(f"{reprlib.repr(source)}: {kind}:N are N {kind}, from 1 to 999999; {kind}:N:SEED are others")
-    line, own_fields = GENERATED[kind]
-    text = "".join(f"{line(tale)}\n" for tale in tales.generate(n, seed))
-    name = f"{kind}:{n}:{seed} of grammar {tales.fingerprint()}"
-    spool = _spool(io.BytesIO(text.encode()), ".jsonl" if own_fields else ".txt")
-    return Corpus(name, [spool], "\n", fields or own_fields)
+    paired = kind in tasks.TASKS
+    lines = tasks.generate(kind, n, seed) if paired else (f"{tale}\n" for tale in tales.generate(n, seed))
+    spool = _spool(io.BytesIO("".join(lines).encode()), ".jsonl" if paired else ".txt")
+    own_fields = ("prompt", "target") if paired else ()
+    return Corpus(f"{kind}:{n}:{seed} of grammar {tales.fingerprint()}", [spool], "\n", fields or own_fields)
 
 
 def _python_docs() -> Corpus:
@@ -231,15 +235,6 @@ def _python_docs() -> Corpus:
     lines = "".join(json.dumps({"text": topics[name]}) + "\n" for name in sorted(topics))
     name = f"python-docs of Python {platform.python_version()}"
     return Corpus(name, [_spool(io.BytesIO(lines.encode()), ".jsonl")], fields=("text",))
-
-
-def _summary(tale: str) -> str:
-    """A tale and what happens in it, as one line of JSON."""
-    return json.dumps({"prompt": tale, "target": f" {tales.summary(tale)}"})
-
-
-# texts made up when they are asked for: what makes a line of a tale, and the fields that a line has
-GENERATED = {"tales": (str, ()), "summaries": (_summary, ("prompt", "target"))}
 
 
 def _stdin() -> BinaryIO:

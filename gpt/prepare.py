@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from gpt.tokenizer import CharTokenizer, Tokenizer, get_tokenizer
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
 WORKERS = min(8, os.cpu_count() or 1)  # threads that encode; many more would wait for the one that reads
 BATCH = 1 << 19  # characters that a thread encodes at once
+MOST = 1_000_000  # times that a corpus is read for training
 Document = Iterable[str]  # a document's pieces
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -36,83 +37,96 @@ def prepare_data(
     val_corpus: Corpus | None = None,
     weights: Sequence[float] = (),
 ) -> PreparedData:
-    """Write a corpus, or several, as token files: `out` gets train.bin, val.bin, tokenizer.json and meta.json, all or
-    nothing.
+    """Write corpora as token files: `out` gets train.bin, val.bin, tokenizer.json and meta.json, all or nothing.
 
-    The last `val_fraction` of each corpus's characters validate; of its documents, where there are ten or more; all of
-    `val_corpus`, where it is given. `weights` say how many times the rest of each corpus is read in a pass over the
-    training split: once, where left out; every second document for 0.5, of ten or more. "char" and "bpe:N" are learned
-    from both splits. Where there are several documents, each stands between two end-of-text tokens (of a document that
-    the split cuts in two, each part does), so that a model reads where one begins and learns where one ends. A corpus
-    of two fields holds pairs of a prompt and its target, which no split parts. All cores encode; the files are the same
-    with any number of them. Memory does not grow with the corpus, but for bpe:N's table of distinct words, the longest
-    documents between separators, and 8 bytes per document. A terminal sees a progress bar for each pass over the text.
+    The last `val_fraction` of each corpus validates: of its characters, or of its documents, where there are ten or
+    more; all of `val_corpus`, where it is given. What is left trains, as many times as the corpus's weight says (1 for
+    each where there are none): in whole passes, then one over a share of the documents, evenly spread. Validation text
+    is written once. "char" and "bpe:N" are learned from both splits, read once each. Where there are several documents,
+    each stands between two end-of-text tokens (of a document that the split cuts in two, each part does), so that a
+    model reads where one begins and learns where one ends. A corpus of two fields holds pairs of a prompt and its
+    target, which no split parts. All cores encode; the files are the same with any number of them. Memory does not grow
+    with the corpus, but for bpe:N's table of distinct words, the longest documents between separators, and 16 bytes per
+    document. A terminal sees a progress bar for each pass over the text.
 
     Raises ValueError for a corpus without text, for pairs without a target or fewer than two of them, for pairs beside
-    a text that is none, for weights that do not fit, and for an `out` that exists and was not written by this function.
+    a text that is none, for weights that are not one per corpus, above 0 and, of a corpus of fewer than ten training
+    documents, whole; and for an `out` that exists and was not written by this function.
     """
-    corpora = [corpora] if isinstance(corpora, Corpus) else list(corpora)
-    weights = list(weights) or [1.0] * len(corpora)
+    corpora = [corpora] if isinstance(corpora, Corpus) else [*corpora]
+    if not corpora:
+        raise ValueError("no corpus is named: there is nothing to prepare")
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
+    weights = _check_weights(weights, len(corpora))
     _check_target(out)
-    every = [*corpora, *([val_corpus] if val_corpus else [])]
-    if len({len(source.fields) == 2 for source in every}) > 1:
-        names = " and ".join(source.name for source in every)
-        raise ValueError(f"of {names} one holds pairs, the other does not: both, or neither")
-    lengths = [_lengths(source) for source in every]
-    totals = [int(length.sum()) for length in lengths]
-    for source, length in zip(every, totals, strict=True):
-        if length < 2:
-            raise ValueError(f"{source.name} holds {length} characters: no text to learn from")
-    paired = len(every[0].fields) == 2
-    separated = max(map(len, lengths)) > 1 or len(corpora) > 1
-    if paired:
-        _check_pairs(lengths, val_corpus is not None)
-    splits = [
-        Split(source, length, 0 if val_corpus else val_fraction, 1 + paired)
-        for source, length in zip(corpora, lengths, strict=False)
+    everything = [*corpora, *([val_corpus] if val_corpus else [])]
+    paired = len(corpora[0].fields) == 2
+    for source in everything:
+        if (len(source.fields) == 2) != paired:
+            raise ValueError(
+                f"of {corpora[0].name} and {source.name} one holds pairs, the other does not: both, or neither"
+            )
+    lengths = [_lengths(source) for source in everything]
+    total = sum(int(length.sum()) for length in lengths)
+    for source, length in zip(everything, lengths, strict=True):
+        if length.sum() < 2:
+            raise ValueError(f"{source.name} holds {length.sum()} characters: no text to learn from")
+        if paired:
+            _check_pairs(source, length, alone=val_corpus is None)
+    parts = [
+        _Part.of(corpus, length, weight, None if val_corpus else val_fraction)
+        for corpus, length, weight in zip(corpora, lengths, weights, strict=False)
     ]
-    if val_corpus is not None:
-        splits.append(Split(val_corpus, lengths[-1], 1, 1 + paired))
-        weights = [*weights, 1.0]
-    _check_weights(weights, splits)
-    pieces = itertools.chain.from_iterable(source.pieces() for source in every)
-    tokenizer = get_tokenizer(tokenizer_name, _watched(pieces, sum(totals)))
+    name = " + ".join(part.name for part in parts)
+    separated = len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1
+    pieces = itertools.chain.from_iterable(source.pieces() for source in everything)
+    tokenizer = get_tokenizer(tokenizer_name, _watched(pieces, total))
     if separated and tokenizer_name == "char":
         tokenizer = CharTokenizer(tokenizer.characters, end_of_text=True)
     separated &= tokenizer.eot_id is not None  # a saved char tokenizer may have no such token
     if paired and not separated:
         raise ValueError(f"{tokenizer_name} has no end-of-text token, which stands between prompts and targets")
-    named = zip(weights, corpora, strict=False)  # the last weight may be val_corpus's
-    shown = [source.name if weight == 1 else f"{weight:g} x {source.name}" for weight, source in named]
     meta = {
         "format": FORMAT,
-        "source": " + ".join(shown),
+        "source": name,
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
         "separated": separated,
         "paired": paired,
     }
-    n_train = [round(weight * split.characters("train")) for weight, split in zip(weights, splits, strict=True)]
-    if len(corpora) > 1:
-        meta["shares"] = [n / max(1, sum(n_train)) for n in n_train[: len(corpora)]]
-    n_val = sum(split.characters("val") for split in splits)
-    with _bar("encoding", sum(n_train) + n_val) as bar, whole_folder(out) as folder:
-        for name in ("train", "val"):
-            times = weights if name == "train" else [1.0] * len(splits)
-            documents = itertools.chain.from_iterable(map(Split.documents, splits, itertools.repeat(name), times))
-            meta[name] = _write_split(folder / f"{name}.bin", documents, tokenizer, separated, meta["dtype"], bar)
-        if any(meta[name]["tokens"] < 2 + separated for name in ("train", "val")):
-            raise ValueError(
-                f"{meta['source']} is too short for a val_fraction of {val_fraction}: both splits need at least two "
-                f"tokens"
-            )
+    if len(parts) > 1:
+        meta["sources"] = [
+            {"name": part.corpus.name, "weight": float(part.weight), "characters": part.n_characters} for part in parts
+        ]
+    splits = {
+        "train": (document for part in parts for document in part.training()),
+        "val": val_corpus.documents() if val_corpus else (document for part in parts for document in part.validation()),
+    }
+    n_val = sum(map(int, lengths[-1])) if val_corpus else sum(part.n_held_out for part in parts)
+    with _bar("encoding", sum(part.n_characters for part in parts) + n_val) as bar, whole_folder(out) as folder:
+        for split, documents in splits.items():
+            meta[split] = _write_split(folder / f"{split}.bin", documents, tokenizer, separated, meta["dtype"], bar)
+            if meta[split]["tokens"] < 2 + separated:
+                raise ValueError(
+                    f"{name} is too short for a val_fraction of {val_fraction}: both splits need at least two tokens"
+                )
         tokenizer.save(folder / "tokenizer.json")
         meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
         (folder / "meta.json").write_text(sealed(meta), encoding="utf-8", newline="\n")
     return load_data(out.resolve() if ".." in out.parts else out)
+
+
+def _check_weights(weights: Sequence[float], n: int) -> list[Fraction]:
+    """The weights as they are written: 0.1 is a tenth, and three of them are no more than three tenths."""
+    weights = [*weights] or [1] * n
+    if len(weights) != n:
+        raise ValueError(f"weights are one for each input: {n} of them, not {len(weights)}")
+    for weight in weights:
+        if not 0 < weight <= MOST:
+            raise ValueError(f"a weight must be above 0 and at most {MOST:,}, not {weight}")
+    return [Fraction(str(weight)) for weight in weights]
 
 
 def _lengths(corpus: Corpus) -> np.ndarray:
@@ -129,25 +143,11 @@ def _lengths(corpus: Corpus) -> np.ndarray:
         return np.fromiter(map(length, corpus.documents()), np.int64)
 
 
-def _check_pairs(lengths: list[np.ndarray], validated: bool) -> None:
-    for length in lengths:
-        if (empty := np.flatnonzero(length[1::2] == 0)).size:
-            raise ValueError(f"the target of pair {empty[0] + 1} is empty: there is nothing to learn from it")
-        if not validated and len(length) < 4:
-            raise ValueError("one pair cannot be split into training and validation: two are needed")
-
-
-def _check_weights(weights: Sequence[float], splits: Sequence["Split"]) -> None:
-    if len(weights) != len(splits):
-        raise ValueError(f"{len(weights)} weights for {len(splits)} texts: each has one")
-    for weight, split in zip(weights, splits, strict=True):
-        if not 0 < weight <= 1000:
-            raise ValueError(f"a weight is how many times a text is read, above 0 and at most 1000, not {weight}")
-        if weight != int(weight) and not split.by_document:
-            raise ValueError(
-                f"a weight of {weight} leaves out some of a text's documents, but {split.corpus.name} has fewer than "
-                f"ten: give it a whole number"
-            )
+def _check_pairs(corpus: Corpus, length: np.ndarray, alone: bool) -> None:
+    if (empty := np.flatnonzero(length[1::2] == 0)).size:
+        raise ValueError(f"the target of pair {empty[0] + 1} is empty in {corpus.name}: there is nothing to learn")
+    if alone and len(length) < 4:
+        raise ValueError(f"one pair cannot be split into training and validation: {corpus.name} needs two")
 
 
 def _watched(pieces: Iterable[str], n_characters: int) -> Iterator[str]:
@@ -230,81 +230,83 @@ def _bar(doing: str, total: int, unit: str = "characters") -> tqdm:
 
 
 @dataclass(frozen=True)
-class Split:
-    """A corpus, the `lengths` of its documents in characters, and what of it is held out for validation: the last
-    `val_fraction` of the documents, where there are ten or more, otherwise of the characters. So many documents at a
-    time stay `together`."""
+class _Part:
+    """A corpus, and which of its text trains: the first `whole` documents and `more` characters of the next one, each
+    document as many `times` as is said. The rest validates."""
 
     corpus: Corpus
-    lengths: np.ndarray
-    val_fraction: float
-    together: int
+    weight: Fraction
+    whole: int
+    more: int
+    times: np.ndarray
+    n_characters: int  # written for training
+    n_held_out: int
+
+    @classmethod
+    def of(cls, corpus: Corpus, lengths: np.ndarray, weight: Fraction, val_fraction: float | None) -> "_Part":
+        """Split a corpus whose documents have these lengths in characters; with no val_fraction all of it trains."""
+        together = max(len(corpus.fields), 1)  # so many documents are a pair
+        total, whole, more = int(lengths.sum()), len(lengths), 0
+        if val_fraction is not None and (len(lengths) >= 10 or together > 1):
+            whole -= together * max(1, round(len(lengths) / together * val_fraction))
+        elif val_fraction is not None:
+            n_train = total - math.ceil(round(total * val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001
+            whole = int(np.searchsorted(np.cumsum(lengths), n_train, side="right"))
+            more = n_train - int(lengths[:whole].sum())
+        n_units = (whole + (more > 0)) // together
+        if n_units < 1:
+            raise ValueError(
+                f"{corpus.name} is too short for a val_fraction of {val_fraction}: both splits need at least two tokens"
+            )
+        a, b = weight.as_integer_ratio()
+        if b > 1 and n_units < 10:
+            raise ValueError(
+                f"{corpus.name} has fewer than ten training documents, {n_units}: "
+                f"its weight must be a whole number, not {float(weight)}"
+            )
+        if n_units * a < b:
+            raise ValueError(
+                f"a weight of {float(weight)} takes none of the {n_units} training documents of {corpus.name}: it must "
+                f"be at least {1 / n_units:.3g}"
+            )
+        times = np.fromiter(((i + 1) * a // b - i * a // b for i in range(n_units)), np.int64).repeat(together)
+        trained = np.append(lengths[:whole], [more] if more else []).astype(np.int64)
+        return cls(corpus, weight, whole, more, times, int(times @ trained), total - int(trained.sum()))
 
     @property
-    def by_document(self) -> bool:
-        """Whether no document is cut."""
-        return len(self.lengths) >= 10 or self.together > 1
+    def name(self) -> str:
+        """The corpus's, with its weight where that is not 1."""
+        return self.corpus.name if self.weight == 1 else f"{self.corpus.name} x {float(self.weight):g}"
 
-    @cached_property
-    def n_train(self) -> int:
-        """How many train, documents or characters."""
-        if self.val_fraction in (0, 1):
-            return (len(self.lengths) if self.by_document else int(self.lengths.sum())) * (1 - int(self.val_fraction))
-        if self.by_document:
-            pairs = len(self.lengths) / self.together
-            return len(self.lengths) - self.together * max(1, round(pairs * self.val_fraction))
-        total = int(self.lengths.sum())
-        return total - math.ceil(round(total * self.val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001
+    def training(self) -> Iterator[Document]:
+        """The documents that train, pass after pass."""
+        for n in range(self.times.max()):
+            for i, document in enumerate(itertools.islice(self.corpus.documents(), len(self.times))):
+                if self.times[i] > n:
+                    yield document if i < self.whole else _head(document, self.more)
 
-    def characters(self, name: str) -> int:
-        """How many characters "train" or "val" has."""
-        n_train = int(self.lengths[: self.n_train].sum()) if self.by_document else self.n_train
-        return n_train if name == "train" else int(self.lengths.sum()) - n_train
-
-    def documents(self, name: str, times: float = 1.0) -> Iterator[Document]:
-        """The documents of "train" or "val", over and over: in the pass that a fraction of `times` is left for,
-        document number i where floor(fraction (i + 1)) is above floor(fraction i), so that they are spread evenly."""
-        passes = [1.0] * int(times) + [times % 1] * (times % 1 > 0)
-        for share in passes:
-            if not self.by_document:
-                yield from self._cut(name)
-                continue
-            for n, document in enumerate(self.corpus.documents()):
-                i = n // self.together
-                if (n < self.n_train) == (name == "train") and int((i + 1) * share) > int(i * share):
-                    yield document
-
-    def _cut(self, name: str) -> Iterator[Document]:
-        """The documents before the place of the cut, or behind it; a part of the one that it falls into."""
-        left = self.n_train
-        for document, length in zip(self.corpus.documents(), self.lengths.tolist(), strict=True):
-            head, tail = _cut(document, min(max(left, 0), length))
-            if name == "train" and left > 0:
-                yield head
-            elif name == "val" and left < length:
-                yield _after(head, tail)
-            left -= length
+    def validation(self) -> Iterator[Document]:
+        """The documents that are held out."""
+        for i, document in enumerate(self.corpus.documents()):
+            if i >= self.whole:
+                yield document if i > self.whole or not self.more else _tail(document, self.more)
 
 
-def _after(head: Iterator[str], tail: Iterator[str]) -> Iterator[str]:
-    deque(head, maxlen=0)  # the first are to be read first
-    yield from tail
+def _head(document: Document, n: int) -> Iterator[str]:
+    """The first n characters of a document, in pieces."""
+    for piece in document:
+        yield piece[:n]
+        n -= len(piece)
+        if n <= 0:
+            return
 
 
-def _cut(document: Document, n: int) -> tuple[Iterator[str], Iterator[str]]:
-    """The first n characters of a document and the rest, in pieces; the first are to be read first."""
-    pieces, rest = iter(document), []
-
-    def head() -> Iterator[str]:
-        left = n
-        while left > 0:
-            piece = next(pieces)
-            yield piece[:left]
-            if piece[left:]:
-                rest.append(piece[left:])
-            left -= len(piece)
-
-    return head(), (piece for part in (rest, pieces) for piece in part)
+def _tail(document: Document, n: int) -> Iterator[str]:
+    """A document without its first n characters, in pieces."""
+    for piece in document:
+        if piece[n:]:
+            yield piece[n:]
+        n = max(n - len(piece), 0)
 
 
 def _check_target(out: Path) -> None:

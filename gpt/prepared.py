@@ -3,6 +3,7 @@
 Nothing here needs PyTorch, whose import takes longer than a book takes to prepare.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +42,7 @@ class PreparedData:
     val: TokenFile
     paired: bool = False  # each two documents are a prompt and its target
     from_end: bool = False  # the tokens stand in reverse order
-    shares: tuple[float, ...] = ()  # of several sources, what each makes of the training text's characters
+    sources: tuple[dict, ...] = ()  # of several inputs: name, weight, and characters written for training
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -72,8 +73,9 @@ class PreparedData:
 def describe(data: PreparedData) -> str:
     """What a prepared folder holds, in a few lines."""
     lines = [f"{data.source} -> {data.folder}, tokenizer {data.tokenizer.name} of {data.tokenizer.vocab_size:,} tokens"]
-    if data.shares:
-        lines.append(f"shares of the training text: {', '.join(f'{share:.1%}' for share in data.shares)}")
+    for source in data.sources:
+        share = source["characters"] / sum(other["characters"] for other in data.sources)
+        lines.append(f"  {source['name']}: weight {source['weight']:g}, {share:.1%} of the training characters")
     for split in (data.train, data.val):
         lines.append(
             f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {split.bytes:,} "
@@ -104,7 +106,7 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
             raise ValueError(
                 f"{folder} was prepared in format {meta['format']}, this version reads {FORMAT}: prepare the data anew"
             )
-        meta = {"paired": False, "shares": [], **meta}  # older folders do not say
+        meta = {"paired": False, "sources": [], **meta}  # older folders do not say
         _check_meta(meta)
         splits = {
             split: _load_split(folder / f"{split}.bin", meta[split], meta["dtype"], verify)
@@ -124,19 +126,22 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
                     f"{split.path} holds the token id {split.tokens.max()}, but its tokenizer has "
                     f"{tokenizer.vocab_size} tokens: prepare the data anew"
                 )
-        further = {"paired": meta["paired"], "shares": tuple(map(float, meta["shares"]))}
-        return PreparedData(folder, meta["source"], tokenizer, meta["separated"], **splits, **further)
+        return PreparedData(
+            folder, meta["source"], tokenizer, meta["separated"], **splits,
+            paired=meta["paired"], sources=tuple(meta["sources"]),
+        )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'meta.json'} is damaged ({type(error).__name__}): prepare the data anew") from None
 
 
 def _check_meta(meta: dict) -> None:
     """TypeError unless a meta.json holds values of the kinds that `prepare_data` writes: a seal is no secret."""
-    kinds = {"source": str, "separated": bool, "paired": bool, "shares": list, "vocab_size": int}
-    kinds |= {"tokenizer_sha256": str}
-    kinds |= {"train": dict, "val": dict}
+    kinds = {"source": str, "separated": bool, "paired": bool, "vocab_size": int, "tokenizer_sha256": str}
+    kinds |= {"train": dict, "val": dict, "sources": list}
+    source = {"name": str, "weight": float, "characters": int}
     counts = dict.fromkeys(("tokens", "documents", "characters", "bytes"), int)
-    for place, expected in ((meta, kinds), (meta["train"], counts), (meta["val"], counts)):
+    places = [(meta, kinds), (meta["train"], counts), (meta["val"], counts)]
+    for place, expected in itertools.chain(places, ((found, source) for found in meta["sources"])):
         for name, kind in expected.items():
             value = place[name]
             if type(value) is not kind or (kind is int and not 1 <= value < 2**63):

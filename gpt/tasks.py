@@ -1,4 +1,4 @@
-"""Pairs of a prompt and a target made from tales, to fine-tune on: summaries, questions, and whether a tale is sound.
+"""Pairs of a prompt and a target made from tales, to fine-tune on: summaries, questions, and classes.
 
 Whatever is asked follows from the tale alone, so every answer is right or wrong, and n pairs cost nothing to make.
 """
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from gpt import tales
 
 QUESTION = "{tale}\nQuestion: {question}\nAnswer:"
-SOUND_OR_FAULTY = "{tale}\nSound or faulty?"
-FAULTS = ("name", "thing", "animal", "villain", "number")  # tables whose words a tale has to recall
+CLASS = "{tale}\nWho came along first: a bird, a beast or neither?"
+BIRDS = {"owl", "goose", "rooster", "duck", "raven", "dove", "hen", "turkey", "parrot"}
+BEASTS = {"fox", "horse", "donkey", "cat", "bear", "wolf", "mouse", "pig", "sheep", "cow", "lion", "squirrel"}
 
 
 def generate(kind: str, n: int, seed: int = 0) -> Iterator[str]:
@@ -38,7 +39,7 @@ def answers(tale: str) -> dict[str, str]:
     """Each question that can be asked of a tale, and its answer."""
     hero, villain = (re.search(rf"\b({_any(name)})\b", tale)[1] for name in ("name", "villain"))
     thing = re.search(r"lost (?:his|her) (\w+ \w+)\.", tale)[1]
-    friends = re.findall(r"(?:met|sat) an? (\w+)\.", tale)
+    friends = _friends(tale)
     found = re.search(rf"(\w+ [\w ]+) (?:he|she) found \w+ {thing}|found \w+ {thing} ([\w ]+),", tale)
     return {
         "Who lost something?": f"{hero}.",
@@ -51,29 +52,20 @@ def answers(tale: str) -> dict[str, str]:
     }
 
 
-def verdict(tale: str, rng: random.Random) -> tuple[str, str]:
-    """A text to be classified, and its class: a tale as it is, or with one word that should be another."""
-    sound = rng.random() < 0.5
-    return SOUND_OR_FAULTY.format(tale=tale if sound else spoil(tale, rng)), " sound" if sound else " faulty"
+def kind(tale: str, rng: random.Random) -> tuple[str, str]:
+    """A text to be classified, and its class: a tale, and whether who came along first is a bird, a beast or neither.
+    Which animals there are does not tell, since others come along after it."""
+    first = _friends(tale)[0]
+    return CLASS.format(tale=tale), " bird" if first in BIRDS else " beast" if first in BEASTS else " neither"
 
 
-def spoil(tale: str, rng: random.Random) -> str:
-    """A tale in which one word of a table of FAULTS, at its second place or later, is another of that table, so that
-    the grammar refuses it."""
-    while True:
-        table = rng.choice(FAULTS)
-        places = list(re.finditer(rf"\b(?:{_any(table)})\b", tale))[1:]
-        if not places:
-            continue
-        place = rng.choice(places)
-        other = rng.choice([entry[""] for entry in tales.TABLES[table].entries if entry[""] != place[0]])
-        spoilt = tale[: place.start()] + other + tale[place.end() :]
-        if tales.first_broken_rule(spoilt) is not None:
-            return spoilt
+def _friends(tale: str) -> list[str]:
+    """Who comes along, in this order."""
+    return re.findall(r"(?:met|sat) an? (\w+)\.", tale)
 
 
 def _any(table: str) -> str:
     return "|".join(entry[""] for entry in tales.TABLES[table].entries)
 
 
-TASKS = {"summaries": summary, "questions": question, "verdicts": verdict}
+TASKS = {"summaries": summary, "questions": question, "kinds": kind}

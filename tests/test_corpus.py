@@ -1,15 +1,16 @@
 """gpt/corpus.py: where text comes from, and how it is cut into pieces."""
 
+import encodings.aliases
 import gzip
-import importlib
 import io
+import itertools
 import json
 import os
-import platform
-import random
+import pydoc_data.topics
 import re
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 from unicodedata import category
 from unittest.mock import patch
@@ -20,8 +21,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gpt.corpus
-from gpt import tales
-from gpt.corpus import Corpus, cut_pieces, last_word_break, open_corpus, read_fields, read_pieces, split_at
+from gpt import tales, tasks
+from gpt.corpus import (
+    BUNDLED,
+    DOWNLOADABLE,
+    KNOWN,
+    SEPARATORS,
+    Corpus,
+    cut_pieces,
+    find_encoding,
+    known_texts,
+    last_word_break,
+    open_corpus,
+    read_fields,
+    read_pieces,
+    split_at,
+)
 from gpt.grammar import table
 from gpt.places import find_path
 
@@ -209,7 +224,7 @@ def test_an_empty_file_has_no_pieces(tmp_path, data):
 def test_a_file_that_is_not_utf8_is_named(tmp_path, data, lead):
     path = tmp_path / "named.txt"
     path.write_bytes(data if lead == 0 else b"fine " * (lead // 5) + data)
-    with pytest.raises(ValueError, match=r"named\.txt (is not UTF-8 text|holds NUL characters)"):
+    with pytest.raises(ValueError, match=r"named\.txt (is not UTF-8 text|holds NUL bytes)"):
         list(read_pieces(path))
 
 
@@ -217,8 +232,243 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path, data, lead):
 def test_a_file_with_nul_bytes_is_named(tmp_path, data):
     path = tmp_path / "named.txt"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"named\.txt holds NUL characters"):
+    with pytest.raises(ValueError, match=r"named\.txt holds NUL bytes"):
         list(read_pieces(path))
+
+
+# --- encodings --------------------------------------------------------------------------------------------------------
+
+MIXED = "中文 é 😀\r\nعربي a\u0301 \u200d end"
+UNICODE = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-7", "UTF8", "U16")
+ENCODED = [
+    ("latin-1", "Füße, café\r\nund «Öl» \xa0ß"),
+    ("cp1256", "كان يا ما كان\nفي قديم الزمان"),
+    ("gb18030", "从前有一只猫。\r\n它叫 Mimi 😀\U00020000"),
+    ("shift_jis", "むかしむかし、\n猫がいました。ｱｲｳ"),
+    ("iso2022_jp", "むかし A むかし\n猫"),
+    ("koi8-r", "Жил да был\rкот"),
+    *((name, MIXED) for name in UNICODE),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text"), ENCODED, ids=[name for name, _ in ENCODED])
+@pytest.mark.parametrize("piece", [1, 3, 1 << 20])
+def test_a_text_in_any_encoding_is_the_same_text(tmp_path, monkeypatch, encoding, text, piece):
+    """Characters, escapes and line ends may go on across a border of pieces."""
+    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
+    (tmp_path / "text.txt").write_bytes(text.encode(encoding))
+    (tmp_path / "text.jsonl").write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode(encoding))
+    corpus = open_corpus(str(tmp_path / "text.txt"), encoding=encoding)
+    assert documents(corpus) == [text.replace("\r\n", "\n").replace("\r", "\n")]
+    assert documents(open_corpus(str(tmp_path / "text.jsonl"), encoding=encoding, fields=("text",))) == [text]
+
+
+def test_every_encoding_that_is_taken_reads_what_python_writes(tmp_path, monkeypatch):
+    """Of all that Python ships; what is refused is no encoding of text, or reads otherwise piece by piece."""
+    monkeypatch.setattr(gpt.corpus, "PIECE", 1)
+    path, taken, text = tmp_path / "text.txt", set(), "one two\nthree. " * 10
+    for name in {*encodings.aliases.aliases.values()}:
+        try:
+            found = find_encoding(name)
+        except ValueError:
+            continue
+        path.write_bytes(text.encode(name))
+        assert "".join(read_pieces(path, found)) == text
+        taken.add(name)
+    assert len(taken) > 80
+    assert taken.isdisjoint({"base64_codec", "rot_13", "hex_codec", "idna", "punycode", "bz2_codec"})
+
+
+NO_TEXT = ("base64", "rot13", "hex", "zip", "idna", "punycode", "undefined")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("latn-1", "unknown encoding 'latn-1': did you mean latin"),
+        ("shift-jiss", "unknown encoding 'shift-jiss': did you mean shift"),
+        ("zz", "unknown encoding 'zz': Python knows utf-8, latin-1"),
+        ("", "unknown encoding '': Python knows"),
+        ("a\0b", "unknown encoding"),
+        ("x" * 9999, "unknown encoding"),
+        *((name, f"'{name}' is no encoding that a text") for name in NO_TEXT),
+    ],
+    ids=lambda value: value[:20].encode("unicode_escape").decode(),
+)
+def test_what_is_no_encoding_is_refused(name, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        open_corpus("story", encoding=name)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("piece", [1, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("encoding", "data", "place", "byte"),
+    [
+        ("utf-8", b"\xef\xbb\xbffine caf\xe9 au lait", 11, "0xe9"),
+        ("ascii", b"fine caf\xe9 au lait", 8, "0xe9"),
+        ("shift_jis", "猫がい fine ".encode("shift_jis") + b"\xff end", 12, "0xff"),
+        ("gb18030", "猫 fine ".encode("gb18030") + b"\xff end", 8, "0xff"),
+        ("cp1252", b"fine \x81", 5, "0x81"),
+    ],
+)
+def test_a_byte_that_is_not_of_the_encoding_is_named(tmp_path, monkeypatch, encoding, data, place, byte, piece):
+    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
+    (tmp_path / "named.txt").write_bytes(data)
+    words = rf"named\.txt is not (?i:{encoding}) text \(byte {byte} at {place}\): name its encoding, as in --encoding"
+    with pytest.raises(ValueError, match=words):
+        list(open_corpus(str(tmp_path / "named.txt"), encoding=encoding).pieces())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "words"),
+    [
+        ("utf-16", "no mark".encode("utf-16-le"), "is not utf-16 text .*BOM"),
+        ("utf-16", "cut off".encode("utf-16")[:-1], "is not utf-16 text"),
+        ("utf-16-le", "a\0b".encode("utf-16-le"), "holds NUL bytes"),
+        ("utf-8", "unmarked".encode("utf-16-le"), "holds NUL bytes, .* UTF-16 .*--encoding"),
+        ("utf-7", b"+2AA- half", "holds half a character"),
+    ],
+)
+def test_a_file_that_its_encoding_cannot_read_is_named(tmp_path, encoding, data, words):
+    (tmp_path / "named.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"named\.txt {words}"):
+        list(open_corpus(str(tmp_path / "named.txt"), encoding=encoding).pieces())
+
+
+def test_a_text_known_by_name_is_utf8_beside_others_of_another_encoding():
+    assert documents(open_corpus("story", encoding="utf-16")) == [STORY.read_text(encoding="utf-8")]
+    assert documents(open_corpus("tales:2", encoding="utf-16")) == tales.generate(2)
+
+
+# --- .gz files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 20])
+def test_a_gz_is_what_is_in_it_in_one_member_or_several(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
+    text = "Ein Bär.\n\n中文 😀 and more " * 20
+    for name, encoding in (("a.txt.gz", "utf-8"), ("b.gz", "utf-16"), ("C.MD.GZ", "gb18030")):
+        data = text.encode(encoding)
+        for n in (1, 3, 50):
+            size = -(-len(data) // n)
+            members = [data[start : start + size] for start in range(0, len(data), size)]
+            (tmp_path / name).write_bytes(b"".join(map(gzip.compress, members)))
+            assert documents(open_corpus(str(tmp_path / name), encoding=encoding)) == [text]
+    lines = [text.strip()] * 2
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress("\n".join(json.dumps({"t": line}) for line in lines).encode()))
+    assert documents(open_corpus(str(tmp_path / "d.jsonl.gz"), fields=("t",))) == lines
+
+
+def test_a_gz_is_never_held_whole(tmp_path):
+    with gzip.open(tmp_path / "long.txt.gz", "wb") as file:
+        for _ in range(40):
+            file.write(b"some words " * 100_000)
+    tracemalloc.start()
+    assert sum(map(len, open_corpus(str(tmp_path / "long.txt.gz")).pieces())) == 44_000_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12_000_000
+
+
+WHOLE = gzip.compress(b"some words that are long enough " * 99, mtime=0)
+
+
+DAMAGED = {
+    "empty": b"",
+    "not gzip": b"plain text",
+    "magic alone": WHOLE[:2],
+    "cut in the header": WHOLE[:5],
+    "cut in the sizes": WHOLE[:-1],
+    "cut in the text": WHOLE[:-9],
+    "garbage after it": WHOLE + b"garbage",
+    "a second one cut": WHOLE + WHOLE[:9],
+    "checksum": WHOLE[:-6] + bytes([WHOLE[-6] ^ 1]) + WHOLE[-5:],
+    "damaged": WHOLE[:12] + b"\xff\xff" + WHOLE[14:],
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_a_gz_that_is_not_whole_is_named(tmp_path, data):
+    for name in ("named.txt.gz", "named.gz"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=r"named\S*\.gz is (damaged|not UTF-8 text)") as caught:
+            list(open_corpus(str(tmp_path / name)).pieces())
+        assert "\n" not in str(caught.value)
+
+
+def test_every_flipped_bit_of_a_gz_is_found_or_does_not_matter(tmp_path):
+    text = "some words"
+    data, path = gzip.compress(text.encode(), mtime=0), tmp_path / "named.txt.gz"
+    refused = 0
+    for n, bit in itertools.product(range(len(data)), range(8)):
+        path.write_bytes(data[:n] + bytes([data[n] ^ 1 << bit]) + data[n + 1 :])
+        try:
+            assert documents(open_corpus(str(path))) == [text]
+        except ValueError as error:
+            assert "named.txt.gz" in str(error)
+            refused += 1
+    assert refused > len(data) * 8 - 10 * 8  # of the header's ten bytes most say nothing of the text
+
+
+def test_a_folder_gives_what_is_packed_in_it_too(tmp_path):
+    for name in ("a.txt", "b.md.gz", "c.TXT.GZ", "d.jsonl", "e.jsonl.gz", "f.tar.gz", "g.gz", "h.rst.gz"):
+        data = (json.dumps({"t": name}) if "jsonl" in name else name).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
+    assert documents(open_corpus(str(tmp_path))) == ["a.txt", "b.md.gz", "c.TXT.GZ"]
+    names = ["a.txt", "b.md.gz", "c.TXT.GZ", "d.jsonl", "e.jsonl.gz"]
+    assert documents(open_corpus(str(tmp_path), fields=("t",))) == names
+    assert documents(open_corpus(str(tmp_path), fields=("t", "t"))) == [name for name in names[3:] for _ in "12"]
+
+
+# --- texts known by name ----------------------------------------------------------------------------------------------
+
+
+def test_python_docs_are_the_topics_of_this_python():
+    corpus = open_corpus("python-docs")
+    topics = pydoc_data.topics.topics
+    assert corpus.name == f"python-docs of Python {sys.version.split()[0]}"
+    assert documents(corpus) == [topics[name] for name in sorted(topics)]
+    assert documents(open_corpus("python-docs", fields=("body",))) == documents(corpus)  # which others may have
+    with pytest.raises(ValueError, match="has no text 'q', but: text"):
+        documents(open_corpus("python-docs", fields=("q", "a")))
+
+
+def test_a_python_without_its_docs_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(ValueError, match="this Python lacks pydoc_data"):
+        open_corpus("python-docs")
+
+
+def test_tinystories_bring_their_separator(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data/downloads").mkdir(parents=True)
+    for name, file in (("tinystories", "train"), ("tinystories-valid", "valid")):
+        path = Path(f"data/downloads/TinyStoriesV2-GPT4-{file}.txt")
+        path.write_text("Once.\n<|endoftext|>\nTwice,\n\nsaid the cat.\n<|endoftext|>\n")
+        assert (open_corpus(name).name, open_corpus(name).paths) == (name, [path])
+        assert documents(open_corpus(name)) == ["Once.", "Twice,\n\nsaid the cat."]
+        assert documents(open_corpus(name, "cat", encoding="utf-16"))[1] == ".\n<|endoftext|>"
+        url, known, _ = DOWNLOADABLE[name]
+        assert url == (
+            f"https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-{file}.txt"
+        )
+        assert known == ""
+
+
+def test_the_list_names_every_text_and_says_whether_it_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {*KNOWN} == {*BUNDLED, *DOWNLOADABLE, "tales", *tasks.TASKS, "python-docs"}
+    assert {*SEPARATORS} <= {*DOWNLOADABLE}
+    lines = known_texts()
+    assert [line.split()[0] for line in lines] == [*KNOWN]
+    assert [line.rpartition("; ")[2] for line in lines] == ["here"] * 4 + ["needs the network"] * 3
+    Path("data/downloads").mkdir(parents=True)
+    Path("data/downloads/shakespeare.txt").touch()
+    assert [line.split()[0] for line in known_texts() if line.endswith("; here")] == [*KNOWN][:5]
+    assert max(map(len, lines)) <= 120
+    with pytest.raises(ValueError, match=re.escape(f"no text of that name ({', '.join(KNOWN)})")):
+        open_corpus("nothing")
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
@@ -595,137 +845,60 @@ def test_summaries_take_a_number(source):
         open_corpus(source)
 
 
-# --- files of other kinds ---------------------------------------------------------------------------------------------
-
-LANGUAGES = {
-    "Chinese": "从前有一个勇敢的孩子，名叫小明。\n他丢了铃铛！",
-    "German": "Größe, Übermut und Straßenbahn: »Äh«, sagte Jörg.\n",
-    "Arabic": "كان يا ما كان، في قديم الزمان، طفلٌ شجاع.",
-    "Japanese": "むかしむかし、あるところに。",
-    "code": "def f(x):\n\treturn {'a': [x**2]}  # ok\n",
-}
-ENCODINGS = [
-    ("Chinese", "gb18030"), ("Chinese", "utf-16"), ("Chinese", "utf-32-be"),
-    ("German", "latin-1"), ("German", "cp1252"), ("German", "utf-16-le"), ("German", "utf-7"), ("German", "cp500"),
-    ("Arabic", "cp1256"), ("Arabic", "utf-8"), ("Japanese", "shift_jis"), ("Japanese", "iso2022_jp"),
-    ("Japanese", "euc_jp"), ("code", "ascii"),
-]  # fmt: skip
+# --- a field, and templates -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("piece", [1, 3, 1 << 20])
-@pytest.mark.parametrize(("language", "encoding"), ENCODINGS)
-def test_a_declared_encoding(tmp_path, monkeypatch, language, encoding, piece):
-    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
-    text = LANGUAGES[language]
-    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
-    (tmp_path / "b.jsonl").write_bytes(f'{{"text": "{language}"}}\n'.encode(encoding))
-    assert documents(open_corpus(str(tmp_path / "a.txt"), encoding=encoding)) == [text]
-    assert documents(open_corpus(str(tmp_path), fields=("text",), encoding=encoding)) == [text, language]
+def test_a_single_field_leaves_txt_and_md_files_text(tmp_path, monkeypatch):
+    """Everything else is lines of JSON, whatever its name, and standard input too."""
+    lines = "".join(json.dumps({"t": text, "u": "no"}) + "\n" for text in ("one\n", "", "two"))
+    for name in ("a.txt", "b.md", "c.jsonl", "d.ndjson", "e"):
+        (tmp_path / name).write_text("some prose" if name in ("a.txt", "b.md") else lines)
+    assert documents(open_corpus(str(tmp_path), fields=("t",))) == ["some prose", "some prose", "one\n", "two"]
+    for name in "cde":
+        assert documents(open_corpus(str(tmp_path / f"{name}*"), fields=("t",))) == ["one\n", "two"]
+    assert documents(open_corpus(str(tmp_path / "a.txt"), " ", fields=("t",))) == ["some", "prose"]
+    monkeypatch.setattr(sys, "stdin", Stdin(lines.encode()))
+    assert documents(open_corpus("-", fields=("t",))) == ["one\n", "two"]
+    assert documents(open_corpus("tales:3", fields=("t",))) == tales.generate(3)
+    assert documents(open_corpus("story", fields=("t",))) == [STORY.read_text(encoding="utf-8")]
+    assert documents(open_corpus("summaries:2", fields=("target",))) == [
+        f" {tales.summary(tale)}" for tale in tales.generate(2)
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.jsonl.gz"])
+def test_json_is_not_read_as_prose(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"t": "x"}')
+    for source in (tmp_path / name, tmp_path / "*"):
+        with pytest.raises(ValueError, match=r"name the field .*\(--field text\), .*--prompt_field and --target_field"):
+            open_corpus(str(source))
 
 
 @pytest.mark.parametrize(
-    "name", ["latin9000", "base64", "rot13", "hex", "idna", "punycode", "undefined", "utf-8\0", "x" * 999]
+    ("template", "text"),
+    [
+        ("{a}", "A"),
+        ("{a}{b c}{a}", "ABA"),
+        ("### Task:\n{a}\n\n### Answer:\n", "### Task:\nA\n\n### Answer:\n"),
+        ("{{{a}}} {{a}} }}{{", "{A} {a} }{"),
+        ("{b c}: {x.y} {d:5}{0}", "B: C {a}"),
+        ("a", "A"),
+        ("b c", "B"),
+        ("{}", "braces"),
+        ("{{a}}", "a name of braces"),
+    ],
 )
-def test_what_is_no_text_encoding_is_refused(name):
-    with pytest.raises(ValueError, match="unknown text encoding") as caught:
-        open_corpus("story", encoding=name)
-    assert len(str(caught.value)) < 200
+def test_a_template_is_filled_from_each_record(tmp_path, template, text):
+    record = {"a": "A", "b c": "B", "x.y": "C", "d:5": "{a}", "0": "", "{}": "braces", "{{a}}": "a name of braces"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    assert documents(open_corpus(str(tmp_path / "a.jsonl"), fields=(template, "a"))) == [text, "A"]
 
 
-def test_bytes_that_an_encoding_has_not_are_named(tmp_path):
-    (tmp_path / "a.txt").write_bytes("Größe".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text \(byte 0xf6\): .*--encoding latin-1"):
-        documents(open_corpus(str(tmp_path / "a.txt")))
-    with pytest.raises(ValueError, match=r"a\.txt is not ascii text \(byte 0xf6\)"):
-        documents(open_corpus(str(tmp_path / "a.txt"), encoding="ascii"))
-    (tmp_path / "a.txt").write_bytes("abc".encode("utf-16")[:-1])
-    with pytest.raises(ValueError, match=r"a\.txt is not utf-16 text"):
-        documents(open_corpus(str(tmp_path / "a.txt"), encoding="utf-16"))
-
-
-@pytest.mark.parametrize("piece", [7, 1 << 20])
-def test_gzip_files_are_read_as_what_they_hold(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(gpt.corpus, "PIECE", piece)
-    text = "".join(f"{n} bottles, größer\r\n" for n in range(500))
-    half = len(text) // 2
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text[:half].encode()) + gzip.compress(text[half:].encode()))
-    (tmp_path / "b.md.GZ").write_bytes(gzip.compress(b"# A heading"))
-    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "of a line"}\n'))
-    (tmp_path / "d.bin.gz").write_bytes(gzip.compress(b"not taken"))
-    expected = [text.replace("\r\n", "\n"), "# A heading"]
-    assert documents(open_corpus(str(tmp_path))) == expected
-    assert documents(open_corpus(str(tmp_path), fields=("text",))) == [*expected, "of a line"]
-    assert documents(open_corpus(str(tmp_path / "d.bin.gz"))) == ["not taken"]
-
-
-@pytest.mark.parametrize("damage", ["truncated", "no gzip", "flipped", "trailing"])
-def test_damaged_gzip_files_are_named(tmp_path, damage):
-    whole = gzip.compress(random.Random(0).randbytes(5000).hex().encode())
-    path = tmp_path / "a.txt.gz"
-    path.write_bytes({
-        "truncated": whole[:-9], "no gzip": b"plain text", "trailing": whole + b"rubbish",
-        "flipped": whole[:99] + bytes([whole[99] ^ 255]) + whole[100:],
-    }[damage])  # fmt: skip
-    with pytest.raises(ValueError, match=r"a\.txt\.gz is no whole gzip file"):
-        documents(open_corpus(str(path)))
-
-
-def test_lines_of_json_want_the_name_of_a_field(tmp_path):
-    for name in ("a.jsonl", "a.JSONL", "a.jsonl.gz"):
-        (tmp_path / name).write_bytes(b"")
-        with pytest.raises(ValueError, match="holds a JSON object in each line: name the one of its fields"):
-            open_corpus(str(tmp_path / name))
-
-
-def test_one_field_leaves_plain_files_as_they_are(tmp_path):
-    (tmp_path / "a.txt").write_text('{"text": "as it stands"}')
-    (tmp_path / "b.jsonl").write_text('{"text": "one", "n": 1}\n\n{"text": "two"}\n')
-    assert documents(open_corpus(str(tmp_path), fields=("text",))) == ['{"text": "as it stands"}', "one", "two"]
-    (tmp_path / "c.json").write_text('{"text": "three"}')
-    assert documents(open_corpus(str(tmp_path / "c.json"), fields=("text",))) == ["three"]
-    assert documents(open_corpus("summaries:2", fields=("prompt",))) == tales.generate(2)
-
-
-@pytest.mark.parametrize(("template", "text"), [
-    ("{q}", "why?"),
-    ("### {q}\n{a}", "### why?\nso {q}"),
-    ("{{{q}}} }} {{q}}", "{why?} } {q}"),
-    ("{a}{a}", "so {q}so {q}"),
-])  # fmt: skip
-def test_templates(tmp_path, template, text):
-    """What a record's own texts hold is not read as a template."""
-    (tmp_path / "a.jsonl").write_text('{"q": "why?", "a": "so {q}"}\n')
-    assert list(read_fields(tmp_path / "a.jsonl", (template,))) == [text]
-    with pytest.raises(ValueError, match=r"record 1 of .* has no text 'b', but: q, a"):
-        list(read_fields(tmp_path / "a.jsonl", (template + "{b}",)))
-
-
-def test_the_reference_of_python():
-    corpus = open_corpus("python-docs")
-    assert corpus.name == f"python-docs of Python {platform.python_version()}"
-    topics = importlib.import_module("pydoc_data.topics").topics
-    assert documents(corpus) == [topics[name] for name in sorted(topics)]
-    assert sum(map(len, documents(corpus))) > 400_000
-
-
-def test_a_python_without_its_reference(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(ValueError, match="comes without its reference"):
-        open_corpus("python-docs")
-
-
-def test_every_text_that_is_known_by_name_is_listed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    listed = gpt.corpus.list_texts().splitlines()
-    named = {*gpt.corpus.BUNDLED, *gpt.corpus.DOWNLOADABLE, *gpt.corpus.GENERATED, "python-docs"}
-    assert {line.split()[0] for line in listed} == named
-    assert all(("download" in line) == (line.split()[0] in gpt.corpus.DOWNLOADABLE) for line in listed)
-    gpt.corpus.DOWNLOADS.mkdir(parents=True)
-    (gpt.corpus.DOWNLOADS / "tinystories-valid.txt").write_text("One day\n<|endoftext|>\nTwo days<|endoftext|>\n")
-    assert "in data" in gpt.corpus.list_texts().splitlines()[-1]
-    assert documents(open_corpus("tinystories-valid")) == ["One day", "Two days"]
-    assert documents(open_corpus("tinystories-valid", separator="day")) == [
-        "One",
-        "<|endoftext|>\nTwo",
-        "s<|endoftext|>",
-    ]
+def test_a_template_that_cannot_be_filled_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "x"}\n{"b": "y"}')
+    with pytest.raises(ValueError, match=r"record 2 of .*a\.jsonl has no text 'a', but: b"):
+        documents(open_corpus(str(path), fields=("say {a}",)))
+    for template in ("{a} {", "{a}}", "}{a}", "{{a}}} {a}", "{a} {}"):
+        with pytest.raises(ValueError, match=r"has a lone brace: \{\{ and \}\} stand for braces"):
+            open_corpus(str(path), fields=(template,))

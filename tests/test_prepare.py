@@ -1,6 +1,6 @@
 """gpt/prepare.py: what the token files hold, and that they are written whole or not at all."""
 
-import dataclasses
+import gzip
 import hashlib
 import json
 import math
@@ -417,6 +417,242 @@ def test_summaries_are_pairs(tmp_path):
     assert [*data.documents(data.val)] == [text for tale in tales[4:] for text in (tale, f" {gpt.tales.summary(tale)}")]
 
 
+# --- preparing: several inputs ----------------------------------------------------------------------------------------
+
+
+def by_hand(texts, val_fraction):
+    """The training and the validation documents of one input, as they have always been told apart."""
+    if len(texts) >= 10:
+        n = len(texts) - max(1, round(len(texts) * val_fraction))
+        return texts[:n], texts[n:]
+    total = sum(map(len, texts))
+    n, train, val = total - math.ceil(total * Fraction(str(val_fraction))), [], []
+    for text in texts:
+        train += [text[:n]] if n > 0 else []
+        val += [text[max(n, 0) :]] if n < len(text) else []
+        n -= len(text)
+    return train, val
+
+
+def times_by_hand(i, weight):
+    weight = Fraction(str(weight))
+    return math.floor((i + 1) * weight) - math.floor(i * weight)
+
+
+@quick
+@given(
+    inputs=st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from([1, 2, 3, 0.5, 0.1, 0.3, 1.5, 2.29, 1 / 3])),
+        min_size=1,
+        max_size=4,
+    ),
+    percent=st.sampled_from([10, 25, 50]),
+)
+def test_each_input_is_read_as_often_as_its_weight_says_and_validates_once(inputs, percent):
+    texts = [[f"{chr(97 + k)}, text {i} of {n} texts" for i in range(n)] for k, (n, _) in enumerate(inputs)]
+    weights = [weight for _, weight in inputs]
+    parts = [by_hand(some, percent / 100) for some in texts]
+    counts = [[times_by_hand(i, w) for i in range(len(train))] for (train, _), w in zip(parts, weights, strict=True)]
+    with tempfile.TemporaryDirectory() as folder:
+        corpora = [corpus_of(Path(folder, str(k)), "|".join(some), separator="|") for k, some in enumerate(texts)]
+        out = Path(folder, "out")
+        if any(
+            (len(n) < 10 and Fraction(str(w)).denominator > 1) or not sum(n)
+            for n, w in zip(counts, weights, strict=True)
+        ):
+            with pytest.raises(ValueError, match=r"fewer than ten|takes none"):
+                prepare_data(corpora, BYTES, out, percent / 100, weights=weights)
+            return
+        data = prepare_data(corpora, BYTES, out, percent / 100, weights=weights)
+        assert data.separated == (len(texts) > 1 or len(texts[0]) > 1 or weights[0] > 1)
+        train, val = (list(data.documents(split)) for split in (data.train, data.val))
+    expected = Counter()
+    for (some, _), n in zip(parts, counts, strict=True):
+        expected.update(dict(zip(some, n, strict=True)))
+    assert Counter(train) == +expected
+    assert val == [text for _, some in parts for text in some]
+    whole = {text for some in texts for text in some}
+    assert not ({*train} & whole) & {*val}
+    order = []  # input after input, pass after pass, the fraction's last
+    for (some, _), n in zip(parts, counts, strict=True):
+        order += [text for p in range(max(n)) for text, times in zip(some, n, strict=True) if times > p]
+    assert train == order
+
+
+def test_every_other_document_for_a_half(tmp_path):
+    texts = [f"text {n}" for n in range(20)]
+    data = prepare_data(corpus_of(tmp_path / "in", *texts), BYTES, tmp_path / "out", weights=[2.5])
+    assert list(data.documents(data.train)) == [*texts[:18], *texts[:18], *texts[1:18:2]]
+    assert list(data.documents(data.val)) == texts[18:]
+    assert data.source == "a corpus x 2.5"
+
+
+def test_weights_of_one_change_nothing(tmp_path):
+    for source in ("story", "tales:30", "summaries:12"):
+        for out, weights in (("plain", ()), ("weighted", (1.0,))):
+            prepare_data(open_corpus(source), "bpe:300", tmp_path / out, weights=weights)
+        assert snapshot(tmp_path / "plain") == snapshot(tmp_path / "weighted")
+
+
+def test_several_inputs_are_several_documents_that_may_be_the_same(tmp_path):
+    corpus = corpus_of(tmp_path / "in", "abcdefghij")
+    data = prepare_data([corpus, corpus, corpus], BYTES, tmp_path / "out", weights=(1, 2, 1))
+    assert data.separated
+    assert list(data.documents(data.train)) == ["abcdefghi"] * 4
+    assert list(data.documents(data.val)) == ["j"] * 3
+
+
+def test_pairs_count_as_one_and_are_repeated_whole(tmp_path):
+    one, other = [(f"q{n}", f"a{n}") for n in range(24)], [("", f"alone {n}") for n in range(4)]
+    corpora = [pairs_of(tmp_path / "1", one), pairs_of(tmp_path / "2", other)]
+    data = prepare_data(corpora, BYTES, tmp_path / "out", 0.25, weights=(1.5, 2))
+    chosen = [*one[:18], *one[1:18:2], *other[:3], *other[:3]]
+    assert list(data.documents(data.train)) == [text for pair in chosen for text in pair]
+    assert list(data.documents(data.val)) == [text for pair in (*one[18:], *other[3:]) for text in pair]
+    with pytest.raises(ValueError, match="has fewer than ten training documents, 3"):
+        prepare_data(corpora, BYTES, tmp_path / "out", 0.25, weights=(1, 1.5))
+
+
+def test_a_validation_corpus_leaves_all_inputs_to_training(tmp_path):
+    corpora = [corpus_of(tmp_path / "1", "one text"), corpus_of(tmp_path / "2", *"abcdefghijkl")]
+    data = prepare_data(corpora, BYTES, tmp_path / "out", 0.5, corpus_of(tmp_path / "3", "to validate"), (2, 0.5))
+    assert list(data.documents(data.train)) == ["one text", "one text", *"bdfhjl"]
+    assert list(data.documents(data.val)) == ["to validate"]
+
+
+def test_several_inputs_are_named_with_their_weights_and_shares(tmp_path):
+    corpora = [open_corpus("story"), open_corpus("tales:100"), corpus_of(tmp_path / "in", "a text")]
+    data = prepare_data(corpora, "char", tmp_path / "out", weights=(3, 0.5, 1))
+    tales = f"tales:100:0 of grammar {gpt.tales.fingerprint()}"
+    assert data.source == f"story x 3 + {tales} x 0.5 + a corpus"
+    n = [3 * int(len(STORY) * 0.9), sum(map(len, gpt.tales.generate(100)[1:90:2])), 5]
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert [source["characters"] for source in meta["sources"]] == n
+    assert sum(n) == data.train.characters
+    lines = describe(data).splitlines()
+    for line, name, weight, characters in zip(lines[1:4], ("story", tales, "a corpus"), (3, 0.5, 1), n, strict=True):
+        assert line.strip() == f"{name}: weight {weight}, {characters / sum(n):.1%} of the training characters"
+    assert lines[4].startswith("train: ")
+    del meta["seal"]
+    for wrong in (3, [3], {}, [{}], [{"name": "a", "weight": "3", "characters": 5}], None):
+        (tmp_path / "out" / "meta.json").write_text(sealed({**meta, "sources": wrong}))
+        with pytest.raises(ValueError, match=r"meta\.json is damaged"):
+            load_data(tmp_path / "out")
+    meta.pop("sources")  # as folders were written before
+    (tmp_path / "out" / "meta.json").write_text(sealed(meta))
+    assert load_data(tmp_path / "out").sources == ()
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ((1,), "one for each input: 2 of them, not 1"),
+        ((1, 1, 1), "one for each input: 2 of them, not 3"),
+        ((1, 0), "above 0"),
+        ((-1, 1), "above 0"),
+        ((math.nan, 1), "above 0"),
+        ((1, math.inf), "above 0"),
+        ((1, 1.5), "fewer than ten training documents, 1: its weight must be a whole number, not 1.5"),
+        ((0.09, 1), "a weight of 0.09 takes none of the 11 training documents .* at least 0.0909"),
+    ],
+)
+def test_weights_that_say_nothing_are_refused_and_nothing_left_behind(tmp_path, weights, words):
+    corpora = [corpus_of(tmp_path / "1", *["a text"] * 12), corpus_of(tmp_path / "2", "another text")]
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        prepare_data(corpora, BYTES, tmp_path / "out", weights=weights)
+    with pytest.raises(ValueError, match="no corpus is named"):
+        prepare_data([], BYTES, tmp_path / "out")
+    assert snapshot(tmp_path) == before
+
+
+# --- preparing: any text ----------------------------------------------------------------------------------------------
+
+WORLD = {
+    "Chinese": "从前有一只猫，它住在山上。每天早晨，它都去河边看鱼。\n“你好！”鱼说。\n",
+    "German": "Übermütige Füchse äßen gern Öltörtchen — „fünf Stück, bitte!“\n",
+    "Arabic": "كانَ يا ما كان، في قديمِ الزمانِ، قِطٌّ صغيرٌ يعيشُ ٣ سنوات.\n",
+    "Python": "def f(x: int) -> str:\n\treturn f'{x!r:>{10}}\\n'  # 100 %\n\n\nclass A:\n    pass\n",
+    "emoji": "👨\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 🇩🇪 👍🏽 e\u0301 n\u0303 a\u0308\u0323 क्षि 한 ﬁ\n",
+}
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char", "bpe:400"])
+@pytest.mark.parametrize("language", WORLD)
+def test_a_text_of_any_language_comes_back_exactly(tmp_path, tokenizer, language):
+    text = WORLD[language] * 7
+    data = prepare_data(corpus_of(tmp_path / "in", text), tokenizer, tmp_path / "out", 0.3)
+    n = len(text) - math.ceil(len(text) * Fraction("0.3"))
+    assert data.tokenizer.decode(data.train.tokens.tolist()) == text[:n]
+    assert data.tokenizer.decode(data.val.tokens.tolist()) == text[n:]
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char", "bpe:400"])
+def test_languages_beside_each_other_come_back_exactly(tmp_path, tokenizer):
+    corpora = [corpus_of(tmp_path / language, *[text] * 10) for language, text in WORLD.items()]
+    data = prepare_data(corpora, tokenizer, tmp_path / "out", weights=(1, 2, 1, 3, 1))
+    counts = Counter(data.documents(data.train))
+    assert counts == {text: 9 * n for text, n in zip(WORLD.values(), (1, 2, 1, 3, 1), strict=True)}
+    assert [*data.documents(data.val)] == [*WORLD.values()]
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char", "bpe:400"])
+def test_the_same_text_in_seven_encodings_and_packed_gives_the_same_tokens(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(gpt.corpus, "PIECE", 101)
+    text = "Déjà vu: «Öl», ½ naïve façade.\r\nSo it ends; or does it?\n" * 30
+    found = []
+    for encoding in ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-32-be", "gb18030"):
+        for name, data in (("a.txt", text.encode(encoding)), ("a.txt.gz", gzip.compress(text.encode(encoding)))):
+            (tmp_path / name).write_bytes(data)
+            corpus = open_corpus(str(tmp_path / name), encoding=encoding)
+            found.append(prepare_data(corpus, tokenizer, tmp_path / "out").checksums)
+    assert found == found[:1] * 14
+    plain = prepare_data(corpus_of(tmp_path / "in", text), tokenizer, tmp_path / "out")
+    assert plain.checksums == found[0]
+
+
+def prepare(monkeypatch, *arguments):
+    """scripts/prepare_data.py with these arguments; its status."""
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(PREPARE), run_name="__main__")
+    return end.value.code or 0
+
+
+def test_the_script_takes_inputs_weights_an_encoding_and_a_field(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("café " * 20, encoding="latin-1")
+    lines = "".join(json.dumps({"t": f"né {n}"}, ensure_ascii=False) + "\n" for n in range(12))
+    Path("b.jsonl.gz").write_bytes(gzip.compress(lines.encode("latin-1")))
+    how = ["--encoding", "latin-1", "--field", "t:\\n{t}{{}}", "--tokenizer", BYTES, "--out", "out"]
+    assert (
+        prepare(monkeypatch, "--input", "a.txt", "b.jsonl.gz", "--input", "tales:10", "--weights", 2, 0.5, 1, *how) == 0
+    )
+    data = load_data("out", verify=True)
+    fields = [f"t:\nné {n}{{}}" for n in range(12)]
+    assert [*data.documents(data.train)] == [("café " * 18)] * 2 + fields[1:11:2] + gpt.tales.generate(9)
+    assert [*data.documents(data.val)] == ["café " * 2, fields[11], gpt.tales.generate(10)[9]]
+    assert "b.jsonl.gz: weight 0.5" in capsys.readouterr().out
+
+
+def test_the_script_fills_templates_of_pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = [{"instruction": f"Count {n}\\n", "output": f"{{{n}}}"} for n in range(4)]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    how = ["--prompt_field", "### Task:\\n{instruction}\\n\\n", "--target_field", "{output}\\t"]
+    assert prepare(monkeypatch, "--input", "a.jsonl", *how, "--tokenizer", "gpt2", "--out", "out") == 0
+    data = load_data("out", verify=True)
+    assert data.paired
+    assert [*data.documents(data.val)] == ["### Task:\nCount 3\\n\n\n", "{3}\t"]
+
+
+def test_the_list_needs_no_input(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(monkeypatch, "--list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*gpt.corpus.KNOWN]
+    assert [*tmp_path.iterdir()] == []
+
+
 # --- preparing: in threads --------------------------------------------------------------------------------------------
 
 
@@ -618,78 +854,3 @@ def test_new_data_that_cannot_be_put_in_place_leaves_the_old_as_it_was(tmp_path,
         prepare_data(corpus, "char", out)
     assert refused
     assert snapshot(tmp_path) == before
-
-
-# --- several texts ----------------------------------------------------------------------------------------------------
-
-
-def numbered(folder, letter, n):
-    """A corpus of so many documents, each another."""
-    return corpus_of(folder / letter, *(f"{letter}{i:02}" for i in range(n)))
-
-
-@pytest.mark.parametrize(
-    ("weights", "times"), [((), (1, 1)), ((3, 1), (3, 1)), ((0.5, 2), (0.5, 2)), ((1.25, 0.1), (1.25, 0.1))]
-)
-def test_each_text_is_read_as_often_as_its_weight_says(tmp_path, weights, times):
-    corpora = [numbered(tmp_path, "a", 40), numbered(tmp_path, "b", 20)]
-    data = prepare_data(corpora, "char", tmp_path / "out", 0.25, weights=weights)
-    train, val = ([*data.documents(split)] for split in (data.train, data.val))
-    assert val == [f"a{i:02}" for i in range(30, 40)] + [f"b{i:02}" for i in range(15, 20)]
-    counted = Counter(train)
-    assert not counted.keys() & set(val)
-    for letter, n, weight in (("a", 30, times[0]), ("b", 15, times[1])):
-        found = [counted[f"{letter}{i:02}"] for i in range(n)]
-        part = Fraction(str(weight))
-        assert found == [math.floor(part * (i + 1)) - math.floor(part * i) for i in range(n)]
-    total = 30 * times[0] + 15 * times[1]
-    assert data.shares == pytest.approx((30 * times[0] / total, 15 * times[1] / total), abs=0.02)
-    assert "shares of the training text: " in describe(load_data(tmp_path / "out", verify=True))
-
-
-def test_whole_files_are_cut_and_repeated(tmp_path):
-    corpora = [corpus_of(tmp_path / "1", "x" * 30), corpus_of(tmp_path / "2", "y" * 10)]
-    data = prepare_data(corpora, "char", tmp_path / "out", 0.1, weights=(2, 1))
-    assert [*data.documents(data.train)] == ["x" * 27, "x" * 27, "y" * 9]
-    assert [*data.documents(data.val)] == ["xxx", "y"]
-    assert data.source == f"2 x {corpora[0].name} + {corpora[1].name}"
-
-
-def test_pairs_of_several_files_stay_pairs(tmp_path):
-    corpora = [pairs_of(tmp_path / name, [(f"{name}{i}", f"is {i}") for i in range(6)]) for name in "pq"]
-    data = prepare_data(corpora, BYTES, tmp_path / "out", 0.34, weights=(0.5, 2))
-    texts = [*data.documents(data.train)]
-    assert texts[::2] == ["p1", "p3", *(f"q{i}" for i in range(4)), *(f"q{i}" for i in range(4))]
-    assert texts[1::2] == [f"is {text[1]}" for text in texts[::2]]
-    assert [*data.documents(data.val)][::2] == ["p4", "p5", "q4", "q5"]
-
-
-def test_all_of_several_texts_train_where_another_validates(tmp_path):
-    corpora = [numbered(tmp_path, letter, 3) for letter in "ab"]
-    data = prepare_data(corpora, "char", tmp_path / "out", val_corpus=numbered(tmp_path, "c", 2), weights=(1, 2))
-    assert [*data.documents(data.train)] == ["a00", "a01", "a02", *["b00", "b01", "b02"] * 2]
-    assert [*data.documents(data.val)] == ["c00", "c01"]
-
-
-@pytest.mark.parametrize(("weights", "words"), [
-    ((1,), "1 weights for 2 texts"), ((1, 2, 3), "3 weights for 2 texts"), ((0, 1), "not 0"), ((-1, 1), "not -1"),
-    ((math.nan, 1), "not nan"), ((math.inf, 1), "not inf"), ((1, 0.5), "b has fewer than ten: give it a whole number"),
-])  # fmt: skip
-def test_weights_that_do_not_fit_are_refused(tmp_path, weights, words):
-    corpora = [numbered(tmp_path, "a", 12), dataclasses.replace(numbered(tmp_path, "b", 3), name="b")]
-    with pytest.raises(ValueError, match=words):
-        prepare_data(corpora, "char", tmp_path / "out", weights=weights)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("tokenizer", ["gpt2", "char", "bpe:400"])
-@pytest.mark.parametrize("text", [
-    "从前有一个勇敢的孩子，名叫小明。他丢了铃铛！\n", "Größe, Übermut und Straßenbahn: »Äh«, sagte Jörg.\n",
-    "كان يا ما كان، في قديم الزمان، طفلٌ شجاع.\n", "def f(x):\n\treturn {'a': [x**2]}  # ok\n",
-    "👩🏽‍🚀 and 👨‍👩‍👧‍👦, e\u0301 and \u00e9; 🇩🇪 \u200b\u2028\u00a0x\n",
-], ids=["Chinese", "German", "Arabic", "code", "emoji"])  # fmt: skip
-def test_texts_of_any_kind_come_back_as_they_were(tmp_path, text, tokenizer):
-    data = prepare_data(corpus_of(tmp_path / "in", text * 40), tokenizer, tmp_path / "out", 0.5)
-    written = "".join("".join(data.documents(split)) for split in (data.train, data.val))
-    assert written == text * 40
-    assert data.train.characters == data.val.characters == len(text) * 20

@@ -47,11 +47,7 @@ KNOWN = {  # the texts known by name: size, what it is, licence or origin
     "story": ("52 KB", "a story in fifteen chapters", "written for this project, CC0 1.0"),
     "tales": ("24 MB", "30,000 tales of a grammar; tales:N:SEED are others", "made here, by gpt/tales.py"),
     "summaries": ("28 MB", "pairs of such a tale and what happens in it", "made here, by gpt/tasks.py"),
-    "questions": (
-        "25 MB",
-        "pairs: such a tale with one of seven questions, and the answer",
-        "made here, by gpt/tasks.py",
-    ),
+    "questions": ("25 MB", "pairs of such a tale with a question, and the answer", "made here, by gpt/tasks.py"),
     "kinds": ("25 MB", "pairs of such a tale and its class, by who comes first", "made here, by gpt/tasks.py"),
     "python-docs": ("0.46 MB", "the reference inside every Python, by topics", "in this Python, PSF licence"),
     "shakespeare": ("1.1 MB", "scenes of Shakespeare's plays", "public domain, by way of karpathy/char-rnn"),

@@ -12,8 +12,8 @@ from gpt import tales, tasks
 from gpt.corpus import open_corpus
 
 ANSWERS = {
-    ANNA: ["Anna.", "The silver bell.", "The giant.", "The fox.", "The owl.", "Two.", "Under the bed."],
-    TOM: ["Tom.", "The little drum.", "The witch.", "The bee.", "The pig.", "Three.", "Behind old bones."],
+    ANNA: ["Anna.", "The silver bell.", "The giant.", "The fox.", "Two."],
+    TOM: ["Tom.", "The little drum.", "The witch.", "The bee.", "Three."],
 }
 
 
@@ -29,13 +29,11 @@ def test_answers_are_those_that_the_end_of_a_tale_gives():
         thanked = re.search(r"thanked (the .*?)\. ", tale)
         friends = re.findall(r"the (\w+)", thanked[1]) if thanked else re.findall(r"Thank you, (\w+)!", tale)
         assert found["Who came along first?"] == f"The {friends[0]}."
-        assert found["Who came along last?"] == f"The {friends[-1]}."
         assert found["How many friends came?"].lower()[:-1] == re.search(r"(two|three) friends", tale)[1]
         thing = re.search(r"found (?:his|her) (\w+ \w+)", tale)[1]
         assert found["What was lost?"] == f"The {thing}."
         villain = re.search(r"of the (\w+)(?: at| towards| that| before|\.)|The (\w+) lived in a", tale)
         assert found["Who took it?"] == f"The {villain[1] or villain[2]}."
-        assert found["Where was it found?"][:-1].lower() in tale.lower().split(". ", 9)[-1]
         assert found["Who lost something?"][:-1] in tale
 
 
@@ -48,7 +46,7 @@ def test_questions_are_asked_evenly_and_have_the_answers_of_the_tale():
         assert head == tale
         assert line["target"] == f" {tasks.answers(tale)[question]}"
         asked[question] += 1
-    assert len(asked) == 7
+    assert len(asked) == 5
     assert max(asked.values()) < 1.3 * min(asked.values())
 
 

@@ -462,10 +462,10 @@ def test_the_list_names_every_text_and_says_whether_it_is_here(tmp_path, monkeyp
     assert {*SEPARATORS} <= {*DOWNLOADABLE}
     lines = known_texts()
     assert [line.split()[0] for line in lines] == [*KNOWN]
-    assert [line.rpartition("; ")[2] for line in lines] == ["here"] * 4 + ["needs the network"] * 3
+    assert [line.rpartition("; ")[2] for line in lines] == ["here"] * 6 + ["needs the network"] * 3
     Path("data/downloads").mkdir(parents=True)
     Path("data/downloads/shakespeare.txt").touch()
-    assert [line.split()[0] for line in known_texts() if line.endswith("; here")] == [*KNOWN][:5]
+    assert [line.split()[0] for line in known_texts() if line.endswith("; here")] == [*KNOWN][:7]
     assert max(map(len, lines)) <= 120
     with pytest.raises(ValueError, match=re.escape(f"no text of that name ({', '.join(KNOWN)})")):
         open_corpus("nothing")

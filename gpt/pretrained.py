@@ -127,9 +127,8 @@ class Pretrained:
             parts = (tensor.T if entry.transposed else tensor).chunk(len(entry.parameters))
             for name, part in zip(entry.parameters, parts, strict=True):
                 yield name, part.clone(memory_format=torch.contiguous_format)
-        # a tied head goes by both names
-        head = self.tensors[self.head] if self.head in self.tensors else self.tensors[self.layout[0].name]
-        yield "out_head.weight", head.float()
+        if config.tie_embeddings:  # by its other name; it becomes the same parameter
+            yield "out_head.weight", torch.empty(config.vocab_size, config.emb_dim, device="meta")
 
     @property
     def folder(self) -> Path:
@@ -203,6 +202,8 @@ def _open_gpt2(name: str, path: Path, settings: dict | None, tensors: dict[str, 
     head = f"{prefix.removesuffix('transformer.')}lm_head.weight"
     config = _gpt2_config(path, settings, {key.removeprefix(prefix): t for key, t in tensors.items()})
     layout = [replace(entry, name=prefix + entry.name) for entry in gpt2_layout(config)]
+    if not config.tie_embeddings:
+        layout.append(Entry(head, (config.vocab_size, config.emb_dim), ("out_head.weight",)))
     return _checked(Pretrained(name, path, config, layout, head, tensors))
 
 
@@ -212,7 +213,7 @@ def _open_book(name: str, path: Path, settings: dict | None, tensors: dict[str, 
     try:
         vocab_size, emb_dim = tensors["tok_emb.weight"].shape
         context_length = len(tensors["pos_emb.weight"])
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{wrong}: it has no tok_emb.weight and pos_emb.weight of two dimensions") from None
     n_heads = known.get("n_heads") or _usual_heads(path, emb_dim)
     blocks = {int(found[1]) for key in tensors if (found := re.match(r"trf_blocks\.(\d{1,4})\.", key))}
@@ -230,9 +231,8 @@ def _checked(found: Pretrained) -> Pretrained:
     """ValueError unless each tensor is one that the layout asks for, and of its shape."""
     config, tensors = found.config, found.tensors
     expected = {entry.name: entry.shape for entry in found.layout}
-    head_shape = (config.vocab_size, config.emb_dim)
-    if not config.tie_embeddings or found.head in tensors:
-        expected[found.head] = head_shape
+    if found.head in tensors:  # of a tied one some files have a copy
+        expected[found.head] = (config.vocab_size, config.emb_dim)
     there = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not MASKS.search(name)}
     for wrong, names in (
         ("is missing", [name for name in expected if name not in there]),
@@ -254,6 +254,8 @@ def _checked(found: Pretrained) -> Pretrained:
 def _gpt2_config(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> GPTConfig:
     """The config of a GPT-2 from its config.json; without one, from its shapes, where these are published ones."""
     if settings is None:
+        if any(tensors[name].dim() != 2 for name in ("wte.weight", "wpe.weight") if name in tensors):
+            raise ValueError(f"{path} is no GPT-2: its wte.weight and wpe.weight have not two dimensions each")
         vocab_size, emb_dim = tensors["wte.weight"].shape
         layers = {int(found[1]) for key in tensors if (found := re.match(r"h\.(\d{1,4})\.", key))}
         settings = {"vocab_size": vocab_size, "n_embd": emb_dim, "n_layer": len(layers)}

@@ -252,6 +252,10 @@ def change_everything(weights):
     weights["model.embed_tokens.weight"] = torch.zeros(3, 4)
 
 
+def change_dimensions(weights):
+    weights["transformer.wpe.weight"] = torch.tensor(1.0)
+
+
 def change_head(weights):
     weights["lm_head.weight"] = torch.zeros(97, 32)
 
@@ -263,6 +267,7 @@ def change_head(weights):
     (change_not_finite, r"transformer\.wpe\.weight holds numbers that are not finite"),
     (change_whole_numbers, r"ln_f\.bias is of torch\.int8"),
     (change_everything, "is no GPT-2"),
+    (change_dimensions, r"wpe\.weight has the shape \(\), not \(24, 32\)"),
     (change_head, r"lm_head\.weight is not transformer\.wte\.weight, though its config says that they are one"),
 ])  # fmt: skip
 def test_a_tensor_that_does_not_fit_is_named(change, words, tmp_path):
@@ -292,6 +297,16 @@ def test_a_config_that_does_not_fit_is_refused(settings, words, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, **settings}))
     with pytest.raises(ValueError, match=words):
         load_pretrained(folder)
+
+
+@pytest.mark.parametrize("layout", ["wte.weight wpe.weight", "tok_emb.weight pos_emb.weight"])
+@pytest.mark.parametrize(
+    "shapes", [((), (3, 4)), ((3, 4), ()), ((3,), (3, 4)), ((3, 768), (4, 768, 1)), ((3, 4), (3, 4))]
+)
+def test_a_file_without_a_config_that_is_no_model(layout, shapes, tmp_path):
+    torch.save({n: torch.zeros(shape) for n, shape in zip(layout.split(), shapes, strict=True)}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"model\.pth"):
+        load_pretrained(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 100_000])

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from gpt.config import TrainConfig, config_fields, from_dict, read_toml, suggest
-from gpt.places import find_path
+from gpt.places import existing_run, find_path
 
 LONGEST_MESSAGE = 2000  # characters
 
@@ -202,6 +202,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
     )
+
+
+def chosen_run(arguments: argparse.Namespace) -> Path | None:
+    """The folder of the run that these options name; None where they name published weights. ValueError unless they
+    name one of the two, and a run that is there."""
+    if (arguments.run is None) == (arguments.pretrained is None):
+        raise ValueError("name a run (--run NAME) or published weights (--pretrained NAME), one of them")
+    return None if arguments.run is None else existing_run(arguments.run)
 
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:

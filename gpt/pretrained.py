@@ -93,7 +93,6 @@ def book_layout(config: GPTConfig) -> list[Entry]:
 class Pretrained:
     """Published weights that were found on disk: tensors by name, and what they make of them."""
 
-    name: str  # as it was asked for
     path: Path  # of the file, or of the folder
     config: GPTConfig
     layout: list[Entry]
@@ -102,19 +101,14 @@ class Pretrained:
 
     def model(self, context_length: int = 0) -> GPTModel:
         """The model, in evaluation mode, in float32. Of a smaller `context_length`, it has the first positions.
-
-        ValueError names a tensor that is missing, left over, of another shape than the config says, or not finite.
-        """
-        model = self._empty(replace(self.config, context_length=context_length or self.config.context_length))
+        ValueError names a tensor that is not finite."""
+        config = replace(self.config, context_length=context_length or self.config.context_length)
+        with torch.device("meta"):  # no memory, no random numbers: all weights are to be replaced
+            model = GPTModel(config)
         model.load_state_dict(dict(self._parameters(model.config)), assign=True)
         if model.config.tie_embeddings:
             model.out_head.weight = model.tok_emb.weight
         return model.eval()
-
-    @staticmethod
-    def _empty(config: GPTConfig) -> GPTModel:
-        with torch.device("meta"):  # no memory, no random numbers: all weights are to be replaced
-            return GPTModel(config)
 
     def _parameters(self, config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
         """Each parameter of a GPTModel by its name, a copy in float32."""
@@ -189,10 +183,10 @@ def open_pretrained(source: str | Path) -> Pretrained:
     tensors = _tensors(path)
     settings = _json((path if path.is_dir() else path.parent) / "config.json")
     read = _open_book if "tok_emb.weight" in tensors else _open_gpt2
-    return read(str(source), path, settings, tensors)
+    return read(path, settings, tensors)
 
 
-def _open_gpt2(name: str, path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
+def _open_gpt2(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
     embeddings = [tensor for tensor in tensors if tensor.endswith("wte.weight")]
     if len(embeddings) != 1:
         raise ValueError(
@@ -204,10 +198,10 @@ def _open_gpt2(name: str, path: Path, settings: dict | None, tensors: dict[str, 
     layout = [replace(entry, name=prefix + entry.name) for entry in gpt2_layout(config)]
     if not config.tie_embeddings:
         layout.append(Entry(head, (config.vocab_size, config.emb_dim), ("out_head.weight",)))
-    return _checked(Pretrained(name, path, config, layout, head, tensors))
+    return _checked(Pretrained(path, config, layout, head, tensors))
 
 
-def _open_book(name: str, path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
+def _open_book(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
     known = {key: value for key, value in (settings or {}).items() if key in asdict(GPTConfig())}
     wrong = f"{path} is no checkpoint in the book's layout"
     try:
@@ -224,7 +218,7 @@ def _open_book(name: str, path: Path, settings: dict | None, tensors: dict[str, 
         "tie_embeddings": head is None or torch.equal(head, tensors["tok_emb.weight"]), "init": "gpt2",
     }  # fmt: skip
     config = from_dict(GPTConfig, {**read_off, **known}, f"{path}: ")
-    return _checked(Pretrained(name, path, config, book_layout(config), "out_head.weight", tensors))
+    return _checked(Pretrained(path, config, book_layout(config), "out_head.weight", tensors))
 
 
 def _checked(found: Pretrained) -> Pretrained:

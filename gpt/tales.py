@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from gpt.grammar import Grammar, pairs, table, words
 
@@ -229,15 +230,31 @@ def first_broken_rule(text: str) -> str | None:
     return grammar().first_broken_rule(text)
 
 
-def summary(tale: str) -> str:
-    """What happens in a tale, in one sentence of its own words: who lost what, who took it, and who is thanked."""
+class Facts(NamedTuple):
+    """What happens in a tale, in its own words."""
+
+    hero: str
+    owner: str  # "his" or "her"
+    thing: str
+    villain: str
+    friends: list[str]  # in the order in which they come along
+
+
+def facts(tale: str) -> Facts:
+    """Who lost what, who took it, and who helped."""
     hero, villain = (
         re.search(rf"\b({'|'.join(entry[''] for entry in TABLES[name].entries)})\b", tale)[1]
         for name in ("name", "villain")
     )
-    loss = re.search(r"(lost (?:his|her) \w+ \w+)\.", tale)[1]
-    *friends, last = (f"the {animal}" for animal in re.findall(r"(?:met|sat) an? (\w+)\.", tale))
-    return f"{hero} {loss}, the {villain} took it, and {hero} thanked {', '.join(friends)} and {last}."
+    owner, thing = re.search(r"lost (his|her) (\w+ \w+)\.", tale).groups()
+    return Facts(hero, owner, thing, villain, re.findall(r"(?:met|sat) an? (\w+)\.", tale))
+
+
+def summary(tale: str) -> str:
+    """What happens in a tale, in one sentence: who lost what, who took it, and who is thanked."""
+    hero, owner, thing, villain, friends = facts(tale)
+    *others, last = (f"the {friend}" for friend in friends)
+    return f"{hero} lost {owner} {thing}, the {villain} took it, and {hero} thanked {', '.join(others)} and {last}."
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Whatever is asked follows from the tale alone, so every answer is right or wrong
 
 import json
 import random
-import re
 from collections.abc import Iterator
 
 from gpt import tales
@@ -37,9 +36,7 @@ def question(tale: str, rng: random.Random) -> tuple[str, str]:
 
 def answers(tale: str) -> dict[str, str]:
     """Each question that can be asked of a tale, and its answer."""
-    hero, villain = (re.search(rf"\b({_any(name)})\b", tale)[1] for name in ("name", "villain"))
-    thing = re.search(r"lost (?:his|her) (\w+ \w+)\.", tale)[1]
-    friends = _friends(tale)
+    hero, _, thing, villain, friends = tales.facts(tale)
     return {
         "Who lost something?": f"{hero}.",
         "What was lost?": f"The {thing}.",
@@ -52,17 +49,8 @@ def answers(tale: str) -> dict[str, str]:
 def kind(tale: str, rng: random.Random) -> tuple[str, str]:
     """A text to be classified, and its class: a tale, and whether who came along first is a bird, a beast or neither.
     Which animals there are does not tell, since others come along after it."""
-    first = _friends(tale)[0]
+    first = tales.facts(tale).friends[0]
     return CLASS.format(tale=tale), " bird" if first in BIRDS else " beast" if first in BEASTS else " neither"
-
-
-def _friends(tale: str) -> list[str]:
-    """Who comes along, in this order."""
-    return re.findall(r"(?:met|sat) an? (\w+)\.", tale)
-
-
-def _any(table: str) -> str:
-    return "|".join(entry[""] for entry in tales.TABLES[table].entries)
 
 
 TASKS = {"summaries": summary, "questions": question, "kinds": kind}

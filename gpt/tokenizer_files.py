@@ -30,10 +30,14 @@ def spelled_bytes() -> dict[str, int]:
     return spelled | {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(printable)))}
 
 
+@cache
+def _characters() -> dict[int, str]:
+    return {byte: character for character, byte in spelled_bytes().items()}
+
+
 def spell(token: bytes) -> str:
     """A token's bytes as GPT-2 spells them."""
-    characters = {byte: character for character, byte in spelled_bytes().items()}
-    return "".join(characters[byte] for byte in token)
+    return "".join(map(_characters().__getitem__, token))
 
 
 def unspell(token: str) -> bytes:
@@ -92,9 +96,8 @@ def from_hf(saved: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{len(missing)} of the 256 bytes have no token")
     named |= {name: i for name, i in vocab.items() if name not in tokens}
     in_order = sorted(named, key=named.get)
-    if [named[name] for name in in_order] != list(range(len(tokens), len(tokens) + len(named))) or in_order[:1] != [
-        EOT
-    ]:
+    last_ids = list(range(len(tokens), len(tokens) + len(named)))
+    if in_order[:1] != [EOT] or [named[name] for name in in_order] != last_ids:
         return {"kind": "byte_pairs", "tokens": tokens, "named": named}
     special = {"special_tokens": in_order[1:]} if named.keys() > {EOT} else {}  # as with_special_tokens adds them
     if all(tokens[character] == byte for character, byte in spelled_bytes().items()):

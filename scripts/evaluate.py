@@ -26,8 +26,7 @@ learnt when.
 import dataclasses
 from functools import partial
 
-from gpt.cli import Parser, add_model_options, add_weights_option, run
-from gpt.places import existing_run
+from gpt.cli import Parser, add_model_options, add_weights_option, chosen_run, run
 
 
 def main() -> None:
@@ -79,6 +78,7 @@ def main() -> None:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
     if arguments.pretrained is not None and (every or arguments.text is None):
         parser.error("published weights have no checkpoints and no validation split: name a text, --text FILE")
+    folder = chosen_run(arguments)
 
     from gpt.checkpoint import run_data
     from gpt.corpus import open_corpus
@@ -100,9 +100,9 @@ def main() -> None:
     tune()
     device = choose_device(arguments.device)
     if every:
-        judge_checkpoints(existing_run(arguments.run), arguments.samples, arguments.seed, device)
+        judge_checkpoints(folder, arguments.samples, arguments.seed, device)
         return
-    subject = load_subject(arguments.run, arguments.checkpoint, arguments.pretrained)
+    subject = load_subject(folder, arguments.checkpoint, arguments.pretrained)
     objective, tokenizer, checkpoint = subject.objective.to(device), subject.tokenizer, subject.checkpoint
     config, model = checkpoint and checkpoint.config, objective.model
     if not objective.reads_any_text:
@@ -114,7 +114,7 @@ def main() -> None:
                 )
         if arguments.weights == "int8":
             parser.error(f"--weights int8 is for models that predict the next token, not for {config.objective.name}")
-        data = objective.as_read(run_data(existing_run(arguments.run), checkpoint))
+        data = objective.as_read(run_data(folder, checkpoint))
         config = dataclasses.replace(config, eval_batches=0, batch_size=arguments.batch_size)
         result = objective.evaluate(config, data, device)
         print(f"model           {subject.name}")
@@ -127,7 +127,7 @@ def main() -> None:
             print(f"\n{describe_verdict(judge_samples(objective, data, arguments.samples, arguments.seed)[1])}")
         return
     in_documents = subject.in_documents
-    data = None if arguments.text is not None else run_data(existing_run(arguments.run), checkpoint)
+    data = None if arguments.text is not None else run_data(folder, checkpoint)
     if data is not None:
         source, tokens = f"validation split of {data.folder}", data.val.tokens
         bytes_per_token = data.bytes_per_token

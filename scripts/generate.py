@@ -13,7 +13,7 @@ in loss, evaluate.py --weights int8 measures.
 
 import sys
 
-from gpt.cli import Parser, add_model_options, add_weights_option, run
+from gpt.cli import Parser, add_model_options, add_weights_option, chosen_run, run
 
 
 def main() -> None:
@@ -54,6 +54,7 @@ def main() -> None:
         parser.error(f"--num_samples must be at least 1, not {arguments.num_samples}")
     if not 0 <= arguments.seed < 2**63:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
+    folder = chosen_run(arguments)
 
     import torch
 
@@ -66,7 +67,7 @@ def main() -> None:
     check_sampling(arguments.max_new_tokens or 0, **sampling)
     tune()
     device = choose_device(arguments.device)
-    subject = load_subject(arguments.run, arguments.checkpoint, arguments.pretrained)
+    subject = load_subject(folder, arguments.checkpoint, arguments.pretrained)
     objective, tokenizer, in_documents = subject.objective.to(device), subject.tokenizer, subject.in_documents
     print(subject.name, file=sys.stderr)
     if arguments.weights == "int8":

@@ -53,10 +53,10 @@ def fit(config: TrainConfig, data: PreparedData, fresh: bool = True) -> tuple[Tr
 
 @dataclass(frozen=True)
 class _Base:
-    """What a run starts from: its model's shape, its tokenizer, where that is kept, and its weights, when asked for."""
+    """What a run starts from: its model's shape, where its tokenizer is kept; tokenizer and weights when asked for."""
 
     config: GPTConfig
-    tokenizer: Tokenizer
+    tokenizer: Callable[[], Tokenizer]
     tokenizer_path: str | Path
     load: Callable[[], GPTModel]
 
@@ -70,7 +70,7 @@ def _base(config: TrainConfig) -> _Base:
         few = few if few < found.config.context_length else 0
         where = found.folder if found.has_tokenizer else "gpt2"
         shape = replace(found.config, context_length=few or found.config.context_length)
-        return _Base(shape, found.tokenizer(), where, lambda: found.model(few))
+        return _Base(shape, found.tokenizer, where, lambda: found.model(few))
     run = RunFolder(existing_run(name))
     before = run.config()
     if before.adapter.name == "prefix":
@@ -78,7 +78,7 @@ def _base(config: TrainConfig) -> _Base:
             f"init_from {name} has a prefix, which is no part of a model's own weights: start from "
             f"{before.init_from}, as it did"
         )
-    return _Base(before.model, run.tokenizer(), run.path / "tokenizer.json", lambda: load_model(run)[0])
+    return _Base(before.model, run.tokenizer, run.path / "tokenizer.json", lambda: load_model(run)[0])
 
 
 def _shaped_like(config: TrainConfig, prepared: Tokenizer, tokenizer: Tokenizer) -> TrainConfig:
@@ -86,7 +86,7 @@ def _shaped_like(config: TrainConfig, prepared: Tokenizer, tokenizer: Tokenizer)
     and with the objective's special tokens. Settings of the model that are not the defaults have to agree, but for
     those that change no weight, drop_rate and kernels."""
     base = _base(config)
-    known = base.tokenizer.to_dict()
+    known = base.tokenizer().to_dict()
     if tokenizer.to_dict() != known:
         reason = f"other tokens than {config.data.path}: prepare the data with --tokenizer {base.tokenizer_path}"
         if prepared.to_dict() == known:
@@ -135,17 +135,14 @@ class Subject:
     checkpoint: Checkpoint | None
 
 
-def load_subject(run: str | None, which: str, pretrained: str | None) -> Subject:
-    """The model of a run's checkpoint or, where no run is named, published weights. ValueError unless it is one."""
-    if (run is None) == (pretrained is None):
-        raise ValueError("name a run (--run NAME) or published weights (--pretrained NAME), one of them")
+def load_subject(run: str | Path | None, which: str, pretrained: str | None) -> Subject:
+    """The model of a run's checkpoint or, where no run is named, published weights."""
     if pretrained is not None:
         if is_run(pretrained):
             raise ValueError(f"{pretrained} is a run: --run {pretrained}")
         found = open_pretrained(pretrained)
         objective = NextToken(found.model()).eval()
         return Subject(f"{pretrained} ({found.path})", objective, found.tokenizer(), found.in_documents, None)
-    folder = existing_run(run)
-    objective, tokenizer, checkpoint = load_objective(folder, which)
-    name = f"{folder}, step {checkpoint.state['step']:,}"
+    objective, tokenizer, checkpoint = load_objective(run, which)
+    name = f"{run}, step {checkpoint.state['step']:,}"
     return Subject(name, objective, tokenizer, checkpoint.config.data.windows == "document", checkpoint)

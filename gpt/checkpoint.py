@@ -18,18 +18,19 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt.adapters import adapt, merge
 from gpt.baselines import create_model
 from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
 from gpt.files import FolderLock, flush, put_back, sealed, sha256, whole_file, whole_folder, write_text
 from gpt.model import GPTModel
+from gpt.parallel import ALONE, Processes
 from gpt.places import find_path
 from gpt.prepared import PreparedData, load_data
 from gpt.state import FORMAT, FROZEN, Checkpoint, check_finite, read_checkpoint, read_state
 from gpt.tokenizer import Tokenizer, load_tokenizer
-from gpt.weights import frozen_names, load_weights, named_weights
+from gpt.weights import load_weights
 
 
 class RunFolder:
@@ -79,11 +80,18 @@ class RunFolder:
         return self.path / FROZEN
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Holds the lock from here on, unless the block fails. What a killed save had begun is finished or undone.
+    def claimed(self, processes: Processes = ALONE) -> Iterator[None]:
+        """Holds the lock from here on, unless the block fails. What a killed save had begun is finished or undone. Of
+        several processes rank 0 does so, and the others begin after it.
 
         ValueError where the lock is taken, and for a folder that holds something else than a run.
         """
+        with self._claimed() if processes.first else contextlib.nullcontext():
+            processes.wait()
+            yield
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
         visible = self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir())
         # a killed start leaves names with a dot
         if visible and not (self.path / "config.toml").is_file() and not self.steps():
@@ -144,8 +152,17 @@ class RunFolder:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def save(self, objective: nn.Module, training_state: dict, state: dict, is_best: bool, keep: int) -> Path:
-        """Write the checkpoint step-NNNNNN, all of it or nothing; before the first one, the weights that are frozen.
+    def save(
+        self,
+        weights: dict[str, Tensor],
+        frozen: set[str],
+        training_state: dict,
+        state: dict,
+        is_best: bool,
+        keep: int,
+    ) -> Path:
+        """Write the checkpoint step-NNNNNN, all of it or nothing; before the first one, the weights that are frozen,
+        given by their names.
 
         `last`, and `best` where `is_best`, name it only after that; then older checkpoints go, but for the newest
         `keep` and the best. Interrupted anywhere, the folder still holds the checkpoints it held before.
@@ -153,9 +170,9 @@ class RunFolder:
         FloatingPointError where a tensor to be saved is not finite, OSError where the disk is full.
         """
         name = f"step-{state['step']:06d}"
-        weights = named_weights(objective)
         check_finite(name, weights, training_state)
-        frozen = {name: weights.pop(name) for name in frozen_names(objective) & weights.keys()}
+        frozen = {name: weights[name] for name in frozen & weights.keys()}
+        weights = {name: tensor for name, tensor in weights.items() if name not in frozen}
         folder = self.checkpoints / name
         try:
             if frozen and not self._frozen_sha256:

@@ -245,6 +245,9 @@ class TrainConfig:
         "auto", "precision of the matrix products; auto: bfloat16 where the device has it in hardware"
     )
     compile: bool = _setting(False, "compile the model with torch.compile (needs a C++ compiler, or triton on CUDA)")
+    parallel: Literal["ddp", "fsdp"] = _setting(
+        "ddp", "how processes of torchrun share the model: each holds all of it (ddp), or a part of it (fsdp)"
+    )
     init_from: str = _setting(
         "", "a run, or published weights, whose shape its model has and whose weights it starts from: NAME, gpt2, PATH"
     )
@@ -352,7 +355,7 @@ def is_sealed(text: str) -> bool:
 _FREE = {
     "max_steps", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
     "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
-    "data.path", "device", "dtype", "compile",
+    "data.path", "device", "dtype", "compile", "parallel",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from gpt.data import document_windows, padded_batch
 from gpt.ops.explicit import IGNORE
 from gpt.ops.fused import rows_at_once
+from gpt.parallel import ALONE, Processes
 from gpt.scores import target_ranks
 
 
@@ -164,6 +165,7 @@ def evaluate(
     bytes_per_token: float = math.nan,
     device: torch.device | str = "cpu",
     top_k: Sequence[int] = (),
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """The loss of `model` on a text of token ids, every token after the first predicted once.
 
@@ -172,7 +174,8 @@ def evaluate(
     context_length - stride tokens before it; the loss depends on both, which is why a quoted perplexity names them.
     With `eot_id` windows begin where documents begin, as in `gpt.data.document_windows`. Nothing is drawn at random,
     and no random state is touched. For each k of `top_k` the same pass counts the tokens that are among the k
-    likeliest, as `gpt.scores.target_ranks` orders them.
+    likeliest, as `gpt.scores.target_ranks` orders them. Several processes share the batches, and each gets the result
+    that one would.
 
     ValueError for fewer than two tokens, for a context longer than the model's, for a stride above it, and with
     `eot_id` for a stride or a text without a document.
@@ -206,27 +209,28 @@ def evaluate(
         n_read = max(1, n_batches * batch_size * n_stretches // len(windows))
         chosen = {i * n_stretches // n_read for i in range(n_read)}
         windows = [window for window in windows if window[3] in chosen]
-    sums, counts, hits = [], [], {k: [] for k in top_k}
+    of_windows = np.zeros((2 + len(top_k), len(windows)))  # the nats of each window, its targets, its hits
     with evaluating(model):
-        for begin in range(0, len(windows), batch_size):
+        for begin in processes.share(range(0, len(windows), batch_size)):
             batch = windows[begin : begin + batch_size]
+            sums, counts, *hits = of_windows[:, begin : begin + batch_size]
             inputs, targets = padded_batch(tokens, ((start, end) for start, end, _, _ in batch))  # (B, T)
             for row, (start, _, first, _) in enumerate(batch):
                 targets[row, : first - 1 - start] = IGNORE  # context only
-            counts += (targets != IGNORE).sum(1).tolist()
+            counts[:] = (targets != IGNORE).sum(1)
             inputs, targets = inputs.to(device), targets.to(device)
             if top_k:
                 found = losses_and_ranks(model, model.hidden_states(inputs).flatten(0, 1), targets.flatten())
                 losses, ranks = (of_rows.view_as(targets) for of_rows in found)  # (B, T) each
             else:
                 losses = model(inputs, targets, reduction="none")  # (B, T)
-            for k in top_k:
-                hits[k] += ((ranks >= 0) & (ranks < k)).sum(1).tolist()
-            sums += losses.float().cpu().double().sum(1).tolist()
+            for k, of_k in zip(top_k, hits, strict=True):
+                of_k[:] = ((ranks >= 0) & (ranks < k)).sum(1).cpu()
+            sums[:] = losses.float().cpu().double().sum(1)
     stretch = [stretch for _, _, _, stretch in windows]
-    sums, counts = np.bincount(stretch, sums), np.bincount(stretch, counts)
+    sums, counts, *hits = (np.bincount(stretch, row) for row in processes.total(of_windows))
     read = np.flatnonzero(counts)
-    hits = {k: np.bincount(stretch, of_windows)[read] for k, of_windows in hits.items()}
+    hits = {k: of_k[read] for k, of_k in zip(top_k, hits, strict=True)}
     return Evaluation(read, sums[read], counts[read], bytes_per_token, hits)
 
 

@@ -11,6 +11,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from gpt.parallel import shared_like, whole
+
 # x -> a·x + b·x^3 + c·x^5, one after the other, lift singular values from 0.01 .. 1 to 0.18 .. 1.87: the first three
 # steps of table 1 in Amsel et al. 2025, "The Polar Express", arXiv:2505.16932. More steps come nearer to 1 and train no
 # better.
@@ -93,7 +95,8 @@ class Muon(torch.optim.Optimizer):
                 self.state[matrix]["momentum"] = torch.zeros_like(matrix)
         gradients, means = [m.grad for m in matrices], [self.state[m]["momentum"] for m in matrices]
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-        ahead = torch.stack(torch._foreach_lerp(gradients, means, group["momentum"]))  # (n, R, C)
+        ahead = torch.stack([whole(m) for m in torch._foreach_lerp(gradients, means, group["momentum"])])  # (n, R, C)
         length = group["lr"] * 0.2 * math.sqrt(max(ahead.shape[1:]))
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, list(orthogonalise(ahead)), alpha=-length)
+        steps = [shared_like(step, matrix) for step, matrix in zip(orthogonalise(ahead), matrices, strict=True)]
+        torch._foreach_add_(matrices, steps, alpha=-length)

@@ -7,6 +7,7 @@ from torch import nn
 
 from gpt.config import OptimConfig
 from gpt.muon import Muon
+from gpt.parallel import shared_like, whole
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -50,7 +51,12 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict, step: int) -> None:
     """
     groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
     own = [{**group, "lr": float(before["lr"])} for group, before in groups]
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    means = {
+        number: {name: shared_like(value, parameters[number]) for name, value in of_one.items()}
+        for number, of_one in saved["state"].items()
+    }
+    optimizer.load_state_dict({"state": means, "param_groups": own})
     for group in optimizer.param_groups if step else ():
         for parameter in group["params"]:
             shape = parameter.shape
@@ -85,7 +91,7 @@ def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: flo
     factors are applied in one pass. Pascanu et al. 2013, arXiv:1211.5063.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item() / divisor
+    norm = whole(torch.nn.utils.get_total_norm(gradients)).item() / divisor
     factor = 1 / divisor
     if max_norm > 0 and norm > max_norm:
         factor *= max_norm / norm

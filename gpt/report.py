@@ -45,7 +45,7 @@ def row(trainer, evaluation: Evaluation | None) -> dict[str, float]:
             figures["val_bits_per_byte"] = evaluation.bits_per_byte
         if not math.isnan(evaluation.standard_error):
             figures["val_loss_se"] = evaluation.standard_error
-    return {**figures, "elapsed_s": trainer.elapsed}
+    return {**figures, "elapsed_s": trainer.elapsed_s}
 
 
 def append(metrics: Path, row: dict[str, float], figures: Sequence[str] = ()) -> None:
@@ -69,6 +69,31 @@ def line(row: dict[str, float], max_steps: int) -> str:
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     return " | ".join([*parts, f"{row['elapsed_s']:.0f} s"])
+
+
+def draw(trainer) -> None:
+    """Draw loss.png from metrics.csv."""
+    from gpt.plots import plot_losses  # matplotlib takes half a second to import
+
+    run, measure = trainer.run, trainer.yardstick
+    try:
+        plot_losses(run.metrics, run.plot, measure)
+    except (ValueError, KeyError, TypeError) as error:  # an edited metrics.csv is no reason to stop
+        trainer.tell(f"{run.plot} was not drawn, since {run.metrics} is damaged ({error})")
+    except OSError as error:  # nor is a full disk, while the next checkpoint may find room
+        trainer.tell(f"{run.plot} was not drawn ({error.strerror})")
+
+
+def diverged(trainer, what: str) -> FloatingPointError:
+    """The error to stop with: what happened, what helps, and what there is to go on from."""
+    run, steps = trainer.run, trainer.run.steps()
+    good = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
+    if run.not_finite.exists():
+        good = f"its batch is in {run.not_finite}, {good}"
+    return FloatingPointError(
+        f"{what}; {good}. A lower --optim.lr helps most often, with --resume or in a new run with a longer "
+        f"--optim.warmup_steps"
+    )
 
 
 def describe(trainer) -> str:

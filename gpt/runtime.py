@@ -92,6 +92,14 @@ def compile_obstacle(device: torch.device) -> str | None:
     return None
 
 
+def compiled(module: nn.Module, device: torch.device, say: Callable[[str], None]) -> nn.Module:
+    """A module as torch.compile makes it; as it is, and a word about it, where that cannot work."""
+    if obstacle := compile_obstacle(device):
+        say(f"going on without compile = true: {obstacle}")
+        return module
+    return torch.compile(module)
+
+
 @torch.no_grad()
 def check_device(model: nn.Module, token_ids: torch.Tensor) -> None:
     """Compare one batch of logits of `model` with the CPU's. Some MPS releases compute wrongly and say nothing.
@@ -258,6 +266,11 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; from memory that is pinned CUDA copies it while it still computes."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def synchronize(device: torch.device) -> None:

@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from gpt import plan, report, runtime
@@ -29,20 +28,24 @@ from gpt.data import WindowSampler
 from gpt.files import append_text
 from gpt.loss import Evaluation, perplexity
 from gpt.objectives import Objective, create_objective, fit
+from gpt.objectives.objective import draw
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
+from gpt.parallel import ALONE, Processes
 from gpt.places import find_path
 from gpt.prepared import PreparedData, load_data
-from gpt.weights import load_weights
+from gpt.state import Checkpoint
+from gpt.weights import frozen_names, load_weights, named_weights
 
-DIVERGED = "A lower --optim.lr helps most often, with --resume or in a new run with a longer --optim.warmup_steps"
 PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
+COUNTERS = ("step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "grad_norm", "best_loss", "elapsed_s")
+Say = Callable[[str], None]  # what is told a line of progress
 
 
 class Trainer:
     """Trains one objective on one prepared corpus and writes one run folder.
 
     `Trainer.start` and `Trainer.resume` make one from a config or a run folder; the constructor takes the pieces.
-    `say` is told each line of progress.
+    `say` is told each line of progress. Of several processes each has a Trainer; that of rank 0 writes and speaks.
     """
 
     def __init__(
@@ -51,14 +54,17 @@ class Trainer:
         objective: Objective,
         data: PreparedData,
         run: RunFolder,
-        say: Callable[[str], None] = print,
+        say: Say = print,
+        processes: Processes = ALONE,
     ):
-        self.config, self.data, self.run = config, data, run
+        self.config, self.data, self.run, self.processes = config, data, run, processes
         self.device = runtime.choose_device(config.device)
         self.dtype = runtime.choose_dtype(config.dtype, self.device)
-        self.say = say
-        self.objective = objective.to(self.device).train()
-        self.compiled = self._compile()
+        self.say = say if processes.first else lambda line: None
+        self.objective = processes.shard(objective.to(self.device).train(), config.parallel)
+        # self.objective keeps the plain names, and is what is saved
+        compiled = runtime.compiled(self.objective, self.device, self.say) if config.compile else self.objective
+        self.compiled = processes.replicate(compiled, self.device)
         self.optimizer = create_optimizer(self.objective, config.optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.windows = objective.windows(config, data, data.train)
@@ -66,18 +72,19 @@ class Trainer:
         if self.device.type == "mps":
             runtime.check_device(self.objective.model, torch.arange(config.model.context_length)[None] % 2)
 
-        # what a checkpoint carries, besides weights, optimizer and random state
+        # COUNTERS, which a checkpoint carries, besides weights, optimizer and random state
         self.step = 0
         self.tokens_seen = 0
         self.report_due = True  # the report of the current step has not been made yet; a run begins with one
         self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row
         self.grad_norm: float | None = None  # of the last step, before clipping
         self.best_loss: float | None = None
-        self.elapsed = 0.0  # seconds, all sittings together
+        self.elapsed_s = 0.0  # all sittings together
 
         self.evaluation: Evaluation | None = None  # the last one of this sitting
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row
-        self.stopped_by: int | None = None  # the signal that ended the loop
+        self.signal = 0  # the one that this process has got
+        self.stopped_by: int | None = None  # the signal that ended the loop, whichever process got it
         self.saved_at: int | None = None  # the step of the last checkpoint of this sitting
         self.drawn_at = -math.inf
         self.bar: tqdm | None = None
@@ -90,38 +97,43 @@ class Trainer:
     # --- beginning ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def start(cls, config: TrainConfig, run: str | Path, say: Callable[[str], None] = print) -> "Trainer":
+    def start(cls, config: TrainConfig, run: str | Path, say: Say = print, processes: Processes = ALONE) -> "Trainer":
         """A Trainer at step 0, its run folder made. ValueError where the config does not fit the data, or where the
         run has a checkpoint already."""
+        processes.join(runtime.choose_device(config.device))
         folder = RunFolder(run)
-        with folder.claimed():
+        with folder.claimed(processes):
             if folder.steps():
                 raise ValueError(
                     f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: "
                     f"--resume goes on with it, another --run starts anew"
                 )
-            return cls._start(config, folder, say)
+            return cls._start(config, folder, say, processes)
 
     @classmethod
-    def _start(cls, config: TrainConfig, folder: RunFolder, say: Callable[[str], None]) -> "Trainer":
-        trainer = cls._create(config, folder, say)
-        folder.create(trainer.config, trainer.data.tokenizer)
-        report.begin(folder.metrics, trainer.objective.figures)
-        folder.samples.touch()
+    def _start(cls, config: TrainConfig, folder: RunFolder, say: Say, processes: Processes) -> "Trainer":
+        trainer = cls._create(config, folder, say, processes)
+        if processes.first:
+            folder.create(trainer.config, trainer.data.tokenizer)
+            report.begin(folder.metrics, trainer.objective.figures)
+            folder.samples.touch()
         return trainer
 
     @classmethod
     def resume(
-        cls, run: str | Path, config: TrainConfig | None = None, say: Callable[[str], None] = print
+        cls, run: str | Path, config: TrainConfig | None = None, say: Say = print, processes: Processes = ALONE
     ) -> "Trainer":
         """A Trainer that goes on from the newest whole checkpoint of a run, as if it had never stopped.
 
         `config` may differ from the run's own in how long it trains, what it reports and where it computes: ValueError
-        names a field that must stay. A run without a checkpoint starts anew.
+        names a field that must stay. A run without a checkpoint starts anew. As many processes as before go on bit for
+        bit; others, but for the last digits and for what dropout drops.
         """
         folder = RunFolder(run)
         config = config or folder.config()
-        with folder.claimed():
+        processes.join(runtime.choose_device(config.device))
+        say = say if processes.first else lambda line: None
+        with folder.claimed(processes):
             checkpoint, complaints = folder.load_newest_whole()
             for complaint in complaints:
                 say(f"passed over: {complaint}")
@@ -129,7 +141,7 @@ class Trainer:
                 if complaints:
                     raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
                 say(f"{folder.path} has no checkpoint yet: starting at step 0")
-                return cls._start(config, folder, say)
+                return cls._start(config, folder, say, processes)
             if not folder.config_is_whole:
                 file, step = folder.path / "config.toml", checkpoint.path.name
                 say(f"{file} was edited, damaged or deleted: going on with the settings of {step}")
@@ -142,8 +154,10 @@ class Trainer:
                     f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps "
                     f"{config.max_steps} lies behind it"
                 )
-            trainer = cls._create(config, folder, say, checkpoint.state["data"])
+            trainer = cls._create(config, folder, say, processes, checkpoint)
             trainer._restore(checkpoint)
+            if not processes.first:
+                return trainer
             folder.point(checkpoint)
             try:
                 folder.load("best", training=False)
@@ -155,28 +169,31 @@ class Trainer:
 
     @classmethod
     def _create(
-        cls, config: TrainConfig, folder: RunFolder, say: Callable[[str], None], checksums: dict | None = None
+        cls,
+        config: TrainConfig,
+        folder: RunFolder,
+        say: Say,
+        processes: Processes,
+        checkpoint: Checkpoint | None = None,
     ) -> "Trainer":
         data = load_data(find_path(config.data.path), verify=True)
-        if checksums is not None and checksums != data.checksums:
+        if checkpoint and checkpoint.state["data"] != data.checksums:
             raise ValueError(
                 f"the data in {data.folder} is not what the run {folder.path} was trained on: "
                 f"prepare it again as it was, or start a new run"
             )
-        config, data = fit(config, data, fresh=checksums is None)
+        config, data = fit(config, data, fresh=checkpoint is None)
+        saved_as = checkpoint.path.name if checkpoint else "none"
+        processes.agree({**config.flat(), **data.checksums, "checkpoint": saved_as, "PyTorch": torch.__version__})
         plan.checked(config, data, folder.path)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
         with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters
-            objective = create_objective(config, fresh=checksums is None)
-            return cls(config, objective, data, folder, say)
-
-    def _compile(self) -> nn.Module:
-        if not self.config.compile:
-            return self.objective
-        if obstacle := runtime.compile_obstacle(self.device):
-            self.say(f"going on without compile = true: {obstacle}")
-            return self.objective
-        return torch.compile(self.objective)  # self.objective keeps the plain names, and is what is saved
+            objective = create_objective(config, fresh=checkpoint is None)
+            if checkpoint:
+                load_weights(objective, checkpoint.weights)
+            if not processes.first:  # each has the same weights, and drops others
+                torch.manual_seed(draw((config.seed,), processes.rank).integers(2**63))
+            return cls(config, objective, data, folder, say, processes)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -187,52 +204,65 @@ class Trainer:
         Raises FloatingPointError where the loss is no longer finite, ValueError where memory does not suffice.
         """
         config = self.config
+        lock = self.run.lock.held() if self.processes.first else contextlib.nullcontext()
         if self.step >= config.max_steps and not self.report_due:  # finished before: nothing is touched
-            with self.run.lock.held():
+            with lock:
                 if not self.run.plot_is_new:  # but for a picture that a kill has prevented
                     self.draw()
+                self.evaluation = self.evaluate()
+                self.processes.put_together()
             return
-        sitting, before = time.perf_counter(), self.elapsed
-        show_bar = self.say is print and sys.stderr.isatty()
+        sitting, before = time.perf_counter(), self.elapsed_s
+        show_bar = self.say is print and sys.stderr.isatty()  # which rank 0 alone can do
         self.bar = tqdm(
             total=config.max_steps, initial=self.step, unit="step", disable=not show_bar, dynamic_ncols=True
         )
         advice = runtime.memory_advice(config.batch_size, config.accumulate)
-        with self.run.lock.held(), runtime.stop_signals(self._stop), self.bar, advice:
-            while not self.stopped_by:
-                self.elapsed = before + time.perf_counter() - sitting
+        with lock, runtime.stop_signals(self._stop), self.bar, advice:
+            while not self._is_stopped():
+                self.elapsed_s = before + time.perf_counter() - sitting
                 if self.report_due:
                     self._report()
-                if self.step >= config.max_steps or self.stopped_by:
+                if self.step >= config.max_steps or self._is_stopped():
                     break
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
                 self._save(is_best=False)
             self.draw()
+            self.processes.put_together()  # what is asked of the model now, rank 0 does alone
+
+    def _is_stopped(self) -> bool:
+        """Whether any of the processes has got a signal: all stop at the same step."""
+        self.stopped_by = self.processes.largest(self.signal) or None
+        return self.stopped_by is not None
 
     def _train_step(self) -> None:
-        """One optimizer step on batch_size x accumulate windows."""
+        """One optimizer step on batch_size x accumulate windows, shared out over the processes."""
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config.optim, config.decay_steps)
 
         loss_sum, counted = 0.0, 0
         windows = self.sampler.step(self.step)
-        for first in range(0, len(windows), config.batch_size):
-            batch = self._batch(windows[first : first + config.batch_size])
-            if self.device.type == "cuda":  # pinned memory is copied while the device still computes
-                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-            batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-            with runtime.autocast(self.device, self.dtype):
-                batch_loss, batch_tokens = self.compiled(**batch)
-            batch_loss.backward()  # gradients of the sum add up over micro-batches ...
+        passes = self.processes.passes(windows, config.batch_size)
+        for number, portion in enumerate(passes, 1):
+            batch = {name: runtime.moved(tensor, self.device) for name, tensor in self._batch(portion).items()}
+            with self.processes.adding_up(self.compiled, last=number == len(passes)):
+                with runtime.autocast(self.device, self.dtype):
+                    batch_loss, batch_tokens = self.compiled(**batch)
+                batch_loss.backward()  # gradients of the sum add up over passes, and over processes ...
             loss_sum += batch_loss.detach()
             counted += batch_tokens
-        loss_sum, counted = float(loss_sum), int(counted)
-        norm = scale_and_clip(self.parameters, counted, config.optim.grad_clip)  # ... and become the mean's here
+        loss_sum, counted = self.processes.total([float(loss_sum), float(counted)]).tolist()
+        counted = int(counted)
+        # ... which leave the sum's mean over processes; here it becomes the mean over tokens
+        norm = scale_and_clip(self.parameters, counted / self.processes.world_size, config.optim.grad_clip)
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
             figures = f"loss {loss_sum / counted}, gradient norm {norm}"
-            raise self._diverged(f"the loss or its gradient is not finite at step {self.step + 1} ({figures})", windows)
+            if self.processes.first:
+                with contextlib.suppress(OSError):  # a full disk is not what went wrong here
+                    self.run.save_batch(self._batch(windows), step=self.step + 1, windows=windows)
+            raise report.diverged(self, f"the loss or its gradient is not finite at step {self.step + 1} ({figures})")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         runtime.synchronize(self.device)
@@ -267,7 +297,7 @@ class Trainer:
         evaluation = self.evaluate() if due(config.eval_every) else None
         self.evaluation = evaluation or self.evaluation
         if evaluation and not math.isfinite(evaluation.loss):
-            raise self._diverged(f"the validation loss is {evaluation.loss} after step {self.step}")
+            raise report.diverged(self, f"the validation loss is {evaluation.loss} after step {self.step}")
         if evaluation or (due(config.log_every) and self.step):
             self._write_row(evaluation)
         if due(config.sample_every):
@@ -282,33 +312,28 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """The objective's loss on the validation split: all of it, or eval_batches. Touches no random state."""
-        with runtime.autocast(self.device, self.dtype):
-            return self.objective.evaluate(self.config, self.data, self.device)
+        with self.processes.whole(), runtime.autocast(self.device, self.dtype):
+            return self.objective.evaluate(self.config, self.data, self.device, self.processes)
 
     def _write_row(self, evaluation: Evaluation | None) -> None:
         row = report.row(self, evaluation)
-        report.append(self.run.metrics, row, self.objective.figures)
+        if self.processes.first:
+            report.append(self.run.metrics, row, self.objective.figures)
         self.loss_sum, self.loss_tokens = 0.0, 0
         self.timed_tokens, self.timed_seconds = 0, 0.0
         if evaluation or self.bar.disable:  # on a terminal the bar shows the rest
             self.tell(report.line(row, self.config.max_steps))
 
     def _write_sample(self) -> None:
-        with runtime.autocast(self.device, self.dtype):
-            text = self.objective.sample(self.config, self.data, self.config.seed + self.step)
-        append_text(self.run.samples, f"--- step {self.step} ---\n{text}\n\n")
+        with self.processes.whole(), runtime.autocast(self.device, self.dtype):
+            if self.processes.first:
+                text = self.objective.sample(self.config, self.data, self.config.seed + self.step)
+                append_text(self.run.samples, f"--- step {self.step} ---\n{text}\n\n")
 
     def draw(self) -> None:
         """Draw loss.png from metrics.csv."""
-        from gpt.plots import plot_losses  # matplotlib takes half a second to import
-
-        measure = self.yardstick
-        try:
-            plot_losses(self.run.metrics, self.run.plot, measure)
-        except (ValueError, KeyError, TypeError) as error:  # an edited metrics.csv is no reason to stop
-            self.tell(f"{self.run.plot} was not drawn, since {self.run.metrics} is damaged ({error})")
-        except OSError as error:  # nor is a full disk, while the next checkpoint may find room
-            self.tell(f"{self.run.plot} was not drawn ({error.strerror})")
+        if self.processes.first:
+            report.draw(self)
         self.drawn_at = time.perf_counter()
 
     def tell(self, line: str) -> None:
@@ -321,58 +346,52 @@ class Trainer:
         except OSError:  # the reader has left, as tee does at Ctrl-C, or its disk is full: the run goes on
             self.say = lambda line: None
 
-    def _diverged(self, what: str, windows: list[int] | None = None) -> FloatingPointError:
-        """The error to stop with: what happened, what helps, and what there is to go on from. The step's windows are
-        saved, to be looked at."""
-        steps = self.run.steps()
-        good = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
-        if windows:
-            with contextlib.suppress(OSError):  # a full disk is not what went wrong here
-                self.run.save_batch(self._batch(windows), step=self.step + 1, windows=windows)
-                good = f"its batch is in {self.run.not_finite}, {good}"
-        return FloatingPointError(f"{what}; {good}. {DIVERGED}")
-
     # --- saving and restoring -----------------------------------------------------------------------------------------
 
     def _save(self, is_best: bool) -> None:
-        training_state = {"optimizer": self.optimizer.state_dict(), "random": runtime.random_state(self.device)}
+        self.saved_at = self.step
+        weights = named_weights(self.objective, self.processes)
+        training_state = {
+            "optimizer": self.processes.gather(self.optimizer.state_dict()),
+            "random": self.processes.all_of(runtime.random_state(self.device)),
+        }
+        if not self.processes.first:
+            return
         state = {
-            "step": self.step,
-            "tokens_seen": self.tokens_seen,
-            "report_due": self.report_due,
-            "loss_sum": self.loss_sum,
-            "loss_tokens": self.loss_tokens,
-            "grad_norm": self.grad_norm,
-            "best_loss": self.best_loss,
-            "elapsed_s": self.elapsed,
+            **{name: getattr(self, name) for name in COUNTERS},
             "data": self.data.checksums,
-            "machine": runtime.machine(self.device),
+            "machine": self._machine,
             "config": dataclasses.asdict(self.config),
         }
         try:
-            self.run.save(self.objective, training_state, state, is_best, self.config.keep)
+            self.run.save(weights, frozen_names(self.objective), training_state, state, is_best, self.config.keep)
         except FloatingPointError as error:
-            raise self._diverged(str(error)) from None
-        self.saved_at = self.step
+            raise report.diverged(self, str(error)) from None
 
-    def _restore(self, checkpoint) -> None:
+    @property
+    def _machine(self) -> dict[str, str | int]:
+        return {**runtime.machine(self.device), "processes": self.processes.world_size}
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """All but the weights as they were at a checkpoint."""
         state = checkpoint.state
-        load_weights(self.objective, checkpoint.weights)
         try:
             restore(self.optimizer, checkpoint.training_state["optimizer"], state["step"])
-            runtime.set_random_state(checkpoint.training_state["random"], self.device)
+            random = checkpoint.training_state["random"]
+            random = random if isinstance(random, list) else [random]  # as one process wrote it before there were many
+            if self.processes.rank < max(1, len(random)):
+                runtime.set_random_state(random[self.processes.rank], self.device)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # it is forged
             raise ValueError(f"{checkpoint.path / 'training_state.pt'} does not fit the run: {error!r}") from None
-        self.step, self.tokens_seen, self.report_due = state["step"], state["tokens_seen"], state["report_due"]
-        self.loss_sum, self.loss_tokens = state["loss_sum"], state["loss_tokens"]
-        self.grad_norm, self.best_loss, self.elapsed = state["grad_norm"], state["best_loss"], state["elapsed_s"]
-        for record in self.run.restore_records(checkpoint):
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+        for record in self.run.restore_records(checkpoint) if self.processes.first else ():
             self.tell(f"{record} was damaged: it is again what it was at step {self.step}")
-        for name, (before, now) in differences(state["machine"], runtime.machine(self.device)).items():
+        for name, (before, now) in differences(state["machine"], self._machine).items():
             self.tell(f"{name} {now} in place of {before}: the last digits of what follows may differ")
 
     def _stop(self, number: int) -> None:
-        self.stopped_by = number
+        self.signal = number
         if signal.Signals(number).name == "SIGHUP":  # there is no terminal any more
             self.bar.disable, self.say = True, lambda line: None
         name = signal.Signals(number).name

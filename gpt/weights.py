@@ -4,19 +4,23 @@ import torch
 from torch import Tensor, nn
 
 from gpt.model import GPTModel
+from gpt.parallel import ALONE, Processes
 
 
-def named_weights(objective: nn.Module) -> dict[str, Tensor]:
+def named_weights(objective: nn.Module, processes: Processes = ALONE) -> dict[str, Tensor]:
     """An objective's tensors: the backbone's under GPTModel's own names, the objective's own under `objective.`.
 
-    A tensor that goes by two names (a tied head) is listed once, under the first.
+    A tensor that goes by two names (a tied head) is listed once, under the first. Of several processes rank 0 has them,
+    put together where they are sharded; the others have none.
     """
     named, seen = {}, set()
-    for name, tensor in objective.state_dict().items():
-        if tensor.data_ptr() in seen:
+    for name, tensor in objective.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
             continue
-        seen.add(tensor.data_ptr())
-        named[_saved_name(objective, name)] = tensor.contiguous()
+        seen.add(id(tensor))
+        whole = processes.gather(tensor.detach())
+        if processes.first:
+            named[_saved_name(objective, name)] = whole.contiguous()
     return named
 
 

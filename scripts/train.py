@@ -4,17 +4,29 @@
     python scripts/train.py --config configs/story.toml --run mine --max_steps 200 --model.n_layers 4
     python scripts/train.py --run mine --resume
     python scripts/train.py --config configs/story.toml --run mine --resume
+    torchrun --nproc-per-node 4 scripts/train.py --config configs/tales.toml
 
 Settings come from the config file; each can be overridden here by its name. The run is written to runs/NAME: metrics,
 a plot, samples, checkpoints. Ctrl-C finishes the step, saves, and --resume goes on from there. The last form starts the
 run, or goes on with it where it is there already: the line for a machine that starts its jobs anew.
 """
 
+import os
+
 from gpt.cli import Parser, add_config_options, config_from, run, with_options
 from gpt.places import existing_run, next_run, run_path
 
 
 def main() -> int:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return train()
+    from gpt.parallel import processes  # torchrun has started several
+
+    with processes() as group:  # in which a mistake that all of them make is told once
+        return train(group)
+
+
+def train(processes=None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as those in configs/")
     parser.add_argument("--run", metavar="NAME", help="a name under runs/, or a path (default: CONFIG-001, -002, ...)")
@@ -36,13 +48,20 @@ def main() -> int:
         config = with_options(RunFolder(folder).config(), arguments)
 
     from gpt import report, runtime  # PyTorch is imported only when the arguments are known to be good
+    from gpt.parallel import ALONE
     from gpt.trainer import Trainer
 
     runtime.tune()
-    trainer = Trainer.resume(folder, config) if arguments.resume else Trainer.start(config, folder)
+    processes = processes or ALONE
+    folder = processes.as_first(str(folder))  # which may be the next number that was free
+    if arguments.resume:
+        trainer = Trainer.resume(folder, config, processes=processes)
+    else:
+        trainer = Trainer.start(config, folder, processes=processes)
     trainer.tell(report.describe(trainer))
     trainer.train()
-    trainer.tell(report.summary(trainer))
+    if processes.first:
+        trainer.tell(report.summary(trainer))
     return 128 + trainer.stopped_by if trainer.stopped_by else 0
 
 

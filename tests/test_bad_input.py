@@ -437,10 +437,10 @@ def of_another_shape(state):
 
 @pytest.mark.parametrize(
     "forge",
-    [of_another_shape, lambda s: s.clear(), lambda s: s["random"].update(cpu="x"), lambda s: s["random"].clear(),
+    [of_another_shape, lambda s: s.clear(), lambda s: s["random"][0].update(cpu="x"), lambda s: s["random"].clear(),
      lambda s: s["optimizer"].update(state={}), lambda s: s["optimizer"]["state"].pop(0),
      lambda s: s["optimizer"]["param_groups"].pop(),
-     lambda s: s["random"].update(cpu=torch.zeros(3, dtype=torch.uint8))],
+     lambda s: s["random"][0].update(cpu=torch.zeros(3, dtype=torch.uint8))],
     ids=range(8),
 )  # fmt: skip
 def test_a_forged_training_state(work, assert_mistake, forge):

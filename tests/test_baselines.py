@@ -456,7 +456,7 @@ def test_a_checkpoint_of_the_lstm_is_loaded_as_it_was_saved(tmp_path, tied, plac
     run.samples.touch()
     model = place(with_random_norm(create_model(config.model))).eval()
     assert run.config() == config
-    run.save(NextToken(model), {"optimizer": {"state": {}}}, saved_state(1, config), True, 2)
+    run.save(named_weights(NextToken(model)), set(), {"optimizer": {"state": {}}}, saved_state(1, config), True, 2)
     loaded, _, checkpoint = load_model(tmp_path / "run")
     assert type(loaded) is LSTMModel
     assert not loaded.training

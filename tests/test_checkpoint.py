@@ -36,7 +36,8 @@ def run(tmp_path):
 def save(run, step, is_best=False, keep=2, objective=None):
     training_state = {"optimizer": {"state": {0: {"exp_avg": torch.full((3,), float(step))}}}, "random": {}}
     state = saved_state(step, TrainConfig(model=MODEL))
-    return run.save(objective or NextToken(GPTModel(MODEL)), training_state, state, is_best, keep)
+    weights = named_weights(objective or NextToken(GPTModel(MODEL)))
+    return run.save(weights, set(), training_state, state, is_best, keep)
 
 
 def test_what_is_saved_is_loaded(run):
@@ -95,7 +96,8 @@ def test_whatever_is_saved_comes_back_bit_for_bit(
         objective.register_buffer(f"buffer{n}", buffer)
     state = saved_state(3, TrainConfig(model=MODEL, sample_prompt=words))
     state |= {"best_loss": best_loss, "grad_norm": grad_norm}
-    run.save(objective, {"optimizer": {"state": moments}, "random": {"cpu": random}}, state, True, 1)
+    training_state = {"optimizer": {"state": moments}, "random": [{"cpu": random}]}
+    run.save(named_weights(objective), set(), training_state, state, True, 1)
     found = run.load("best")
     assert {name: found.state[name] for name in state} == state
     assert found.config == TrainConfig(model=MODEL, sample_prompt=words)
@@ -104,7 +106,7 @@ def test_whatever_is_saved_comes_back_bit_for_bit(
     for n, buffer in enumerate(buffers):
         if buffer.numel():  # of empty ones one stands for all: they share their address, nowhere
             assert bits(found.weights[f"objective.buffer{n}"]) == bits(buffer)
-    assert bits(found.training_state["random"]["cpu"]) == bits(random)
+    assert bits(found.training_state["random"][0]["cpu"]) == bits(random)
     for key, named in moments.items():
         saved = found.training_state["optimizer"]["state"][key]
         assert {name: bits(tensor) for name, tensor in saved.items()} == {name: bits(t) for name, t in named.items()}

@@ -17,7 +17,18 @@ PROJECT = Path(gpt.__file__).parent.parent
 
 # From the ground up; a file imports from lower floors, or from files named before it on its own floor.
 FLOORS = [
-    ["files", "grammar", "tales", "tasks", "download", "config", "places", "corpus", "runtime"],  # on the same floor
+    [
+        "files",
+        "grammar",
+        "tales",
+        "tasks",
+        "download",
+        "config",
+        "places",
+        "corpus",
+        "runtime",
+        "parallel",
+    ],  # on the same floor
     ["ops.explicit", "ops.fused", "ops"],
     ["tokenizer_files", "bpe", "tokenizer", "prepared", "prepare", "data", "muon", "optim"],
     ["model", "quantize", "adapters", "baselines"],

@@ -185,7 +185,7 @@ def assert_same_run(run, truth):
     for key, state in a.training_state["optimizer"]["state"].items():
         for name, tensor in state.items():
             assert torch.equal(tensor, b.training_state["optimizer"]["state"][key][name])
-    assert torch.equal(a.training_state["random"]["cpu"], b.training_state["random"]["cpu"])
+    assert torch.equal(a.training_state["random"][0]["cpu"], b.training_state["random"][0]["cpu"])
     timed = ("elapsed_s", "sha256", "seal")
     assert {k: v for k, v in a.state.items() if k not in timed} == {k: v for k, v in b.state.items() if k not in timed}
     assert rows(run) == rows(truth)
@@ -199,7 +199,7 @@ def stop_at(trainer, step):
     def one_step():
         inner()
         if trainer.step == step:
-            trainer.stopped_by = signal.SIGINT
+            trainer.signal = signal.SIGINT
 
     trainer._train_step = one_step
     trainer.train()
@@ -265,7 +265,7 @@ def test_stopped_and_killed_anywhere_at_any_intervals(
                 raise Killed
             inner()
             if not killed and trainer.step >= last_step:
-                trainer.stopped_by = signal.SIGTERM
+                trainer.signal = signal.SIGTERM
 
         trainer._train_step = one_step
         with contextlib.suppress(Killed):

@@ -7,6 +7,7 @@ from gpt.config import TrainConfig
 from gpt.loss import Evaluation, evaluate
 from gpt.objectives.objective import Objective
 from gpt.ops.explicit import IGNORE
+from gpt.parallel import ALONE, Processes
 from gpt.prepared import PreparedData
 
 
@@ -20,7 +21,13 @@ class NextToken(Objective):
         loss = self.model(inputs, targets, reduction="sum", label_smoothing=self.smoothing)
         return loss, (targets != IGNORE).sum()
 
-    def evaluate(self, config: TrainConfig, data: PreparedData, device: torch.device | str = "cpu") -> Evaluation:
+    def evaluate(
+        self,
+        config: TrainConfig,
+        data: PreparedData,
+        device: torch.device | str = "cpu",
+        processes: Processes = ALONE,
+    ) -> Evaluation:
         """The loss per token on the validation split, without smoothing, and per byte of its text."""
         return evaluate(
             self.model,
@@ -31,4 +38,5 @@ class NextToken(Objective):
             eot_id=data.tokenizer.eot_id if config.data.windows == "document" else None,
             bytes_per_token=data.bytes_per_token,
             device=device,
+            processes=processes,
         )

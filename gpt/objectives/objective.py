@@ -13,6 +13,7 @@ from gpt.data import fit_to_data, training_windows
 from gpt.decoding import sample_documents, stream_ids
 from gpt.loss import Evaluation, evaluating
 from gpt.model import GPTModel
+from gpt.parallel import ALONE, Processes
 from gpt.prepared import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer, decode_stream, with_special_tokens
 
@@ -79,26 +80,30 @@ class Objective(nn.Module):
         return {"loss": self(**batch)}
 
     @torch.no_grad()
-    def evaluate(self, config: TrainConfig, data: PreparedData, device: torch.device | str = "cpu") -> Evaluation:
-        """The loss on the validation split: all of it, or eval_batches spread evenly over it. What is drawn at random
-        is the same each time, and no random state is touched."""
+    def evaluate(
+        self,
+        config: TrainConfig,
+        data: PreparedData,
+        device: torch.device | str = "cpu",
+        processes: Processes = ALONE,
+    ) -> Evaluation:
+        """The loss on the validation split: all of it, or eval_batches spread evenly over it, shared out over the
+        processes. What is drawn at random is the same each time, and no random state is touched."""
         windows, size = self.windows(config, data, data.val), config.batch_size
         batches = [range(first, min(first + size, len(windows))) for first in range(0, len(windows), size)]
         if 0 < config.eval_batches < len(batches):
             batches = [batches[i * len(batches) // config.eval_batches] for i in range(config.eval_batches)]
-        sums = {name: [] for name in ("loss", *self.figures)}
-        counts = {name: [] for name in sums}
+        names = ("loss", *self.figures)
+        measured = np.zeros((len(batches), len(names), 2))  # of each batch a sum, and how many it is the sum of
         with evaluating(self):
-            for indices in batches:
-                batch = self.batch(windows, indices, key=(0,))
-                measured = self.measure(**{name: tensor.to(device) for name, tensor in batch.items()})
-                for name in sums:
-                    total, counted = measured[name]
-                    sums[name].append(float(total))
-                    counts[name].append(int(counted))
-        figures = {name: sum(sums[name]) / max(1, sum(counts[name])) for name in self.figures}
-        stretches = np.arange(len(batches))
-        return Evaluation(stretches, np.array(sums["loss"]), np.array(counts["loss"]), figures=figures)
+            for number in processes.share(range(len(batches))):
+                batch = self.batch(windows, batches[number], key=(0,))
+                found = self.measure(**{name: tensor.to(device) for name, tensor in batch.items()})
+                measured[number] = [[float(figure) for figure in found[name]] for name in names]
+        sums, counts = np.moveaxis(processes.total(measured), 2, 0)  # (batches, figures) each
+        means = sums.sum(0) / counts.sum(0).clip(min=1)
+        figures = dict(zip(self.figures, means[1:].tolist(), strict=True))
+        return Evaluation(np.arange(len(batches)), sums[:, 0], counts[:, 0], figures=figures)
 
     def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
         """What the validation loss is measured by. The floor holds where all documents are read from their start."""

@@ -11,6 +11,7 @@ by PyTorch's DistributedDataParallel (Li et al. 2020, arXiv:2006.15704) or FSDP2
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -146,6 +147,7 @@ class Processes:
     def shard(self, objective: nn.Module, kind: str) -> nn.Module:
         """An objective as each process is to hold it: whole for "ddp"; for "fsdp" a share of every block's tensors, and
         of those around the blocks, which are put together for the time in which they compute."""
+        self._sharded = []
         if self.world_size > 1 and kind == "fsdp":
             from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -213,9 +215,13 @@ class Processes:
         """End this process's part with an error, and with it the others'. Only the first one's is told."""
         if self._watch is None:
             raise error
-        if isinstance(error, RuntimeError):  # most often because another one has ended: it, or who missed it, told so
-            told = self._watch.wait(SILENCE + GRACE)
-        else:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to all that a gone one leaves behind
+        talk = isinstance(error, dist.DistError) or "gloo" in str(
+            error
+        )  # with one that has ended: it, or who misses it
+        told = self._watch.wait(SILENCE + GRACE if talk else GRACE if isinstance(error, SystemExit) else 0)
+        if not told:
             time.sleep(GRACE / 10 if self.rank else 0)  # a mistake that all processes made is told by rank 0
             name = f"rank {self.rank}: " if self.rank else ""
             told = not self._watch.report(f"{name}{error}")

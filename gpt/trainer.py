@@ -183,8 +183,10 @@ class Trainer:
                 f"prepare it again as it was, or start a new run"
             )
         config, data = fit(config, data, fresh=checkpoint is None)
+        processes.n_passes(config.batch_size * config.accumulate, config.batch_size)  # ValueError where there are none
         saved_as = checkpoint.path.name if checkpoint else "none"
-        processes.agree({**config.flat(), **data.checksums, "checkpoint": saved_as, "PyTorch": torch.__version__})
+        sums = {f"{split} tokens of SHA-256": digest for split, digest in data.checksums.items()}
+        processes.agree({**config.flat(), **sums, "checkpoint": saved_as, "PyTorch": torch.__version__})
         plan.checked(config, data, folder.path)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
         with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters
@@ -245,13 +247,9 @@ class Trainer:
         loss_sum, counted = 0.0, 0
         windows = self.sampler.step(self.step)
         passes = self.processes.passes(windows, config.batch_size)
-        for number, portion in enumerate(passes, 1):
-            batch = {name: runtime.moved(tensor, self.device) for name, tensor in self._batch(portion).items()}
-            with self.processes.adding_up(self.compiled, last=number == len(passes)):
-                with runtime.autocast(self.device, self.dtype):
-                    batch_loss, batch_tokens = self.compiled(**batch)
-                batch_loss.backward()  # gradients of the sum add up over passes, and over processes ...
-            loss_sum += batch_loss.detach()
+        for number, portion in enumerate(passes, 1):  # gradients of sums add up over passes, and over processes ...
+            batch_loss, batch_tokens = self._pass(portion, last=number == len(passes))
+            loss_sum += batch_loss
             counted += batch_tokens
         loss_sum, counted = self.processes.total([float(loss_sum), float(counted)]).tolist()
         counted = int(counted)
@@ -279,6 +277,16 @@ class Trainer:
             loss = self.loss_sum / self.loss_tokens
             speed = self.timed_tokens / self.timed_seconds
             self.bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):,.1f}, {speed:,.0f} tokens/s")
+
+    def _pass(self, windows: list[int], last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward over windows: (loss summed, tokens counted). After the last pass of a step the
+        gradients of all processes are added up."""
+        batch = {name: runtime.moved(tensor, self.device) for name, tensor in self._batch(windows).items()}
+        with self.processes.adding_up(self.compiled, last):
+            with runtime.autocast(self.device, self.dtype):
+                loss_sum, counted = self.compiled(**batch)
+            loss_sum.backward()
+        return loss_sum.detach(), counted
 
     def _batch(self, windows: list[int]) -> dict[str, torch.Tensor]:
         return self.objective.batch(self.windows, windows, key=(self.config.seed, self.step))
@@ -377,6 +385,9 @@ class Trainer:
         state = checkpoint.state
         try:
             restore(self.optimizer, checkpoint.training_state["optimizer"], state["step"])
+            if self.processes.world_size > 1 and state["step"]:  # DDP packs gradients in the order of the first pass
+                self._pass(self.processes.share(self.sampler.step(0))[: self.config.batch_size], last=True)
+                self.optimizer.zero_grad(set_to_none=True)
             random = checkpoint.training_state["random"]
             random = random if isinstance(random, list) else [random]  # as one process wrote it before there were many
             if self.processes.rank < max(1, len(random)):

@@ -1,0 +1,56 @@
+"""What each process of a test of several does: the jobs of a list, one after the other.
+
+    torchrun --nproc-per-node 2 tests/together.py jobs.json
+
+A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": true, "by_rank": [{...}, ...]}. What
+rank r was told of it is written to told-N-rank-r.txt beside the list, N the number of the job.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from gpt.config import TrainConfig, from_dict
+from gpt.parallel import processes
+from gpt.trainer import Trainer
+
+
+def work(job, group):
+    """Train as a job says; what came of it, in words."""
+    own = job.get("by_rank", [{}] * group.world_size)[group.rank]
+    os.chdir(own.get("folder", "."))
+    config = from_dict(TrainConfig, {**job["config"], **own.get("config", {})})
+    begin = {"run": job["run"], "config": config, "say": lambda line: None, "processes": group}
+    trainer = Trainer.resume(**begin) if job.get("resume") else Trainer.start(**begin)
+    train_step = trainer._train_step
+
+    def step():
+        train_step()
+        if trainer.step == job.get("stop_at") and group.rank == group.world_size - 1:
+            trainer.signal = signal.SIGTERM  # one of them is told, and all have to stop
+
+    trainer._train_step = step
+    trainer.train()
+    return f"step {trainer.step}, loss {trainer.evaluation.loss if trainer.evaluation else None!r}"
+
+
+def main():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    Trainer.draw = lambda self: None
+    jobs = Path(sys.argv[1]).absolute()
+    with processes() as group:
+        for number, job in enumerate(json.loads(jobs.read_text())):
+            try:
+                told = work(job, group)
+            except ValueError as error:  # which all of them have to raise, or the next job waits in vain
+                told = f"ValueError: {error}"
+            (jobs.parent / f"told-{number}-rank-{group.rank}.txt").write_text(told)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,10 +2,12 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -177,6 +179,42 @@ def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
     axes.set_xlabel("speed relative to gpt: longer is faster")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
+    _save(figure, out)
+
+
+def plot_scaling(
+    curves: Sequence[tuple[str, Numbers, Numbers]],
+    law: Callable[[np.ndarray], np.ndarray],
+    floor: float,
+    out: Path,
+) -> None:
+    """Draw how the loss falls with compute as a PNG: for each model its parameters in words, and FLOPs spent and loss
+    at each of its evaluations; the law that their ends follow; the floor. Left the loss, right what lies above the
+    floor, where a power law is a straight line."""
+    figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
+    ends = np.array([flops[-1] for _, flops, _ in curves], float)
+    along = np.geomspace(ends.min() / 2, ends.max() * 2, 50)
+    for axes, below, title in zip(
+        figure.subplots(1, 2),
+        (0.0, floor),
+        ("validation loss, nats per token", "above the floor: KL divergence, nats per token"),
+        strict=True,
+    ):
+        for number, (name, flops, losses) in enumerate(curves):
+            colour = colormaps["viridis"](0.9 * number / max(1, len(curves) - 1))
+            axes.plot(flops, np.asarray(losses) - below, color=colour, lw=1, label=name)
+            axes.plot(flops[-1], losses[-1] - below, color=colour, marker="o", ms=6)
+        axes.plot(along, law(along) - below, color=VAL, ls="--", lw=1, label="power law")
+        axes.set_xscale("log")
+        axes.set_xlabel("FLOPs")
+        axes.set_title(title, loc="left", fontsize=10)
+        _open(axes)
+    left, right = figure.axes
+    left.axhline(floor, color=FLOOR, lw=1)
+    _label_levels(left, {"floor": floor})
+    right.set_yscale("log")
+    _plain_log_axis(right)
+    right.legend(frameon=False, fontsize=8, title="parameters", title_fontsize=8)
     _save(figure, out)
 
 

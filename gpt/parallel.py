@@ -200,6 +200,8 @@ class Processes:
         if isinstance(tree, list):
             return [self.gather(value) for value in tree]
         found = whole(tree)
+        if found is not tree:
+            found = found.cpu()  # a device may not have room for all of it
         return found if self.first else None
 
     # --- the end ------------------------------------------------------------------------------------------------------
@@ -220,9 +222,9 @@ class Processes:
         talk = isinstance(error, dist.DistError) or "gloo" in str(
             error
         )  # with one that has ended: it, or who misses it
-        told = self._watch.wait(SILENCE + GRACE if talk else GRACE if isinstance(error, SystemExit) else 0)
+        # a mistake that all processes made is told by rank 0
+        told = self._watch.wait(SILENCE + GRACE if talk else GRACE * (self.rank > 0 or isinstance(error, SystemExit)))
         if not told:
-            time.sleep(GRACE / 10 if self.rank else 0)  # a mistake that all processes made is told by rank 0
             name = f"rank {self.rank}: " if self.rank else ""
             told = not self._watch.report(f"{name}{error}")
         self._watch.end()

@@ -2,7 +2,7 @@
 
     plan = estimate(config)             # arithmetic alone; vocab_size filled in
     check(plan, memory, disk)           # ValueError: which setting to lower, and by how much
-    describe(plan, seconds(plan, rates))    # the rates of this machine: gpt/probe.py
+    describe(plan, seconds(plan, rates))    # the rates of this machine: gpt/probe.py; of others: `data_sheet`
 
 Shape letters: B batch, T tokens in the window, D emb_dim, H heads, L layers, V vocab_size, N = B·T, P parameters.
 """
@@ -11,7 +11,7 @@ import bisect
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,9 @@ from gpt.costs import (
     logit_bytes,
 )
 from gpt.data import document_windows
+from gpt.hardware import THIS, Hardware
 from gpt.muon import AT_ONCE
+from gpt.parallel import ALONE, Processes
 from gpt.prepared import PreparedData
 
 # Resident bytes of a training run with next to no model: Python and PyTorch's CPU build 230 MB, what torch.optim brings
@@ -39,6 +41,10 @@ from gpt.prepared import PreparedData
 PROGRAM_BYTES = 360_000_000
 TOKENIZER_BYTES = 400  # per token of a vocabulary of byte pairs, in both directions; 21 MB for GPT-2's
 NGRAM_BYTES = 32  # per token that n-grams are counted on: four arrays of int64, the peak of gpt.baselines._windows
+# Of a data sheet's FLOPs, what training reaches: nanoGPT's README has 600,000 steps of 491,520 tokens of GPT-2's
+# smallest size in 4 days on 8 A100: 92 TFLOP/s of 312 on each. Larger models reach more: Chowdhery et al. 2022, 0.46.
+UTILISATION = 0.3
+UPDATE_BYTES = 40  # per parameter: AdamW reads four numbers and writes three; the norm reads one; to scale it takes two
 LEAST_CONTEXT = 32  # tokens; a shorter window is no advice
 
 
@@ -56,6 +62,7 @@ class Plan:
     window: float  # positions that a window has on average, padding included
     tokens: int  # positions that training computes
     evaluated_tokens: int  # positions that all evaluations compute together
+    hardware: Hardware = THIS  # a process on each; `memory` is that of one
 
     @property
     def n_parameters(self) -> int:
@@ -74,13 +81,18 @@ class Plan:
 
 
 def estimate(
-    config: TrainConfig, n_train_tokens: int = 0, n_val_tokens: int = 0, train_filled: float = 1, val_filled: float = 1
+    config: TrainConfig,
+    n_train_tokens: int = 0,
+    n_val_tokens: int = 0,
+    train_filled: float = 1,
+    val_filled: float = 1,
+    hardware: Hardware = THIS,
 ) -> Plan:
-    """The Plan of a config whose vocab_size is filled in, on splits of so many tokens.
+    """The Plan of a config whose vocab_size is filled in, on splits of so many tokens, for this machine or another.
 
     `train_filled` and `val_filled` are the positions that a window of documents has on average, padding included, and
     those that an evaluation computes per token, as `estimate_on` reads them off the data. Nothing is drawn at random
-    and no memory is taken. ValueError where vocab_size is 0.
+    and no memory is taken. ValueError where vocab_size is 0, and where processes cannot share a step.
     """
     model = config.model
     if not model.vocab_size:
@@ -104,17 +116,18 @@ def estimate(
         config,
         n_train_tokens,
         parameters,
-        _memory(config, frozen, n_trained, n_train_tokens),
+        _memory(config, frozen, n_trained, n_train_tokens, hardware),
         4 * frozen + _most_checkpoints(config) * (4 * n_trained + _means(config, n_trained)),
         layer_flops,
         head_flops,
         window,
         round(config.max_steps * config.batch_size * config.accumulate * window),
         round(evaluations * read * val_filled),
+        hardware,
     )
 
 
-def estimate_on(config: TrainConfig, data: PreparedData) -> Plan:
+def estimate_on(config: TrainConfig, data: PreparedData, hardware: Hardware = THIS) -> Plan:
     """The Plan of a config on prepared data, whose tokenizer fills in vocab_size. Windows of documents are counted as
     long as the longest of their batch is, on average."""
     model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or data.tokenizer.vocab_size)
@@ -132,7 +145,7 @@ def estimate_on(config: TrainConfig, data: PreparedData) -> Plan:
             train_filled = float(np.sort(train) @ np.diff(at_most)) / length
             computed = sum(len(b) * b.max() for b in np.split(val, range(batch, len(val), batch)))
             val_filled = float(computed) / val.sum()
-    return estimate(config, len(data.train.tokens), len(data.val.tokens), train_filled, val_filled)
+    return estimate(config, len(data.train.tokens), len(data.val.tokens), train_filled, val_filled, hardware)
 
 
 def _most_checkpoints(config: TrainConfig) -> int:
@@ -155,28 +168,40 @@ def _means(config: TrainConfig, n_trained: int) -> int:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def _memory(config: TrainConfig, n_frozen: int, n_trained: int, n_train_tokens: int) -> dict[str, int]:
-    """Bytes by part, which are counted as if none took the place of another that has been freed.
+def _memory(
+    config: TrainConfig, n_frozen: int, n_trained: int, n_train_tokens: int, hardware: Hardware
+) -> dict[str, int]:
+    """Bytes of one process by part, which are counted as if none took the place of another that has been freed.
 
     Backward frees activations while gradients come, and logits are gone before either; yet on a CPU the heap is cut up
     by then (runtime.tune has it keep what is freed), and when gradients accumulate both are there in any case.
     """
-    device = runtime.choose_device(config.device)
-    half = runtime.choose_dtype(config.dtype, device) == torch.bfloat16
-    model, on_cpu = config.model, device.type == "cpu"
-    one = activation_bytes(model, config.batch_size, model.context_length, half, device.type)
+    if hardware.device:
+        device, half = hardware.device, config.dtype == "bfloat16" or (config.dtype == "auto" and hardware.has_bfloat16)
+    else:
+        chosen = runtime.choose_device(config.device)
+        device, half = chosen.type, runtime.choose_dtype(config.dtype, chosen) == torch.bfloat16
+    model, on_cpu, n_weights = config.model, device == "cpu", n_frozen + n_trained
+    n_windows = config.batch_size * config.accumulate
+    n_passes = Processes(0, hardware.n).n_passes(n_windows, config.batch_size)
+    batch_size = -(-n_windows // (hardware.n * n_passes))  # of one pass of one process
+    one = activation_bytes(model, batch_size, model.context_length, half, device)
     gaps = 0
     if on_cpu and sys.platform == "linux":
-        # a micro-batch after the first finds the gaps cut up by gradients, which lie where activations were: it takes
-        # new room
-        gaps = gap_bytes(model, config.batch_size, model.context_length, half) + (config.accumulate > 1) * one
+        # a pass after the first finds the gaps cut up by gradients, which lie where activations were: it takes new room
+        gaps = gap_bytes(model, batch_size, model.context_length, half) + (n_passes > 1) * one
+    shared = hardware.n if config.parallel == "fsdp" else 1  # a process holds one part of so many, and beside it ...
+    together = count_hidden(model) // model.n_layers  # ... what is put together: a block that computes, and the next
+    together = min(n_weights, n_weights - count_hidden(model) + 2 * together)  # what is around them, all the time
+    beside = (shared > 1) * 4 * (n_weights if on_cpu else together)  # a CPU's heap keeps what evaluations put together
     memory = {
-        "weights": 4 * (n_frozen + n_trained),
-        "gradients": 4 * n_trained,
-        "optimizer": _means(config, n_trained),
+        "weights": 4 * n_weights // shared + beside,
+        # between passes those of all weights wait for their sum
+        "gradients": 4 * n_trained // shared + (shared > 1) * 4 * (n_trained if n_passes > 1 else together),
+        "optimizer": _means(config, n_trained) // shared,
         "activations": one,
         "heap's gaps": gaps,
-        "logits": logit_bytes(model, config.batch_size * model.context_length, half),
+        "logits": logit_bytes(model, batch_size * model.context_length, half),
         # beside a GPU's memory the program's own is no matter
         "program": (PROGRAM_BYTES + TOKENIZER_BYTES * model.vocab_size) * on_cpu,
     }
@@ -197,8 +222,9 @@ def check(plan: Plan, memory: int | None = None, disk: int | None = None) -> Non
     """ValueError where a plan needs more bytes of memory or of disk than there are (None: not known), naming what it
     needs, what there is, and the largest setting that fits."""
     if memory is not None and plan.peak > memory:
+        each = f" in each of {plan.hardware.n} processes" if plan.hardware.n > 1 else ""
         raise ValueError(
-            f"a training step needs about {size(plan.peak)} of memory, and there are {size(memory)}: "
+            f"a training step needs about {size(plan.peak)} of memory{each}, and there are {size(memory)}: "
             f"{_smaller(plan, memory)}"
         )
     if disk is not None and plan.disk > disk:
@@ -210,19 +236,25 @@ def check(plan: Plan, memory: int | None = None, disk: int | None = None) -> Non
         )
 
 
-def checked(config: TrainConfig, data: PreparedData, folder: str | Path) -> Plan:
+def checked(config: TrainConfig, data: PreparedData, folder: str | Path, processes: Processes = ALONE) -> Plan:
     """The Plan of a run that is about to begin, or to go on, in `folder` on this machine; ValueError as `check` has
     it."""
-    plan = estimate_on(config, data)
-    check(plan, runtime.memory_there_is(runtime.choose_device(config.device)), runtime.disk_there_is(folder))
+    plan = estimate_on(config, data, dataclasses.replace(THIS, n=processes.world_size))
+    check(plan, memory_of_each(config, processes.on_this_machine), runtime.disk_there_is(folder))
     return plan
+
+
+def memory_of_each(config: TrainConfig, n: int = 1) -> int:
+    """Bytes there are for each of n processes on this machine: those on a CPU share its memory."""
+    device = runtime.choose_device(config.device)
+    return runtime.memory_there_is(device) // (n if device.type == "cpu" else 1)
 
 
 def _with(plan: Plan, **changes) -> Plan:
     """A plan's memory and disk with other settings; batch_size, accumulate and keep, or those of the model."""
     own = {name: changes.pop(name) for name in ("batch_size", "accumulate", "keep") if name in changes}
     config = dataclasses.replace(plan.config, model=dataclasses.replace(plan.config.model, **changes), **own)
-    return estimate(config, plan.n_train_tokens)
+    return estimate(config, plan.n_train_tokens, hardware=plan.hardware)
 
 
 def _smaller(plan: Plan, memory: int) -> str:
@@ -258,22 +290,41 @@ def _largest(high: int, fits: Callable[[int], bool]) -> int:
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a machine trains a model: `gpt.probe.probe` measures it; a data sheet and a utilisation give it too."""
+    """How fast one process trains a model: `gpt.probe.probe` measures it, `data_sheet` reads it off."""
 
     layers: float  # FLOP per second between embeddings and head, forward and backward
     head: float  # FLOP per second in logits and loss, forward and backward
     update: float  # parameters per second through clipping and the optimizer
-    overhead: float = 0.0  # seconds that a micro-batch takes besides, however many its tokens
+    overhead: float = 0.0  # seconds that a pass takes besides, however many its tokens
+    exchange: float = 0.0  # seconds by which processes that add up gradients make a step longer
+
+
+def data_sheet(plan: Plan) -> Rates:
+    """The rates of a plan's hardware: UTILISATION of its FLOPs, and its memory's bandwidth for the update.
+
+    Gradients are sent while backward, two thirds of the last pass, still computes: what takes longer makes the step
+    longer. In a ring of n each sends 2·(n-1)/n of them; FSDP2 sends weights twice and gradients once.
+    """
+    config, found = plan.config, plan.hardware
+    rate = UTILISATION * found.flops
+    sent = (3 if config.parallel == "fsdp" else 2) * 4 * plan.n_parameters * (found.n - 1) / found.n
+    n_windows = config.batch_size * config.accumulate
+    passes = Processes(0, found.n).n_passes(n_windows, config.batch_size) * found.n
+    backward = 2 / 3 * plan.flops_per_token * n_windows / passes * plan.window / rate
+    exchange = max(0.0, sent / found.link - backward) if found.n > 1 else 0.0
+    return Rates(rate, rate, found.bandwidth / UPDATE_BYTES, exchange=exchange)
 
 
 def seconds(plan: Plan, rates: Rates, first_step: int = 0) -> float:
     """Seconds of all training steps from `first_step` on, and of the evaluations between them, which go forward alone
-    (a third of the FLOPs)."""
-    config = plan.config
-    per_token = plan.layer_flops / rates.layers + plan.head_flops / rates.head
-    per_step = config.accumulate * rates.overhead + plan.n_parameters / rates.update
+    (a third of the FLOPs); of all processes together, each at these rates."""
+    config, n = plan.config, plan.hardware.n
+    per_token = (plan.layer_flops / rates.layers + plan.head_flops / rates.head) / n
+    n_passes = Processes(0, n).n_passes(config.batch_size * config.accumulate, config.batch_size)
+    updated = plan.n_parameters / (n if config.parallel == "fsdp" else 1)
+    per_step = n_passes * rates.overhead + updated / rates.update + rates.exchange
     training = plan.tokens * per_token + config.max_steps * per_step
-    n_batches = plan.evaluated_tokens / (config.batch_size * plan.window)
+    n_batches = plan.evaluated_tokens / (config.batch_size * plan.window) / n
     evaluations = (plan.evaluated_tokens * per_token + n_batches * rates.overhead) / 3
     return (training + evaluations) * (1 - first_step / config.max_steps)
 
@@ -301,16 +352,28 @@ def line(plan: Plan, memory: int | None = None, seconds: float | None = None) ->
     return f"needs  about {size(plan.peak)} of memory{free}, {size(plan.disk)} of disk{time}"
 
 
+def compare(name: str, plans: dict[str, Plan], seconds: Sequence[float | None], memory: int) -> str:
+    """Plans for several values of a setting as a table, a row each; no time where one takes more than the memory."""
+    rows = [(name, "parameters", "memory", f"of {size(memory)}", "tokens/parameter", "time")]
+    for (value, plan), time in zip(plans.items(), seconds, strict=True):
+        share, ratio = f"{plan.peak / memory:.0%}", f"{plan.tokens / plan.n_parameters:,.1f}"
+        words = "too large" if plan.peak > memory else duration(time)
+        rows.append((value, f"{plan.n_parameters:,}", size(plan.peak), share, ratio, words))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("   ".join(map(str.rjust, row, widths)) for row in rows)
+
+
 def describe(plan: Plan, memory: int | None = None, disk: int | None = None, seconds: float | None = None) -> str:
     """All of a plan as a table; `memory` and `disk` are the bytes there are, if known.
 
     Tokens are set beside the 20 per parameter at which a given compute is spent best: Hoffmann et al. 2022
     ("Chinchilla"), arXiv:2203.15556.
     """
-    tokens, n = plan.tokens, plan.n_parameters
+    tokens, n, processes = plan.tokens, plan.n_parameters, plan.hardware.n
+    each = f"   in each of {processes} processes" if processes > 1 else ""
     rows = [*((part, f"{count:,}") for part, count in plan.parameters.items()), ("all parameters", f"{n:,}"), ("", "")]
     rows += [*((part, size(count)) for part, count in plan.memory.items() if count)]
-    rows += [("memory at its peak", size(plan.peak) + (f"   of {size(memory)}" if memory is not None else ""))]
+    rows += [("memory at its peak", size(plan.peak) + (f"   of {size(memory)}" if memory is not None else "") + each)]
     rows += [("checkpoints on disk", size(plan.disk) + (f"   of {size(disk)}" if disk is not None else "")), ("", "")]
     rows += [
         ("FLOPs per token", f"{plan.flops_per_token:,}   forward and backward"),

@@ -19,6 +19,7 @@ from gpt.files import whole_file
 from gpt.grammar import UNKNOWN
 from gpt.information import Numbers, Reliability, binary_cross_entropy, entropy
 from gpt.loss import perplexity
+from gpt.plan import Plan
 from gpt.tales import Verdict
 
 TRAIN, VAL, QUIET, FLOOR = "#1f6fb4", "#d9480f", "#868e96", "#2b8a3e"
@@ -215,6 +216,33 @@ def plot_scaling(
     right.set_yscale("log")
     _plain_log_axis(right)
     right.legend(frameon=False, fontsize=8, title="parameters", title_fontsize=8)
+    _save(figure, out)
+
+
+def plot_plans(name: str, plans: dict[str, Plan], seconds: Sequence[float | None], memory: float, out: Path) -> None:
+    """Draw plans for several values of a setting as a PNG: memory by part, beside what there is, and hours; a plan that
+    does not fit, whose time is None, has none."""
+    figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    places, lowest = np.arange(len(plans)), np.zeros(len(plans))
+    parts = list(dict.fromkeys(part for plan in plans.values() for part, count in plan.memory.items() if count))
+    for part, colour in zip(parts, [*RULES, QUIET, "#495057"], strict=False):
+        heights = np.array([plan.memory[part] for plan in plans.values()]) / 1e9
+        left.bar(places, heights, 0.7, lowest, label=part, color=colour)
+        lowest += heights
+    left.axhline(memory / 1e9, color="black", lw=1, ls="--", label=f"there are {memory / 1e9:,.1f}")
+    left.set_title("memory at the peak of a step, GB", loc="left", fontsize=10)
+    left.legend(frameon=False, fontsize=8, reverse=True, loc="center left", bbox_to_anchor=(1, 0.5))
+    hours = np.array([np.nan if time is None else time / 3600 for time in seconds])
+    right.bar(places, hours, 0.7, color=TRAIN)
+    for place, time in zip(places, hours, strict=True):
+        if np.isnan(time):
+            right.text(place, 0, "too large\n", ha="center", color=VAL, fontsize=8)
+    right.set_title("time of the run, hours", loc="left", fontsize=10)
+    for axes in (left, right):
+        axes.set_xticks(places, plans)
+        axes.set_xlabel(name)
+        _open(axes)
     _save(figure, out)
 
 

@@ -1,14 +1,19 @@
 """What a run tells: the rows of metrics.csv, its lines of progress, and the words it begins and ends with."""
 
+import contextlib
 import math
 import shlex
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from gpt import plan, runtime
+from torch import Tensor
+
+from gpt import plan
 from gpt.baselines import Yardstick
 from gpt.files import append_text
+from gpt.hardware import THIS
 from gpt.judge import describe_verdict, judge_samples
 from gpt.loss import Evaluation, perplexity
 from gpt.places import PROJECT, RUNS
@@ -71,6 +76,12 @@ def line(row: dict[str, float], max_steps: int) -> str:
     return " | ".join([*parts, f"{row['elapsed_s']:.0f} s"])
 
 
+def beside_the_bar(trainer) -> str:
+    """How training goes, beside the bar of progress: since the last row of metrics."""
+    loss, speed = trainer.loss_sum / trainer.loss_tokens, trainer.timed_tokens / trainer.timed_seconds
+    return f"loss {loss:.3f}, perplexity {perplexity(loss):,.1f}, {speed:,.0f} tokens/s"
+
+
 def draw(trainer) -> None:
     """Draw loss.png from metrics.csv."""
     from gpt.plots import plot_losses  # matplotlib takes half a second to import
@@ -84,12 +95,17 @@ def draw(trainer) -> None:
         trainer.tell(f"{run.plot} was not drawn ({error.strerror})")
 
 
-def diverged(trainer, what: str) -> FloatingPointError:
-    """The error to stop with: what happened, what helps, and what there is to go on from."""
+def diverged(
+    trainer, what: str, batch: dict[str, Tensor] | None = None, windows: Sequence[int] = ()
+) -> FloatingPointError:
+    """The error to stop with: what happened, what helps, and what there is to go on from. The step's batch is saved, to
+    be looked at."""
     run, steps = trainer.run, trainer.run.steps()
     good = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
-    if run.not_finite.exists():
-        good = f"its batch is in {run.not_finite}, {good}"
+    if batch and trainer.processes.first:
+        with contextlib.suppress(OSError):  # a full disk is not what went wrong here
+            run.save_batch(batch, step=trainer.step + 1, windows=list(windows))
+            good = f"its batch is in {run.not_finite}, {good}"
     return FloatingPointError(
         f"{what}; {good}. A lower --optim.lr helps most often, with --resume or in a new run with a longer "
         f"--optim.warmup_steps"
@@ -121,10 +137,10 @@ def describe(trainer) -> str:
         f"run    {trainer.run.path}: {config.max_steps:,} steps of {portion}, "
         f"{epochs:.1f} times through the training windows, on {trainer.device} in {precision}",
     ]
-    needs = plan.estimate_on(config, data)
+    needs = plan.estimate_on(config, data, replace(THIS, n=trainer.processes.world_size))
     takes_long = needs.tokens * needs.flops_per_token > 1e11  # else the run would be over before its time is known
     seconds = plan.seconds(needs, probe(needs), trainer.step) if takes_long else None
-    lines.append(plan.line(needs, runtime.memory_there_is(trainer.device), seconds))
+    lines.append(plan.line(needs, plan.memory_of_each(config, trainer.processes.on_this_machine), seconds))
     if trainer.step:
         lines.append(f"resumed at step {trainer.step:,}")
     return "\n".join(lines)

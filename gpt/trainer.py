@@ -26,7 +26,7 @@ from gpt.checkpoint import RunFolder
 from gpt.config import TrainConfig, check_resumable, differences
 from gpt.data import WindowSampler
 from gpt.files import append_text
-from gpt.loss import Evaluation, perplexity
+from gpt.loss import Evaluation
 from gpt.objectives import Objective, create_objective, fit
 from gpt.objectives.objective import draw
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
@@ -126,8 +126,7 @@ class Trainer:
         """A Trainer that goes on from the newest whole checkpoint of a run, as if it had never stopped.
 
         `config` may differ from the run's own in how long it trains, what it reports and where it computes: ValueError
-        names a field that must stay. A run without a checkpoint starts anew. As many processes as before go on bit for
-        bit; others, but for the last digits and for what dropout drops.
+        names a field that must stay. A run without a checkpoint starts anew.
         """
         folder = RunFolder(run)
         config = config or folder.config()
@@ -145,8 +144,7 @@ class Trainer:
             if not folder.config_is_whole:
                 file, step = folder.path / "config.toml", checkpoint.path.name
                 say(f"{file} was edited, damaged or deleted: going on with the settings of {step}")
-            before = checkpoint.config
-            config = check_resumable(before, config)
+            before, config = checkpoint.config, check_resumable(checkpoint.config, config)
             for name, (old, new) in differences(before.flat(), config.flat()).items():
                 say(f"{name} is {new!r} from here on, before {old!r}")
             if checkpoint.state["step"] > config.max_steps:
@@ -183,11 +181,10 @@ class Trainer:
                 f"prepare it again as it was, or start a new run"
             )
         config, data = fit(config, data, fresh=checkpoint is None)
-        processes.n_passes(config.batch_size * config.accumulate, config.batch_size)  # ValueError where there are none
         saved_as = checkpoint.path.name if checkpoint else "none"
         sums = {f"{split} tokens of SHA-256": digest for split, digest in data.checksums.items()}
         processes.agree({**config.flat(), **sums, "checkpoint": saved_as, "PyTorch": torch.__version__})
-        plan.checked(config, data, folder.path)
+        plan.checked(config, data, folder.path, processes)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
         with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters
             objective = create_objective(config, fresh=checkpoint is None)
@@ -256,11 +253,8 @@ class Trainer:
         # ... which leave the sum's mean over processes; here it becomes the mean over tokens
         norm = scale_and_clip(self.parameters, counted / self.processes.world_size, config.optim.grad_clip)
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
-            figures = f"loss {loss_sum / counted}, gradient norm {norm}"
-            if self.processes.first:
-                with contextlib.suppress(OSError):  # a full disk is not what went wrong here
-                    self.run.save_batch(self._batch(windows), step=self.step + 1, windows=windows)
-            raise report.diverged(self, f"the loss or its gradient is not finite at step {self.step + 1} ({figures})")
+            what = f"the loss {loss_sum / counted} or its gradient is not finite (norm {norm}) at step {self.step + 1}"
+            raise report.diverged(self, what, self._batch(windows), windows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         runtime.synchronize(self.device)
@@ -274,9 +268,7 @@ class Trainer:
         self.timed_seconds += time.perf_counter() - start
         self.bar.update()
         if self.bar.n % 5 == 0:
-            loss = self.loss_sum / self.loss_tokens
-            speed = self.timed_tokens / self.timed_seconds
-            self.bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):,.1f}, {speed:,.0f} tokens/s")
+            self.bar.set_postfix_str(report.beside_the_bar(self))
 
     def _pass(self, windows: list[int], last: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward over windows: (loss summed, tokens counted). After the last pass of a step the
@@ -297,10 +289,9 @@ class Trainer:
         """What is due at the current step: a row, an evaluation, a sample, a checkpoint."""
         config = self.config
         self.report_due = False
-        last = self.step == config.max_steps
 
         def due(every: int) -> bool:
-            return last or (every > 0 and self.step % every == 0)
+            return self.step == config.max_steps or (every > 0 and self.step % every == 0)
 
         evaluation = self.evaluate() if due(config.eval_every) else None
         self.evaluation = evaluation or self.evaluation

@@ -36,8 +36,7 @@ FLOORS = [
     ["objectives.objective", "objectives.next_token", "objectives.reverse", "objectives.conditional"],  # the same floor
     ["objectives.distill", "objectives.stretches", "objectives.masked", "objectives.blanks", "objectives.infilling"],
     ["objectives"],
-    ["plots", "judge"],
-    ["costs", "plan", "probe", "report"],  # on the same floor
+    ["hardware", "costs", "plan", "probe", "plots", "judge", "report"],  # on the same floor
     ["trainer", "cli"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]

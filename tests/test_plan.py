@@ -21,10 +21,24 @@ from gpt.baselines import create_model
 from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.costs import activation_bytes, count_parameters, flops_per_token, logit_bytes
 from gpt.data import padded_batch, training_windows
+from gpt.hardware import THIS, hardware
 from gpt.loss import evaluation_windows
 from gpt.optim import create_optimizer
 from gpt.places import PROJECT
-from gpt.plan import Rates, check, checked, describe, duration, estimate, estimate_on, line, seconds, size
+from gpt.plan import (
+    Rates,
+    check,
+    checked,
+    compare,
+    data_sheet,
+    describe,
+    duration,
+    estimate,
+    estimate_on,
+    line,
+    seconds,
+    size,
+)
 from gpt.prepare import prepare_data
 from gpt.probe import probe
 
@@ -72,6 +86,14 @@ def test_flops_of_gpt2_by_hand():
     assert layers == 6 * 84_934_656 + 113_246_208
     assert head == 6 * 38_597_376
     assert layers + head == 854_438_400
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),  # 6 · (12·L·D² + V·D) + 12·L·T·D, worked out on paper
+    [("gpt2", 854_438_400), ("gpt2-medium", 2_422_708_224), ("gpt2-large", 5_198_937_600), ("gpt2-xl", 10_273_545_600)],
+)
+def test_flops_of_gpt2s_published_sizes_by_hand(name, by_hand):
+    assert sum(flops_per_token(GPT2_SIZES[name])) == by_hand
 
 
 @pytest.mark.parametrize("backbone", ["gpt", "lstm"])
@@ -414,14 +436,93 @@ def test_what_there_is_counts_what_is_held(tmp_path):
     assert psutil.Process().memory_info().rss < there <= psutil.virtual_memory().total
 
 
+# --- other machines, several processes --------------------------------------------------------------------------------
+
+
+def test_hardware_by_name():
+    assert (hardware("H100x8").name, hardware("h100x8").n, hardware("h100x8").words) == ("h100", 8, "h100x8")
+    assert hardware("rtx4090").n == 1
+    assert hardware("thisx2") == dataclasses.replace(THIS, n=2)
+    for words in ("j100", "h100x", "h100x0", "x8", ""):
+        with pytest.raises(ValueError, match="unknown hardware"):
+            hardware(words)
+
+
+def gpt2_on(words, model="gpt2", **changes):
+    return estimate(config_of(GPT2_SIZES[model], dtype="auto", **changes), hardware=hardware(words))
+
+
+def test_what_nanogpt_took_to_train():
+    """Its README: 4 days on 8 A100, for the 600,000 steps of 8 x 5 x 12 windows of 1,024 tokens in its config."""
+    plan = gpt2_on("a100x8", max_steps=600_000, batch_size=12, accumulate=40, eval_every=0)
+    assert seconds(plan, data_sheet(plan)) / 86_400 == pytest.approx(4, rel=0.1)
+
+
+def test_a_gpu_is_planned_for_where_there_is_none():
+    plan = gpt2_on("h100", batch_size=16)
+    assert "program" not in {part for part, count in plan.memory.items() if count}
+    assert plan.memory["activations"] == activation_bytes(GPT2_SIZES["gpt2"], 16, 1024, True, "cuda")
+    assert gpt2_on("m3", batch_size=16).memory["activations"] == activation_bytes(
+        GPT2_SIZES["gpt2"], 16, 1024, False, "mps"
+    )
+
+
+def test_processes_share_tokens_and_time():
+    one, eight = (gpt2_on(name, batch_size=16, accumulate=32, eval_every=0) for name in ("h100", "h100x8"))
+    assert eight.tokens == one.tokens
+    assert eight.peak == one.peak  # 64 windows each, in passes of 16
+    assert 7.9 < seconds(one, data_sheet(one)) / seconds(eight, data_sheet(eight)) <= 8
+    small = gpt2_on("h100x8", batch_size=16)  # 2 windows each
+    assert small.memory["activations"] == activation_bytes(GPT2_SIZES["gpt2"], 2, 1024, True, "cuda")
+    with pytest.raises(ValueError, match="a step has 4 windows"):
+        gpt2_on("h100x8", batch_size=4)
+
+
+def test_the_exchange_by_hand():
+    """A card on PCIe sends 7/8 of 124M gradients twice, 870 MB, in 27 ms; backward hides what it can."""
+    plan = gpt2_on("rtx4090x8", batch_size=8, eval_every=0)
+    sent = 2 * 7 / 8 * 4 * 124_439_808 / 32e9
+    backward = 2 / 3 * 1024 * 854_438_400 / (0.3 * 165e12)
+    assert data_sheet(plan).exchange == pytest.approx(sent - backward)
+    assert data_sheet(gpt2_on("rtx4090x8", batch_size=64, eval_every=0)).exchange == 0
+    per_step = seconds(plan, data_sheet(plan)) / plan.config.max_steps
+    assert per_step == pytest.approx(1.5 * backward + sent - backward + 40 * 124_439_808 / 1.01e12)
+
+
+def test_fsdp_holds_an_eighth():
+    whole, parts = (gpt2_on("a100x8", "gpt2-xl", batch_size=8, parallel=kind) for kind in ("ddp", "fsdp"))
+    assert parts.memory["optimizer"] == whole.memory["optimizer"] // 8
+    around = 50257 * 1600 + 1024 * 1600  # the embeddings are put together all the time, and two blocks of 48
+    for part in ("weights", "gradients"):
+        assert parts.memory[part] == pytest.approx(whole.memory[part] / 8 + 4 * (around + 2 * 12 * 1600**2), rel=0.01)
+    assert parts.disk == whole.disk
+
+
+def test_a_sweep_is_a_row_for_each_value():
+    plans = {str(n): gpt2_on("h100", batch_size=n, eval_every=0) for n in (1, 4, 400)}
+    times = [seconds(plan, data_sheet(plan)) for plan in plans.values()]
+    lines = compare("batch_size", plans, times, int(80e9)).splitlines()
+    assert [line.split()[0] for line in lines] == ["batch_size", "1", "4", "400"]
+    assert "too large" in lines[-1]
+    assert "124,439,808" in lines[1]
+
+
 def test_the_door(prepared, tmp_path):
     (tmp_path / "small.toml").write_text(
         'device = "cpu"\nmax_steps = 2\n[model]\nvocab_size = 0\ncontext_length = 16\nemb_dim = 12\n'
     )
 
-    def plan(path):
-        words = [PROJECT / "scripts" / "plan.py", "--config", tmp_path / "small.toml", "--data.path", path]
+    def plan(path, *options):
+        words = [PROJECT / "scripts" / "plan.py", "--config", tmp_path / "small.toml", "--data.path", path, *options]
         return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
+
+    sweep = "--sweep", "model.n_layers=1,2", "--out", tmp_path / "sweep.png"
+    done = plan(prepared.folder, *sweep, "--hardware", "h100x8")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "seconds" in done.stdout
+    for wrong in ("model.n_layer=1", "model.n_layers"):
+        assert plan(prepared.folder, "--sweep", wrong).returncode == 2
 
     done = plan(prepared.folder)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import gpt.objectives.objective
 from gpt.config import TrainConfig, from_dict
 from gpt.parallel import processes
 from gpt.trainer import Trainer
@@ -42,6 +43,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     Trainer.draw = lambda self: None
+    gpt.objectives.objective.SAMPLE_TOKENS = 20
     jobs = Path(sys.argv[1]).absolute()
     with processes() as group:
         for number, job in enumerate(json.loads(jobs.read_text())):

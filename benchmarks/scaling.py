@@ -1,13 +1,14 @@
-"""How the loss falls with compute: train models of six sizes on tales, fit a power law, write the table and the plot.
+"""How the loss falls with compute: train models of six sizes on a text, fit a power law, write the table and the plot.
 
     python benchmarks/scaling.py
+    python benchmarks/scaling.py shakespeare
     python benchmarks/scaling.py --quick
 
-Each size is trained on TOKENS_PER_PARAMETER tokens for each of its parameters, under runs/scaling-N; a run that is
-there is gone on with, or left as it is where it has finished. What lies above the floor, which of tales is known, is
-fitted to all sizes but the largest, whose loss is then foretold. The table and the plot replace those of
-docs/scaling.md. It takes half an hour on two cores. --quick trains a few steps of three sizes in a temporary folder,
-and writes no page.
+Each size is trained on TOKENS_PER_PARAMETER tokens for each of its parameters, under runs/scaling-TEXT-N; a run that is
+there is gone on with, or left as it is where it has finished. The law is fitted to all sizes but the largest, whose
+loss is then foretold. Table and plot replace those of docs/scaling.md. Tales, whose floor is known, take half an hour
+on two cores, Shakespeare ten minutes. --quick trains a few steps of three sizes in a temporary folder, and writes no
+page.
 """
 
 import dataclasses
@@ -26,7 +27,10 @@ from gpt.plots import plot_scaling, read_metrics
 from gpt.prepared import PreparedData, load_data
 
 PAGE = PROJECT / "docs" / "scaling.md"
-CONFIG = PROJECT / "configs" / "tales.toml"
+TEXTS = {  # name -> its config, how prepare_data.py makes its data
+    "tales": ("tales", PREPARED["data/tales"]),
+    "shakespeare": ("shakespeare_char_fast", ["--input=shakespeare", "--tokenizer=char"]),
+}
 TOKENS_PER_PARAMETER = 10
 SIZES = {16: (1, 2), 24: (2, 2), 32: (2, 4), 48: (3, 4), 64: (3, 4), 96: (4, 4)}  # emb_dim -> n_layers, n_heads
 
@@ -51,6 +55,9 @@ class Law:
     factor: float
     exponent: float
 
+    def __str__(self) -> str:
+        return f"loss = {self.floor:.3f} + {self.factor:.4f} · (FLOPs / 10^12)^-{self.exponent:.3f}"
+
     def __call__(self, flops: np.ndarray | float) -> np.ndarray | float:
         return self.floor + self.factor * (np.asarray(flops) / 1e12) ** -self.exponent
 
@@ -72,18 +79,21 @@ def fit_floor(flops: np.ndarray, losses: np.ndarray) -> Law:
     return min((fit(flops, losses, floor) for floor in floors), key=lambda fitted: fitted[1])[0]
 
 
-def train(emb_dim: int, data: PreparedData, folder: Path, settings: list[str]) -> Curve:
+def train(text: str, emb_dim: int, data: PreparedData, folder: Path, settings: list[str]) -> Curve:
     """Train a size to its end, or go on with it."""
+    path = PROJECT / "configs" / f"{TEXTS[text][0]}.toml"
     n_layers, n_heads = SIZES[emb_dim]
     shape = {"emb_dim": emb_dim, "n_layers": n_layers, "n_heads": n_heads}
-    config = from_dict(TrainConfig, read_toml(CONFIG))
+    config = from_dict(TrainConfig, read_toml(path))
     needs = plan.estimate_on(dataclasses.replace(config, model=dataclasses.replace(config.model, **shape)), data)
-    per_step = config.batch_size * len(data.train.tokens) / np.count_nonzero(data.train.tokens == data.tokenizer.eot_id)
-    steps = round(TOKENS_PER_PARAMETER * needs.n_parameters / per_step)
-    run = folder / "runs" / f"scaling-{emb_dim}"
+    per_window = config.model.context_length
+    if config.data.windows == "document":
+        per_window = len(data.train.tokens) / np.count_nonzero(data.train.tokens == data.tokenizer.eot_id)
+    steps = round(TOKENS_PER_PARAMETER * needs.n_parameters / (config.batch_size * per_window))
+    run = folder / "runs" / f"scaling-{text}-{emb_dim}"
     options = [f"--model.{name}={value}" for name, value in shape.items()]
     options += [f"--max_steps={steps}", f"--eval_every={max(1, steps // 12)}", "--sample_every=0", "--keep=1"]
-    script("train", f"--config={CONFIG}", f"--run={run}", "--resume", *options, *settings, folder=folder)
+    script("train", f"--config={path}", f"--run={run}", "--resume", *options, *settings, folder=folder)
     columns = read_metrics(run / "metrics.csv")
     seen, losses = (np.array(columns[name]) for name in ("tokens_seen", "val_loss"))
     measured = np.isfinite(losses) & (seen > 0)
@@ -93,48 +103,50 @@ def train(emb_dim: int, data: PreparedData, folder: Path, settings: list[str]) -
 
 def main() -> None:
     parser = cli.Parser(__doc__)
+    parser.add_argument("text", nargs="?", default="tales", choices=TEXTS, help="tales (the default) or shakespeare")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that it works")
-    if not parser.parse_args().quick:
-        tables = measure(find_path("."), PREPARED["data/tales"], list(SIZES), [], PAGE.with_name("scaling_law.png"))
-        write(PAGE, tables)
+    arguments = parser.parse_args()
+    if not arguments.quick:
+        text, plot = arguments.text, PAGE.with_name(f"scaling_{arguments.text}.png")
+        lines = measure(text, find_path("."), TEXTS[text][1], list(SIZES), [], plot)
+        write(PAGE, {f"scaling of {text}": lines})
         return
     with tempfile.TemporaryDirectory() as folder:
         few, settings = ["--input=tales:300", "--tokenizer=bpe:2048"], ["--max_steps=6", "--eval_every=3"]
-        tables = measure(Path(folder), few, list(SIZES)[:3], settings, Path(folder) / "scaling_law.png")
-        print("\n".join(tables["scaling"]))
+        lines = measure("tales", Path(folder), few, list(SIZES)[:3], settings, Path(folder) / "scaling.png")
+        print("\n".join(lines))
 
 
-def measure(folder: Path, prepared: list[str], sizes: list[int], settings: list[str], plot: Path) -> dict:
-    """Train sizes in a working folder, draw the plot; the page's tables by their names."""
-    if not (folder / "data" / "tales" / "meta.json").is_file():
-        script("prepare_data", *prepared, "--out=data/tales", folder=folder)
-    data = load_data(folder / "data" / "tales")
-    floor, curves = yardstick(data).floor_loss, []
+def measure(
+    text: str, folder: Path, prepared: list[str], sizes: list[int], settings: list[str], plot: Path
+) -> list[str]:
+    """Train sizes in a working folder, draw the plot; the lines of the page."""
+    path = from_dict(TrainConfig, read_toml(PROJECT / "configs" / f"{TEXTS[text][0]}.toml")).data.path
+    if not (folder / path / "meta.json").is_file():
+        script("prepare_data", *prepared, f"--out={path}", folder=folder)
+    data, curves = load_data(folder / path), []
     for emb_dim in sizes:
-        curves.append(train(emb_dim, data, folder, settings))
+        curves.append(train(text, emb_dim, data, folder, settings))
         print(f"{emb_dim} wide: loss {curves[-1].losses[-1]:.4f} at {curves[-1].flops[-1]:.2e} FLOPs", flush=True)
     flops, losses = (np.array([getattr(curve, name)[-1] for curve in curves]) for name in ("flops", "losses"))
-    law, free = fit(flops[:-1], losses[:-1], floor)[0], fit_floor(flops[:-1], losses[:-1])
-    plot_scaling([(f"{c.n_parameters:,}", c.flops, c.losses) for c in curves], law, floor, plot)
+    measure = yardstick(data)
+    free = fit_floor(flops[:-1], losses[:-1])
+    law = free if measure.floor is None else fit(flops[:-1], losses[:-1], measure.floor_loss)[0]
+    plot_scaling([(f"{c.n_parameters:,}", c.flops, c.losses) for c in curves], law, law.floor, plot)
     lines = [
-        "| width, layers | parameters | tokens | FLOPs | loss | above the floor | the law |",
+        "| width, layers | parameters | tokens | FLOPs | loss | above the floor | by the law |",
         "|---|---|---|---|---|---|---|",
     ]
     for curve in curves:
         lines.append(
             f"| {curve.emb_dim}, {curve.n_layers} | {curve.n_parameters:,} | {curve.tokens / 1e6:.2f}M | "
-            f"{curve.flops[-1]:.2e} | {curve.losses[-1]:.4f} | {curve.losses[-1] - floor:.4f} | "
-            f"{law(curve.flops[-1]) - floor:.4f}{' (foretold)' * (curve is curves[-1])} |"
+            f"{curve.flops[-1]:.2e} | {curve.losses[-1]:.4f} | {curve.losses[-1] - law.floor:.4f} | "
+            f"{law(curve.flops[-1]) - law.floor:.4f}{' (foretold)' * (curve is curves[-1])} |"
         )
-    known, fitted = (
-        f"{found.floor:.4f} + {found.factor:.4f} · (FLOPs / 10^12)^-{found.exponent:.3f}" for found in (law, free)
-    )
-    lines += [
-        "",
-        f"The law, fitted to all but the last: loss = {known}. With a floor that is fitted too: {fitted}, which "
-        f"foretells {free(flops[-1]):.4f} for the last, where {losses[-1]:.4f} was measured.",
-    ]
-    return {"scaling": lines}
+    lines += ["", f"Fitted to all but the last, with a floor that is {'fitted' if law is free else 'known'}: {law}."]
+    if law is not free:
+        lines[-1] += f" With a floor that is fitted: {free}, which foretells {free(flops[-1]):.4f} for the last."
+    return lines
 
 
 if __name__ == "__main__":

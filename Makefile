@@ -1,6 +1,7 @@
 # make train    set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
 # make test     set up, then check the style and run the tests
 # make faults   set up, then kill, damage and starve runs, and see that none is lost: eight minutes on one core
+# make scaling  set up, then measure how loss falls with compute, and plans beside what runs take: an hour
 # make objectives   set up, then train every config of configs/objectives and write the tables of docs/objectives.md
 # make bench    set up, then time it beside Hugging Face transformers and a plain GPT: a quarter of an hour on two cores
 # make clean    remove .venv and caches; runs and data stay
@@ -14,7 +15,7 @@ else
   BIN := .venv/bin/python
 endif
 
-.PHONY: train test faults objectives bench lint clean
+.PHONY: train test faults scaling objectives bench lint clean
 
 train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
@@ -24,6 +25,12 @@ test: .venv/installed-dev lint
 
 faults: .venv/installed
 	"$(BIN)" tests/faults.py
+	"$(BIN)" tests/faults_together.py
+
+scaling: .venv/installed
+	"$(BIN)" benchmarks/foretold.py
+	"$(BIN)" benchmarks/scaling.py
+	"$(BIN)" benchmarks/scaling.py shakespeare
 
 objectives: .venv/installed
 	"$(BIN)" benchmarks/objectives.py

@@ -139,7 +139,10 @@ def describe(trainer) -> str:
     ]
     needs = plan.estimate_on(config, data, replace(THIS, n=trainer.processes.world_size))
     takes_long = needs.tokens * needs.flops_per_token > 1e11  # else the run would be over before its time is known
-    seconds = plan.seconds(needs, probe(needs), trainer.step) if takes_long else None
+    seconds = None
+    if takes_long:
+        exchange = trainer.processes.seconds_to_add_up(n_trained, trainer.device)
+        seconds = plan.seconds(needs, replace(probe(needs), exchange=exchange), trainer.step)
     lines.append(plan.line(needs, plan.memory_of_each(config, trainer.processes.on_this_machine), seconds))
     if trainer.step:
         lines.append(f"resumed at step {trainer.step:,}")

@@ -1,6 +1,6 @@
 # make train    set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
 # make test     set up, then check the style and run the tests
-# make faults   set up, then kill, damage and starve runs, and see that none is lost: eight minutes on one core
+# make faults   set up, then kill, damage and starve runs, and see that none is lost: twenty minutes on two cores
 # make scaling  set up, then measure how loss falls with compute, and plans beside what runs take: an hour
 # make objectives   set up, then train every config of configs/objectives and write the tables of docs/objectives.md
 # make bench    set up, then time it beside Hugging Face transformers and a plain GPT: a quarter of an hour on two cores

@@ -145,7 +145,10 @@ def runs(tmp_path_factory, documents, shelf):  # noqa: F811
                 shutil.copytree(folder / f"{kind}-2" / "half", place / "half-of-two")
                 config = as_dict(configs["stream"], parallel="fsdp" if kind == "ddp" else "ddp")
                 jobs.append({"run": str(place / "half-of-two"), "config": config, "resume": True})
-        together(n, jobs, folder / f"jobs-{n}")
+        told = together(n, jobs, folder / f"jobs-{n}")
+        (folder / f"told-{n}.json").write_text(
+            json.dumps({job["run"]: words for job, words in zip(jobs, told, strict=True)})
+        )
     return folder
 
 
@@ -167,6 +170,15 @@ def test_several_processes_have_the_losses_of_one(runs, by, name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_whatever_is_trained_may_be_trained_by_two(runs, by, name):
     assert_same_losses(runs / by / name, runs / "one" / name)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_gradients_are_added_up_once_a_step(runs, n):
+    """Of 12 windows in passes of 3, two processes make two passes each, and four one."""
+    told = json.loads((runs / f"told-{n}.json").read_text())
+    assert set(re.findall(r"added up \d+ times", " ".join(told[str(runs / f"ddp-{n}" / "documents")]))) == {
+        f"added up {STEPS} times"
+    }
 
 
 @BY

@@ -6,6 +6,7 @@ A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": 
 rank r was told of it is written to told-N-rank-r.txt beside the list, N the number of the job.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -35,8 +36,28 @@ def work(job, group):
             trainer.signal = signal.SIGTERM  # one of them is told, and all have to stop
 
     trainer._train_step = step
-    trainer.train()
-    return f"step {trainer.step}, loss {trainer.evaluation.loss if trainer.evaluation else None!r}"
+    with listening(group) as added_up:
+        trainer.train()
+    loss = trainer.evaluation.loss if trainer.evaluation else None
+    return f"step {trainer.step}, loss {loss!r}, gradients added up {added_up.count(True)} times"
+
+
+@contextlib.contextmanager
+def listening(group):
+    """A list of whether DDP adds up gradients, pass by pass."""
+    adding_up, added_up = group.adding_up, []
+
+    @contextlib.contextmanager
+    def listen(module, last):
+        with adding_up(module, last):
+            added_up.append(getattr(module, "require_backward_grad_sync", None))
+            yield
+
+    group.adding_up = listen
+    try:
+        yield added_up
+    finally:
+        group.adding_up = adding_up
 
 
 def main():

@@ -212,6 +212,10 @@ def _memory(
     # cut up where matrices of another shape follow (measured)
     steps = 10 * 4 * min(AT_ONCE, count_hidden(model)) * (config.optim.name == "muon")
     memory["orthogonal steps"] = max(0, steps - passed)
+    # what is sharded rank 0 collects on its CPU for a checkpoint, while the rest is free
+    memory["whole for a checkpoint"] = max(
+        0, (shared > 1) * on_cpu * (4 * n_weights + _means(config, n_trained)) - passed
+    )
     return {**memory, "n-grams": max(0, ngrams - passed - memory["gradients"] - memory["optimizer"])}
 
 

@@ -198,7 +198,7 @@ def plot_scaling(
     for axes, below, title in zip(
         figure.subplots(1, 2),
         (0.0, floor),
-        ("validation loss, nats per token", "above the floor: KL divergence, nats per token"),
+        ("validation loss, nats per token", "above the floor, nats per token"),
         strict=True,
     ):
         for number, (name, flops, losses) in enumerate(curves):
@@ -211,8 +211,9 @@ def plot_scaling(
         axes.set_title(title, loc="left", fontsize=10)
         _open(axes)
     left, right = figure.axes
-    left.axhline(floor, color=FLOOR, lw=1)
-    _label_levels(left, {"floor": floor})
+    if floor:
+        left.axhline(floor, color=FLOOR, lw=1)
+        _label_levels(left, {"floor": floor})
     right.set_yscale("log")
     _plain_log_axis(right)
     right.legend(frameon=False, fontsize=8, title="parameters", title_fontsize=8)

@@ -142,6 +142,7 @@ def describe(trainer) -> str:
     seconds = None
     if takes_long:
         exchange = trainer.processes.seconds_to_add_up(n_trained, trainer.device)
+        exchange *= 1.5 if config.parallel == "fsdp" else 1  # weights twice and gradients once, half a sum each
         seconds = plan.seconds(needs, replace(probe(needs), exchange=exchange), trainer.step)
     lines.append(plan.line(needs, plan.memory_of_each(config, trainer.processes.on_this_machine), seconds))
     if trainer.step:

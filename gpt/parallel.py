@@ -231,11 +231,11 @@ class Processes:
             raise error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to all that a gone one leaves behind
-        talk = isinstance(error, dist.DistError) or "gloo" in str(
-            error
-        )  # with one that has ended: it, or who misses it
-        # a mistake that all processes made is told by rank 0
-        told = self._watch.wait(SILENCE + GRACE if talk else GRACE * (self.rank > 0 or isinstance(error, SystemExit)))
+        # an error of talking comes of one that has ended: it, or who misses it, says so; a mistake of all rank 0 tells
+        talking = isinstance(error, dist.DistError) or "gloo" in str(error)
+        told = self._watch.wait(
+            SILENCE + GRACE if talking else GRACE * (self.rank > 0 or isinstance(error, SystemExit))
+        )
         if not told:
             name = f"rank {self.rank}: " if self.rank else ""
             told = not self._watch.report(f"{name}{error}")

@@ -212,10 +212,8 @@ class Trainer:
                 self.processes.put_together()
             return
         sitting, before = time.perf_counter(), self.elapsed_s
-        show_bar = self.say is print and sys.stderr.isatty()  # which rank 0 alone can do
-        self.bar = tqdm(
-            total=config.max_steps, initial=self.step, unit="step", disable=not show_bar, dynamic_ncols=True
-        )
+        silent = self.say is not print or not sys.stderr.isatty()
+        self.bar = tqdm(total=config.max_steps, initial=self.step, unit="step", disable=silent, dynamic_ncols=True)
         advice = runtime.memory_advice(config.batch_size, config.accumulate)
         with lock, runtime.stop_signals(self._stop), self.bar, advice:
             while not self._is_stopped():
@@ -253,7 +251,8 @@ class Trainer:
         # ... which leave the sum's mean over processes; here it becomes the mean over tokens
         norm = scale_and_clip(self.parameters, counted / self.processes.world_size, config.optim.grad_clip)
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
-            what = f"the loss {loss_sum / counted} or its gradient is not finite (norm {norm}) at step {self.step + 1}"
+            figures = f"at step {self.step + 1} (loss {loss_sum / counted}, gradient norm {norm})"
+            what = f"the loss or its gradient is not finite {figures}"
             raise report.diverged(self, what, self._batch(windows), windows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

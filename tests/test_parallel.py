@@ -20,7 +20,7 @@ from test_objectives import change, config_of, shelf  # noqa: F401 - a fixture
 from test_trainer import assert_same_run, train
 
 from gpt.checkpoint import RunFolder
-from gpt.config import AdapterConfig, DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gpt.config import AdapterConfig, DataConfig, GPTConfig, OptimConfig, TrainConfig, to_toml
 from gpt.parallel import ALONE, Processes
 from gpt.plots import read_metrics
 from gpt.prepare import prepare_data
@@ -29,7 +29,7 @@ from gpt.trainer import Trainer
 PROJECT = Path(__file__).parent.parent
 STEPS = 50
 SIZES = (2, 4)
-WHOLE = ("stream", "documents", "uneven")  # by two processes and by four; what else there is, by two
+WHOLE = ("stream", "documents")  # by two processes and by four; what else there is, by two
 SHARES = list(itertools.product(range(1, 20), (1, 2, 3, 8), (1, 2, 3, 5)))
 
 
@@ -127,7 +127,7 @@ def runs(tmp_path_factory, documents, shelf):  # noqa: F811
             adapter=AdapterConfig(name="lora"), model=GPTConfig(vocab_size=0, drop_rate=0.0),
         )  # fmt: skip
         train(lora, folder / "one" / "lora")
-    dropped = change(configs["documents"], model_drop_rate=0.1, max_steps=12, eval_every=5)
+    dropped = change(configs["documents"], model_drop_rate=0.1, max_steps=8, eval_every=5)
     for n in SIZES:
         jobs = []
         for kind in ("ddp", "fsdp"):
@@ -136,7 +136,7 @@ def runs(tmp_path_factory, documents, shelf):  # noqa: F811
                 if n == 4 and name not in WHOLE:
                     continue
                 jobs.append({"run": str(place / name), "config": as_dict(config, parallel=kind)})
-            for name, stops in {"half": [25], "dropped": [], "dropped-stopped": [3, 7]}.items():
+            for name, stops in {"half": [25], "dropped": [], "dropped-stopped": [3]}.items():
                 config = configs["stream"] if name == "half" else dropped
                 job = {"run": str(place / name), "config": as_dict(config, parallel=kind)}
                 ends = [*stops, None] if name != "half" else stops
@@ -156,24 +156,24 @@ def as_dict(config, **changes):
     return {**dataclasses.asdict(config), **changes}
 
 
-OTHERS = ("untied", "lstm", "lora", "reverse", "masked", "infilling", "conditional", "distill")
-BY = pytest.mark.parametrize("by", [f"{kind}-{n}" for kind in ("ddp", "fsdp") for n in SIZES])
+OTHERS = ("uneven", "untied", "lstm", "lora", "reverse", "masked", "infilling", "conditional", "distill")
 
 
-@BY
-@pytest.mark.parametrize("name", WHOLE)
-def test_several_processes_have_the_losses_of_one(runs, by, name):
-    assert_same_losses(runs / by / name, runs / "one" / name)
+def test_several_processes_are_as_one(runs, tmp_path):
+    """All in one test, since it is the runs that take the time, and two workers would each make them."""
+    for by in (f"{kind}-{n}" for kind in ("ddp", "fsdp") for n in SIZES):
+        for name in WHOLE + OTHERS * by.endswith("2"):
+            assert_same_losses(runs / by / name, runs / "one" / name)
+        check_what_is_saved(runs, by)
+        check_that_one_goes_on(runs, by, tmp_path / by)
+        check_that_a_stopped_run_goes_on_bit_for_bit(runs, by)
+    for kind in ("ddp", "fsdp"):  # begun by two, whose model was shared out where now each has all of it, or otherwise
+        assert_same_losses(runs / f"{kind}-4" / "half-of-two", runs / "one" / "stream")
+    for n in SIZES:
+        check_that_gradients_are_added_up_once_a_step(runs, n)
 
 
-@pytest.mark.parametrize("by", ["ddp-2", "fsdp-2"])
-@pytest.mark.parametrize("name", OTHERS)
-def test_whatever_is_trained_may_be_trained_by_two(runs, by, name):
-    assert_same_losses(runs / by / name, runs / "one" / name)
-
-
-@pytest.mark.parametrize("n", SIZES)
-def test_gradients_are_added_up_once_a_step(runs, n):
+def check_that_gradients_are_added_up_once_a_step(runs, n):
     """Of 12 windows in passes of 3, two processes make two passes each, and four one."""
     told = json.loads((runs / f"told-{n}.json").read_text())
     assert set(re.findall(r"added up \d+ times", " ".join(told[str(runs / f"ddp-{n}" / "documents")]))) == {
@@ -181,8 +181,8 @@ def test_gradients_are_added_up_once_a_step(runs, n):
     }
 
 
-@BY
-def test_what_several_processes_save_is_a_run_like_any_other(runs, by, documents):
+def check_what_is_saved(runs, by):
+    """A run like any other: whole tensors, by the same names."""
     one, several = (RunFolder(runs / place / "documents").load("last") for place in ("one", by))
     assert one.weights.keys() == several.weights.keys()
     for name, tensor in one.weights.items():
@@ -193,8 +193,7 @@ def test_what_several_processes_save_is_a_run_like_any_other(runs, by, documents
     assert len(several.training_state["random"]) == int(by[-1])
 
 
-@BY
-def test_a_run_of_several_processes_goes_on_by_one(runs, by, tmp_path):
+def check_that_one_goes_on(runs, by, tmp_path):
     shutil.copytree(runs / by / "half", tmp_path / "run")
     words = []
     trainer = Trainer.resume(tmp_path / "run", say=words.append)
@@ -205,14 +204,7 @@ def test_a_run_of_several_processes_goes_on_by_one(runs, by, tmp_path):
     assert_same_losses(tmp_path / "run", runs / "one" / "stream")
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_run_of_two_processes_goes_on_by_four(runs, kind):
-    """And the model, which each had all of, is shared out, or the other way round."""
-    assert_same_losses(runs / f"{kind}-4" / "half-of-two", runs / "one" / "stream")
-
-
-@BY
-def test_a_stopped_run_is_bit_for_bit_the_one_that_never_stopped(runs, by):
+def check_that_a_stopped_run_goes_on_bit_for_bit(runs, by):
     """With dropout, whose draws are each process's own."""
     assert_same_run(runs / by / "dropped-stopped", runs / by / "dropped")
     one = losses(runs / by / "dropped")["train_loss"]
@@ -252,12 +244,10 @@ def test_processes_that_differ_are_refused(documents, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "rank"), [("ddp", 1), ("fsdp", 0)])
-def test_a_killed_process_ends_the_others_and_is_named(runs, documents, tmp_path, kind, rank):
+def test_a_killed_process_ends_the_others_and_is_named(documents, shelf, tmp_path, kind, rank):  # noqa: F811
     run = tmp_path / "run"
     arguments = ["--config", tmp_path / "run.toml", "--run", run, "--parallel", kind, "--max_steps", 10**6]
-    from gpt.config import to_toml
-
-    endless = dataclasses.replace(RunFolder(runs / "one" / "stream").config(), save_every=5, eval_every=10**6)
+    endless = dataclasses.replace(cases(documents, shelf)["stream"], save_every=5, eval_every=10**6)
     (tmp_path / "run.toml").write_text(to_toml(endless))
     process = start_together(2, PROJECT / "scripts" / "train.py", *arguments)
     try:
@@ -285,10 +275,8 @@ def wait_until(condition, seconds=60):
     raise TimeoutError
 
 
-@pytest.mark.parametrize("n", SIZES)
-def test_a_mistake_of_all_is_told_once(n, tmp_path):
-    process = start_together(n, PROJECT / "scripts" / "train.py", "--config", PROJECT / "configs" / "story.toml",
-                             "--max_stepz", "3")  # fmt: skip
+def test_a_mistake_of_all_is_told_once():
+    process = start_together(2, PROJECT / "scripts" / "train.py", "--config", "configs/story.toml", "--max_stepz", "3")
     words, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert words.count("error: unknown option --max_stepz: did you mean --max_steps?") == 1

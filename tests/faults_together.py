@@ -96,7 +96,9 @@ def hurt(run: RunFolder, config: Path, kind: str, n: int, dice: random.Random) -
         if group.launcher.returncode == 0:  # it had nothing left to do
             return ""
         named = {int(found[1]) for found in GONE.finditer(group.said)}
-        demand(named == {rank}, f"rank {rank} was taken away, and {named or 'none'} named: {group.said}")
+        # once the last step is saved rank 0 still sums up, while the others may have gone home
+        found = named == {rank} or (not named and step_of(run.steps()) == CONFIG.max_steps)
+        demand(found, f"rank {rank} was taken away, and {named or 'none'} named: {group.said}")
         return f"rank {rank} of {n} ({kind}) {'frozen' if frozen else 'killed'}: ended after {took:.1f} s"
     finally:
         group.end()

@@ -92,13 +92,15 @@ def hurt(run: RunFolder, config: Path, kind: str, n: int, dice: random.Random) -
             victim.send_signal(signal.SIGSTOP if frozen else signal.SIGKILL)
         ended = group.wait(60 if frozen else 30)
         took = time.monotonic() - began
-        demand(ended, f"the others were still at work after {took:.0f} s: {group.said}")
+        over = step_of(run.steps()) == CONFIG.max_steps  # rank 0 still sums up, while the others may have gone home
+        demand(ended or (frozen and over), f"the others were still at work after {took:.0f} s: {group.said}")
         if group.launcher.returncode == 0:  # it had nothing left to do
             return ""
         named = {int(found[1]) for found in GONE.finditer(group.said)}
-        # once the last step is saved rank 0 still sums up, while the others may have gone home
-        found = named == {rank} or (not named and step_of(run.steps()) == CONFIG.max_steps)
-        demand(found, f"rank {rank} was taken away, and {named or 'none'} named: {group.said}")
+        demand(
+            named == {rank} or (over and not named),
+            f"rank {rank} was taken away, and {named or 'none'} named: {group.said}",
+        )
         return f"rank {rank} of {n} ({kind}) {'frozen' if frozen else 'killed'}: ended after {took:.1f} s"
     finally:
         group.end()

@@ -165,6 +165,11 @@ def _means(config: TrainConfig, n_trained: int) -> int:
     return 8 * n_trained - 4 * by_muon
 
 
+def _n_passes(config: TrainConfig, hardware: Hardware) -> int:
+    """Passes that each process makes in a step. ValueError where they cannot share it."""
+    return Processes(0, hardware.n).n_passes(config.batch_size * config.accumulate, config.batch_size)
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -182,9 +187,8 @@ def _memory(
         chosen = runtime.choose_device(config.device)
         device, half = chosen.type, runtime.choose_dtype(config.dtype, chosen) == torch.bfloat16
     model, on_cpu, n_weights = config.model, device == "cpu", n_frozen + n_trained
-    n_windows = config.batch_size * config.accumulate
-    n_passes = Processes(0, hardware.n).n_passes(n_windows, config.batch_size)
-    batch_size = -(-n_windows // (hardware.n * n_passes))  # of one pass of one process
+    n_passes = _n_passes(config, hardware)
+    batch_size = -(-config.batch_size * config.accumulate // (hardware.n * n_passes))  # of one pass of one process
     one = activation_bytes(model, batch_size, model.context_length, half, device)
     gaps = 0
     if on_cpu and sys.platform == "linux":
@@ -312,9 +316,8 @@ def data_sheet(plan: Plan) -> Rates:
     config, found = plan.config, plan.hardware
     rate = UTILISATION * found.flops
     sent = (3 if config.parallel == "fsdp" else 2) * 4 * plan.n_parameters * (found.n - 1) / found.n
-    n_windows = config.batch_size * config.accumulate
-    passes = Processes(0, found.n).n_passes(n_windows, config.batch_size) * found.n
-    backward = 2 / 3 * plan.flops_per_token * n_windows / passes * plan.window / rate
+    n_windows = config.batch_size * config.accumulate / (found.n * _n_passes(config, found))  # of one pass
+    backward = 2 / 3 * plan.flops_per_token * n_windows * plan.window / rate
     exchange = max(0.0, sent / found.link - backward) if found.n > 1 else 0.0
     return Rates(rate, rate, found.bandwidth / UPDATE_BYTES, exchange=exchange)
 
@@ -324,7 +327,7 @@ def seconds(plan: Plan, rates: Rates, first_step: int = 0) -> float:
     (a third of the FLOPs); of all processes together, each at these rates."""
     config, n = plan.config, plan.hardware.n
     per_token = (plan.layer_flops / rates.layers + plan.head_flops / rates.head) / n
-    n_passes = Processes(0, n).n_passes(config.batch_size * config.accumulate, config.batch_size)
+    n_passes = _n_passes(config, plan.hardware)
     updated = plan.n_parameters / (n if config.parallel == "fsdp" else 1)
     per_step = n_passes * rates.overhead + updated / rates.update + rates.exchange
     training = plan.tokens * per_token + config.max_steps * per_step

@@ -63,7 +63,7 @@ def main() -> None:
     disk = runtime.disk_there_is(folder)
     if configs:
         plans = {value: needs(changed) for value, changed in configs.items()}
-        times = [seconds(found) if machine.device or found.peak <= memory else None for found in plans.values()]
+        times = [seconds(found) if found.peak <= memory else None for found in plans.values()]
         print(plan.compare(name, plans, times, memory))
         from gpt.plots import plot_plans
 

@@ -3,8 +3,8 @@
     python scripts/train.py --config configs/story.toml
     python scripts/train.py --config configs/story.toml --run mine --max_steps 200 --model.n_layers 4
     python scripts/train.py --run mine --resume
+    torchrun --nproc-per-node 4 -- scripts/train.py --config configs/tales.toml --run mine
     python scripts/train.py --config configs/story.toml --run mine --resume
-    torchrun --nproc-per-node 4 scripts/train.py --config configs/tales.toml
 
 Settings come from the config file; each can be overridden here by its name. The run is written to runs/NAME: metrics,
 a plot, samples, checkpoints. Ctrl-C finishes the step, saves, and --resume goes on from there. The last form starts the

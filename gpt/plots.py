@@ -242,6 +242,7 @@ def plot_plans(name: str, plans: dict[str, Plan], seconds: Sequence[float | None
     right.set_title("time of the run, hours", loc="left", fontsize=10)
     for axes in (left, right):
         axes.set_xticks(places, plans)
+        axes.set_xlim(-0.6, len(plans) - 0.4)  # a plan without a bar has its place too
         axes.set_xlabel(name)
         _open(axes)
     _save(figure, out)

@@ -1,0 +1,81 @@
+"""Runs the notebooks, and their solutions, from their first cell to their last, and fails where one of them does.
+
+    python notebooks/run.py              # all of them
+    python notebooks/run.py 06 07        # these
+    python notebooks/run.py 06 --write   # and keep what they print and draw in the file, as it is committed
+
+A notebook fails on an error, on an assertion, and where the cells that are committed were not run once each, in order.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("numbers", nargs="*", help="of the notebooks to run, such as 06 (all of them)")
+    parser.add_argument("--write", action="store_true", help="keep the outputs in the notebooks")
+    arguments = parser.parse_args()
+    paths = [path for folder in (HERE, HERE / "solutions") for path in sorted(folder.glob("[0-9]*.ipynb"))]
+    chosen = [path for path in paths if not arguments.numbers or path.name[:2] in arguments.numbers]
+    unknown = set(arguments.numbers) - {path.name[:2] for path in paths}
+    if unknown or not chosen:
+        parser.error(f"there is no notebook {', '.join(sorted(unknown))}: {', '.join(p.stem for p in paths if p.parent == HERE)}")
+    started, failed = time.monotonic(), []
+    for path in chosen:
+        begun = time.monotonic()
+        problem = run(path, arguments.write)
+        seconds = time.monotonic() - begun
+        print(f"{path.relative_to(HERE).with_suffix('')!s:32} {seconds:5.0f} s  {'FAILED' if problem else 'passed'}", flush=True)
+        if problem:
+            print(problem, file=sys.stderr, flush=True)
+            failed.append(path.stem)
+    print(f"{len(chosen) - len(failed)} of {len(chosen)} passed, {time.monotonic() - started:.0f} s in all")
+    if failed:
+        sys.exit(1)
+
+
+def run(path: Path, write: bool) -> str:
+    """Runs a notebook in its own folder, as Jupyter does; what is wrong with it, or nothing."""
+    notebook = nbformat.read(path, as_version=4)
+    problem = "" if write else out_of_order(notebook)
+    try:
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    except CellExecutionError as error:
+        return str(error)
+    if write:
+        nbformat.write(tidied(notebook), path)
+    return problem
+
+
+def out_of_order(notebook: nbformat.NotebookNode) -> str:
+    """What is wrong with the order in which the committed cells were run, or nothing."""
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    if counts != list(range(1, len(counts) + 1)):
+        return f"The cells were not run once each, in order: {counts}. Run them all, or take --write."
+    return ""
+
+
+def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without what changes from run to run: times, versions, random names of cells."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for index, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{index:02}", {}
+        for output in cell.get("outputs", ()):
+            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+    return notebook
+
+
+if __name__ == "__main__":
+    main()

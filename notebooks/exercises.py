@@ -20,7 +20,7 @@ from torch import Tensor
 CHECKS: dict[str, Callable[[Any], None]] = {}  # by the number of the exercise, "06.2"
 
 
-class Wrong(Exception):
+class Wrong(Exception):  # noqa: N818 - it is not an error
     """An answer that is not right; the message is the hint that its author reads."""
 
 
@@ -40,7 +40,9 @@ class Verdict:
 def check(exercise: str, answer: Any = ...) -> Verdict:
     """Whether `answer` is right for the exercise of that number; else what is wrong. Never raises for an answer."""
     if exercise not in _load(exercise):
-        raise ValueError(f"there is no exercise {exercise!r}: it is the notebook's number, a dot, the exercise's: '06.2'")
+        raise ValueError(
+            f"there is no exercise {exercise!r}: it is the notebook's number, a dot, the exercise's: '06.2'"
+        )
     if answer is ... or answer is None:
         return Verdict(False, f"{exercise}: not answered yet. Put your answer in place of the dots.")
     try:
@@ -88,7 +90,10 @@ def number(answer: Any, right: float, mistakes: Mistakes = (), hint: str = "", t
     if right and _close(answer, -right, tolerance):
         raise Wrong("Only the sign is the wrong way round.")
     for factor, its_hint in (
-        (1 / math.log(2), "It looks like bits where nats are asked for (or the square of a conversion): mind the unit."),
+        (
+            1 / math.log(2),
+            "It looks like bits where nats are asked for (or the square of a conversion): mind the unit.",
+        ),
         (math.log(2), "It looks like nats where bits are asked for: mind the unit."),
         (100, "It is a hundred times too large: a share between 0 and 1 is asked for, not percent."),
         (0.01, "It is a hundred times too small: is percent asked for?"),
@@ -126,8 +131,8 @@ def tensor(answer: Any, right: Tensor, mistakes: Mistakes = (), hint: str = "", 
         raise Wrong(f"The shape is right, and none of the {off.numel()} values is." + (f" {hint}" if hint else ""))
     where = tuple(off.nonzero()[0].tolist())
     raise Wrong(
-        f"{int(off.sum())} of {off.numel()} values are off, the first at {where if len(where) > 1 else where[0]}, where "
-        f"yours is {answer[where].item():.4g}." + (f" {hint}" if hint else "")
+        f"{int(off.sum())} of {off.numel()} values are off, the first at {where if len(where) > 1 else where[0]}, "
+        f"where yours is {answer[where].item():.4g}." + (f" {hint}" if hint else "")
     )
 
 
@@ -144,7 +149,9 @@ def choice(answer: Any, right: str, hints: dict[str, str]) -> None:
 def called(function: Any, *arguments: Any) -> Any:
     """What the answer, a function, gives for these arguments; where it fails, Wrong names the line and the error."""
     if not callable(function):
-        raise Wrong(f"A function is asked for, and yours is a {type(function).__name__}: give its name, without brackets.")
+        raise Wrong(
+            f"A function is asked for, and yours is a {type(function).__name__}: give its name, without brackets."
+        )
     copies = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
     try:
         given = function(*copies)

@@ -1,0 +1,187 @@
+"""Checks of 06_loss.ipynb."""
+
+import math
+
+import torch
+from exercises import Wrong, called, choice, exercise, number, tensor
+from torch.nn import functional as F
+
+
+@exercise("06.1")
+def four_tokens(answer):
+    """Perplexity of the probabilities 1/2, 1/8, 1/4, 1/4."""
+    p = [1 / 2, 1 / 8, 1 / 4, 1 / 4]
+    surprise = [-math.log(x) for x in p]
+    number(
+        answer,
+        math.exp(sum(surprise) / 4),
+        mistakes=[
+            (sum(1 / x for x in p) / 4, "That is the arithmetic mean of 1/p. Average the logarithms instead."),
+            (4 / sum(p), "That is 1 over the mean probability. Average the logarithms instead."),
+            (sum(surprise) / 4, "That is the loss in nats; the perplexity is a power of e with it."),
+            (sum(surprise) / 4 / math.log(2), "That is the loss in bits; the perplexity is a power of 2 with it."),
+            (
+                math.exp(sum(surprise)),
+                "That is 1/p of the whole text: divide by the number of tokens before you exponentiate.",
+            ),
+            (
+                math.exp(-sum(surprise) / 4),
+                "That is the reciprocal. In the exponent there is a minus sign that many texts drop.",
+            ),
+            (
+                math.exp(sum(surprise) / 4 / math.log(2)),
+                "e to the power of a loss in bits: the base of the power and the unit must go together.",
+            ),
+        ],
+        hint="Take the surprise of each token, their mean, and then the exponential.",
+    )
+
+
+def _cases():
+    draw = torch.Generator().manual_seed(6)
+    yield torch.randn(5, 7, generator=draw), torch.tensor([0, 6, 3, 3, 1]), ""
+    yield torch.randn(1, 4, generator=draw), torch.tensor([2]), " for a single row"
+    yield torch.randn(3, 2, generator=draw) * 5, torch.tensor([1, 0, 1]), " for a vocabulary of two"
+
+
+@exercise("06.2")
+def cross_entropy(answer):
+    """Mean of -ln softmax at the targets; large logits too."""
+    for logits, targets, where in _cases():
+        each = F.cross_entropy(logits, targets, reduction="none")
+        n, v = logits.shape
+        given = called(answer, logits, targets)
+        chosen = logits.gather(-1, targets[:, None])[:, 0]
+        mistakes = [
+            (each, f"It gives the losses of the {n} rows: one number is asked for, their mean."),
+            (each.sum(), "That is the sum over the rows, and the mean is asked for."),
+            (each.sum() / (n * v), "The mean is over all logits; it should be over the rows."),
+            (-each.mean(), "The sign is the wrong way round: a loss is never below 0."),
+            (each.mean() / math.log(2), "That is in bits: a logarithm to the base 2 where the natural one is meant."),
+            (each.mean() / math.log(10), "A logarithm to the base 10 where the natural one is meant."),
+            (-chosen.mean(), "Only the logits of the targets are in it. Where is the sum over the whole row?"),
+            ((-each).exp().mean(), "That is the mean probability of the targets: the logarithm is missing."),
+            (1 - (-each).exp().mean(), "1 - p is not the surprise: the logarithm is missing."),
+            (each.mean().exp(), "That is the perplexity: leave the exponential out."),
+            (-(-each).exp().mean().log(), "The mean is taken before the logarithm; take it after."),
+            (F.cross_entropy(logits.softmax(-1), targets), "The softmax is taken twice."),
+            (
+                -torch.softmax(logits, 0).gather(-1, targets[:, None]).log().mean(),
+                "The softmax runs over the rows; it should run over the vocabulary, the last dimension.",
+            ),
+        ]
+        _among(given, each.mean(), mistakes, where)
+    far = torch.tensor([[1000.0, 0.0, -1000.0], [0.0, 1000.0, 3.0]]), torch.tensor([1, 1])
+    given = torch.as_tensor(called(answer, *far)).double()
+    if not torch.isfinite(given).all():
+        raise Wrong(
+            "Right for small logits; for logits of 1,000 it overflows. What may be subtracted from a whole row without "
+            "changing its softmax?"
+        )
+    if not torch.isclose(given, torch.tensor(500.0).double()):
+        raise Wrong(
+            "Right for small logits, but not for logits of 1,000: is a small number added before the logarithm, or the "
+            "result clamped?"
+        )
+
+
+def _among(given, right, mistakes, where=""):
+    """As `tensor`, with known mistakes of any shape."""
+    try:
+        given = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"Your function gives a {type(given).__name__}; a tensor is asked for.") from None
+    for wrong, hint in mistakes:
+        if (
+            given.shape == wrong.shape
+            and not torch.allclose(wrong, right, rtol=1e-4)
+            and torch.allclose(given.to(wrong), wrong, rtol=1e-4, atol=1e-6)
+        ):
+            raise Wrong(hint)
+    if given.shape != right.shape:
+        raise Wrong(f"It gives the shape {tuple(given.shape)}{where}; {tuple(right.shape)} is asked for.")
+    tensor(given, right, hint=f"That is{where}." if where else "")
+
+
+@exercise("06.3")
+def gradient(answer):
+    """(softmax - onehot) / n, rows with the target -100 left out."""
+    draw = torch.Generator().manual_seed(7)
+    for targets in (torch.tensor([0, 4, 2]), torch.tensor([1]), torch.tensor([3, -100, 0, -100])):
+        logits = torch.randn(len(targets), 5, generator=draw)
+        leaf = logits.clone().requires_grad_()
+        F.cross_entropy(leaf, targets).backward()
+        right, counted = leaf.grad, targets != -100
+        ignored = not counted.all()
+        p, onehot = logits.softmax(-1), F.one_hot(targets.clamp(min=0), 5)
+        rows = (p - onehot) * counted[:, None]
+        mistakes = [
+            (rows, "That is the gradient of the sum. The loss is a mean: what does that do to its gradient?"),
+            (-right, "The sign is the wrong way round: this is the direction of a step that lowers the loss."),
+            (p / counted.sum(), "Only the softmax: what becomes of the logit of the target?"),
+            (rows / rows.numel(), "The mean is over the rows, not over all logits."),
+        ]
+        if ignored:
+            mistakes += [
+                (
+                    (p - onehot) / len(targets),
+                    "A row whose target is -100 must have no gradient at all, and not be counted.",
+                ),
+                ((p - onehot) / counted.sum(), "A row whose target is -100 must have no gradient at all."),
+                (
+                    p * ~counted[:, None] / counted.sum() + right,
+                    "A row whose target is -100 must have no gradient at all.",
+                ),
+                (
+                    rows / len(targets),
+                    "The rows with -100 have no gradient, which is right. But the mean still counts them.",
+                ),
+            ]
+            last = (logits.softmax(-1) - F.one_hot(targets % 5, 5)) / len(targets)
+            mistakes.append((last, "-100 is taken for a token. Rows with it count nowhere."))
+        given = called(answer, logits, targets)
+        if isinstance(given, torch.Tensor) and given.shape != right.shape:
+            raise Wrong(
+                f"The gradient has the shape of the logits, {tuple(right.shape)}; yours has {tuple(given.shape)}."
+            )
+        tensor(given, right, mistakes, hint="Here some targets are -100." if ignored else "")
+
+
+@exercise("06.4")
+def three_batches(answer):
+    """Perplexity over batches of 400, 400 and 200 tokens with losses 3.0, 3.2, 4.4."""
+    losses, counts = [3.0, 3.2, 4.4], [400, 400, 200]
+    loss = sum(n * x for n, x in zip(counts, losses, strict=True)) / sum(counts)
+    number(
+        answer,
+        math.exp(loss),
+        mistakes=[
+            (loss, "That is the loss. Which power makes a perplexity of it?"),
+            (math.exp(sum(losses) / 3), "The short batch weighs as much as a full one here."),
+            (sum(losses) / 3, "That is a loss, and the short batch weighs as much as a full one in it."),
+            (
+                sum(map(math.exp, losses)) / 3,
+                "That is a mean of perplexities: average the losses first, by their tokens.",
+            ),
+            (
+                sum(n * math.exp(x) for n, x in zip(counts, losses, strict=True)) / 1000,
+                "Weighted rightly, but the exponential comes last: average the losses, not the perplexities.",
+            ),
+            (2**loss, "2 to the power of a loss in nats: the base of the power and the unit must go together."),
+        ],
+        hint="Average the losses over tokens, then take the exponential.",
+    )
+
+
+@exercise("06.5")
+def which_is_wrong(answer):
+    """Which line runs and is not the loss."""
+    choice(
+        answer,
+        "c",
+        {
+            "a": "That is what this notebook does: all places in one row of N = B·T. It is the loss.",
+            "b": "CrossEntropyLoss takes (B, V, T) with targets (B, T), and a transpose moves each number to where it belongs.",
+            "d": "log_softmax, gather, mean, minus: these are the six steps.",
+        },
+    )

@@ -3,6 +3,7 @@
 # make faults   set up, then kill, damage and starve runs, and see that none is lost: twenty minutes on two cores
 # make scaling  set up, then measure how loss falls with compute, and plans beside what runs take: an hour
 # make objectives   set up, then train every config of configs/objectives and write the tables of docs/objectives.md
+# make notebooks    set up, then run every notebook and its solutions from the first cell to the last: ten minutes
 # make bench    set up, then time it beside Hugging Face transformers and a plain GPT: a quarter of an hour on two cores
 # make clean    remove .venv and caches; runs and data stay
 
@@ -15,7 +16,7 @@ else
   BIN := .venv/bin/python
 endif
 
-.PHONY: train test faults scaling objectives bench lint clean
+.PHONY: train test notebooks faults scaling objectives bench lint clean
 
 train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
@@ -34,6 +35,9 @@ scaling: .venv/installed
 
 objectives: .venv/installed
 	"$(BIN)" benchmarks/objectives.py
+
+notebooks: .venv/installed-dev
+	"$(BIN)" notebooks/run.py
 
 bench: .venv/installed-dev
 	"$(BIN)" scripts/benchmark.py

@@ -107,20 +107,21 @@ def number(answer: Any, right: float, mistakes: Mistakes = (), hint: str = "", t
 
 
 def tensor(answer: Any, right: Tensor, mistakes: Mistakes = (), hint: str = "", tolerance: float = 1e-4) -> None:
-    """Numbers of a given shape, each within `tolerance`, relative or absolute; lists and arrays will do."""
+    """Numbers of a given shape, each within `tolerance`, relative or absolute; lists and arrays will do. A known
+    mistake may have another shape."""
     try:
         answer = torch.as_tensor(answer)
     except (TypeError, ValueError, RuntimeError):
         raise Wrong(f"A tensor is asked for (or a list of numbers), and yours is a {type(answer).__name__}.") from None
-    if answer.shape != right.shape:
-        raise Wrong(f"The shape {tuple(right.shape)} is asked for, and yours is {tuple(answer.shape)}.")
     answer, right = answer.detach().double(), right.detach().double()
-    if _all_close(answer, right, tolerance):
+    if answer.shape == right.shape and _all_close(answer, right, tolerance):
         return
     for wrong, its_hint in mistakes:
         wrong = torch.as_tensor(wrong)
         if wrong.shape == answer.shape and _all_close(answer, wrong.double(), tolerance):
             raise Wrong(its_hint)
+    if answer.shape != right.shape:
+        raise Wrong(f"The shape {tuple(right.shape)} is asked for, and yours is {tuple(answer.shape)}.")
     if answer.isnan().any() and not right.isnan().any():
         where = tuple(answer.isnan().nonzero()[0].tolist())
         raise Wrong(f"At {where} it is NaN: infinity minus infinity, 0 / 0, or the logarithm of something negative.")
@@ -173,7 +174,7 @@ def called(function: Any, *arguments: Any) -> Any:
 def _failure(error: Exception, arguments: Sequence[Any]) -> str:
     line = traceback.extract_tb(error.__traceback__)[-1]
     shown = ", ".join(_shown(argument) for argument in arguments)
-    return f"For ({shown}) your function fails in `{line.line or line.name}`: {_short(error)}."
+    return f"For ({shown}) your function fails in `{(line.line or line.name)[:80]}`: {_short(error)}."
 
 
 def _shown(argument: Any) -> str:

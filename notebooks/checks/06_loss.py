@@ -47,6 +47,9 @@ def _cases():
 @exercise("06.2")
 def cross_entropy(answer):
     """Mean of -ln softmax at the targets; large logits too."""
+    used = set(getattr(getattr(answer, "__code__", None), "co_names", ()))
+    if used & {"log_softmax", "logsumexp", "nll_loss", "CrossEntropyLoss", "cross_entropy"}:
+        raise Wrong("This exercise is about doing it by hand: leave out log_softmax, logsumexp and PyTorch's losses.")
     for logits, targets, where in _cases():
         each = F.cross_entropy(logits, targets, reduction="none")
         n, v = logits.shape
@@ -70,7 +73,7 @@ def cross_entropy(answer):
                 "The softmax runs over the rows; it should run over the vocabulary, the last dimension.",
             ),
         ]
-        _among(given, each.mean(), mistakes, where)
+        tensor(given, each.mean(), mistakes, hint=f"That is{where}." if where else "")
     far = torch.tensor([[1000.0, 0.0, -1000.0], [0.0, 1000.0, 3.0]]), torch.tensor([1, 1])
     given = torch.as_tensor(called(answer, *far)).double()
     if not torch.isfinite(given).all():
@@ -83,24 +86,6 @@ def cross_entropy(answer):
             "Right for small logits, but not for logits of 1,000: is a small number added before the logarithm, or the "
             "result clamped?"
         )
-
-
-def _among(given, right, mistakes, where=""):
-    """As `tensor`, with known mistakes of any shape."""
-    try:
-        given = torch.as_tensor(given).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"Your function gives a {type(given).__name__}; a tensor is asked for.") from None
-    for wrong, hint in mistakes:
-        if (
-            given.shape == wrong.shape
-            and not torch.allclose(wrong, right, rtol=1e-4)
-            and torch.allclose(given.to(wrong), wrong, rtol=1e-4, atol=1e-6)
-        ):
-            raise Wrong(hint)
-    if given.shape != right.shape:
-        raise Wrong(f"It gives the shape {tuple(given.shape)}{where}; {tuple(right.shape)} is asked for.")
-    tensor(given, right, hint=f"That is{where}." if where else "")
 
 
 @exercise("06.3")

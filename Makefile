@@ -3,7 +3,7 @@
 # make faults   set up, then kill, damage and starve runs, and see that none is lost: twenty minutes on two cores
 # make scaling  set up, then measure how loss falls with compute, and plans beside what runs take: an hour
 # make objectives   set up, then train every config of configs/objectives and write the tables of docs/objectives.md
-# make notebooks    set up, then run every notebook and its solutions from the first cell to the last: a quarter of an hour
+# make notebooks    set up, then run every notebook and its solutions from the first cell to the last: ten minutes
 # make bench    set up, then time it beside Hugging Face transformers and a plain GPT: a quarter of an hour on two cores
 # make clean    remove .venv and caches; runs and data stay
 

@@ -82,6 +82,7 @@ def number(answer: Any, right: float, mistakes: Mistakes = (), hint: str = "", t
         raise Wrong(f"One number is asked for, and yours is a {type(answer).__name__}.") from None
     if math.isnan(answer):
         raise Wrong("It is NaN: somewhere 0 is multiplied by infinity, or a negative number has been given to log.")
+    hint = f" {hint}" if hint else ""
     if _close(answer, right, tolerance):
         return
     for wrong, its_hint in mistakes:
@@ -101,9 +102,9 @@ def number(answer: Any, right: float, mistakes: Mistakes = (), hint: str = "", t
         if right and _close(answer, right * factor, tolerance):
             raise Wrong(its_hint)
     if _close(answer, right, 30 * tolerance):
-        raise Wrong("Very near, but not near enough: do not round on the way." + (f" {hint}" if hint else ""))
+        raise Wrong("Very near, but not near enough: do not round on the way." + hint)
     size = "large" if answer > right else "small"
-    raise Wrong(f"Yours is too {size}." + (f" {hint}" if hint else ""))
+    raise Wrong(f"Yours is too {size}." + hint)
 
 
 def tensor(answer: Any, right: Tensor, mistakes: Mistakes = (), hint: str = "", tolerance: float = 1e-4) -> None:
@@ -125,15 +126,16 @@ def tensor(answer: Any, right: Tensor, mistakes: Mistakes = (), hint: str = "", 
     if answer.isnan().any() and not right.isnan().any():
         where = tuple(answer.isnan().nonzero()[0].tolist())
         raise Wrong(f"At {where} it is NaN: infinity minus infinity, 0 / 0, or the logarithm of something negative.")
+    hint = f" {hint}" if hint else ""
     off = ~torch.isclose(answer, right, rtol=tolerance, atol=tolerance, equal_nan=True)
     if not right.dim():
-        raise Wrong("Yours is another number." + (f" {hint}" if hint else ""))
+        raise Wrong("Yours is another number." + hint)
     if off.all():
-        raise Wrong(f"The shape is right, and none of the {off.numel()} values is." + (f" {hint}" if hint else ""))
+        raise Wrong(f"The shape is right, and none of the {off.numel()} values is." + hint)
     where = tuple(off.nonzero()[0].tolist())
     raise Wrong(
         f"{int(off.sum())} of {off.numel()} values are off, the first at {where if len(where) > 1 else where[0]}, "
-        f"where yours is {answer[where].item():.4g}." + (f" {hint}" if hint else "")
+        f"where yours is {answer[where].item():.4g}." + hint
     )
 
 

@@ -28,6 +28,12 @@ def cells(path: Path, kind: str = "") -> list[dict]:
     return [{**cell, "source": "".join(cell["source"])} for cell in read if kind in ("", cell["cell_type"])]
 
 
+def registered(path: Path) -> list[str]:
+    """The numbers of the exercises of a notebook that have a check."""
+    number = path.name[:2]
+    return sorted(name for name in _load(f"{number}.1") if name.startswith(number))
+
+
 def prose(path: Path) -> str:
     return "\n\n".join(cell["source"] for cell in cells(path, "markdown"))
 
@@ -98,9 +104,8 @@ def test_links_lead_somewhere(path):
 @name
 def test_each_exercise_is_posed_checked_and_solved(path):
     number = path.name[:2]
-    registered = sorted(name for name in _load(f"{number}.1") if name.startswith(number))
     posed = [f"{number}.{k}" for k in re.findall(rf"^### {int(number)}\.(\d)", prose(path), re.MULTILINE)]
-    assert 3 <= len(posed) <= 5 and posed == registered
+    assert 3 <= len(posed) <= 5 and posed == registered(path)
     solved = cells(FOLDER / "solutions" / path.name, "code")
     for exercise in posed:
         asked = [cell for cell in cells(path, "code") if f'check("{exercise}"' in cell["source"]]
@@ -115,8 +120,7 @@ ODD += [lambda *a: torch.zeros(2, 3), lambda *a: torch.tensor(math.nan), lambda 
 
 @name
 def test_whatever_the_answer_the_checker_says_something(path):
-    number = path.name[:2]
-    for exercise in [name for name in _load(f"{number}.1") if name.startswith(number)]:
+    for exercise in registered(path):
         for answer in ODD:
             verdict = check(exercise, answer)
             assert not verdict, (exercise, answer)

@@ -1,5 +1,6 @@
 """Checks of 07_training.ipynb."""
 
+import functools
 import math
 
 import torch
@@ -36,7 +37,7 @@ class _Model(nn.Module):
 
 
 def _after(steps, recipe):
-    """The table after some steps of a recipe on given batches, the losses, and the gradients left behind."""
+    """The table after some steps of a recipe on given batches, and what each step returns."""
     model = _Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model.table.grad = torch.full((5, 5), 0.7)  # left behind by someone else
@@ -61,7 +62,7 @@ def _recipe(order):
 def one_step(answer):
     """loss, zero_grad, backward, step; the loss as a float."""
     right, losses = _after(3, _recipe(["zero", "backward", "step"]))
-    given, its_losses = _after(3, lambda *arguments: called_once(answer, *arguments))
+    given, its_losses = _after(3, functools.partial(called, answer))
     mistakes = {
         (): "The weights stay as they are: nothing goes backward, and nothing is moved.",
         ("backward",): "The gradients are there, but the weights stay as they are. Who moves them?",
@@ -103,11 +104,6 @@ def one_step(answer):
         raise Wrong("The weights are right. The loss that is returned is not that of the batch before the step.")
 
 
-def called_once(function, model, optimizer, inputs, targets):
-    """As `called`, which clones tensors; what is no tensor is handed on as it is."""
-    return called(function, model, optimizer, inputs, targets)
-
-
 def _uphill(model, optimizer, inputs, targets):
     optimizer.zero_grad()
     (-model(inputs, targets)).backward()
@@ -118,9 +114,9 @@ def _uphill(model, optimizer, inputs, targets):
 def schedule(answer):
     """10 steps up to 0.01, then a line to 0.001 at step 100, then level."""
 
-    def lr(step, first=1, span=90.0, begin=10, low=0.001):
+    def lr(step, span=90, begin=10, low=0.001):
         if step < 10:
-            return 0.01 * (step + first) / 10
+            return 0.01 * (step + 1) / 10
         return 0.01 + (low - 0.01) * min(1, (step - begin) / span)
 
     steps = [0, 4, 9, 10, 11, 55, 99, 100, 101, 1000]
@@ -139,8 +135,8 @@ def schedule(answer):
             if slower
             else "The warm-up is off: a straight line, from a tenth to all of it."
         )
-    if torch.isclose(rates[5], torch.tensor(0.5 * (0.01 + 0.001) * 1.0), rtol=1e-4) and not near(7):
-        half_cosine = 0.001 + 0.009 * 0.5 * (1 + math.cos(math.pi * 1 / 90))
+    if torch.isclose(rates[5], right[5], rtol=1e-4) and not near(7):
+        half_cosine = 0.001 + 0.009 * 0.5 * (1 + math.cos(math.pi / 90))
         if math.isclose(float(rates[4]), half_cosine, rel_tol=1e-3):
             raise Wrong("That falls along half a cosine; here a straight line is asked for.")
     if math.isclose(float(rates[5]), lr(55, low=0.0), rel_tol=1e-3):

@@ -49,7 +49,7 @@ lint: .venv/installed-dev
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
-data/tales/meta.json: gpt/tales.py gpt/grammar.py | .venv/installed
+data/tales/meta.json: gpt/text/tales.py gpt/text/grammar.py | .venv/installed
 	"$(BIN)" scripts/prepare_data.py --input tales --tokenizer bpe:2048 --val_fraction 0.01 --out data/tales
 
 .venv/installed: requirements.txt pyproject.toml

@@ -46,12 +46,14 @@ def _model(**shape: int) -> GPTConfig:
 
 GPT2 = _model(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12)
 MIDDLE = _model(vocab_size=50257, context_length=256, emb_dim=384, n_heads=6, n_layers=6)
-SMALL = _model(vocab_size=65, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
+ONEDNN_MIN_NUMEL = _model(vocab_size=65, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
 
 CASES = {
     "train-124m": Case("training, 124M parameters, 4 x 256 tokens", TRAIN, 25, GPT2, 4, 256, steps=2),
     "train-30m": Case("training, 30M parameters, 8 x 256 tokens", TRAIN, 14, MIDDLE, 8, 256, steps=3),
-    "train-0.8m": Case("training, 0.8M parameters, 12 x 64 tokens", TRAIN, 7, SMALL, 12, 64, warmup=20, steps=150),
+    "train-0.8m": Case(
+        "training, 0.8M parameters, 12 x 64 tokens", TRAIN, 7, ONEDNN_MIN_NUMEL, 12, 64, warmup=20, steps=150
+    ),
     "decode": Case("decoding, 124M parameters, one sequence", DECODE, 22, GPT2, 1, 32, n_new=96),
     "prepare": Case("data preparation, GPT-2's tokens", PREPARE, 10, megabytes=32, warmup=0),
 }

@@ -1,6 +1,6 @@
 """What runs in a process of its own: one contender does one case's work, and prints its times as a line of JSON.
 
-Each contender works as its users run it. "gpt" calls `runtime.tune()` before the first tensor, as all scripts of this
+Each contender works as its users run it. "gpt" calls `tune()` before the first tensor, as all scripts of this
 project do; of the others only those named "tuned" do. A training step is forward, backward, clipping and AdamW:
 
     gpt             the Trainer's step: its objective, optimizer and clipping; a test holds it to the Trainer's bits
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from benchmarks import machine
 from benchmarks.cases import CASES, Case
-from gpt import runtime
-from gpt.baselines import create_model
 from gpt.config import GPTConfig, OptimConfig
-from gpt.costs import count_parameters, flops_per_token
+from gpt.planning.flops import count_parameters, flops_per_token
+from gpt.system.memory import set_allocator_flags
+from gpt.variants import create_model
 
 LR, CLIP = 3e-4, 1.0
 Step = Callable[[Tensor, Tensor], float]  # inputs and targets (B, T) -> the mean loss in nats
@@ -133,8 +133,8 @@ def check(config: GPTConfig, model: nn.Module, losses: list[float]) -> None:
 
 def gpt_writer(config: GPTConfig, int8: bool = False) -> tuple[nn.Module, Writer]:
     """This project's model, its weights rounded to int8 before the clock starts or not, and its `generate`."""
-    from gpt.decoding import generate
-    from gpt.quantize import Int8GPTModel
+    from gpt.generation import generate
+    from gpt.variants.int8 import Int8GPTModel
 
     model = create_model(config)
     writer = Int8GPTModel(model) if int8 else model
@@ -199,8 +199,8 @@ def prepare(case: Case, contender: str, text: Path, folder: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     tokens: list[int] = []
     if contender == "gpt":
-        from gpt.corpus import open_corpus
-        from gpt.prepare import prepare_data
+        from gpt.text.prepare import prepare_data
+        from gpt.text.sources import open_corpus
 
         def work() -> None:
             data = prepare_data(open_corpus(str(text)), "gpt2", folder / "gpt")
@@ -254,7 +254,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     contender = job["contender"].removesuffix(" tuned")
     if contender.startswith("gpt") or contender != job["contender"]:
-        runtime.tune()
+        set_allocator_flags()
     torch.manual_seed(0)
     if job["case"] == "machine":
         result = machine.rates(job["quick"])

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from objectives import PREPARED, PROJECT, script, write
 
-from gpt import cli
-from gpt.plan import duration, size
+from gpt.planning.plan import duration, size
+from gpt.run import cli
 
 PAGE = PROJECT / "docs" / "scaling.md"
 CASES = {  # config, the data that it is given, settings
@@ -31,7 +31,7 @@ CASES = {  # config, the data that it is given, settings
         "gpt2_124m",
         "data/story",
         [
-            "--max_steps=8", "--batch_size=2", "--accumulate=2", "--model.context_length=256", "--eval_every=8",
+            "--max_steps=8", "--batch_size=2", "--grad_accum_steps=2", "--model.context_length=256", "--eval_every=8",
             "--eval_batches=2", "--compile=false", "--sample_every=0", "--save_every=0",
         ],
     ),
@@ -42,7 +42,7 @@ PROCESSES = {"1": (1, []), "2, ddp": (2, ["--parallel=ddp"]), "2, fsdp": (2, ["-
 WATCHED = """
 import json, os, runpy, sys
 from pathlib import Path
-from gpt import plan
+from gpt.planning import plan
 
 told, line = {}, plan.line
 
@@ -92,14 +92,14 @@ def watch(name: str, config: str, data: Path, settings: list[str], n: int, folde
     return Found(told[0]["memory"], told[0]["seconds"], peak, float(last["elapsed_s"]), speed)
 
 
-def measure(folder: Path, cases: dict, processes: dict) -> list[str]:
+def measure(folder: Path, cases: dict, ctx: dict) -> list[str]:
     """The lines of the table."""
     lines = ["| run | processes | memory of each: foretold | measured | time: foretold | measured | tokens/s |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name, (config, data, settings) in cases.items():
         if not (folder / data).exists():
             script("prepare_data", *PREPARED[data], f"--out={data}", folder=folder)
-        for words, (n, options) in processes.items():
+        for words, (n, options) in ctx.items():
             place = folder / f"{config}-{words.replace(', ', '-')}"
             found = watch(name, config, folder / data, [*settings, *options], n, place)
             memory, time = found.peak / found.memory - 1, found.took / found.seconds - 1

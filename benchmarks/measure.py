@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.cases import CASES, NEEDS, Case
-from gpt.files import whole_file, write_text
+from gpt.system.files import atomic_file, write_text
 
 PROJECT = Path(__file__).resolve().parent.parent
 PEAKS = ("matmul", "onednn", "bandwidth")  # the machine's rates, as benchmarks/machine.py names them
@@ -207,11 +207,11 @@ def table(rows: list[dict], machine: dict, cases: dict[str, Case]) -> str:
 
 
 def _write(rows: list[dict], machine: dict, cases: dict[str, Case], out: Path, say: Callable[[str], None]) -> None:
-    from gpt.plots import plot_benchmark  # which brings PyTorch along
+    from gpt.run.plots import plot_benchmark  # which brings PyTorch along
 
     rates = [{"case": "machine", "contender": key, "per_second": machine[key]} for key in PEAKS if key in machine]
     with (
-        whole_file(out / "benchmark.csv") as temporary,
+        atomic_file(out / "benchmark.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, COLUMNS)

@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from gpt import cli
 from gpt.checkpoint import RunFolder
-from gpt.information import expected_calibration_error
+from gpt.evaluation.information import expected_calibration_error
+from gpt.exchange.models import load_objective
 from gpt.loss import losses_and_ranks
-from gpt.objectives import load_objective
-from gpt.objectives.blanks import cut_spans, draw_spans
+from gpt.objectives.glm_spans import cut_spans, draw_spans
 from gpt.objectives.objective import draw
-from gpt.places import find_path
-from gpt.prepared import load_data
+from gpt.run import cli
+from gpt.system.paths import find_path
+from gpt.token_files import load_data
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT / "configs"
@@ -45,7 +45,7 @@ BASE = "tales-001"  # what `make train` makes, which others start from or learn 
 RUNS = {  # run -> its config
     BASE: "tales",
     **{name: f"objectives/{name}" for name in ("reverse", "masked", "infilling", "infilling_left")},
-    **{name: f"objectives/{name}" for name in ("conditional", "lora", "prefix")},
+    **{name: f"objectives/{name}" for name in ("sft", "lora", "prefix")},
     **{f"{name}-{seed}": f"objectives/{name}" for name in ("student", "distill") for seed in SEEDS},
     "story": "story",
     "smoothed": "objectives/smoothed",
@@ -55,7 +55,7 @@ LEARNT = {
     "reverse": "the token before",
     "masked": "masked tokens, from both sides; whether two halves belong together",
     "infilling": "blanks of several tokens, from both sides",
-    "conditional": "a tale's summary, given the tale",
+    "sft": "a tale's summary, given the tale",
 }
 
 
@@ -123,8 +123,8 @@ def result(run: str, folder: Path) -> Result:
 def by_frequency(run: str, folder: Path) -> float:
     """The loss, in nats, of who knows of the tokens that a run predicts only how often each occurs."""
     objective, _, checkpoint = load_objective(folder / "runs" / run)
-    data = objective.as_read(load_data(folder / checkpoint.config.data.path))
-    baselines = objective.yardstick(checkpoint.config, data).baselines
+    data = objective.transform(load_data(folder / checkpoint.config.data.path))
+    baselines = objective.baselines_of(checkpoint.config, data).baselines
     return next(loss for name, loss in baselines.items() if name.startswith("unigram"))
 
 
@@ -146,7 +146,7 @@ def table_of_adapters(results: dict[str, Result], folder: Path) -> list[str]:
     lines = ["| | trained numbers | share | time | loss | exact summaries |", "|---|---|---|---|---|---|"]
     before = results["lora"].first  # its updates are 0 at first
     lines.append(f"| before | 0 | 0% | | {float(before['val_loss']):.4f} | {float(before['val_exact_match']):.1%} |")
-    for run, what in (("conditional", "all weights"), ("lora", "LoRA"), ("prefix", "prefix tuning")):
+    for run, what in (("sft", "all weights"), ("lora", "LoRA"), ("prefix", "prefix tuning")):
         one = results[run]
         exact = float(one.last["val_exact_match"])
         lines.append(
@@ -176,7 +176,7 @@ def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
     """
     both, left = (load_objective(folder / "runs" / run)[0] for run in ("infilling", "infilling_left"))
     checkpoint = RunFolder(folder / "runs" / "infilling").load("best", training=False)
-    data = both.as_read(load_data(folder / checkpoint.config.data.path))
+    data = both.transform(load_data(folder / checkpoint.config.data.path))
     windows = both.windows(checkpoint.config, data, data.val)
     losses: dict[str, list[float]] = {"both": [], "left": []}
     exact: dict[str, list[bool]] = {"both": [], "left": []}
@@ -210,7 +210,7 @@ def table_of_smoothing(results: dict[str, Result], folder: Path) -> list[str]:
     lines = ["| labels | validation loss | accuracy | mean confidence | calibration error |", "|---|---|---|---|---|"]
     for run, what in (("story", "as they are"), ("smoothed", "smoothed by 0.1")):
         objective, _, checkpoint = load_objective(folder / "runs" / run, "last")
-        windows = objective.windows(checkpoint.config, data := load_data(folder / "data/story"), data.val)
+        windows = objective.examples(checkpoint.config, data := load_data(folder / "data/story"), data.val)
         inputs, targets = windows.batch(range(0, len(windows), 8))  # every eighth: the others overlap them
         logits = objective.model(inputs).flatten(0, 1)  # (N, V)
         confidence, predicted = logits.softmax(-1).max(-1)  # (N,) each

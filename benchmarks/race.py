@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from gpt import cli
+from gpt.run import cli
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = {name: PROJECT / "configs" / f"shakespeare_char_{name}.toml" for name in ("plain", "fast")}

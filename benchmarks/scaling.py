@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 from objectives import PREPARED, PROJECT, script, write
 
-from gpt import cli, plan
-from gpt.baselines import yardstick
 from gpt.config import TrainConfig, from_dict, read_toml
-from gpt.places import find_path
-from gpt.plots import plot_scaling, read_metrics
-from gpt.prepared import PreparedData, load_data
+from gpt.evaluation.baselines import baselines_of
+from gpt.planning import plan
+from gpt.run import cli
+from gpt.run.plots import plot_scaling, read_metrics
+from gpt.system.paths import find_path
+from gpt.token_files import PreparedData, load_data
 
 PAGE = PROJECT / "docs" / "scaling.md"
 TEXTS = {  # name -> its config, how prepare_data.py makes its data
@@ -62,7 +63,7 @@ class Law:
         return self.floor + self.factor * (np.asarray(flops) / 1e12) ** -self.exponent
 
 
-def fit(flops: np.ndarray, losses: np.ndarray, floor: float) -> tuple[Law, float]:
+def resolve_config(flops: np.ndarray, losses: np.ndarray, floor: float) -> tuple[Law, float]:
     """The power law of what lies above a floor, by least squares of logarithms; and the root of their mean square.
 
     Kaplan et al. 2020, arXiv:2001.08361; the floor as a term of its own: Hoffmann et al. 2022, arXiv:2203.15556.
@@ -76,7 +77,7 @@ def fit(flops: np.ndarray, losses: np.ndarray, floor: float) -> tuple[Law, float
 def fit_floor(flops: np.ndarray, losses: np.ndarray) -> Law:
     """The law with the floor that fits best, as for a text whose entropy nobody knows."""
     floors = np.linspace(0, losses.min(), 2000, endpoint=False)
-    return min((fit(flops, losses, floor) for floor in floors), key=lambda fitted: fitted[1])[0]
+    return min((resolve_config(flops, losses, floor) for floor in floors), key=lambda fitted: fitted[1])[0]
 
 
 def train(text: str, emb_dim: int, data: PreparedData, folder: Path, settings: list[str]) -> Curve:
@@ -87,7 +88,7 @@ def train(text: str, emb_dim: int, data: PreparedData, folder: Path, settings: l
     config = from_dict(TrainConfig, read_toml(path))
     needs = plan.estimate_on(dataclasses.replace(config, model=dataclasses.replace(config.model, **shape)), data)
     per_window = config.model.context_length
-    if config.data.windows == "document":
+    if config.data.packing == "document":
         per_window = len(data.train.tokens) / np.count_nonzero(data.train.tokens == data.tokenizer.eot_id)
     steps = round(TOKENS_PER_PARAMETER * needs.n_parameters / (config.batch_size * per_window))
     run = folder / "runs" / f"scaling-{text}-{emb_dim}"
@@ -129,9 +130,9 @@ def measure(
         curves.append(train(text, emb_dim, data, folder, settings))
         print(f"{emb_dim} wide: loss {curves[-1].losses[-1]:.4f} at {curves[-1].flops[-1]:.2e} FLOPs", flush=True)
     flops, losses = (np.array([getattr(curve, name)[-1] for curve in curves]) for name in ("flops", "losses"))
-    measure = yardstick(data)
+    measure = baselines_of(data)
     free = fit_floor(flops[:-1], losses[:-1])
-    law = free if measure.floor is None else fit(flops[:-1], losses[:-1], measure.floor_loss)[0]
+    law = free if measure.floor is None else resolve_config(flops[:-1], losses[:-1], measure.entropy_floor_loss)[0]
     plot_scaling([(f"{c.n_parameters:,}", c.flops, c.losses) for c in curves], law, law.floor, plot)
     lines = [
         "| width, layers | parameters | tokens | FLOPs | loss | above the floor | by the law |",

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import regex
 
-from gpt.corpus import cut_pieces
+from gpt.text.sources import chunk_text
 
 LONGEST_WORD = 256  # characters; longer words, such as a text without spaces, are learned from in parts
 END = 0xFF  # a byte that UTF-8 never has: it stands around each word, and where a merge has taken a token away
@@ -27,7 +27,7 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each word occurs in the texts. One of more than LONGEST_WORD characters is counted in parts."""
     words = Counter()
     for text in texts:
-        for piece in cut_pieces(text):
+        for piece in chunk_text(text):
             words.update(regex.findall(GPT2_PATTERN, piece))
     for word in [word for word in words if len(word) > LONGEST_WORD]:
         count = words.pop(word)

@@ -20,17 +20,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gpt.adapters import adapt, merge
-from gpt.baselines import create_model
 from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
-from gpt.files import FolderLock, flush, put_back, sealed, sha256, whole_file, whole_folder, write_text
-from gpt.model import GPTModel
-from gpt.parallel import ALONE, Processes
-from gpt.places import find_path
-from gpt.prepared import PreparedData, load_data
 from gpt.state import FORMAT, FROZEN, Checkpoint, check_finite, read_checkpoint, read_state
+from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.system.files import FolderLock, atomic_file, atomic_folder, checksummed, flush, recover, sha256, write_text
 from gpt.tokenizer import Tokenizer, load_tokenizer
-from gpt.weights import load_weights
 
 
 class RunFolder:
@@ -42,7 +36,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.lock = FolderLock(self.path)
         self._tokenizer_sha256 = self._frozen_sha256 = ""
-        self._passed_over: set[str] = set()  # checkpoints that are not whole: neither counted nor deleted
+        self._corrupt: set[str] = set()  # checkpoints that are not whole: neither counted nor deleted
 
     @property
     def metrics(self) -> Path:
@@ -80,14 +74,14 @@ class RunFolder:
         return self.path / FROZEN
 
     @contextlib.contextmanager
-    def claimed(self, processes: Processes = ALONE) -> Iterator[None]:
+    def lock_or_fail(self, ctx: DistContext = SINGLE_PROCESS) -> Iterator[None]:
         """Holds the lock from here on, unless the block fails. What a killed save had begun is finished or undone. Of
         several processes rank 0 does so, and the others begin after it.
 
         ValueError where the lock is taken, and for a folder that holds something else than a run.
         """
-        with self._claimed() if processes.first else contextlib.nullcontext():
-            processes.wait()
+        with self._claimed() if ctx.is_main else contextlib.nullcontext():
+            ctx.barrier()
             yield
 
     @contextlib.contextmanager
@@ -96,9 +90,9 @@ class RunFolder:
         # a killed start leaves names with a dot
         if visible and not (self.path / "config.toml").is_file() and not self.steps():
             raise ValueError(f"{self.path} exists and is not a run: name another folder")
-        with self.lock.claimed():
+        with self.lock.lock_or_fail():
             for aside in self.checkpoints.glob(".step-*.old"):
-                put_back(self.checkpoints / aside.name[1:-4])
+                recover(self.checkpoints / aside.name[1:-4])
             for unfinished in (*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp")):
                 folder = unfinished.is_dir() and not unfinished.is_symlink()
                 shutil.rmtree(unfinished) if folder else unfinished.unlink()
@@ -122,7 +116,7 @@ class RunFolder:
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Write tokenizer.json, whose checksum the checkpoints from here on carry."""
-        with whole_file(self.path / "tokenizer.json") as temporary:
+        with atomic_file(self.path / "tokenizer.json") as temporary:
             tokenizer.save(temporary)
             self._tokenizer_sha256 = sha256(temporary)
 
@@ -137,7 +131,7 @@ class RunFolder:
 
         ValueError where the folder is not a run, and where there is neither.
         """
-        if not self.config_is_whole and (checkpoint := self.load_newest_whole()[0]):
+        if not self.config_is_whole and (checkpoint := self.load_newest_valid()[0]):
             return checkpoint.config
         if not (self.path / "config.toml").is_file():
             raise ValueError(f"no run in {self.path}: a run folder holds a config.toml")
@@ -159,7 +153,7 @@ class RunFolder:
         training_state: dict,
         state: dict,
         is_best: bool,
-        keep: int,
+        keep_checkpoints: int,
     ) -> Path:
         """Write the checkpoint step-NNNNNN, all of it or nothing; before the first one, the weights that are frozen,
         given by their names.
@@ -176,21 +170,21 @@ class RunFolder:
         folder = self.checkpoints / name
         try:
             if frozen and not self._frozen_sha256:
-                with whole_file(self.frozen) as temporary:
+                with atomic_file(self.frozen) as temporary:
                     safetensors.torch.save_file(frozen, temporary)
                     self._frozen_sha256 = sha256(temporary)
             state = {**state, "best": name if is_best else self._pointed("best")}
             state |= {"tokenizer": self._tokenizer_sha256, "frozen": self._frozen_sha256}
             if folder.is_symlink() or folder.is_file():
                 folder.unlink()  # what a link leads to is not ours to replace
-            with whole_folder(folder) as temporary:
+            with atomic_folder(folder) as temporary:
                 safetensors.torch.save_file(weights, temporary / "model.safetensors")
                 torch.save(training_state, temporary / "training_state.pt")
                 for record in (self.metrics, self.samples):
                     record.touch()  # it may have been deleted since
                     shutil.copy(record, temporary)
                 digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-                whole = sealed({"format": FORMAT, **state, "sha256": digests})
+                whole = checksummed({"format": FORMAT, **state, "sha256": digests})
                 (temporary / "state.json").write_text(whole, encoding="utf-8", newline="\n")
             write_text(self.checkpoints / "last", name + "\n")
             if is_best:
@@ -201,9 +195,9 @@ class RunFolder:
                 f"the checkpoint {name} could not be written to {self.checkpoints} ({reason}): is the disk full? "
                 f"With room, --resume goes on from the newest checkpoint there is"
             ) from error
-        self._passed_over.discard(name)
-        older = [step for step in self.steps() if step not in self._passed_over]
-        kept = {*older[-keep:], self._pointed("best")}
+        self._corrupt.discard(name)
+        older = [step for step in self.steps() if step not in self._corrupt]
+        kept = {*older[-keep_checkpoints:], self._pointed("best")}
         for old in older:
             if old not in kept:
                 self._delete(old)
@@ -225,7 +219,7 @@ class RunFolder:
             if name in self.steps() and (not file.is_file() or file.read_bytes() != f"{name}\n".encode()):
                 write_text(file, f"{name}\n")
 
-    def restore_records(self, checkpoint: Checkpoint) -> list[str]:
+    def truncate_logs(self, checkpoint: Checkpoint) -> list[str]:
         """Have metrics.csv and samples.txt be what they were at a checkpoint, since what was written later will be
         written again; the names of those that held something else."""
         damaged = []
@@ -234,7 +228,7 @@ class RunFolder:
             if record.is_file():
                 found = record.read_bytes()
             if found != saved:
-                with whole_file(record) as temporary:
+                with atomic_file(record) as temporary:
                     temporary.write_bytes(saved)
             if not found.startswith(saved):
                 damaged.append(record.name)
@@ -243,7 +237,7 @@ class RunFolder:
     def save_batch(self, batch: dict[str, Tensor], **facts: Any) -> None:
         """Write a batch whose loss is not finite to not_finite.safetensors, to be looked at; the facts are its
         metadata."""
-        with whole_file(self.not_finite) as temporary:
+        with atomic_file(self.not_finite) as temporary:
             metadata = {name: str(fact) for name, fact in facts.items()}
             temporary.write_bytes(safetensors.torch.save(batch, metadata))
 
@@ -286,7 +280,7 @@ class RunFolder:
         """The counters of a checkpoint alone: step, tokens_seen, best_loss, ..."""
         return read_state(self.find(which))
 
-    def load_newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
+    def load_newest_valid(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole (None where there is none), and what was wrong with newer ones."""
         complaints = []
         for name in reversed(self.steps()):
@@ -294,38 +288,9 @@ class RunFolder:
                 return read_checkpoint(self._folder(name)), complaints
             except ValueError as error:
                 complaints.append(str(error))
-                self._passed_over.add(name)
+                self._corrupt.add(name)
         return None, complaints
 
 
 def _step(name: str) -> int:
     return int(name.removeprefix("step-"))
-
-
-def load_model(run: str | Path | RunFolder, which: str = "best") -> tuple[GPTModel, Tokenizer, Checkpoint]:
-    """The model of a run, in evaluation mode, its tokenizer, and the checkpoint it was loaded from. Low-rank updates
-    are merged into it; a prefix stays what it is."""
-    folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    folder.config()  # is it a run at all? The model's own settings are those of the checkpoint
-    tokenizer, checkpoint = folder.tokenizer(), folder.load(which, training=False)
-    model = adapt(create_model(checkpoint.config.model), checkpoint.config.adapter)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise ValueError(
-            f"{folder.path / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, but the model was trained with "
-            f"{model.config.vocab_size}: it is another run's"
-        )
-    if checkpoint.state["tokenizer"] != sha256(folder.path / "tokenizer.json"):
-        raise ValueError(f"{folder.path / 'tokenizer.json'} is damaged: its SHA-256 is not the one that was written")
-    weights = {name: w for name, w in checkpoint.weights.items() if not name.startswith("objective.")}
-    load_weights(model, weights)
-    merge(model)
-    return model.eval(), tokenizer, checkpoint
-
-
-def run_data(run: str | Path | RunFolder, checkpoint: Checkpoint) -> PreparedData:
-    """The prepared data that a run was trained on; ValueError where the folder has been prepared anew since."""
-    folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    data = load_data(find_path(folder.config().data.path), verify=True)
-    if data.checksums != checkpoint.state["data"]:
-        raise ValueError(f"{data.folder} was prepared anew since this run began: name a text with --text FILE")
-    return data

@@ -2,12 +2,11 @@
 
 `GPTConfig` (the model), `DataConfig` (the token windows), `OptimConfig` (the optimizer and its schedule),
 `ObjectiveConfig` (the loss) and `AdapterConfig` (what is trained of a frozen model) are parts of a `TrainConfig`, the
-run. A field is one line: its default, its bounds and its meaning. The command line (`gpt/cli.py`), the TOML files under
+run. A field is one line: its default, its bounds and its meaning. The command line (`gpt/run/cli.py`), the TOML files under
 `configs/` and Python all use the same names, because all three are read off these classes.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import math
 import reprlib
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
+
+from gpt.system.errors import did_you_mean
 
 # GPT-2's smallest size, under the seven keys of Raschka, "Build a Large Language Model (From Scratch)", 2024.
 GPT_CONFIG_124M = {
@@ -86,17 +87,6 @@ _repr.maxstring = _repr.maxother = 200
 _shown = _repr.repr  # a value in a message: of bounded depth and length
 
 
-def suggest(name: str, known: list[str], mark: str = "") -> str:
-    """A sentence that offers the known name nearest to a mistyped one, or lists them where none is near; `mark` stands
-    before each."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near:  # a bare name may be meant for a table: n_layers for model.n_layers
-        near = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    if not near:
-        near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.6)
-    return f"did you mean {mark}{near[0]}?" if near else f"there are: {', '.join(mark + k for k in sorted(known))}"
-
-
 # --- the settings ----------------------------------------------------------------------------------------------------
 
 
@@ -118,8 +108,8 @@ class GPTConfig:
         "the same with 1/sqrt(fan-in), for narrow models",
     )
     backbone: Literal["gpt", "lstm"] = _setting("gpt", "transformer blocks, or the LSTM that they have to beat")
-    kernels: Literal["fused", "explicit"] = _setting(
-        "fused", "which formulas of gpt/ops run: fused (the fastest kernels) or explicit (written out)"
+    implementation: Literal["fused", "reference"] = _setting(
+        "fused", "which formulas of gpt/ops run: fused (the fastest kernels) or reference (written out)"
     )
 
     def __post_init__(self):
@@ -156,14 +146,14 @@ class DataConfig:
     """Where the tokens are, and how windows are cut out of them."""
 
     path: str = _setting("data/story", "a folder that scripts/prepare_data.py wrote")
-    windows: Literal["stream", "document"] = _setting(
-        "stream", "windows begin anywhere in the text, or where a document begins and hold no other"
+    packing: Literal["packed", "document"] = _setting(
+        "packed", "examples are cut every `stride` tokens (packed), or begin where a document begins and hold no other"
     )
     stride: int = _setting(0, "tokens from one training window's start to the next; 0: context_length", 0)
 
     def __post_init__(self):
         _check_fields(self)
-        if self.windows == "document" and self.stride:
+        if self.packing == "document" and self.stride:
             raise ValueError(f"stride is {self.stride}, but windows of documents begin where documents do: set it to 0")
 
 
@@ -194,7 +184,7 @@ class OptimConfig:
 class ObjectiveConfig:
     """What the model is trained to do: the name of one of gpt/objectives/, and the settings of some of them."""
 
-    name: Literal["next_token", "reverse", "masked", "infilling", "conditional", "distill"] = _setting(
+    name: Literal["next_token", "reverse", "masked", "infilling", "sft", "distill"] = _setting(
         "next_token", "the training objective, one of gpt/objectives/"
     )
     label_smoothing: float = _setting(0.0, "probability that a label shares out over all tokens, in training", 0, 0.99)
@@ -232,12 +222,14 @@ class TrainConfig:
     seed: int = _setting(1337, "fixes the initial weights, the order of the windows, dropout and samples", 0, 2**63 - 1)
     max_steps: int = _setting(1000, "optimizer steps", 1)
     batch_size: int = _setting(16, "windows per forward and backward pass", 1)
-    accumulate: int = _setting(1, "passes per optimizer step; batch_size x accumulate windows make a step", 1)
+    grad_accum_steps: int = _setting(
+        1, "passes per optimizer step; batch_size x grad_accum_steps windows make a step", 1
+    )
     log_every: int = _setting(10, "steps between rows of metrics.csv", 1)
     eval_every: int = _setting(100, "steps between evaluations on the validation split; 0: only at the end", 0)
     eval_batches: int = _setting(0, "batches an evaluation reads; 0: the whole validation split", 0)
     save_every: int = _setting(500, "steps between checkpoints; 0: only at the end", 0)
-    keep: int = _setting(2, "checkpoints kept besides the best one", 1)
+    keep_checkpoints: int = _setting(2, "checkpoints kept besides the best one", 1)
     sample_every: int = _setting(100, "steps between samples of what the model writes; 0: only at the end", 0)
     sample_prompt: str = _setting("", "text that samples begin with; empty: the first token of the training split")
     device: str = _setting("auto", "auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1, mps")
@@ -294,7 +286,7 @@ def from_dict(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
     for name, value in values.items():
         if name not in fields:
             known = [key for key, _ in config_fields(TrainConfig if prefix else kind)]
-            raise ValueError(f"unknown setting {prefix}{name}: {suggest(f'{prefix}{name}', known)}")
+            raise ValueError(f"unknown setting {prefix}{name}: {did_you_mean(f'{prefix}{name}', known)}")
         if dataclasses.is_dataclass(fields[name].type) and not dataclasses.is_dataclass(value):
             if not isinstance(value, dict):
                 table = prefix + name
@@ -352,9 +344,9 @@ def is_sealed(text: str) -> bool:
 # What may change when a run is resumed: how long it goes on and how fast it learns, what it reports, where its data
 # are, and on which hardware in which precision. The last three change the rounding: bit for bit, a run is resumed only
 # where they stay.
-_FREE = {
+CHANGEABLE_ON_RESUME = {
     "max_steps", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
-    "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
+    "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints", "sample_every", "sample_prompt",
     "data.path", "device", "dtype", "compile", "parallel",
 }  # fmt: skip
 
@@ -376,9 +368,9 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
         model=dataclasses.replace(model, vocab_size=model.vocab_size or before.model.vocab_size),
         optim=dataclasses.replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps),
     )
-    free = _FREE
-    if before.batch_size * before.accumulate == filled.batch_size * filled.accumulate:
-        free = _FREE | {"batch_size", "accumulate"}  # the same steps in other portions
+    free = CHANGEABLE_ON_RESUME
+    if before.batch_size * before.grad_accum_steps == filled.batch_size * filled.grad_accum_steps:
+        free = CHANGEABLE_ON_RESUME | {"batch_size", "grad_accum_steps"}  # the same steps in other portions
     for name, (old, new) in differences(before.flat(), filled.flat()).items():
         if name not in free:
             raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gpt.config import TrainConfig
-from gpt.ops.explicit import IGNORE
-from gpt.prepared import PreparedData, TokenFile
+from gpt.ops.reference import IGNORE_INDEX
+from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer, get_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
@@ -32,14 +32,14 @@ def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[
     longest. Shorter ones are filled up on the right, where a causal model sees nothing of it, with targets of -100."""
     spans = list(spans)
     inputs = np.zeros((len(spans), max(end - start for start, end in spans)), np.int64)
-    targets = np.full_like(inputs, IGNORE)
+    targets = np.full_like(inputs, IGNORE_INDEX)
     for row, (start, end) in enumerate(spans):
         inputs[row, : end - start] = tokens[start:end]
         targets[row, : end - start] = tokens[start + 1 : end + 1]
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-class Windows(Dataset):
+class Examples(Dataset):
     """Windows over a text of token ids: item i is (inputs, targets), int64, (T,) each.
 
     Which they are, a subclass says: window i has the inputs start .. end-1 and the targets start+1 .. end, where
@@ -60,7 +60,7 @@ class Windows(Dataset):
         return padded_batch(self.tokens, map(self._span, indices))
 
 
-class TokenWindows(Windows):
+class PackedExamples(Examples):
     """Windows of context_length + 1 tokens that begin every `stride` tokens (0: context_length).
 
     A rest too short for a whole window is left out.
@@ -91,7 +91,7 @@ class TokenWindows(Windows):
         return index * self.stride, index * self.stride + self.context_length
 
 
-def document_windows(tokens: np.ndarray, eot_id: int, context_length: int) -> np.ndarray:
+def document_spans(tokens: np.ndarray, eot_id: int, context_length: int) -> np.ndarray:
     """Windows that begin where documents begin, rows of (start, end, document), int64, for a text whose documents stand
     between end-of-text tokens.
 
@@ -101,14 +101,14 @@ def document_windows(tokens: np.ndarray, eot_id: int, context_length: int) -> np
     """
     marks = np.flatnonzero(np.asarray(tokens) == eot_id)
     lengths = np.diff(marks)  # in targets
-    n_windows = -(-lengths // context_length)
-    documents = np.repeat(np.arange(len(lengths)), n_windows)
-    nth = np.arange(len(documents)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)  # within its document
+    n_examples = -(-lengths // context_length)
+    documents = np.repeat(np.arange(len(lengths)), n_examples)
+    nth = np.arange(len(documents)) - np.repeat(np.cumsum(n_examples) - n_examples, n_examples)  # within its document
     starts = marks[documents] + nth * context_length
     return np.stack([starts, np.minimum(starts + context_length, marks[documents + 1]), documents], axis=1)
 
 
-class DocumentWindows(Windows):
+class DocumentExamples(Examples):
     """One document per window, or context_length tokens of a longer one: the windows of `document_windows`.
 
     ValueError where the tokens hold no document between two end-of-text tokens.
@@ -116,41 +116,41 @@ class DocumentWindows(Windows):
 
     def __init__(self, tokens: np.ndarray, context_length: int, eot_id: int):
         self.tokens = tokens
-        self.windows = document_windows(tokens, eot_id, context_length)
-        if not len(self.windows):
+        self.examples = document_spans(tokens, eot_id, context_length)
+        if not len(self.examples):
             raise ValueError(f"{len(tokens)} tokens hold no document that stands between two end-of-text tokens")
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.examples)
 
     def _span(self, index: int) -> tuple[int, int]:
-        start, end, _ = self.windows[index]
+        start, end, _ = self.examples[index]
         return int(start), int(end)
 
 
 @lru_cache(maxsize=2)  # a step may straddle two epochs
-def _permutation(n_windows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n_windows)
+def _permutation(n_examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n_examples)
 
 
-class WindowSampler(Sampler[list[int]]):
+class ExampleSampler(Sampler[list[int]]):
     """Which windows come when: one endless sequence, epoch after epoch, each a permutation keyed by (seed, epoch).
 
     `step(k)` is its k-th stretch of batch_size windows: a pure function, so that a resumed run has nothing to restore
     and asks for the next k. Iterating gives one epoch's batches, the next epoch's the next time.
     """
 
-    def __init__(self, n_windows: int, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = True):
+    def __init__(self, n_examples: int, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = True):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.n_windows, self.batch_size = n_windows, batch_size
+        self.n_examples, self.batch_size = n_examples, batch_size
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
         self.epoch = 0
 
     def window(self, index: int) -> int:
         """The window at place `index` of the endless sequence."""
-        epoch, place = divmod(index, self.n_windows)
-        return int(_permutation(self.n_windows, self.seed, epoch)[place]) if self.shuffle else place
+        epoch, place = divmod(index, self.n_examples)
+        return int(_permutation(self.n_examples, self.seed, epoch)[place]) if self.shuffle else place
 
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> list[int]:
         """The windows of step `step`, counted from 0; of several processes, the share of the one with number `rank`."""
@@ -160,12 +160,12 @@ class WindowSampler(Sampler[list[int]]):
         return [self.window(index) for index in range(first + rank, end, world_size)]
 
     def __len__(self) -> int:
-        return self.n_windows // self.batch_size if self.drop_last else math.ceil(self.n_windows / self.batch_size)
+        return self.n_examples // self.batch_size if self.drop_last else math.ceil(self.n_examples / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        first, self.epoch = self.epoch * self.n_windows, self.epoch + 1
+        first, self.epoch = self.epoch * self.n_examples, self.epoch + 1
         for batch in range(len(self)):
-            start, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.n_windows)
+            start, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.n_examples)
             yield [self.window(first + index) for index in range(start, end)]
 
 
@@ -190,28 +190,28 @@ def create_dataloader(
         if isinstance(tokenizer, str):
             tokenizer = get_tokenizer(tokenizer, [text_or_tokens])
         text_or_tokens = tokenizer.encode(text_or_tokens)
-    windows = TokenWindows(text_or_tokens, context_length, stride)
-    sampler = WindowSampler(len(windows), batch_size, shuffle, seed, drop_last)
+    examples = PackedExamples(text_or_tokens, context_length, stride)
+    sampler = ExampleSampler(len(examples), batch_size, shuffle, seed, drop_last)
     if not len(sampler):
-        raise ValueError(f"{len(windows)} windows make no batch of {batch_size}: lower batch_size, or drop_last=False")
-    return DataLoader(windows, batch_sampler=sampler, num_workers=num_workers)
+        raise ValueError(f"{len(examples)} windows make no batch of {batch_size}: lower batch_size, or drop_last=False")
+    return DataLoader(examples, batch_sampler=sampler, num_workers=num_workers)
 
 
-def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, separated: bool) -> np.ndarray:
+def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool) -> np.ndarray:
     """The token ids of texts, one after the other; `separated`, each between two end-of-text tokens."""
-    mark = [tokenizer.eot_id] if separated else []
+    mark = [tokenizer.eot_id] if has_eot else []
     return np.array(mark + [i for text in texts for i in (*tokenizer.encode(text), *mark)], np.int64)
 
 
 # --- a run's data -----------------------------------------------------------------------------------------------------
 
 
-def training_windows(config: TrainConfig, data: PreparedData, split: TokenFile | None = None) -> Windows:
+def create_examples(config: TrainConfig, data: PreparedData, split: TokenFile | None = None) -> Examples:
     """The windows of the training split, or of another one, that a config asks for."""
     tokens = (split or data.train).tokens
-    if config.data.windows == "document":
-        return DocumentWindows(tokens, config.model.context_length, data.tokenizer.eot_id)
-    return TokenWindows(tokens, config.model.context_length, config.data.stride)
+    if config.data.packing == "document":
+        return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id)
+    return PackedExamples(tokens, config.model.context_length, config.data.stride)
 
 
 def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
@@ -222,20 +222,20 @@ def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
             f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
             f"{data.tokenizer.name} of {n_tokens} tokens: set model.vocab_size to 0, or prepare the data anew"
         )
-    if config.data.windows == "document" and not data.separated:
+    if config.data.packing == "document" and not data.has_eot:
         raise ValueError(
-            f"data.windows is 'document', but the text of {data.folder} is not divided into documents: set it to "
-            f"'stream', or prepare several files, or a file with a --separator"
+            f"data.packing is 'document', but the text of {data.folder} is not divided into documents: set it to "
+            f"'packed', or prepare several files, or a file with a --separator"
         )
-    if config.data.windows == "stream" and len(data.train.tokens) <= model.context_length:
+    if config.data.packing == "packed" and len(data.train.tokens) <= model.context_length:
         raise ValueError(
             f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one window of "
             f"context_length {model.context_length} and a target: lower model.context_length or take a longer text"
         )
-    if len(data.val.tokens) < 2 + data.separated:
+    if len(data.val.tokens) < 2 + data.has_eot:
         raise ValueError(f"the validation split of {data.folder} holds nothing to predict: prepare the data anew")
-    if config.data.windows == "document":
-        DocumentWindows(data.val.tokens, model.context_length, data.tokenizer.eot_id)  # ValueError where there is none
+    if config.data.packing == "document":
+        DocumentExamples(data.val.tokens, model.context_length, data.tokenizer.eot_id)  # ValueError where there is none
     try:
         data.tokenizer.encode(config.sample_prompt)
     except ValueError as error:  # a char tokenizer may not know the prompt's characters

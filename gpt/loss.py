@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gpt.data import document_windows, padded_batch
-from gpt.ops.explicit import IGNORE
-from gpt.ops.fused import rows_at_once
-from gpt.parallel import ALONE, Processes
-from gpt.scores import target_ranks
+from gpt.data import document_spans, padded_batch
+from gpt.evaluation.metrics import target_ranks
+from gpt.ops.fused import chunk_rows
+from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.distributed import SINGLE_PROCESS, DistContext
 
 
 def calc_loss_batch(
@@ -39,7 +39,7 @@ def calc_loss_loader(
         for index, (inputs, targets) in enumerate(data_loader):
             if num_batches is not None and index >= num_batches:
                 break
-            counted = int((targets != IGNORE).sum())
+            counted = int((targets != IGNORE_INDEX).sum())
             total += calc_loss_batch(inputs, targets, model, device).item() * counted
             n_tokens += counted
     if not n_tokens:
@@ -76,7 +76,9 @@ class Evaluation:
     sums: np.ndarray  # nats, of each of them
     counts: np.ndarray  # tokens predicted in each of them
     bytes_per_token: float = math.nan  # of the text; NaN where it is not known
-    hits: dict[int, np.ndarray] = field(default_factory=dict)  # k -> targets of each among the k likeliest tokens
+    topk_correct: dict[int, np.ndarray] = field(
+        default_factory=dict
+    )  # k -> targets of each among the k likeliest tokens
     figures: dict[str, float] = field(default_factory=dict)  # what an objective measures besides its loss
 
     @property
@@ -109,11 +111,11 @@ class Evaluation:
 
         It can't see how sure the model was, which the loss does.
         """
-        return float(self.hits[k].sum() / self.tokens)
+        return float(self.topk_correct[k].sum() / self.tokens)
 
     def accuracy_error(self, k: int = 1) -> float:
         """The standard error of `accuracy`, as that of the loss."""
-        return self._standard_error(self.hits[k])
+        return self._standard_error(self.topk_correct[k])
 
     def above(self, floor: np.ndarray) -> "Evaluation":
         """How far the loss lies above a lower one, given as the nats of every stretch of the text. The two are compared
@@ -136,7 +138,7 @@ class Evaluation:
         return self.bits_per_token / self.bytes_per_token
 
 
-def evaluation_windows(n_tokens: int, context_length: int, stride: int | None = None) -> Iterator[tuple[int, int, int]]:
+def evaluation_spans(n_tokens: int, context_length: int, stride: int | None = None) -> Iterator[tuple[int, int, int]]:
     """Windows over a text in which each token but the first is predicted exactly once: (start, end, first).
 
     The inputs are tokens start .. end-1 and the targets start+1 .. end; of the targets, those before the text's
@@ -165,7 +167,7 @@ def evaluate(
     bytes_per_token: float = math.nan,
     device: torch.device | str = "cpu",
     top_k: Sequence[int] = (),
-    processes: Processes = ALONE,
+    ctx: DistContext = SINGLE_PROCESS,
 ) -> Evaluation:
     """The loss of `model` on a text of token ids, every token after the first predicted once.
 
@@ -174,7 +176,7 @@ def evaluate(
     context_length - stride tokens before it; the loss depends on both, which is why a quoted perplexity names them.
     With `eot_id` windows begin where documents begin, as in `gpt.data.document_windows`. Nothing is drawn at random,
     and no random state is touched. For each k of `top_k` the same pass counts the tokens that are among the k
-    likeliest, as `gpt.scores.target_ranks` orders them. Several processes share the batches, and each gets the result
+    likeliest, as `gpt.evaluation.metrics.target_ranks` orders them. Several processes share the batches, and each gets the result
     that one would.
 
     ValueError for fewer than two tokens, for a context longer than the model's, for a stride above it, and with
@@ -195,12 +197,12 @@ def evaluate(
     if eot_id is None:  # (start, end, first target that counts, stretch); overlapping windows share a stretch
         windows = [
             (start, end, first, (first - 1) // context_length)
-            for start, end, first in evaluation_windows(len(tokens), context_length, stride)
+            for start, end, first in evaluation_spans(len(tokens), context_length, stride)
         ]
     elif stride not in (None, context_length):
         raise ValueError("windows of documents do not overlap: leave the stride out")
     else:
-        spans = document_windows(tokens, eot_id, context_length).tolist()
+        spans = document_spans(tokens, eot_id, context_length).tolist()
         windows = [(start, end, start + 1, document) for start, end, document in spans]
         if not windows:
             raise ValueError("the text holds no document that stands between two end-of-text tokens")
@@ -211,27 +213,27 @@ def evaluate(
         windows = [window for window in windows if window[3] in chosen]
     of_windows = np.zeros((2 + len(top_k), len(windows)))  # the nats of each window, its targets, its hits
     with evaluating(model):
-        for begin in processes.share(range(0, len(windows), batch_size)):
+        for begin in ctx.shard(range(0, len(windows), batch_size)):
             batch = windows[begin : begin + batch_size]
-            sums, counts, *hits = of_windows[:, begin : begin + batch_size]
+            sums, counts, *topk_correct = of_windows[:, begin : begin + batch_size]
             inputs, targets = padded_batch(tokens, ((start, end) for start, end, _, _ in batch))  # (B, T)
             for row, (start, _, first, _) in enumerate(batch):
-                targets[row, : first - 1 - start] = IGNORE  # context only
-            counts[:] = (targets != IGNORE).sum(1)
+                targets[row, : first - 1 - start] = IGNORE_INDEX  # context only
+            counts[:] = (targets != IGNORE_INDEX).sum(1)
             inputs, targets = inputs.to(device), targets.to(device)
             if top_k:
                 found = losses_and_ranks(model, model.hidden_states(inputs).flatten(0, 1), targets.flatten())
                 losses, ranks = (of_rows.view_as(targets) for of_rows in found)  # (B, T) each
             else:
                 losses = model(inputs, targets, reduction="none")  # (B, T)
-            for k, of_k in zip(top_k, hits, strict=True):
+            for k, of_k in zip(top_k, topk_correct, strict=True):
                 of_k[:] = ((ranks >= 0) & (ranks < k)).sum(1).cpu()
             sums[:] = losses.float().cpu().double().sum(1)
     stretch = [stretch for _, _, _, stretch in windows]
-    sums, counts, *hits = (np.bincount(stretch, row) for row in processes.total(of_windows))
+    sums, counts, *topk_correct = (np.bincount(stretch, row) for row in ctx.all_reduce_sum(of_windows))
     read = np.flatnonzero(counts)
-    hits = {k: of_k[read] for k, of_k in zip(top_k, hits, strict=True)}
-    return Evaluation(read, sums[read], counts[read], bytes_per_token, hits)
+    topk_correct = {k: of_k[read] for k, of_k in zip(top_k, topk_correct, strict=True)}
+    return Evaluation(read, sums[read], counts[read], bytes_per_token, topk_correct)
 
 
 def losses_and_ranks(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +242,7 @@ def losses_and_ranks(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple
 
     In the chunks in which the model's own loss computes its logits, so that no more of them are held at once.
     """
-    n_rows, dtype = rows_at_once(model.config.vocab_size), model.tok_emb.weight.dtype  # that dtype under autocast too
+    n_rows, dtype = chunk_rows(model.config.vocab_size), model.tok_emb.weight.dtype  # that dtype under autocast too
     losses, ranks = [], []
     for rows, wanted in zip(hidden.split(n_rows), targets.split(n_rows), strict=True):
         logits = model.out_head(rows).to(dtype)  # (C, V)

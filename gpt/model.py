@@ -17,27 +17,29 @@ from torch import Tensor, nn
 
 from gpt import ops
 from gpt.config import GPTConfig, model_config
-from gpt.ops import explicit
+from gpt.ops import reference
 
 
 class _Layer(nn.Module):
-    """A module that computes with the formulas of gpt/ops/fused.py or gpt/ops/explicit.py, as `kernels` says."""
+    """A module that computes with the formulas of gpt/ops/fused.py or gpt/ops/reference.py, as `kernels` says."""
 
-    def __init__(self, kernels: str = "fused"):
+    def __init__(self, implementation: str = "fused"):
         super().__init__()
-        self.kernels = kernels  # the name, since a module as an attribute could be neither copied nor pickled
+        self.implementation = (
+            implementation  # the name, since a module as an attribute could be neither copied nor pickled
+        )
 
     @property
     def ops(self) -> ModuleType:
-        return ops.kernels(self.kernels)
+        return ops.implementation(self.implementation)
 
 
 class Linear(nn.Linear):
     """x · weight^T + bias, (..., in_features) -> (..., out_features); PyTorch's layer, with the product of gpt/ops."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, kernels: str = "fused"):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, implementation: str = "fused"):
         super().__init__(in_features, out_features, bias)
-        self.kernels = kernels
+        self.implementation = implementation
 
     @property
     def matrix(self) -> Tensor:
@@ -45,14 +47,14 @@ class Linear(nn.Linear):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.kernels(self.kernels).linear(x, self.weight, self.bias)
+        return ops.implementation(self.implementation).linear(x, self.weight, self.bias)
 
 
 class LayerNorm(_Layer):
     """Brings each vector to mean 0 and variance 1, then applies a learned scale and shift: (..., D) -> (..., D)."""
 
-    def __init__(self, emb_dim: int, kernels: str = "fused"):
-        super().__init__(kernels)
+    def __init__(self, emb_dim: int, implementation: str = "fused"):
+        super().__init__(implementation)
         self.eps = 1e-5
         self.scale = nn.Parameter(torch.ones(emb_dim))
         self.shift = nn.Parameter(torch.zeros(emb_dim))
@@ -75,15 +77,15 @@ class FeedForward(nn.Module):
         super().__init__()
         config = model_config(config)
         self.layers = nn.Sequential(
-            Linear(config.emb_dim, 4 * config.emb_dim, kernels=config.kernels),
-            GELU(config.kernels),
-            Linear(4 * config.emb_dim, config.emb_dim, kernels=config.kernels),
+            Linear(config.emb_dim, 4 * config.emb_dim, implementation=config.implementation),
+            GELU(config.implementation),
+            Linear(4 * config.emb_dim, config.emb_dim, implementation=config.implementation),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         expand, activate, project = self.layers
         hidden = expand(x)  # (B, T, 4D), the widest tensor of a block
-        with activate.ops.made_again(activate, hidden) as active:
+        with activate.ops.recompute(activate, hidden) as active:
             return project(active)
 
 
@@ -121,14 +123,14 @@ class MultiHeadAttention(_Layer):
 
     def __init__(self, config: GPTConfig | dict[str, Any], layer: int = 0):
         config = model_config(config)
-        super().__init__(config.kernels)
+        super().__init__(config.implementation)
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.drop_rate = config.drop_rate
         self.layer = layer  # which of a cache's layers is this one's
-        self.W_query = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.kernels)
-        self.W_key = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.kernels)
-        self.W_value = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.kernels)
-        self.out_proj = Linear(config.emb_dim, config.emb_dim, kernels=config.kernels)
+        self.W_query = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.implementation)
+        self.W_key = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.implementation)
+        self.W_value = Linear(config.emb_dim, config.emb_dim, config.qkv_bias, config.implementation)
+        self.out_proj = Linear(config.emb_dim, config.emb_dim, implementation=config.implementation)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         state_dict.pop(f"{prefix}mask", None)  # the book's checkpoints carry the causal mask, a constant
@@ -169,8 +171,8 @@ class TransformerBlock(nn.Module):
         config = model_config(config)
         self.att = MultiHeadAttention(config, layer)
         self.ff = FeedForward(config)
-        self.norm1 = LayerNorm(config.emb_dim, config.kernels)
-        self.norm2 = LayerNorm(config.emb_dim, config.kernels)
+        self.norm1 = LayerNorm(config.emb_dim, config.implementation)
+        self.norm2 = LayerNorm(config.emb_dim, config.implementation)
         self.drop_resid = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None) -> Tensor:
@@ -190,15 +192,15 @@ class GPTModel(_Layer):
             raise ValueError("vocab_size 0 stands for the tokenizer's: set it before a model is made")
         if config.backbone != "gpt":
             raise ValueError(f"a GPTModel has the backbone 'gpt', not {config.backbone!r}, which create_model makes")
-        super().__init__(config.kernels)
+        super().__init__(config.implementation)
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
         self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
         self.drop_emb = nn.Dropout(config.drop_rate)
         # a Sequential for its names' sake: blocks are called one by one, since each takes the mask and the cache
         self.trf_blocks = nn.Sequential(*[TransformerBlock(config, layer) for layer in range(config.n_layers)])
-        self.final_norm = LayerNorm(config.emb_dim, config.kernels)
-        self.out_head = Linear(config.emb_dim, config.vocab_size, False, config.kernels)
+        self.final_norm = LayerNorm(config.emb_dim, config.implementation)
+        self.out_head = Linear(config.emb_dim, config.vocab_size, False, config.implementation)
         if config.init != "pytorch":
             self._init_normal()
         if config.tie_embeddings:
@@ -296,7 +298,7 @@ class GPTModel(_Layer):
         if targets is None:
             return self.out_head(x)
         # while compiling, a branch on data would cut the graph in two
-        if not torch.compiler.is_compiling() and not (targets != explicit.IGNORE).any():
+        if not torch.compiler.is_compiling() and not (targets != reference.IGNORE_INDEX).any():
             raise ValueError("no target counts: a loss over nothing is not defined")
         losses = self.losses(x.flatten(0, 1), targets.flatten(), reduction, label_smoothing)
         return losses.view_as(targets) if reduction == "none" else losses

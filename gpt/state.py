@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt.config import TrainConfig, from_dict
-from gpt.files import read_sealed, sha256
+from gpt.system.files import read_checksummed, sha256
 
 FORMAT = 2  # of a checkpoint
 FILES = {"model.safetensors", "training_state.pt", "metrics.csv", "samples.txt"}  # and state.json, with their sums
@@ -49,7 +49,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     another format, or not of their kinds."""
     file = folder / "state.json"
     try:
-        state = read_sealed(file)
+        state = read_checksummed(file)
     except FileNotFoundError:
         raise ValueError(f"{folder} is incomplete: state.json is missing") from None
     except OSError as error:

@@ -26,8 +26,8 @@ import tiktoken
 from tqdm import tqdm
 
 from gpt.bpe import GPT2_PATTERN, count_words, learn_merges
-from gpt.corpus import cut_pieces
-from gpt.tokenizer_files import EOT, published_ranks, read_saved, spell, unspell
+from gpt.text.hf_tokenizer import EOT, published_ranks, read_saved, spell, unspell
+from gpt.text.sources import chunk_text
 
 
 class Tokenizer(Protocol):
@@ -143,7 +143,7 @@ class BytePairTokenizer:
         check_text(text)
         # tiktoken's matcher backtracks over white space and takes quadratic time over one endless word: short pieces
         encode = partial(self._engine.encode_to_numpy, disallowed_special=())  # what none of them is, is ordinary text
-        return np.concatenate([encode(piece) for piece in cut_pieces(text)])
+        return np.concatenate([encode(piece) for piece in chunk_text(text)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text. Bytes that are no whole character become U+FFFD. ValueError for an id outside the vocabulary."""

@@ -1,4 +1,4 @@
-"""One training step, one loop: learning rate, accumulate, clip, step, log, evaluate, sample, save.
+"""One training step, one loop: learning rate, grad_accum_steps, clip, step, log, evaluate, sample, save.
 
     python: Trainer.start(config, "runs/mine").train()
     shell:  python scripts/train.py --config configs/story.toml --run mine
@@ -20,20 +20,36 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gpt import plan, report, runtime
-from gpt.baselines import Yardstick
 from gpt.checkpoint import RunFolder
 from gpt.config import TrainConfig, check_resumable, differences
-from gpt.data import WindowSampler
-from gpt.files import append_text
+from gpt.data import ExampleSampler
+from gpt.evaluation.baselines import Baselines
+from gpt.exchange.models import create_objective, resolve_config
 from gpt.loss import Evaluation
-from gpt.objectives import Objective, create_objective, fit
-from gpt.objectives.objective import draw
+from gpt.objectives import Objective
+from gpt.objectives.objective import example_rng
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
-from gpt.parallel import ALONE, Processes
-from gpt.places import find_path
-from gpt.prepared import PreparedData, load_data
+from gpt.planning import plan
+from gpt.run import logging
 from gpt.state import Checkpoint
+from gpt.system.device import (
+    autocast,
+    check_device,
+    choose_device,
+    choose_dtype,
+    compile_module,
+    environment,
+    random_state,
+    set_random_state,
+    synchronize,
+    to_device,
+)
+from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.system.files import append_text
+from gpt.system.memory import oom_hint
+from gpt.system.paths import find_path
+from gpt.system.signals import stop_signals
+from gpt.token_files import PreparedData, load_data
 from gpt.weights import frozen_names, load_weights, named_weights
 
 PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
@@ -55,22 +71,22 @@ class Trainer:
         data: PreparedData,
         run: RunFolder,
         say: Say = print,
-        processes: Processes = ALONE,
+        ctx: DistContext = SINGLE_PROCESS,
     ):
-        self.config, self.data, self.run, self.processes = config, data, run, processes
-        self.device = runtime.choose_device(config.device)
-        self.dtype = runtime.choose_dtype(config.dtype, self.device)
-        self.say = say if processes.first else lambda line: None
-        self.objective = processes.shard(objective.to(self.device).train(), config.parallel)
+        self.config, self.data, self.run, self.ctx = config, data, run, ctx
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        self.say = say if ctx.is_main else lambda line: None
+        self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)
         # self.objective keeps the plain names, and is what is saved
-        compiled = runtime.compiled(self.objective, self.device, self.say) if config.compile else self.objective
-        self.compiled = processes.replicate(compiled, self.device)
+        compiled = compile_module(self.objective, self.device, self.say) if config.compile else self.objective
+        self.compiled = ctx.wrap_ddp(compiled, self.device)
         self.optimizer = create_optimizer(self.objective, config.optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.windows = objective.windows(config, data, data.train)
-        self.sampler = WindowSampler(len(self.windows), config.batch_size * config.accumulate, seed=config.seed)
+        self.examples = objective.examples(config, data, data.train)
+        self.sampler = ExampleSampler(len(self.examples), config.batch_size * config.grad_accum_steps, seed=config.seed)
         if self.device.type == "mps":
-            runtime.check_device(self.objective.model, torch.arange(config.model.context_length)[None] % 2)
+            check_device(self.objective.model, torch.arange(config.model.context_length)[None] % 2)
 
         # COUNTERS, which a checkpoint carries, besides weights, optimizer and random state
         self.step = 0
@@ -90,38 +106,40 @@ class Trainer:
         self.bar: tqdm | None = None
 
     @cached_property
-    def yardstick(self) -> Yardstick:
+    def baselines_of(self) -> Baselines:
         """What the validation loss is measured by."""
-        return self.objective.yardstick(self.config, self.data)
+        return self.objective.baselines_of(self.config, self.data)
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def start(cls, config: TrainConfig, run: str | Path, say: Say = print, processes: Processes = ALONE) -> "Trainer":
+    def start(
+        cls, config: TrainConfig, run: str | Path, say: Say = print, ctx: DistContext = SINGLE_PROCESS
+    ) -> "Trainer":
         """A Trainer at step 0, its run folder made. ValueError where the config does not fit the data, or where the
         run has a checkpoint already."""
-        processes.join(runtime.choose_device(config.device))
+        ctx.init_process_group(choose_device(config.device))
         folder = RunFolder(run)
-        with folder.claimed(processes):
+        with folder.lock_or_fail(ctx):
             if folder.steps():
                 raise ValueError(
                     f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: "
                     f"--resume goes on with it, another --run starts anew"
                 )
-            return cls._start(config, folder, say, processes)
+            return cls._start(config, folder, say, ctx)
 
     @classmethod
-    def _start(cls, config: TrainConfig, folder: RunFolder, say: Say, processes: Processes) -> "Trainer":
-        trainer = cls._create(config, folder, say, processes)
-        if processes.first:
+    def _start(cls, config: TrainConfig, folder: RunFolder, say: Say, ctx: DistContext) -> "Trainer":
+        trainer = cls._create(config, folder, say, ctx)
+        if ctx.is_main:
             folder.create(trainer.config, trainer.data.tokenizer)
-            report.begin(folder.metrics, trainer.objective.figures)
+            logging.begin(folder.metrics, trainer.objective.figures)
             folder.samples.touch()
         return trainer
 
     @classmethod
     def resume(
-        cls, run: str | Path, config: TrainConfig | None = None, say: Say = print, processes: Processes = ALONE
+        cls, run: str | Path, config: TrainConfig | None = None, say: Say = print, ctx: DistContext = SINGLE_PROCESS
     ) -> "Trainer":
         """A Trainer that goes on from the newest whole checkpoint of a run, as if it had never stopped.
 
@@ -130,17 +148,17 @@ class Trainer:
         """
         folder = RunFolder(run)
         config = config or folder.config()
-        processes.join(runtime.choose_device(config.device))
-        say = say if processes.first else lambda line: None
-        with folder.claimed(processes):
-            checkpoint, complaints = folder.load_newest_whole()
+        ctx.init_process_group(choose_device(config.device))
+        say = say if ctx.is_main else lambda line: None
+        with folder.lock_or_fail(ctx):
+            checkpoint, complaints = folder.load_newest_valid()
             for complaint in complaints:
                 say(f"passed over: {complaint}")
             if checkpoint is None:
                 if complaints:
                     raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
                 say(f"{folder.path} has no checkpoint yet: starting at step 0")
-                return cls._start(config, folder, say, processes)
+                return cls._start(config, folder, say, ctx)
             if not folder.config_is_whole:
                 file, step = folder.path / "config.toml", checkpoint.path.name
                 say(f"{file} was edited, damaged or deleted: going on with the settings of {step}")
@@ -152,9 +170,9 @@ class Trainer:
                     f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps "
                     f"{config.max_steps} lies behind it"
                 )
-            trainer = cls._create(config, folder, say, processes, checkpoint)
+            trainer = cls._create(config, folder, say, ctx, checkpoint)
             trainer._restore(checkpoint)
-            if not processes.first:
+            if not ctx.is_main:
                 return trainer
             folder.point(checkpoint)
             try:
@@ -171,7 +189,7 @@ class Trainer:
         config: TrainConfig,
         folder: RunFolder,
         say: Say,
-        processes: Processes,
+        ctx: DistContext,
         checkpoint: Checkpoint | None = None,
     ) -> "Trainer":
         data = load_data(find_path(config.data.path), verify=True)
@@ -180,19 +198,19 @@ class Trainer:
                 f"the data in {data.folder} is not what the run {folder.path} was trained on: "
                 f"prepare it again as it was, or start a new run"
             )
-        config, data = fit(config, data, fresh=checkpoint is None)
+        config, data = resolve_config(config, data, fresh=checkpoint is None)
         saved_as = checkpoint.path.name if checkpoint else "none"
         sums = {f"{split} tokens of SHA-256": digest for split, digest in data.checksums.items()}
-        processes.agree({**config.flat(), **sums, "checkpoint": saved_as, "PyTorch": torch.__version__})
-        plan.checked(config, data, folder.path, processes)
+        ctx.assert_same_on_all_ranks({**config.flat(), **sums, "checkpoint": saved_as, "PyTorch": torch.__version__})
+        plan.plan_or_raise(config, data, folder.path, ctx)
         torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
-        with runtime.memory_advice(1, 1):  # while the model is built, its size alone matters
+        with oom_hint(1, 1):  # while the model is built, its size alone matters
             objective = create_objective(config, fresh=checkpoint is None)
             if checkpoint:
                 load_weights(objective, checkpoint.weights)
-            if not processes.first:  # each has the same weights, and drops others
-                torch.manual_seed(draw((config.seed,), processes.rank).integers(2**63))
-            return cls(config, objective, data, folder, say, processes)
+            if not ctx.is_main:  # each has the same weights, and drops others
+                torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
+            return cls(config, objective, data, folder, say, ctx)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -203,19 +221,19 @@ class Trainer:
         Raises FloatingPointError where the loss is no longer finite, ValueError where memory does not suffice.
         """
         config = self.config
-        lock = self.run.lock.held() if self.processes.first else contextlib.nullcontext()
+        lock = self.run.lock.held() if self.ctx.is_main else contextlib.nullcontext()
         if self.step >= config.max_steps and not self.report_due:  # finished before: nothing is touched
             with lock:
                 if not self.run.plot_is_new:  # but for a picture that a kill has prevented
-                    self.draw()
+                    self.example_rng()
                 self.evaluation = self.evaluate()
-                self.processes.put_together()
+                self.ctx.unshard()
             return
         sitting, before = time.perf_counter(), self.elapsed_s
         silent = self.say is not print or not sys.stderr.isatty()
         self.bar = tqdm(total=config.max_steps, initial=self.step, unit="step", disable=silent, dynamic_ncols=True)
-        advice = runtime.memory_advice(config.batch_size, config.accumulate)
-        with lock, runtime.stop_signals(self._stop), self.bar, advice:
+        advice = oom_hint(config.batch_size, config.grad_accum_steps)
+        with lock, stop_signals(self._stop), self.bar, advice:
             while not self._is_stopped():
                 self.elapsed_s = before + time.perf_counter() - sitting
                 if self.report_due:
@@ -225,38 +243,38 @@ class Trainer:
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
                 self._save(is_best=False)
-            self.draw()
-            self.processes.put_together()  # what is asked of the model now, rank 0 does alone
+            self.example_rng()
+            self.ctx.unshard()  # what is asked of the model now, rank 0 does alone
 
     def _is_stopped(self) -> bool:
         """Whether any of the processes has got a signal: all stop at the same step."""
-        self.stopped_by = self.processes.largest(self.signal) or None
+        self.stopped_by = self.ctx.all_reduce_max(self.signal) or None
         return self.stopped_by is not None
 
     def _train_step(self) -> None:
-        """One optimizer step on batch_size x accumulate windows, shared out over the processes."""
+        """One optimizer step on batch_size x grad_accum_steps windows, shared out over the processes."""
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config.optim, config.decay_steps)
 
         loss_sum, counted = 0.0, 0
-        windows = self.sampler.step(self.step)
-        passes = self.processes.passes(windows, config.batch_size)
+        examples = self.sampler.step(self.step)
+        passes = self.ctx.micro_batches(examples, config.batch_size)
         for number, portion in enumerate(passes, 1):  # gradients of sums add up over passes, and over processes ...
             batch_loss, batch_tokens = self._pass(portion, last=number == len(passes))
             loss_sum += batch_loss
             counted += batch_tokens
-        loss_sum, counted = self.processes.total([float(loss_sum), float(counted)]).tolist()
+        loss_sum, counted = self.ctx.all_reduce_sum([float(loss_sum), float(counted)]).tolist()
         counted = int(counted)
         # ... which leave the sum's mean over processes; here it becomes the mean over tokens
-        norm = scale_and_clip(self.parameters, counted / self.processes.world_size, config.optim.grad_clip)
+        norm = scale_and_clip(self.parameters, counted / self.ctx.world_size, config.optim.grad_clip)
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
             figures = f"at step {self.step + 1} (loss {loss_sum / counted}, gradient norm {norm})"
             what = f"the loss or its gradient is not finite {figures}"
-            raise report.diverged(self, what, self._batch(windows), windows)
+            raise logging.diverged(self, what, self._batch(examples), examples)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        runtime.synchronize(self.device)
+        synchronize(self.device)
 
         self.step += 1
         self.report_due = True
@@ -267,20 +285,20 @@ class Trainer:
         self.timed_seconds += time.perf_counter() - start
         self.bar.update()
         if self.bar.n % 5 == 0:
-            self.bar.set_postfix_str(report.beside_the_bar(self))
+            self.bar.set_postfix_str(logging.progress_postfix(self))
 
-    def _pass(self, windows: list[int], last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pass(self, examples: list[int], last: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward over windows: (loss summed, tokens counted). After the last pass of a step the
         gradients of all processes are added up."""
-        batch = {name: runtime.moved(tensor, self.device) for name, tensor in self._batch(windows).items()}
-        with self.processes.adding_up(self.compiled, last):
-            with runtime.autocast(self.device, self.dtype):
+        batch = {name: to_device(tensor, self.device) for name, tensor in self._batch(examples).items()}
+        with self.ctx.grad_sync(self.compiled, last):
+            with autocast(self.device, self.dtype):
                 loss_sum, counted = self.compiled(**batch)
             loss_sum.backward()
         return loss_sum.detach(), counted
 
-    def _batch(self, windows: list[int]) -> dict[str, torch.Tensor]:
-        return self.objective.batch(self.windows, windows, key=(self.config.seed, self.step))
+    def _batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
+        return self.objective.batch(self.examples, examples, key=(self.config.seed, self.step))
 
     # --- reporting ----------------------------------------------------------------------------------------------------
 
@@ -295,7 +313,7 @@ class Trainer:
         evaluation = self.evaluate() if due(config.eval_every) else None
         self.evaluation = evaluation or self.evaluation
         if evaluation and not math.isfinite(evaluation.loss):
-            raise report.diverged(self, f"the validation loss is {evaluation.loss} after step {self.step}")
+            raise logging.diverged(self, f"the validation loss is {evaluation.loss} after step {self.step}")
         if evaluation or (due(config.log_every) and self.step):
             self._write_row(evaluation)
         if due(config.sample_every):
@@ -306,32 +324,32 @@ class Trainer:
         if is_best or (self.step and due(config.save_every)):
             self._save(is_best)
         if evaluation and time.perf_counter() - self.drawn_at > PLOT_SECONDS:
-            self.draw()
+            self.example_rng()
 
     def evaluate(self) -> Evaluation:
         """The objective's loss on the validation split: all of it, or eval_batches. Touches no random state."""
-        with self.processes.whole(), runtime.autocast(self.device, self.dtype):
-            return self.objective.evaluate(self.config, self.data, self.device, self.processes)
+        with self.ctx.unsharded(), autocast(self.device, self.dtype):
+            return self.objective.evaluate(self.config, self.data, self.device, self.ctx)
 
     def _write_row(self, evaluation: Evaluation | None) -> None:
-        row = report.row(self, evaluation)
-        if self.processes.first:
-            report.append(self.run.metrics, row, self.objective.figures)
+        row = logging.row(self, evaluation)
+        if self.ctx.is_main:
+            logging.append(self.run.metrics, row, self.objective.figures)
         self.loss_sum, self.loss_tokens = 0.0, 0
         self.timed_tokens, self.timed_seconds = 0, 0.0
         if evaluation or self.bar.disable:  # on a terminal the bar shows the rest
-            self.tell(report.line(row, self.config.max_steps))
+            self.tell(logging.line(row, self.config.max_steps))
 
     def _write_sample(self) -> None:
-        with self.processes.whole(), runtime.autocast(self.device, self.dtype):
-            if self.processes.first:
+        with self.ctx.unsharded(), autocast(self.device, self.dtype):
+            if self.ctx.is_main:
                 text = self.objective.sample(self.config, self.data, self.config.seed + self.step)
                 append_text(self.run.samples, f"--- step {self.step} ---\n{text}\n\n")
 
-    def draw(self) -> None:
+    def example_rng(self) -> None:
         """Draw loss.png from metrics.csv."""
-        if self.processes.first:
-            report.draw(self)
+        if self.ctx.is_main:
+            logging.example_rng(self)
         self.drawn_at = time.perf_counter()
 
     def tell(self, line: str) -> None:
@@ -348,12 +366,12 @@ class Trainer:
 
     def _save(self, is_best: bool) -> None:
         self.saved_at = self.step
-        weights = named_weights(self.objective, self.processes)
+        weights = named_weights(self.objective, self.ctx)
         training_state = {
-            "optimizer": self.processes.gather(self.optimizer.state_dict()),
-            "random": self.processes.all_of(runtime.random_state(self.device)),
+            "optimizer": self.ctx.full_state_dict(self.optimizer.state_dict()),
+            "random": self.ctx.all_gather(random_state(self.device)),
         }
-        if not self.processes.first:
+        if not self.ctx.is_main:
             return
         state = {
             **{name: getattr(self, name) for name in COUNTERS},
@@ -362,31 +380,33 @@ class Trainer:
             "config": dataclasses.asdict(self.config),
         }
         try:
-            self.run.save(weights, frozen_names(self.objective), training_state, state, is_best, self.config.keep)
+            self.run.save(
+                weights, frozen_names(self.objective), training_state, state, is_best, self.config.keep_checkpoints
+            )
         except FloatingPointError as error:
-            raise report.diverged(self, str(error)) from None
+            raise logging.diverged(self, str(error)) from None
 
     @property
     def _machine(self) -> dict[str, str | int]:
-        return {**runtime.machine(self.device), "processes": self.processes.world_size}
+        return {**environment(self.device), "processes": self.ctx.world_size}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """All but the weights as they were at a checkpoint."""
         state = checkpoint.state
         try:
             restore(self.optimizer, checkpoint.training_state["optimizer"], state["step"])
-            if self.processes.world_size > 1 and state["step"]:  # DDP packs gradients in the order of the first pass
-                self._pass(self.processes.share(self.sampler.step(0))[: self.config.batch_size], last=True)
+            if self.ctx.world_size > 1 and state["step"]:  # DDP packs gradients in the order of the first pass
+                self._pass(self.ctx.shard(self.sampler.step(0))[: self.config.batch_size], last=True)
                 self.optimizer.zero_grad(set_to_none=True)
             random = checkpoint.training_state["random"]
             random = random if isinstance(random, list) else [random]  # as one process wrote it before there were many
-            if self.processes.rank < max(1, len(random)):
-                runtime.set_random_state(random[self.processes.rank], self.device)
+            if self.ctx.rank < max(1, len(random)):
+                set_random_state(random[self.ctx.rank], self.device)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # it is forged
             raise ValueError(f"{checkpoint.path / 'training_state.pt'} does not fit the run: {error!r}") from None
         for name in COUNTERS:
             setattr(self, name, state[name])
-        for record in self.run.restore_records(checkpoint) if self.processes.first else ():
+        for record in self.run.truncate_logs(checkpoint) if self.ctx.is_main else ():
             self.tell(f"{record} was damaged: it is again what it was at step {self.step}")
         for name, (before, now) in differences(state["machine"], self._machine).items():
             self.tell(f"{name} {now} in place of {before}: the last digits of what follows may differ")

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from gpt.model import GPTModel
-from gpt.parallel import ALONE, Processes
+from gpt.system.distributed import SINGLE_PROCESS, DistContext
 
 
-def named_weights(objective: nn.Module, processes: Processes = ALONE) -> dict[str, Tensor]:
+def named_weights(objective: nn.Module, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
     """An objective's tensors: the backbone's under GPTModel's own names, the objective's own under `objective.`.
 
     A tensor that goes by two names (a tied head) is listed once, under the first. Of several processes rank 0 has them,
@@ -18,8 +18,8 @@ def named_weights(objective: nn.Module, processes: Processes = ALONE) -> dict[st
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        whole = processes.gather(tensor.detach())
-        if processes.first:
+        whole = ctx.full_state_dict(tensor.detach())
+        if ctx.is_main:
             named[_saved_name(objective, name)] = whole.contiguous()
     return named
 

@@ -24,7 +24,7 @@ class Wrong(Exception):  # noqa: N818 - it is not an error
     """An answer that is not right; the message is the hint that its author reads."""
 
 
-class Verdict:
+class GrammarReport:
     """What `check` gives back: true where the answer is right; a notebook shows its sentence."""
 
     def __init__(self, right: bool, sentence: str):
@@ -37,22 +37,22 @@ class Verdict:
         return self.sentence
 
 
-def check(exercise: str, answer: Any = ...) -> Verdict:
+def check(exercise: str, answer: Any = ...) -> GrammarReport:
     """Whether `answer` is right for the exercise of that number; else what is wrong. Never raises for an answer."""
     if exercise not in _load(exercise):
         raise ValueError(
             f"there is no exercise {exercise!r}: it is the notebook's number, a dot, the exercise's: '06.2'"
         )
     if answer is ... or answer is None:
-        return Verdict(False, f"{exercise}: not answered yet. Put your answer in place of the dots.")
+        return GrammarReport(False, f"{exercise}: not answered yet. Put your answer in place of the dots.")
     try:
         CHECKS[exercise](answer)
     except Wrong as hint:
-        return Verdict(False, f"{exercise}: not yet. {hint}")
+        return GrammarReport(False, f"{exercise}: not yet. {hint}")
     except Exception as error:  # an answer of a kind that no check expects
         kind = type(answer).__name__
-        return Verdict(False, f"{exercise}: not yet. A {kind} like yours cannot be compared ({_short(error)}).")
-    return Verdict(True, f"{exercise}: right.")
+        return GrammarReport(False, f"{exercise}: not yet. A {kind} like yours cannot be compared ({_short(error)}).")
+    return GrammarReport(True, f"{exercise}: right.")
 
 
 def exercise(number: str) -> Callable:

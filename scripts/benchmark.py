@@ -9,14 +9,14 @@ Contenders are Hugging Face transformers where it is installed (pip install -e "
 once with this project's allocator settings ("tuned"), a plain GPT in eager PyTorch (benchmarks/plain_gpt.py), and one
 thread of tiktoken. Each runs in a process of its own, in turn over several rounds; the medians are compared. Shares are
 those of the best matrix product and of the fastest memory read that this machine has shown just before; the FLOPs of a
-step are counted by one formula for all (gpt/costs.py). Close other programs meanwhile. It takes a quarter of an
+step are counted by one formula for all (gpt/planning/flops.py). Close other programs meanwhile. It takes a quarter of an
 hour on two cores, and writes a table, a CSV and a bar chart.
 """
 
 import sys
 from pathlib import Path
 
-from gpt.cli import Parser, run
+from gpt.run.cli import Parser, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed with gpt
 

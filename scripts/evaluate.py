@@ -26,7 +26,7 @@ learnt when.
 import dataclasses
 from functools import partial
 
-from gpt.cli import Parser, add_model_options, add_weights_option, chosen_run, run
+from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run
 
 
 def main() -> None:
@@ -80,10 +80,8 @@ def main() -> None:
         parser.error("published weights have no checkpoints and no validation split: name a text, --text FILE")
     folder = chosen_run(arguments)
 
-    from gpt.checkpoint import run_data
-    from gpt.corpus import open_corpus
     from gpt.data import encode_documents
-    from gpt.judge import (
+    from gpt.evaluation.samples import (
         describe_blind_spots,
         describe_continuations,
         describe_verdict,
@@ -91,18 +89,20 @@ def main() -> None:
         judge_continuations,
         judge_samples,
     )
+    from gpt.exchange.models import open_model, run_data
     from gpt.loss import evaluate
-    from gpt.objectives import load_subject
-    from gpt.quantize import Int8GPTModel
-    from gpt.report import comparison, describe_evaluation
-    from gpt.runtime import choose_device, tune
+    from gpt.run.logging import comparison, describe_evaluation
+    from gpt.system.device import choose_device
+    from gpt.system.memory import set_allocator_flags
+    from gpt.text.sources import open_corpus
+    from gpt.variants.int8 import Int8GPTModel
 
-    tune()
+    set_allocator_flags()
     device = choose_device(arguments.device)
     if every:
         judge_checkpoints(folder, arguments.samples, arguments.seed, device)
         return
-    subject = load_subject(folder, arguments.checkpoint, arguments.pretrained)
+    subject = open_model(folder, arguments.checkpoint, arguments.pretrained)
     objective, tokenizer, checkpoint = subject.objective.to(device), subject.tokenizer, subject.checkpoint
     config, model = checkpoint and checkpoint.config, objective.model
     if not objective.reads_any_text:
@@ -114,19 +114,19 @@ def main() -> None:
                 )
         if arguments.weights == "int8":
             parser.error(f"--weights int8 is for models that predict the next token, not for {config.objective.name}")
-        data = objective.as_read(run_data(folder, checkpoint))
+        data = objective.transform(run_data(folder, checkpoint))
         config = dataclasses.replace(config, eval_batches=0, batch_size=arguments.batch_size)
         result = objective.evaluate(config, data, device)
         print(f"model           {subject.name}")
         print(f"objective       {config.objective.name}")
         print(f"text            validation split of {data.folder}: {result.tokens:,} tokens counted")
         print(describe_evaluation(result))
-        measure = objective.yardstick(config, data)
+        measure = objective.baselines_of(config, data)
         print(f"\n{comparison(measure, 'this run', result)}")
         if measure.floor is not None and arguments.samples:
             print(f"\n{describe_verdict(judge_samples(objective, data, arguments.samples, arguments.seed)[1])}")
         return
-    in_documents = subject.in_documents
+    prepend_eot = subject.prepend_eot
     data = None if arguments.text is not None else run_data(folder, checkpoint)
     if data is not None:
         source, tokens = f"validation split of {data.folder}", data.val.tokens
@@ -134,12 +134,12 @@ def main() -> None:
     else:
         corpus = open_corpus(arguments.text)
         texts = ["".join(document) for document in corpus.documents()]
-        tokens = encode_documents(texts if in_documents else ["".join(texts)], tokenizer, in_documents)
+        tokens = encode_documents(texts if prepend_eot else ["".join(texts)], tokenizer, prepend_eot)
         source = corpus.name
-        bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, len(tokens) - in_documents)
+        bytes_per_token = sum(len(text.encode()) for text in texts) / max(1, len(tokens) - prepend_eot)
     context = model.config.context_length if arguments.context is None else arguments.context
     stride = context if arguments.stride is None else arguments.stride
-    eot_id = tokenizer.eot_id if in_documents else None
+    eot_id = tokenizer.eot_id if prepend_eot else None
     measured = partial(
         evaluate, tokens=tokens, context_length=context, batch_size=arguments.batch_size, stride=stride,
         eot_id=eot_id, bytes_per_token=bytes_per_token, device=device, top_k=(1, 5),
@@ -149,7 +149,7 @@ def main() -> None:
     result = measured(model)
     print(f"model           {subject.name}")
     print(f"text            {source}: {result.tokens:,} tokens predicted")
-    windows = "windows of one document" if in_documents else f"stride {stride}"
+    windows = "windows of one document" if prepend_eot else f"stride {stride}"
     print(f"measured with   tokenizer {tokenizer.name}, context {context}, {windows}")
     print(f"loss            {result.loss:.4f} nats per token, standard error {result.standard_error:.4f}")
     if rounded is not None:
@@ -163,7 +163,7 @@ def main() -> None:
     print(f"accuracy        {result.accuracy():.2%} of tokens, standard error {result.accuracy_error():.2%}")
     print(f"top-5 accuracy  {result.accuracy(5):.2%} of tokens, standard error {result.accuracy_error(5):.2%}")
     if data is not None:
-        measure = objective.yardstick(dataclasses.replace(config, eval_batches=0), data)
+        measure = objective.baselines_of(dataclasses.replace(config, eval_batches=0), data)
         if context < model.config.context_length:
             measure = dataclasses.replace(measure, floor=None)  # tales cut in two have none
         print(f"\n{comparison(measure, 'this run', result)}")

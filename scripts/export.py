@@ -10,8 +10,8 @@ GPTModel loads with strict=True. generate.py and evaluate.py take either folder 
 
 from pathlib import Path
 
-from gpt.cli import Parser, add_run_options, run
-from gpt.places import existing_run
+from gpt.run.cli import Parser, add_run_options, run
+from gpt.system.paths import existing_run
 
 
 def main() -> None:
@@ -24,18 +24,18 @@ def main() -> None:
         parser.error("name a run: --run NAME")
     folder, out = existing_run(arguments.run), Path(arguments.out)
 
-    from gpt.export import export_book, export_hf
-    from gpt.objectives import load_objective
+    from gpt.exchange.export import export_book, export_hf
+    from gpt.exchange.models import load_objective
 
     objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
-    in_documents = checkpoint.config.data.windows == "document"
+    prepend_eot = checkpoint.config.data.packing == "document"
     if not objective.left_to_right:
         parser.error(
             f"what these layouts hold predicts the next token, and {arguments.run} was trained for "
             f"{checkpoint.config.objective.name}"
         )
     if arguments.format == "hf":
-        export_hf(objective.model, tokenizer, in_documents, out)
+        export_hf(objective.model, tokenizer, prepend_eot, out)
     else:
         export_book(objective.model, tokenizer, out)
     print(f"{folder}, step {checkpoint.state['step']:,} -> {out}: {objective.model.num_parameters():,} parameters")

@@ -13,7 +13,7 @@ in loss, evaluate.py --weights int8 measures.
 
 import sys
 
-from gpt.cli import Parser, add_model_options, add_weights_option, chosen_run, run
+from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run
 
 
 def main() -> None:
@@ -58,17 +58,18 @@ def main() -> None:
 
     import torch
 
-    from gpt.decoding import check_sampling
-    from gpt.objectives import load_subject
-    from gpt.quantize import Int8GPTModel, weight_bytes
-    from gpt.runtime import choose_device, tune
+    from gpt.exchange.models import open_model
+    from gpt.generation import check_sampling
+    from gpt.system.device import choose_device
+    from gpt.system.memory import set_allocator_flags
+    from gpt.variants.int8 import Int8GPTModel, weight_bytes
 
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
     check_sampling(arguments.max_new_tokens or 0, **sampling)
-    tune()
+    set_allocator_flags()
     device = choose_device(arguments.device)
-    subject = load_subject(folder, arguments.checkpoint, arguments.pretrained)
-    objective, tokenizer, in_documents = subject.objective.to(device), subject.tokenizer, subject.in_documents
+    subject = open_model(folder, arguments.checkpoint, arguments.pretrained)
+    objective, tokenizer, prepend_eot = subject.objective.to(device), subject.tokenizer, subject.prepend_eot
     print(subject.name, file=sys.stderr)
     if arguments.weights == "int8":
         before, objective.model = weight_bytes(objective.model), Int8GPTModel(objective.model)
@@ -76,24 +77,24 @@ def main() -> None:
         after = weight_bytes(objective.model)
         print(f"int8 weights: {after / 1e6:,.1f} MB, float32 {before / 1e6:,.1f} MB", file=sys.stderr)
     if objective.continues_prompts:
-        n_prompt = in_documents + len(tokenizer.encode(arguments.prompt))
-        notice_window(objective.model.config, n_prompt, arguments.max_new_tokens, in_documents)
+        n_prompt = prepend_eot + len(tokenizer.encode(arguments.prompt))
+        notice_window(objective.model.config, n_prompt, arguments.max_new_tokens, prepend_eot)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     for sample in range(arguments.num_samples):
         if sample:
             print("\n---")
         written = objective.write(
-            arguments.prompt, tokenizer, in_documents, arguments.max_new_tokens, **sampling, generator=generator
+            arguments.prompt, tokenizer, prepend_eot, arguments.max_new_tokens, **sampling, generator=generator
         )
         for text in written:
             print(text, end="", flush=True)
         print()
 
 
-def notice_window(model, n_prompt: int, max_new_tokens: int | None, in_documents: bool) -> None:
+def notice_window(model, n_prompt: int, max_new_tokens: int | None, prepend_eot: bool) -> None:
     """Say where a text does not fit the model's window."""
     window, longest = model.context_length, 200 if max_new_tokens is None else max_new_tokens
-    if in_documents and max_new_tokens is None:
+    if prepend_eot and max_new_tokens is None:
         longest = window
     if model.backbone == "gpt" and 0 < n_prompt <= window < n_prompt + longest:
         print(

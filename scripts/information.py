@@ -10,7 +10,7 @@ without label smoothing, two models on each other's texts. docs/information.md e
 
 from pathlib import Path
 
-from gpt.cli import Parser, run
+from gpt.run.cli import Parser, run
 
 
 def source(seed: int, likely: float = 0.75):
@@ -58,7 +58,7 @@ def train(tokens, steps: int, label_smoothing: float = 0.0):
     """A GPT that has read a text of seven words so many times."""
     import torch
 
-    from gpt.information import cross_entropy_loss
+    from gpt.evaluation.information import cross_entropy_loss
 
     model = new_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -79,12 +79,12 @@ def main() -> None:
 
     import torch
 
-    from gpt import information as info
+    from gpt.evaluation import information as info
     from gpt.loss import perplexity
-    from gpt.ops import explicit
-    from gpt.runtime import tune
+    from gpt.ops import reference
+    from gpt.system.memory import set_allocator_flags
 
-    tune()
+    set_allocator_flags()
     logits, labels = torch.tensor([[1.0, 2, 3], [3, 2, 1]]), torch.tensor([2, 0])
     loss = info.cross_entropy_loss(logits, labels)
     p, q, coin = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5], [0.9, 0.1]
@@ -110,7 +110,7 @@ def main() -> None:
         ("perplexity of p = 0.5, 0.1, 0.25, 0.9", info.sequence_perplexity(seen)),
         ("the same without 1/n: 1/p(text)", info.sequence_perplexity(seen, per_token=False)),
         ("perplexity where one p is 0", info.sequence_perplexity([*seen, 0.0])),
-        ("naive loss -ln(softmax + 1e-12)", -(explicit.softmax(extreme) + 1e-12).log()[0, 1]),
+        ("naive loss -ln(softmax + 1e-12)", -(reference.softmax(extreme) + 1e-12).log()[0, 1]),
         ("the same with log-sum-exp", info.cross_entropy_loss(extreme, [1])),
         ("binary loss, p = 0.9, true", info.binary_cross_entropy([0.9], [1])),
         ("binary loss, p = 0.9, false", info.binary_cross_entropy([0.9], [0])),
@@ -150,7 +150,7 @@ def main() -> None:
         print(f"{name:<46}{float(figure):>14,.4f}")
 
     if arguments.out:
-        from gpt import plots
+        from gpt.run import plots
 
         folder = Path(arguments.out)
         folder.mkdir(parents=True, exist_ok=True)

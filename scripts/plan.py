@@ -14,10 +14,10 @@ each value of a setting, and draws them.
 from argparse import Namespace
 from pathlib import Path
 
-from gpt.cli import Parser, add_config_options, config_from, run, with_options
-from gpt.config import suggest
-from gpt.hardware import hardware
-from gpt.places import find_path, run_path
+from gpt.planning.hardware import hardware
+from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
+from gpt.system.errors import did_you_mean
+from gpt.system.paths import find_path, run_path
 
 
 def main() -> None:
@@ -40,32 +40,33 @@ def main() -> None:
     if arguments.sweep and not values:
         parser.error(f"--sweep takes a setting and its values, as batch_size=4,8,16, not {arguments.sweep!r}")
     if name and name not in config.flat():
-        parser.error(f"--sweep: unknown setting {name}: {suggest(name, list(config.flat()))}")
+        parser.error(f"--sweep: unknown setting {name}: {did_you_mean(name, list(config.flat()))}")
     configs = {value: with_options(config, Namespace(**{name: value})) for value in values.split(",") if values}
 
-    from gpt import plan, runtime
-    from gpt.objectives import fit
-    from gpt.prepared import load_data
-    from gpt.probe import probe
+    from gpt.exchange.models import resolve_config
+    from gpt.planning import plan
+    from gpt.planning.throughput import probe
+    from gpt.system.memory import available_disk, set_allocator_flags
+    from gpt.token_files import load_data
 
-    runtime.tune()
+    set_allocator_flags()
 
     def needs(config):
         path = find_path(config.data.path)
         if path.exists():
-            return plan.estimate_on(*fit(config, load_data(path)), machine)
+            return plan.estimate_on(*resolve_config(config, load_data(path)), machine)
         return plan.estimate(config, hardware=machine)
 
     def seconds(needs):
         return plan.seconds(needs, plan.data_sheet(needs) if machine.device else probe(needs))
 
-    memory = int(machine.memory) if machine.device else plan.memory_of_each(config, machine.n)
-    disk = runtime.disk_there_is(folder)
+    memory = int(machine.memory) if machine.device else plan.memory_per_process(config, machine.n)
+    disk = available_disk(folder)
     if configs:
         plans = {value: needs(changed) for value, changed in configs.items()}
         times = [seconds(found) if found.peak <= memory else None for found in plans.values()]
         print(plan.compare(name, plans, times, memory))
-        from gpt.plots import plot_plans
+        from gpt.run.plots import plot_plans
 
         plot_plans(name, plans, times, memory, Path(arguments.out))
         print(f"\nplot  {arguments.out}")

@@ -35,7 +35,7 @@ training documents takes whole numbers.
 
 from pathlib import Path
 
-from gpt.cli import Parser, run
+from gpt.run.cli import Parser, run
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
     arguments = parser.parse_args()
     if arguments.list:
-        from gpt.corpus import known_texts
+        from gpt.text.sources import known_texts
 
         print("\n".join(known_texts()))
         return
@@ -106,9 +106,9 @@ def main() -> None:
     if arguments.sha256 and len(arguments.input) > 1:
         parser.error(f"--sha256 is the checksum of a single input, not of {len(arguments.input)}")
 
-    from gpt.corpus import open_corpus
-    from gpt.prepare import prepare_data
-    from gpt.prepared import describe
+    from gpt.text.prepare import prepare_data
+    from gpt.text.sources import open_corpus
+    from gpt.token_files import describe
 
     separator, *fields = (
         text.replace("\\n", "\n").replace("\\t", "\t")

@@ -13,20 +13,20 @@ run, or goes on with it where it is there already: the line for a machine that s
 
 import os
 
-from gpt.cli import Parser, add_config_options, config_from, run, with_options
-from gpt.places import existing_run, next_run, run_path
+from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
+from gpt.system.paths import existing_run, next_run, run_path
 
 
 def main() -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return train()
-    from gpt.parallel import processes  # torchrun has started several
+    from gpt.system.distributed import ctx  # torchrun has started several
 
-    with processes() as group:  # in which a mistake that all of them make is told once
+    with ctx() as group:  # in which a mistake that all of them make is told once
         return train(group)
 
 
-def train(processes=None) -> int:
+def train(ctx=None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as those in configs/")
     parser.add_argument("--run", metavar="NAME", help="a name under runs/, or a path (default: CONFIG-001, -002, ...)")
@@ -47,21 +47,24 @@ def train(processes=None) -> int:
         folder = existing_run(arguments.run)
         config = with_options(RunFolder(folder).config(), arguments)
 
-    from gpt import report, runtime  # PyTorch is imported only when the arguments are known to be good
-    from gpt.parallel import ALONE
+    from gpt.run import logging
+    from gpt.system.distributed import SINGLE_PROCESS
+    from gpt.system.memory import (
+        set_allocator_flags,  # PyTorch is imported only when the arguments are known to be good
+    )
     from gpt.trainer import Trainer
 
-    runtime.tune()
-    processes = processes or ALONE
-    folder = processes.as_first(str(folder))  # which may be the next number that was free
+    set_allocator_flags()
+    ctx = ctx or SINGLE_PROCESS
+    folder = ctx.broadcast(str(folder))  # which may be the next number that was free
     if arguments.resume:
-        trainer = Trainer.resume(folder, config, processes=processes)
+        trainer = Trainer.resume(folder, config, ctx=ctx)
     else:
-        trainer = Trainer.start(config, folder, processes=processes)
-    trainer.tell(report.describe(trainer))
+        trainer = Trainer.start(config, folder, ctx=ctx)
+    trainer.tell(logging.describe(trainer))
     trainer.train()
-    if processes.first:
-        trainer.tell(report.summary(trainer))
+    if ctx.is_main:
+        trainer.tell(logging.summary(trainer))
     return 128 + trainer.stopped_by if trainer.stopped_by else 0
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
-from gpt.corpus import Corpus
-from gpt.prepare import prepare_data
+from gpt.text.prepare import prepare_data
+from gpt.text.sources import Corpus
 
 torch.set_num_threads(1)  # the models here are tiny: threads would wait for each other, and for other jobs
 
@@ -66,7 +66,7 @@ def tiny_config(prepared):
         seed=7,
         max_steps=12,
         batch_size=4,
-        accumulate=2,
+        grad_accum_steps=2,
         log_every=3,
         eval_every=4,
         save_every=5,

@@ -49,12 +49,12 @@ sys.path.insert(0, str(PROJECT))  # this copy of the project, whichever is insta
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402 - the first optimizer would, in each fork anew
 
-import gpt.plots  # noqa: E402
+import gpt.run.plots  # noqa: E402
 import gpt.trainer  # noqa: E402, F401 - here, so that a fork has it
 from gpt.checkpoint import RunFolder  # noqa: E402
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig, to_toml  # noqa: E402
-from gpt.corpus import Corpus  # noqa: E402
-from gpt.prepare import prepare_data  # noqa: E402
+from gpt.text.prepare import prepare_data  # noqa: E402
+from gpt.text.sources import Corpus  # noqa: E402
 
 TRAIN = PROJECT / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork") if sys.platform == "linux" else None
@@ -71,12 +71,12 @@ CONFIG = TrainConfig(
     seed=7,
     max_steps=30,
     batch_size=4,
-    accumulate=2,
+    grad_accum_steps=2,
     log_every=2,
     eval_every=4,
     eval_batches=2,
     save_every=3,
-    keep=3,
+    keep_checkpoints=3,
     sample_every=15,
     sample_prompt="on the",
     device="cpu",
@@ -372,12 +372,12 @@ class Bench:
             outcome = story(self, run, faults, *arguments)
         except Lost as lost:
             outcome = "lost"
-            self.keep(run.path, f"{', '.join(faults)}: {lost}")
+            self.keep_checkpoints(run.path, f"{', '.join(faults)}: {lost}")
         for fault, count in faults.items():
             self.results[fault][outcome] += count
         shutil.rmtree(run.path, ignore_errors=True)
 
-    def keep(self, path: Path, words: str) -> None:
+    def keep_checkpoints(self, path: Path, words: str) -> None:
         """Keep a folder to be looked at, and say why."""
         kept = self.folder / f"lost-{path.name}-{sum(count['lost'] for count in self.results.values())}"
         if path.is_dir():
@@ -397,7 +397,11 @@ class Bench:
                 attempt.wait(lambda run=run, step=step: last_row(run) >= step)
                 attempt.send(signal.SIGTERM)
                 attempt.wait()
-            if attempt.status == 143 and CONFIG.keep <= len(whole(run)) and step_of(whole(run)) < CONFIG.max_steps:
+            if (
+                attempt.status == 143
+                and CONFIG.keep_checkpoints <= len(whole(run))
+                and step_of(whole(run)) < CONFIG.max_steps
+            ):
                 return run
         raise Lost(f"was not stopped: {attempt}")
 
@@ -510,7 +514,7 @@ def _demand_nothing_lost(run: RunFolder, before: list[str], attempt: Attempt) ->
     )
     for name in set(before) - set(after):
         newer = [other for other in after if other > name]
-        demand(len(newer) >= CONFIG.keep, f"{name} went, and only {after} are there: {attempt}")
+        demand(len(newer) >= CONFIG.keep_checkpoints, f"{name} went, and only {after} are there: {attempt}")
         demand(run.state(after[-1])["best"] != name, f"{name} went, the best one: {attempt}")
     return after
 
@@ -535,7 +539,7 @@ def damages(bench: Bench, flips: int, others: int, resumed: int) -> None:
                 outcome = "found"
             except Lost as lost:
                 outcome = "lost"
-                bench.keep(run.path, f"{what} in {file.parent.name}: {lost}")
+                bench.keep_checkpoints(run.path, f"{what} in {file.parent.name}: {lost}")
             bench.results[f"{fault} in a checkpoint, loaded"][outcome] += 1
             file.write_bytes(content)
     shutil.rmtree(run.path)
@@ -544,7 +548,7 @@ def damages(bench: Bench, flips: int, others: int, resumed: int) -> None:
     for number in range(resumed):
         origin = half if number % 5 else bench.truth
         damage = (flip, cut, delete)[number % 3]
-        bench.settle("damage in the newest checkpoint, resumed", _passed_over, damage, dice, origin=origin)
+        bench.settle("damage in the newest checkpoint, resumed", _corrupt, damage, dice, origin=origin)
     beside = ("config.toml", "tokenizer.json", "checkpoints/last", "checkpoints/best", *RECORDS)
     for number in range(resumed):
         name, damage = beside[number % len(beside)], (flip, cut)[number // len(beside) % 2]
@@ -568,14 +572,14 @@ def _demand_found(run: RunFolder, names: list[str], file: Path) -> None:
     else:
         raise Lost("was not found")
     try:
-        checkpoint, complaints = run.load_newest_whole()
+        checkpoint, complaints = run.load_newest_valid()
     except Exception as error:
         raise Lost(f"{expected} was not taken instead: {type(error).__name__}: {error}") from error
     demand(checkpoint and checkpoint.path.name == expected, f"{expected} was not taken instead")
     demand(len(complaints) == (step == names[-1]), f"complained of {complaints}")
 
 
-def _passed_over(bench: Bench, run: RunFolder, damage: Callable, dice: random.Random) -> str:
+def _corrupt(bench: Bench, run: RunFolder, damage: Callable, dice: random.Random) -> str:
     newest = run.steps()[-1]
     what = damage(run.checkpoints / newest / dice.choice(SAVED), dice)
     with bench.attempt(run) as attempt:

@@ -27,8 +27,8 @@ from faults import CONFIG, PROJECT, TEXT, TRAIN, Lost, demand, demand_the_same, 
 
 from gpt.checkpoint import RunFolder
 from gpt.config import to_toml
-from gpt.corpus import Corpus
-from gpt.prepare import prepare_data
+from gpt.text.prepare import prepare_data
+from gpt.text.sources import Corpus
 
 GROUPS = [("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4)]
 FROZEN = 0.1  # share of the faults
@@ -80,17 +80,17 @@ def hurt(run: RunFolder, config: Path, kind: str, n: int, dice: random.Random) -
     """Start or go on with a run, and take one of its processes away; what happened, "" where it had ended before."""
     group = Group(run, config, kind, n)
     try:
-        group.wait(120, lambda: "\nrun    " in group.said)  # before that torchrun alone knows who is there
-        group.wait(dice.uniform(0, 1.5 * n))
+        group.barrier(120, lambda: "\nrun    " in group.said)  # before that torchrun alone knows who is there
+        group.barrier(dice.uniform(0, 1.5 * n))
         rank, frozen = dice.randrange(n), dice.random() < FROZEN
         victim = group.process(rank)
         if victim is None or group.launcher.poll() is not None:
-            demand(group.wait(120) and group.launcher.returncode == 0, f"failed by itself: {group.said}")
+            demand(group.barrier(120) and group.launcher.returncode == 0, f"failed by itself: {group.said}")
             return ""
         began = time.monotonic()
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.send_signal(signal.SIGSTOP if frozen else signal.SIGKILL)
-        ended = group.wait(60 if frozen else 30)
+        ended = group.barrier(60 if frozen else 30)
         took = time.monotonic() - began
         over = step_of(run.steps()) == CONFIG.max_steps  # rank 0 still sums up, while the others may have gone home
         demand(ended or (frozen and over), f"the others were still at work after {took:.0f} s: {group.said}")
@@ -124,7 +124,9 @@ def main() -> int:
             if (kind, n) not in truths:
                 truth = truths[kind, n] = RunFolder(folder / f"truth-{kind}-{n}")
                 group = Group(truth, config, kind, n)
-                demand(group.wait(180) and group.launcher.returncode == 0, f"the run left alone failed: {group.said}")
+                demand(
+                    group.barrier(180) and group.launcher.returncode == 0, f"the run left alone failed: {group.said}"
+                )
                 group.end()
             run, number = RunFolder(folder / f"run-{number}"), number + 1
             try:

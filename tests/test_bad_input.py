@@ -24,15 +24,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from gpt import corpus, places
-from gpt.checkpoint import RunFolder, load_model
+from gpt.checkpoint import RunFolder
 from gpt.config import DataConfig, OptimConfig, TrainConfig, check_resumable, from_dict
-from gpt.data import DocumentWindows, create_dataloader
-from gpt.decoding import generate
-from gpt.files import sealed, sha256
+from gpt.data import DocumentExamples, create_dataloader
+from gpt.exchange.models import load_model
+from gpt.generation import generate
 from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate
 from gpt.model import GPTModel
-from gpt.prepared import load_data
+from gpt.system import paths
+from gpt.system.files import checksummed, sha256
+from gpt.text import sources
+from gpt.token_files import load_data
 from gpt.tokenizer import get_tokenizer, load_tokenizer
 from gpt.trainer import Trainer
 
@@ -84,7 +86,7 @@ def execute(command: str) -> int:
     name, *arguments = shlex.split(command)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        patch.setattr(places, "PROJECT", Path.cwd())  # the project's own runs and data stay out of sight
+        patch.setattr(paths, "PROJECT", Path.cwd())  # the project's own runs and data stay out of sight
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.delenv("GPT_TRACEBACK", raising=False)
         try:
@@ -210,14 +212,14 @@ RESUME = "train --run tiny --resume"
         (f"{TRAIN} --data.path data/none", "data/none ... python scripts/prepare_data.py ... --out data/none"),
         (f"{TRAIN} --data.path notes", "no prepared data in notes ... python scripts/prepare_data.py"),
         (f"{TRAIN} --data.path text.txt", "text.txt ... scripts/prepare_data.py --input text.txt"),
-        (f"{TRAIN} --data.windows book", "data.windows must be one of 'stream', 'document', not 'book'"),
-        (f"{TRAIN} --data.windows document", "data/tiny is not divided into documents ... 'stream' ... --separator"),
-        (f"{TRAIN} --data.windows document --data.stride 4", "data.stride is 4, but windows of documents ... 0"),
+        (f"{TRAIN} --data.packing book", "data.packing must be one of 'packed', 'document', not 'book'"),
+        (f"{TRAIN} --data.packing document", "data/tiny is not divided into documents ... 'packed' ... --separator"),
+        (f"{TRAIN} --data.packing document --data.stride 4", "data.stride is 4, but windows of documents ... 0"),
         (f"{TRAIN} --model.context_length 5000", "too few ... context_length 5000 ... a longer text"),
         (f"{TRAIN} --model.vocab_size 5", "vocab_size is 5 ... data/tiny ... set model.vocab_size to 0"),
         (f"{TRAIN} --model.vocab_size 50257", "vocab_size is 50257 ... data/tiny ... set model.vocab_size to 0"),
         (f"{TRAIN} --model.emb_dim {10**15}", "model.emb_dim must be at most"),
-        (f"{TRAIN} --batch_size 2000000000", "a training step needs about ... batch_size ... with accumulate"),
+        (f"{TRAIN} --batch_size 2000000000", "a training step needs about ... batch_size ... with grad_accum_steps"),
         (f"{TRAIN} --model.emb_dim 131072", "a training step needs about ... model.emb_dim ... needs"),
         (f"{TRAIN} --max_steps 1000000000 --save_every 1 --keep 1000000000", "checkpoints ... of disk ... keep"),
         (f"{TRAIN} --sample_prompt 'the \N{GREEK SMALL LETTER OMEGA}'", "sample_prompt ... U+03C9 ... gpt2 or bpe"),
@@ -239,7 +241,7 @@ RESUME = "train --run tiny --resume"
         (f"{RESUME} --max_steps 3", "at step 4 already: max_steps 3 lies behind it"),
         (f"{TRAIN} --run strange --resume", "runs/strange exists and is not a run"),
         (f"{RESUME} --data.stride 3", "data.stride is 0 in this run, not 3"),
-        (f"{RESUME} --data.windows document", "data.windows is 'stream' in this run, not 'document'"),
+        (f"{RESUME} --data.packing document", "data.packing is 'packed' in this run, not 'document'"),
         (f"{RESUME} --data.path data/none", "data/none ... prepare_data.py"),
         (f"{RESUME} --config none.toml", "no config file none.toml"),
         (f"{TRAIN} --objective.name next", "objective.name must be one of 'next_token' ... not 'next'"),
@@ -349,13 +351,13 @@ def test_another_tokenizer_of_the_same_size(work, assert_mistake):
 def test_a_checkpoint_from_before(work, assert_mistake):
     """Its format is said, and nothing is written."""
     file = work / "runs/tiny/checkpoints/step-000004/state.json"
-    file.write_text(sealed({**json.loads(file.read_text()), "format": 1}))
+    file.write_text(checksummed({**json.loads(file.read_text()), "format": 1}))
     for command in (RESUME, "generate --run tiny --prompt the"):
         assert_mistake(command, "step-000004 has checkpoint format 1, this version reads 2")
 
 
 def test_a_run_at_which_another_process_is_at_work(work, assert_mistake):
-    with RunFolder(work / "runs/tiny").claimed():
+    with RunFolder(work / "runs/tiny").lock_or_fail():
         assert_mistake(RESUME, "runs/tiny is being written by this process")
 
 
@@ -403,7 +405,7 @@ LAST = "runs/tiny/checkpoints/step-000004"
 )  # fmt: skip
 def test_a_forged_state(work, assert_mistake, name, value):
     file = work / LAST / "state.json"
-    file.write_text(sealed({**json.loads(file.read_text()), name: value}))
+    file.write_text(checksummed({**json.loads(file.read_text()), name: value}))
     assert_mistake(f"{RESUME} --max_steps 6", "step-000004")
     assert_mistake("generate --run tiny --prompt the", "step-000004")
 
@@ -413,7 +415,7 @@ def test_a_state_that_lacks_something(work, assert_mistake, name):
     file = work / LAST / "state.json"
     state = json.loads(file.read_text())
     del state[name]
-    file.write_text(sealed(state))
+    file.write_text(checksummed(state))
     assert_mistake(f"{RESUME} --max_steps 6", f"state.json is damaged: its {name} is 'missing'")
 
 
@@ -427,7 +429,7 @@ def reseal(work, name):
     file = work / LAST / "state.json"
     state = json.loads(file.read_text())
     state["sha256"][name] = sha256(work / LAST / name)
-    file.write_text(sealed(state))
+    file.write_text(checksummed(state))
 
 
 def of_another_shape(state):
@@ -492,18 +494,18 @@ def test_a_token_beyond_the_vocabulary(work, assert_mistake, split):
     tokens.tofile(file)
     facts = json.loads(meta.read_text())
     facts[split]["sha256"] = sha256(file)
-    meta.write_text(sealed(facts))
+    meta.write_text(checksummed(facts))
     assert_mistake(TRAIN, f"{split}.bin holds the token id 60000")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"source": 5}, {"separated": "yes"}, {"vocab_size": True}, {"val": []}, {"tokenizer_sha256": None}],
+    [{"source": 5}, {"has_eot": "yes"}, {"vocab_size": True}, {"val": []}, {"tokenizer_sha256": None}],
     ids=str,
 )
 def test_forged_meta(work, assert_mistake, change):
     meta = work / "data/tiny/meta.json"
-    meta.write_text(sealed({**json.loads(meta.read_text()), **change}))
+    meta.write_text(checksummed({**json.loads(meta.read_text()), **change}))
     assert_mistake(TRAIN, "meta.json is damaged")
 
 
@@ -606,7 +608,7 @@ PLAN = "plan --config tiny.toml"
         (f"{PLAN} --data.path notes", "no prepared data in notes"),
         (f"{PLAN} --device cuda", "'cuda' is not available"),
         (f"{PLAN} --run ''", "a run needs a name"),
-        (f"{PLAN} --batch_size 2000000000", "a training step needs about ... batch_size ... with accumulate"),
+        (f"{PLAN} --batch_size 2000000000", "a training step needs about ... batch_size ... with grad_accum_steps"),
     ]
 )
 def test_plan(assert_mistake, command, words):
@@ -957,9 +959,9 @@ CALLS = {
         "windows of documents do not overlap",
     ),
     "evaluate: no document": (lambda: evaluate(model(), TOKENS[:15], 8, eot_id=10), "holds no document"),
-    "DocumentWindows: no document": (lambda: DocumentWindows(TOKENS[:15], 8, 10), "15 tokens hold no document"),
-    "DataConfig: a stride over documents": (lambda: DataConfig(windows="document", stride=8), "stride is 8"),
-    "open_corpus: no tales": (lambda: corpus.open_corpus("tales:0"), "'tales:0': tales:N are N tales"),
+    "DocumentWindows: no document": (lambda: DocumentExamples(TOKENS[:15], 8, 10), "15 tokens hold no document"),
+    "DataConfig: a stride over documents": (lambda: DataConfig(packing="document", stride=8), "stride is 8"),
+    "open_corpus: no tales": (lambda: sources.open_corpus("tales:0"), "'tales:0': tales:N are N tales"),
     "get_tokenizer: unknown": (lambda: get_tokenizer("words"), "unknown tokenizer 'words'"),
     "get_tokenizer: char without texts": (lambda: get_tokenizer("char"), "get_tokenizer('char', [text])"),
     "get_tokenizer: bpe without texts": (lambda: get_tokenizer("bpe:300"), "get_tokenizer('bpe:300', [text])"),

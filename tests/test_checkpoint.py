@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_files import Disk, Killed
 
-from gpt.checkpoint import RunFolder, _step, load_model
+from gpt.checkpoint import RunFolder, _step
 from gpt.config import GPTConfig, TrainConfig
-from gpt.files import sealed
+from gpt.exchange.models import load_model
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
+from gpt.system.files import checksummed
 from gpt.tokenizer import get_tokenizer
 from gpt.weights import load_weights, named_weights
 
@@ -33,11 +34,11 @@ def run(tmp_path):
     return folder
 
 
-def save(run, step, is_best=False, keep=2, objective=None):
+def save(run, step, is_best=False, keep_checkpoints=2, objective=None):
     training_state = {"optimizer": {"state": {0: {"exp_avg": torch.full((3,), float(step))}}}, "random": {}}
     state = saved_state(step, TrainConfig(model=MODEL))
     weights = named_weights(objective or NextToken(GPTModel(MODEL)))
-    return run.save(weights, set(), training_state, state, is_best, keep)
+    return run.save(weights, set(), training_state, state, is_best, keep_checkpoints)
 
 
 def test_what_is_saved_is_loaded(run):
@@ -111,7 +112,7 @@ def test_whatever_is_saved_comes_back_bit_for_bit(
         saved = found.training_state["optimizer"]["state"][key]
         assert {name: bits(tensor) for name, tensor in saved.items()} == {name: bits(t) for name, t in named.items()}
     run.metrics.write_bytes(b"something else")
-    run.restore_records(found)
+    run.truncate_logs(found)
     assert run.metrics.read_bytes() == rows
 
 
@@ -139,7 +140,7 @@ def test_steps_are_ordered_by_number(run):
     assert run.steps()[-1] == "step-1000000"
 
 
-@pytest.mark.parametrize("where", ["safetensors.torch.save_file", "torch.save", "gpt.files.flush", "json.dumps"])
+@pytest.mark.parametrize("where", ["safetensors.torch.save_file", "torch.save", "gpt.system.files.flush", "json.dumps"])
 def test_a_failure_during_a_save_leaves_the_checkpoint_before(run, monkeypatch, where):
     save(run, 1)
     with monkeypatch.context() as patch:
@@ -175,14 +176,14 @@ def test_a_kill_between_the_two_renames_of_a_repeated_save_loses_nothing(run):
     assert run.steps() == ["step-000001", "step-000002"]
     assert run.load("last").state["step"] == run.load("step-000002").state["step"] == 2
     assert not path.exists()
-    with run.claimed():
+    with run.lock_or_fail():
         assert path.exists()
     assert run.load("last").path == path
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["new", "again"])
-@pytest.mark.parametrize("keep", [1, 2])
-def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep):
+@pytest.mark.parametrize("keep_checkpoints", [1, 2])
+def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep_checkpoints):
     """At each call that changes the disk in turn: step 3, anew or for a second time, with older ones to prune."""
     deaths, newest = 0, set()
     for n in range(100):
@@ -190,25 +191,25 @@ def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep):
         with run.lock.held():
             run.create(TrainConfig(model=MODEL), get_tokenizer("char", ["abcde"]))
         for step in (1, 2, 3) if again else (1, 2):
-            save(run, step, is_best=step == 1, keep=3)
+            save(run, step, is_best=step == 1, keep_checkpoints=3)
         before = _step(run.steps()[-1])
         with pytest.MonkeyPatch.context() as patch:
             Disk(patch, last=n)
             try:
-                save(run, 3, is_best=True, keep=keep)
+                save(run, 3, is_best=True, keep_checkpoints=keep_checkpoints)
                 break
             except Killed:
                 deaths += 1
         assert run.load("last").state["step"] >= before  # a reader, while nobody has cleared up
-        with run.claimed():
-            checkpoint, complaints = run.load_newest_whole()
+        with run.lock_or_fail():
+            checkpoint, complaints = run.load_newest_valid()
             assert checkpoint.state["step"] >= before
             assert not complaints
             run.point(checkpoint)
             assert run.find("best").name == checkpoint.state["best"]
             assert not [p for p in run.checkpoints.iterdir() if p.name.startswith(".step-")]
         newest.add(checkpoint.state["step"])
-        save(run, 4, keep=keep)
+        save(run, 4, keep_checkpoints=keep_checkpoints)
         assert run.load("last").state["step"] == 4
     assert deaths > 15
     assert newest == ({3} if again else {2, 3})
@@ -221,7 +222,7 @@ def test_the_remains_of_a_killed_save_do_no_harm(run):
     assert run.steps() == []
     save(run, 3)
     assert run.steps() == ["step-000003"]
-    with run.claimed():
+    with run.lock_or_fail():
         assert not remains.exists()
     assert run.load("last").state["step"] == 3
 
@@ -248,7 +249,7 @@ def test_a_damaged_checkpoint_is_found_and_passed_over(run, name, damage):
         assert file.read_bytes()[-1:] == b"\x0e"
     with pytest.raises(ValueError, match="step-000002"):
         run.load("last")
-    checkpoint, complaints = run.load_newest_whole()
+    checkpoint, complaints = run.load_newest_valid()
     assert checkpoint.state["step"] == 1
     assert len(complaints) == 1
     assert "step-000002" in complaints[0]
@@ -258,7 +259,7 @@ def test_a_damaged_checkpoint_is_neither_counted_nor_deleted(run):
     """Of three, keep = 2 keeps two that are whole. What is damaged may be of a newer version of this program."""
     save(run, 1)
     flip(save(run, 2) / "model.safetensors", 1000)
-    assert run.load_newest_whole()[0].state["step"] == 1
+    assert run.load_newest_valid()[0].state["step"] == 1
     save(run, 3)
     assert run.steps() == ["step-000001", "step-000002", "step-000003"]
     save(run, 4)
@@ -292,7 +293,7 @@ def test_a_pickle_with_code_in_it_is_not_executed(run, tmp_path):
     state = json.loads((folder / "state.json").read_text())
     state["sha256"]["training_state.pt"] = digest
     state.pop("seal", None)
-    (folder / "state.json").write_text(sealed(state))
+    (folder / "state.json").write_text(checksummed(state))
     with pytest.raises(ValueError, match="damaged"):
         run.load("last")
     assert not (tmp_path / "boom").exists()
@@ -303,7 +304,7 @@ def test_a_pickle_with_code_in_it_is_not_executed(run, tmp_path):
 def test_a_checkpoint_of_another_format_is_refused_in_words(run):
     folder = save(run, 1)
     state = json.loads((folder / "state.json").read_text()) | {"format": 99}
-    (folder / "state.json").write_text(sealed(state))
+    (folder / "state.json").write_text(checksummed(state))
     with pytest.raises(ValueError, match="format 99, this version reads"):
         run.load("last")
 

@@ -25,10 +25,10 @@ from gpt.config import (
     from_dict,
     model_config,
     read_toml,
-    suggest,
     to_toml,
 )
 from gpt.model import GPTModel
+from gpt.system.errors import did_you_mean
 
 PROJECT = Path(__file__).resolve().parent.parent
 FIELDS = dict(config_fields(TrainConfig))
@@ -90,7 +90,7 @@ def configs(draw, kind=TrainConfig):
         values["emb_dim"] = values["n_heads"] * draw(st.integers(1, int(widest) // values["n_heads"]))
     if kind is OptimConfig:
         values["min_lr"], values["lr"] = sorted((values["min_lr"], values["lr"]))
-    if kind is DataConfig and values["windows"] == "document":
+    if kind is DataConfig and values["packing"] == "document":
         values["stride"] = 0
     for f in dataclasses.fields(kind):
         if f.metadata.get("of") and values["name"] not in f.metadata["of"].split(", "):
@@ -239,15 +239,15 @@ def test_an_int_is_accepted_where_a_float_is_due():
 
 
 def test_windows_of_documents_take_no_stride():
-    assert DataConfig(stride=3).windows == "stream"
-    assert DataConfig(windows="document").stride == 0
+    assert DataConfig(stride=3).packing == "packed"
+    assert DataConfig(packing="document").stride == 0
     with pytest.raises(ValueError, match="stride is 3, but windows of documents begin where documents do"):
-        DataConfig(windows="document", stride=3)
+        DataConfig(packing="document", stride=3)
     with pytest.raises(ValueError, match=r"^data\.stride is 3"):
-        from_dict(TrainConfig, {"data": {"windows": "document", "stride": 3}})
+        from_dict(TrainConfig, {"data": {"packing": "document", "stride": 3}})
 
 
-@pytest.mark.parametrize(("table", "name", "wrong"), [("data", "windows", "files"), ("model", "backbone", "rnn")])
+@pytest.mark.parametrize(("table", "name", "wrong"), [("data", "packing", "files"), ("model", "backbone", "rnn")])
 def test_a_choice_that_there_is_not_is_refused_and_the_others_are_named(table, name, wrong):
     choices = ", ".join(map(repr, get_args(FIELDS[f"{table}.{name}"].type)))
     with pytest.raises(ValueError, match=rf"^{table}\.{name} must be one of {choices}, not '{wrong}'"):
@@ -268,13 +268,13 @@ def test_a_choice_that_there_is_not_is_refused_and_the_others_are_named(table, n
     ],
 )
 def test_the_nearest_name_is_offered(name, near):
-    assert suggest(name, list(FIELDS)) == f"did you mean {near}?"
+    assert did_you_mean(name, list(FIELDS)) == f"did you mean {near}?"
 
 
 @pytest.mark.parametrize("name", ["zzz", "learning_rate"])
 def test_a_name_that_is_near_none_is_answered_with_all_of_them(name):
     """A wrong guess (learning_rate: drop_rate?) is worse than none."""
-    said = suggest(name, list(FIELDS))
+    said = did_you_mean(name, list(FIELDS))
     assert said == "did you mean optim.lr?" or all(known in said for known in FIELDS)
 
 

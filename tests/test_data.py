@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.data import (
-    DocumentWindows,
-    TokenWindows,
-    WindowSampler,
+    DocumentExamples,
+    ExampleSampler,
+    PackedExamples,
     create_dataloader,
-    document_windows,
+    create_examples,
+    document_spans,
     encode_documents,
     fit_to_data,
-    training_windows,
 )
-from gpt.files import sealed
-from gpt.prepare import prepare_data
-from gpt.prepared import load_data
+from gpt.system.files import checksummed
+from gpt.text.prepare import prepare_data
+from gpt.token_files import load_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
@@ -48,14 +48,14 @@ def test_windows_are_those_of_brute_force(n, context_length, stride, data):
     tokens = data.draw(st.lists(st.integers(0, 2**16 - 1), min_size=n, max_size=n))
     if n <= context_length:
         with pytest.raises(ValueError, match="too few for one window"):
-            TokenWindows(tokens, context_length, stride)
+            PackedExamples(tokens, context_length, stride)
         return
-    windows = TokenWindows(np.array(tokens, np.uint16), context_length, stride)
+    examples = PackedExamples(np.array(tokens, np.uint16), context_length, stride)
     expected = published_windows(tokens, context_length, stride or context_length)
-    assert len(windows) == len(expected)
-    assert [(inputs.tolist(), targets.tolist()) for inputs, targets in windows] == expected
+    assert len(examples) == len(expected)
+    assert [(inputs.tolist(), targets.tolist()) for inputs, targets in examples] == expected
     indices = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=5))
-    inputs, targets = windows.batch(indices)
+    inputs, targets = examples.batch(indices)
     assert inputs.shape == targets.shape == (len(indices), context_length)
     assert inputs.dtype == targets.dtype == torch.int64
     assert inputs.tolist() == [expected[i][0] for i in indices]
@@ -64,29 +64,29 @@ def test_windows_are_those_of_brute_force(n, context_length, stride, data):
 
 @pytest.mark.parametrize("index", [-1, 4, 100])
 def test_a_window_that_is_not_there_is_an_index_error(index):
-    windows = TokenWindows(range(13), 3)
-    assert len(windows) == 4
+    examples = PackedExamples(range(13), 3)
+    assert len(examples) == 4
     with pytest.raises(IndexError):
-        windows[index]
+        examples[index]
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4])
 def test_too_few_tokens_for_a_window_are_refused(n):
     with pytest.raises(ValueError, match=f"{n} tokens are too few.*context_length 4 takes 5"):
-        TokenWindows(list(range(n)), 4)
-    assert len(TokenWindows(list(range(5)), 4)) == 1
+        PackedExamples(list(range(n)), 4)
+    assert len(PackedExamples(list(range(5)), 4)) == 1
 
 
 def test_windows_of_a_memory_mapped_file_read_nothing_ahead(tmp_path):
     np.arange(100, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
     file = np.memmap(tmp_path / "tokens.bin", np.uint16, mode="r")
-    windows = TokenWindows(file, 10)
-    assert np.shares_memory(windows.tokens, file)
-    assert windows[8][0].tolist() == list(range(80, 90))
+    examples = PackedExamples(file, 10)
+    assert np.shares_memory(examples.tokens, file)
+    assert examples[8][0].tolist() == list(range(80, 90))
 
 
 def test_ids_above_65535_stay_what_they_are():
-    inputs, targets = TokenWindows(np.array([70_000, 2**31, 2**32 - 1], np.uint32), 2)[0]
+    inputs, targets = PackedExamples(np.array([70_000, 2**31, 2**32 - 1], np.uint32), 2)[0]
     assert (inputs.tolist(), targets.tolist()) == ([70_000, 2**31], [2**31, 2**32 - 1])
 
 
@@ -109,24 +109,24 @@ def document_windows_by_hand(tokens, context_length):
 @quick
 @given(**SEPARATED)
 def test_windows_of_documents_are_those_of_brute_force(tokens, context_length):
-    windows = document_windows(np.array(tokens, np.uint16), EOT, context_length)
-    assert windows.dtype == np.int64
-    assert windows.shape == (len(windows), 3)
-    assert windows.tolist() == document_windows_by_hand(tokens, context_length)
+    examples = document_spans(np.array(tokens, np.uint16), EOT, context_length)
+    assert examples.dtype == np.int64
+    assert examples.shape == (len(examples), 3)
+    assert examples.tolist() == document_windows_by_hand(tokens, context_length)
 
 
 @quick
 @given(**SEPARATED)
 def test_each_token_of_a_document_is_a_target_once_and_no_window_holds_two_documents(tokens, context_length):
-    windows = document_windows(np.array(tokens), EOT, context_length).tolist()
-    places = [place for start, end, _ in windows for place in range(start + 1, end + 1)]
+    examples = document_spans(np.array(tokens), EOT, context_length).tolist()
+    places = [place for start, end, _ in examples for place in range(start + 1, end + 1)]
     marks = [place for place, token in enumerate(tokens) if token == EOT]
     assert places == (list(range(marks[0] + 1, marks[-1] + 1)) if marks else [])
-    for start, end, _ in windows:
+    for start, end, _ in examples:
         assert 1 <= end - start <= context_length
         assert EOT not in tokens[start + 1 : end]
     for document, texts in enumerate(pairwise(marks)):
-        parts = [(start, end) for start, end, number in windows if number == document]
+        parts = [(start, end) for start, end, number in examples if number == document]
         assert (parts[0][0], parts[-1][1]) == texts
         assert all(end == start + context_length == after for (start, end), (after, _) in pairwise(parts))
 
@@ -134,9 +134,9 @@ def test_each_token_of_a_document_is_a_target_once_and_no_window_holds_two_docum
 def test_windows_of_documents_by_hand():
     """An empty document has one target: its end."""
     tokens = np.array([0, EOT, 1, 2, EOT, EOT, 1, 1, 1, 2, 2, EOT, 0])
-    assert document_windows(tokens, EOT, 4).tolist() == [[1, 4, 0], [4, 5, 1], [5, 9, 2], [9, 11, 2]]
-    windows = DocumentWindows(tokens, 4, EOT)
-    inputs, targets = windows.batch([3, 1, 2])
+    assert document_spans(tokens, EOT, 4).tolist() == [[1, 4, 0], [4, 5, 1], [5, 9, 2], [9, 11, 2]]
+    examples = DocumentExamples(tokens, 4, EOT)
+    inputs, targets = examples.batch([3, 1, 2])
     assert inputs[0, :2].tolist() == [2, 2]
     assert inputs[1, :1].tolist() == [EOT]
     assert inputs[2].tolist() == [EOT, 1, 1, 1]
@@ -149,21 +149,21 @@ def test_a_batch_of_documents_holds_each_window_filled_up_on_the_right(tokens, c
     expected = document_windows_by_hand(tokens, context_length)
     if not expected:
         with pytest.raises(ValueError, match=f"^{len(tokens)} tokens hold no document"):
-            DocumentWindows(np.array(tokens, np.uint16), context_length, EOT)
+            DocumentExamples(np.array(tokens, np.uint16), context_length, EOT)
         return
-    windows = DocumentWindows(np.array(tokens, np.uint16), context_length, EOT)
-    assert len(windows) == len(expected)
-    assert [(inputs.tolist(), targets.tolist()) for inputs, targets in windows] == [
+    examples = DocumentExamples(np.array(tokens, np.uint16), context_length, EOT)
+    assert len(examples) == len(expected)
+    assert [(inputs.tolist(), targets.tolist()) for inputs, targets in examples] == [
         (tokens[start:end], tokens[start + 1 : end + 1]) for start, end, _ in expected
     ]
     indices = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=5))
-    inputs, targets = windows.batch(indices)
+    inputs, targets = examples.batch(indices)
     longest = max(expected[i][1] - expected[i][0] for i in indices)
     assert inputs.shape == targets.shape == (len(indices), longest)
     assert inputs.dtype == targets.dtype == torch.int64
     assert set(inputs.flatten().tolist()) <= set(range(EOT + 1))  # what fills up is a token, too
     for row, i in enumerate(indices):
-        one_input, one_target = windows[i]
+        one_input, one_target = examples[i]
         n = len(one_input)
         assert torch.equal(inputs[row, :n], one_input)
         assert targets[row].tolist() == one_target.tolist() + [-100] * (longest - n)
@@ -171,10 +171,10 @@ def test_a_batch_of_documents_holds_each_window_filled_up_on_the_right(tokens, c
 
 @pytest.mark.parametrize("index", [-1, 2, 100])
 def test_a_window_of_a_document_that_is_not_there_is_an_index_error(index):
-    windows = DocumentWindows(np.array([EOT, 1, EOT, 2, EOT]), 4, EOT)
-    assert len(windows) == 2
+    examples = DocumentExamples(np.array([EOT, 1, EOT, 2, EOT]), 4, EOT)
+    assert len(examples) == 2
     with pytest.raises(IndexError):
-        windows[index]
+        examples[index]
 
 
 # --- their order ------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ SIZES = {"n": st.integers(1, 40), "batch": st.integers(1, 50), "seed": st.intege
 @quick
 @given(**SIZES, shuffle=st.booleans())
 def test_each_window_comes_once_per_epoch(n, batch, seed, shuffle):
-    sampler = WindowSampler(n, batch, shuffle, seed)
+    sampler = ExampleSampler(n, batch, shuffle, seed)
     steps = math.ceil(3 * n / batch)
     sequence = [i for k in range(steps) for i in sampler.step(k)]
     assert len(sequence) == steps * batch
@@ -199,20 +199,20 @@ def test_each_window_comes_once_per_epoch(n, batch, seed, shuffle):
 @given(**SIZES, order=st.lists(st.integers(0, 100), min_size=1, max_size=8))
 def test_a_step_is_the_same_whatever_was_asked_before(n, batch, seed, order):
     """So that a resumed run goes on as the first one would have."""
-    asked, other = WindowSampler(n, batch, seed=seed), WindowSampler(n + 1, batch, seed=seed)
+    asked, other = ExampleSampler(n, batch, seed=seed), ExampleSampler(n + 1, batch, seed=seed)
     before = {}
     for k in order:
         before[k] = asked.step(k)
         other.step(k)
     list(asked)
-    assert {k: WindowSampler(n, batch, seed=seed).step(k) for k in reversed(order)} == before
+    assert {k: ExampleSampler(n, batch, seed=seed).step(k) for k in reversed(order)} == before
     assert {k: asked.step(k) for k in order} == before
 
 
 @quick
 @given(**SIZES, shuffle=st.booleans(), drop_last=st.booleans())
 def test_an_epoch_of_batches_is_its_stretch_of_the_steps(n, batch, seed, shuffle, drop_last):
-    sampler = WindowSampler(n, batch, shuffle, seed, drop_last)
+    sampler = ExampleSampler(n, batch, shuffle, seed, drop_last)
     sequence = [i for k in range(math.ceil(3 * n / batch)) for i in sampler.step(k)]
     for epoch in range(3):
         batches = list(sampler)
@@ -226,7 +226,7 @@ def test_an_epoch_of_batches_is_its_stretch_of_the_steps(n, batch, seed, shuffle
 @given(**SIZES, world_size=st.integers(1, 9))
 def test_processes_share_each_window_out_once(n, batch, seed, world_size):
     """Whatever the number of processes: together they read each step's windows, each epoch all windows once."""
-    sampler, sequence = WindowSampler(n, batch, seed=seed), []
+    sampler, sequence = ExampleSampler(n, batch, seed=seed), []
     for k in range(math.ceil(2 * n / batch)):
         shares = [sampler.step(k, rank, world_size) for rank in range(world_size)]
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -240,26 +240,26 @@ def test_processes_share_each_window_out_once(n, batch, seed, world_size):
 @pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0), (1, 1)])
 def test_a_rank_lies_in_its_world(rank, world_size):
     with pytest.raises(ValueError, match=f"rank must be 0 to world_size - 1, {world_size - 1}, not {rank}"):
-        WindowSampler(5, 2).step(0, rank, world_size)
+        ExampleSampler(5, 2).step(0, rank, world_size)
 
 
 @quick
 @given(**SIZES, other_batch=st.integers(1, 50))
 def test_the_sequence_does_not_depend_on_the_batch_size(n, batch, seed, other_batch):
-    one, other = WindowSampler(n, batch, seed=seed), WindowSampler(n, other_batch, seed=seed)
+    one, other = ExampleSampler(n, batch, seed=seed), ExampleSampler(n, other_batch, seed=seed)
     sequences = [[i for k in range(-(-100 // s.batch_size)) for i in s.step(k)][:100] for s in (one, other)]
     assert sequences[0] == sequences[1]
 
 
 def test_epochs_and_seeds_differ_in_order():
     """Of 100! orders, no two of six should be equal."""
-    orders = [tuple(WindowSampler(100, 100, seed=seed).step(epoch)) for seed in (0, 1, 1337) for epoch in (0, 1)]
+    orders = [tuple(ExampleSampler(100, 100, seed=seed).step(epoch)) for seed in (0, 1, 1337) for epoch in (0, 1)]
     assert len({*orders, tuple(range(100))}) == 7
 
 
 def test_shuffling_favours_no_place():
     """Where window 0 of 4 comes, over 4,000 epochs: each place 1,000 times, give or take 6 standard deviations."""
-    sampler = WindowSampler(4, 4, seed=5)
+    sampler = ExampleSampler(4, 4, seed=5)
     places = np.bincount([sampler.step(epoch).index(0) for epoch in range(4000)], minlength=4)
     assert np.abs(places - 1000).max() < 6 * math.sqrt(4000 * 0.25 * 0.75)
 
@@ -283,13 +283,13 @@ def test_batches_are_the_published_windows_in_order(gpt2, convert, batch_size, c
     loader = create_dataloader(
         convert(ids), batch_size=batch_size, context_length=context_length, stride=stride, shuffle=False
     )
-    windows = published_windows(ids, context_length, stride or context_length)
+    examples = published_windows(ids, context_length, stride or context_length)
     for n, (inputs, targets) in enumerate(loader):
         assert inputs.dtype == targets.dtype == torch.int64
         assert inputs.shape == targets.shape == (batch_size, context_length)
-        assert inputs.tolist() == [w[0] for w in windows[n * batch_size : (n + 1) * batch_size]]
-        assert targets.tolist() == [w[1] for w in windows[n * batch_size : (n + 1) * batch_size]]
-    assert len(loader) == n + 1 == len(windows) // batch_size
+        assert inputs.tolist() == [w[0] for w in examples[n * batch_size : (n + 1) * batch_size]]
+        assert targets.tolist() == [w[1] for w in examples[n * batch_size : (n + 1) * batch_size]]
+    assert len(loader) == n + 1 == len(examples) // batch_size
 
 
 @pytest.mark.parametrize("name", ["gpt2", "char", "bpe:300"])
@@ -297,10 +297,10 @@ def test_a_text_is_encoded_by_the_tokenizer_of_that_name_or_by_one_that_is_given
     text = "Every effort moves you. " * 20
     tokenizer = get_tokenizer(name, [text])
     ids = tokenizer.encode(text)
-    windows = published_windows(ids, 8, 8)
+    examples = published_windows(ids, 8, 8)
     for given_tokenizer in (name, tokenizer):
         loader = create_dataloader(text, given_tokenizer, batch_size=1, context_length=8, shuffle=False)
-        assert listed(loader) == [([inputs], [targets]) for inputs, targets in windows]
+        assert listed(loader) == [([inputs], [targets]) for inputs, targets in examples]
 
 
 def test_gpt2_is_the_default_tokenizer():
@@ -340,8 +340,8 @@ def test_shuffling_leaves_the_global_random_state_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    list(WindowSampler(50, 5))
-    TokenWindows(range(50), 4).batch([0, 3])
+    list(ExampleSampler(50, 5))
+    PackedExamples(range(50), 4).batch([0, 3])
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -374,7 +374,7 @@ def test_the_documents_of_a_split_are_the_texts_that_were_prepared(tmp_path, nam
     assert list(data.documents(data.train)) == TEXTS[:9]
     assert list(data.documents(data.val)) == TEXTS[9:]
     again = load_data(tmp_path / "out", verify=True)
-    assert again.separated
+    assert again.has_eot
     assert list(again.documents(again.val)) == TEXTS[9:]
 
 
@@ -411,24 +411,24 @@ def documents(tmp_path):
     return prepare_data(corpus_of(tmp_path / "in", *TEXTS), "char", tmp_path / "documents", 2 / 12)
 
 
-def config_of(data, windows="stream", stride=0, context_length=8, **others):
+def config_of(data, packing="packed", stride=0, context_length=8, **others):
     return TrainConfig(
         model=GPTConfig(vocab_size=0, context_length=context_length, emb_dim=8, n_heads=2),
-        data=DataConfig(path=str(data.folder), windows=windows, stride=stride),
+        data=DataConfig(path=str(data.folder), packing=packing, stride=stride),
         sample_prompt="",
         **others,
     )
 
 
 def test_training_windows_are_those_that_the_config_asks_for(documents):
-    stream = training_windows(config_of(documents, stride=5), documents)
+    stream = create_examples(config_of(documents, stride=5), documents)
     ids = documents.train.tokens.tolist()
     assert [inputs.tolist() for inputs, _ in stream] == [inputs for inputs, _ in published_windows(ids, 8, 5)]
-    whole = training_windows(config_of(documents, "document", context_length=1000), documents)
+    whole = create_examples(config_of(documents, "document", context_length=1000), documents)
     eot_id, encode = documents.tokenizer.eot_id, documents.tokenizer.encode
     assert [inputs.tolist() for inputs, _ in whole] == [[eot_id, *encode(text)] for text in TEXTS[:10]]
     assert [targets.tolist() for _, targets in whole] == [[*encode(text), eot_id] for text in TEXTS[:10]]
-    parts = training_windows(config_of(documents, "document"), documents)
+    parts = create_examples(config_of(documents, "document"), documents)
     assert {len(inputs) for inputs, _ in parts} <= set(range(1, 9))
     assert [i for _, targets in parts for i in targets.tolist()] == ids[1:]
 
@@ -558,7 +558,7 @@ def test_each_bit_of_meta_json_is_watched(prepared):
 def forge(prepared, change, drop=()):
     """A meta.json with other values, and the seal to match."""
     meta = json.loads((prepared / "meta.json").read_text()) | change
-    (prepared / "meta.json").write_text(sealed({name: value for name, value in meta.items() if name not in drop}))
+    (prepared / "meta.json").write_text(checksummed({name: value for name, value in meta.items() if name not in drop}))
 
 
 @pytest.mark.parametrize(
@@ -592,7 +592,7 @@ def test_a_folder_of_an_older_format_says_what_to_do(prepared):
         load_data(prepared)
 
 
-@pytest.mark.parametrize("key", ["format", "source", "vocab_size", "dtype", "separated", "train", "val"])
+@pytest.mark.parametrize("key", ["format", "source", "vocab_size", "dtype", "has_eot", "train", "val"])
 def test_a_missing_value_in_meta_json_is_refused(prepared, key):
     forge(prepared, {}, drop=[key])
     with pytest.raises(ValueError, match=r"meta\.json is damaged"):

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt.baselines import create_model
 from gpt.config import GPTConfig
-from gpt.data import DocumentWindows, create_dataloader, padded_batch
-from gpt.loss import Evaluation, calc_loss_batch, calc_loss_loader, evaluate, evaluating, evaluation_windows, perplexity
+from gpt.data import DocumentExamples, create_dataloader, padded_batch
+from gpt.loss import Evaluation, calc_loss_batch, calc_loss_loader, evaluate, evaluating, evaluation_spans, perplexity
 from gpt.model import GPTModel
+from gpt.variants import create_model
 
 CONFIG = {
     "vocab_size": 31, "context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "drop_rate": 0.4,
@@ -89,8 +89,8 @@ def test_evaluation_predicts_each_token_once_with_its_context(model, n_tokens, s
 
 
 def test_evaluation_windows_by_hand():
-    assert list(evaluation_windows(10, 4)) == [(0, 4, 1), (4, 8, 5), (8, 9, 9)]
-    assert list(evaluation_windows(10, 4, 2)) == [(0, 4, 1), (2, 6, 5), (4, 8, 7), (6, 9, 9)]
+    assert list(evaluation_spans(10, 4)) == [(0, 4, 1), (4, 8, 5), (8, 9, 9)]
+    assert list(evaluation_spans(10, 4, 2)) == [(0, 4, 1), (2, 6, 5), (4, 8, 7), (6, 9, 9)]
 
 
 def test_evaluation_draws_nothing_and_restores_the_mode(model):
@@ -171,21 +171,21 @@ def document_losses(model, tokens, context):
     return np.array(sums)
 
 
-@pytest.mark.parametrize(("backbone", "kernels"), [("gpt", "fused"), ("gpt", "explicit"), ("lstm", "fused")])
-def test_a_padded_batch_loses_what_its_documents_lose_alone(backbone, kernels):
+@pytest.mark.parametrize(("backbone", "implementation"), [("gpt", "fused"), ("gpt", "reference"), ("lstm", "fused")])
+def test_a_padded_batch_loses_what_its_documents_lose_alone(backbone, implementation):
     """And learns what they teach: gradients add up, too."""
-    model = create_model(GPTConfig(**CONFIG | {"backbone": backbone, "kernels": kernels})).double().eval()
+    model = create_model(GPTConfig(**CONFIG | {"backbone": backbone, "implementation": implementation})).double().eval()
     tokens = documents_of(3, 7, 0, 5, 20, 1)
-    windows = DocumentWindows(tokens, 8, EOT)
+    examples = DocumentExamples(tokens, 8, EOT)
     parameters = list(model.parameters())
 
     def loss_and_gradient(inputs, targets):
         loss = model(inputs, targets, reduction="sum")
         return loss, torch.autograd.grad(loss, parameters, materialize_grads=True)
 
-    together, gradient = loss_and_gradient(*windows.batch(range(len(windows))))
-    alone = [loss_and_gradient(*(part[None] for part in windows[i])) for i in range(len(windows))]
-    assert [len(windows[i][0]) for i in range(len(windows))] == [4, 8, 1, 6, 8, 8, 5, 2]
+    together, gradient = loss_and_gradient(*examples.batch(range(len(examples))))
+    alone = [loss_and_gradient(*(part[None] for part in examples[i])) for i in range(len(examples))]
+    assert [len(examples[i][0]) for i in range(len(examples))] == [4, 8, 1, 6, 8, 8, 5, 2]
     assert together.item() == pytest.approx(math.fsum(loss.item() for loss, _ in alone), rel=1e-10)
     assert together.item() == pytest.approx(document_losses(model, tokens, 8).sum(), rel=1e-10)
     for i, whole in enumerate(gradient):
@@ -194,9 +194,9 @@ def test_a_padded_batch_loses_what_its_documents_lose_alone(backbone, kernels):
 
 def test_the_loss_of_padded_batches_weighs_by_tokens_that_count(model):
     tokens = documents_of(1, 7, 3, 2, 6)
-    windows = DocumentWindows(tokens, 8, EOT)
+    examples = DocumentExamples(tokens, 8, EOT)
     truth = document_losses(model, tokens, 8)
-    batches = [windows.batch([0, 1]), windows.batch([2, 3, 4])]
+    batches = [examples.batch([0, 1]), examples.batch([2, 3, 4])]
     assert calc_loss_loader(batches, model) == pytest.approx(truth.sum() / (len(tokens) - 1), rel=1e-10)
     assert calc_loss_loader(batches, model, num_batches=1) == pytest.approx(truth[:2].sum() / 10, rel=1e-10)
     model.eval()

@@ -9,23 +9,23 @@ from torch import nn
 
 from gpt import ops
 from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
-from gpt.decoding import generate_text_simple, text_to_token_ids, token_ids_to_text
+from gpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
 from gpt.model import GELU, FeedForward, GPTModel, KVCache, LayerNorm, MultiHeadAttention, TransformerBlock
 from gpt.tokenizer import get_tokenizer
 
-ROOMS = pytest.mark.parametrize("kernels", ["explicit", "fused"])
-SMALL = {
+ROOMS = pytest.mark.parametrize("implementation", ["reference", "fused"])
+ONEDNN_MIN_NUMEL = {
     "vocab_size": 23, "context_length": 12, "emb_dim": 16, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0,
     "qkv_bias": True,
 }  # fmt: skip
 
 
 def small(**changes):
-    return GPTModel({**SMALL, **changes}).double()
+    return GPTModel({**ONEDNN_MIN_NUMEL, **changes}).double()
 
 
 def tokens(*shape):
-    return torch.randint(0, SMALL["vocab_size"], shape)
+    return torch.randint(0, ONEDNN_MIN_NUMEL["vocab_size"], shape)
 
 
 def assert_close(a, b, **kwargs):
@@ -67,10 +67,10 @@ def test_parameter_counts(config, count):
 
 
 @ROOMS
-def test_the_worked_example(kernels):
+def test_the_worked_example(implementation):
     """Raschka 2024, chapter 5: two texts of three tokens, an untrained model of GPT-2's smallest size."""
     torch.manual_seed(123)
-    model = GPTModel({**GPT_CONFIG_124M, "context_length": 256, "kernels": kernels}).eval()
+    model = GPTModel({**GPT_CONFIG_124M, "context_length": 256, "implementation": implementation}).eval()
     inputs = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])  # "every effort moves", "I really like"
     targets = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])  # " effort moves you", " really like chocolate"
     tokenizer = get_tokenizer("gpt2")
@@ -107,7 +107,7 @@ def test_a_checkpoint_in_the_books_layout_loads_with_strict():
     block += ["ff.layers.2.bias", "norm1.scale", "norm1.shift", "norm2.scale", "norm2.shift"]
     names = ["tok_emb.weight", "pos_emb.weight", *(f"trf_blocks.{n}.{name}" for n in range(3) for name in block)]
     names += ["final_norm.scale", "final_norm.shift", "out_head.weight"]
-    model = GPTModel({**SMALL, "qkv_bias": False})
+    model = GPTModel({**ONEDNN_MIN_NUMEL, "qkv_bias": False})
     assert list(model.state_dict()) == names
     theirs = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     masks = {f"trf_blocks.{n}.att.mask": torch.ones(12, 12).triu(1) for n in range(3)}
@@ -129,8 +129,8 @@ def test_a_model_can_be_copied_and_pickled():
 
 
 @ROOMS
-def test_layer_norm_module(kernels):
-    ours, truth = LayerNorm(8, kernels).double(), nn.LayerNorm(8).double()
+def test_layer_norm_module(implementation):
+    ours, truth = LayerNorm(8, implementation).double(), nn.LayerNorm(8).double()
     nn.init.normal_(ours.scale), nn.init.normal_(ours.shift)
     truth.load_state_dict({"weight": ours.scale, "bias": ours.shift})
     pairs = [(ours.scale, lambda: truth.weight.grad), (ours.shift, lambda: truth.bias.grad)]
@@ -138,8 +138,8 @@ def test_layer_norm_module(kernels):
 
 
 @ROOMS
-def test_gelu_module(kernels):
-    assert_same_module(GELU(kernels), nn.GELU(approximate="tanh"), torch.linspace(-5, 5, 50).double())
+def test_gelu_module(implementation):
+    assert_same_module(GELU(implementation), nn.GELU(approximate="tanh"), torch.linspace(-5, 5, 50).double())
 
 
 def copy_attention(ours, theirs):
@@ -152,8 +152,8 @@ def copy_attention(ours, theirs):
 
 @ROOMS
 @pytest.mark.parametrize("mask", ["causal", "full"])
-def test_attention_module(kernels, mask):
-    ours = MultiHeadAttention({**SMALL, "kernels": kernels}).double()
+def test_attention_module(implementation, mask):
+    ours = MultiHeadAttention({**ONEDNN_MIN_NUMEL, "implementation": implementation}).double()
     truth = nn.MultiheadAttention(16, 4, batch_first=True).double()
     copy_attention(ours, truth)
     hidden = torch.ones(7, 7).triu(1).bool() if mask == "causal" else None  # PyTorch's masks say what is hidden
@@ -168,8 +168,8 @@ def test_attention_module(kernels, mask):
 
 
 @ROOMS
-def test_block_module(kernels):
-    ours = TransformerBlock({**SMALL, "kernels": kernels}).double()
+def test_block_module(implementation):
+    ours = TransformerBlock({**ONEDNN_MIN_NUMEL, "implementation": implementation}).double()
     truth = nn.TransformerEncoderLayer(
         16, 4, 64, 0.0, lambda x: nn.functional.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
     ).double()
@@ -192,8 +192,8 @@ def test_block_module(kernels):
 
 
 @ROOMS
-def test_feed_forward_module(kernels):
-    ours = FeedForward({**SMALL, "kernels": kernels}).double()
+def test_feed_forward_module(implementation):
+    ours = FeedForward({**ONEDNN_MIN_NUMEL, "implementation": implementation}).double()
     truth = nn.Sequential(nn.Linear(16, 64), nn.GELU(approximate="tanh"), nn.Linear(64, 16)).double()
     truth.load_state_dict({name.removeprefix("layers."): w for name, w in ours.state_dict().items()})
     pairs = [(ours.layers[n].weight, lambda n=n: truth[n].weight.grad) for n in (0, 2)]
@@ -226,8 +226,8 @@ def transformers_gpt2(ours):
 
 @ROOMS
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_whole_model_against_transformers(kernels, tied):
-    ours = small(kernels=kernels, tie_embeddings=tied, init="gpt2").eval()
+def test_whole_model_against_transformers(implementation, tied):
+    ours = small(implementation=implementation, tie_embeddings=tied, init="gpt2").eval()
     theirs = transformers_gpt2(ours)
     ids, targets = tokens(2, 12), tokens(2, 12)
     their_logits = theirs(ids).logits
@@ -245,8 +245,8 @@ def test_whole_model_against_transformers(kernels, tied):
 
 
 @ROOMS
-def test_no_token_sees_a_later_one(kernels):
-    model = small(kernels=kernels).eval()
+def test_no_token_sees_a_later_one(implementation):
+    model = small(implementation=implementation).eval()
     ids = tokens(1, 12)
     before = model(ids)
     for place in range(12):
@@ -266,8 +266,8 @@ def test_full_mask_sees_everything():
 
 
 @ROOMS
-def test_a_mask_tensor_of_each_shape(kernels):
-    model = small(kernels=kernels).eval()
+def test_a_mask_tensor_of_each_shape(implementation):
+    model = small(implementation=implementation).eval()
     ids = tokens(2, 6)
     causal = torch.ones(6, 6).tril().bool()
     for mask in (causal, causal.expand(2, 6, 6), causal.expand(2, 4, 6, 6)):
@@ -295,8 +295,8 @@ def test_positions_pick_rows_of_the_position_table():
 @ROOMS
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [12], [11, 1]])
 @pytest.mark.parametrize(("grad", "qkv_bias"), [(True, True), (False, True), (False, False)])
-def test_a_cache_changes_nothing(kernels, pieces, grad, qkv_bias):
-    model = small(kernels=kernels, qkv_bias=qkv_bias).eval()
+def test_a_cache_changes_nothing(implementation, pieces, grad, qkv_bias):
+    model = small(implementation=implementation, qkv_bias=qkv_bias).eval()
     ids = tokens(2, 12)
     cache = KVCache(model.config.n_layers, 12)
     with torch.set_grad_enabled(grad):  # without, query, key and value are one product
@@ -309,8 +309,8 @@ def test_a_cache_changes_nothing(kernels, pieces, grad, qkv_bias):
 
 
 @ROOMS
-def test_loss_reductions_and_ignored_targets(kernels):
-    model = small(kernels=kernels).eval()
+def test_loss_reductions_and_ignored_targets(implementation):
+    model = small(implementation=implementation).eval()
     ids, targets = tokens(3, 5), tokens(3, 5)
     targets[0, :4] = targets[2, 1] = -100
     losses = nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), reduction="none").view(3, 5)
@@ -338,14 +338,14 @@ def test_too_many_tokens_are_an_error():
 
 
 @ROOMS
-def test_dropout_where_gpt2_has_it(kernels):
-    model = small(drop_rate=0.5, kernels=kernels)
+def test_dropout_where_gpt2_has_it(implementation):
+    model = small(drop_rate=0.5, implementation=implementation)
     ids = tokens(1, 8)
     assert not torch.allclose(model(ids), model(ids))
     model.eval()
     assert_close(model(ids), model(ids))
     # embeddings, two residual branches per block; attention weights drop inside the attention op
-    assert sum(isinstance(m, nn.Dropout) for m in model.modules()) == 1 + SMALL["n_layers"]
+    assert sum(isinstance(m, nn.Dropout) for m in model.modules()) == 1 + ONEDNN_MIN_NUMEL["n_layers"]
     model.train()
     model.drop_emb.p = 0.0
     for block in model.trf_blocks:
@@ -383,18 +383,18 @@ def test_a_tied_head_is_the_embedding():
 
 def test_dict_and_config_make_the_same_model():
     torch.manual_seed(1)
-    a = GPTModel(SMALL)
+    a = GPTModel(ONEDNN_MIN_NUMEL)
     torch.manual_seed(1)
-    b = GPTModel(GPTConfig(**SMALL))
+    b = GPTModel(GPTConfig(**ONEDNN_MIN_NUMEL))
     for x, y in zip(a.parameters(), b.parameters(), strict=True):
         assert torch.equal(x, y)
 
 
 @ROOMS
 @pytest.mark.parametrize("tie", [True, False])
-def test_a_tied_weights_gradient_is_whole(kernels, tie):
+def test_a_tied_weights_gradient_is_whole(implementation, tie):
     """That of the embedding and that of the head, summed; autograd's own over a copy of the weight for each."""
-    model = small(kernels=kernels, tie_embeddings=tie)
+    model = small(implementation=implementation, tie_embeddings=tie)
     ids = tokens(2, 8)
     for reduction in ("mean", "sum", "none"):
         model.zero_grad()
@@ -419,9 +419,9 @@ def test_hidden_states_alone_give_a_gradient_that_is_whole_too():
 def test_both_rooms_train_alike():
     """The same weights, data and steps through both rooms at dropout 0: the same losses."""
     curves = []
-    for kernels in ("explicit", "fused"):
+    for implementation in ("reference", "fused"):
         torch.manual_seed(3)
-        model = small(kernels=kernels, tie_embeddings=True, init="gpt2")
+        model = small(implementation=implementation, tie_embeddings=True, init="gpt2")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         ids = tokens(4, 13)
         losses = []
@@ -437,7 +437,7 @@ def test_both_rooms_train_alike():
 def test_the_compiler_sees_one_graph(monkeypatch):
     """A question that it cannot answer, or a branch on data, would cut the graph, and cost more than it gains."""
     monkeypatch.setattr(ops.fused, "SMALL", 0)
-    model = GPTModel(GPTConfig(**{**SMALL, "n_layers": 1, "tie_embeddings": True}))
+    model = GPTModel(GPTConfig(**{**ONEDNN_MIN_NUMEL, "n_layers": 1, "tie_embeddings": True}))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     ids, gradients = tokens(2, 12), []
     for call in (model, compiled):
@@ -453,17 +453,19 @@ def test_both_rooms_train_alike_in_float32():
     """The losses of twenty steps in float32, with weights large enough for each kernel of the fused room."""
     losses = {}
     batches = torch.randint(700, (20, 4, 33), generator=torch.Generator().manual_seed(1))
-    for kernels in ("explicit", "fused"):
+    for implementation in ("reference", "fused"):
         torch.manual_seed(0)
         shape = {"vocab_size": 700, "context_length": 32, "emb_dim": 256, "n_heads": 4, "n_layers": 2}
-        model = GPTModel(GPTConfig(**shape, drop_rate=0.0, qkv_bias=True, tie_embeddings=True, kernels=kernels))
-        assert model.trf_blocks[0].ff.layers[0].weight.numel() >= ops.fused.SMALL
+        model = GPTModel(
+            GPTConfig(**shape, drop_rate=0.0, qkv_bias=True, tie_embeddings=True, implementation=implementation)
+        )
+        assert model.trf_blocks[0].ff.layers[0].weight.numel() >= ops.fused.ONEDNN_MIN_NUMEL
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-        losses[kernels] = []
+        losses[implementation] = []
         for batch in batches:
             loss = model(batch[:, :-1], batch[:, 1:])
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses[kernels].append(loss.item())
-    assert losses["fused"] == pytest.approx(losses["explicit"], abs=1e-4)
+            losses[implementation].append(loss.item())
+    assert losses["fused"] == pytest.approx(losses["reference"], abs=1e-4)

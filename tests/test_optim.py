@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from gpt import muon
-from gpt.baselines import create_model
+from gpt import optim
 from gpt.config import GPTConfig, OptimConfig
 from gpt.model import GPTModel
-from gpt.muon import orthogonalise
-from gpt.optim import create_optimizer, learning_rate, parameter_groups, restore, scale_and_clip
+from gpt.optim import create_optimizer, learning_rate, orthogonalise, parameter_groups, restore, scale_and_clip
+from gpt.variants import create_model
 
 CONFIG = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=10, weight_decay=0.1)
 
@@ -115,7 +114,7 @@ def test_orthogonal_matrices_are_those_of_the_singular_value_decomposition(shape
 
 
 def test_many_steps_of_a_convergent_polynomial_end_in_the_nearest_orthogonal_matrix(monkeypatch):
-    monkeypatch.setattr(muon, "POLAR_EXPRESS", EXACT)
+    monkeypatch.setattr(optim, "POLAR_EXPRESS", EXACT)
     matrix, nearest = with_singular_values(torch.logspace(-3, 1, 6), 6, 17)
     torch.testing.assert_close(orthogonalise(matrix[None])[0], nearest)
     torch.testing.assert_close(orthogonalise(matrix.T[None])[0], nearest.T)
@@ -130,8 +129,8 @@ def test_zeros_stay_zeros_and_float32_is_enough():
 def test_muon_is_pytorchs_muon(monkeypatch):
     """Momentum, Nesterov's step, scale, decay, and matrices of one shape together. PyTorch's Newton-Schulz steps run in
     bfloat16, and begin at another norm: with polynomials that converge neither matters but for bfloat16's rounding."""
-    monkeypatch.setattr(muon, "POLAR_EXPRESS", EXACT)
-    monkeypatch.setattr(muon, "AT_ONCE", 2 * 6 * 10)  # the third matrix of a shape comes in a batch of its own
+    monkeypatch.setattr(optim, "POLAR_EXPRESS", EXACT)
+    monkeypatch.setattr(optim, "AT_ONCE", 2 * 6 * 10)  # the third matrix of a shape comes in a batch of its own
     shapes = [(6, 10), (6, 10), (10, 6), (6, 10), (8, 8)]
     ours = nn.ParameterList([torch.rand(shape) for shape in shapes])
     theirs = nn.ParameterList([p.detach().clone() for p in ours])

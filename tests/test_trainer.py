@@ -23,16 +23,17 @@ from test_files import Killed
 from torch import nn
 
 import gpt.checkpoint
-from gpt import report
-from gpt.checkpoint import RunFolder, load_model
+from gpt.checkpoint import RunFolder
 from gpt.config import DataConfig, OptimConfig
-from gpt.corpus import open_corpus
+from gpt.exchange.models import load_model
 from gpt.loss import evaluate
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.optim import learning_rate
-from gpt.plots import read_metrics
-from gpt.prepare import prepare_data
+from gpt.run import logging
+from gpt.run.plots import read_metrics
+from gpt.text.prepare import prepare_data
+from gpt.text.sources import open_corpus
 from gpt.tokenizer import get_tokenizer
 from gpt.trainer import Trainer
 
@@ -81,13 +82,13 @@ def by_hand(config, data, steps, double=False):
     groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2))
     tokens, T, stride = data.train.tokens.astype(np.int64), config.model.context_length, config.data.stride
-    n_windows, batch = (len(tokens) - T - 1) // stride + 1, config.batch_size * config.accumulate
+    n_examples, batch = (len(tokens) - T - 1) // stride + 1, config.batch_size * config.grad_accum_steps
     losses, norms = [], []
     for step in range(steps):
         starts = []
         for index in range(step * batch, (step + 1) * batch):
-            order = np.random.default_rng([config.seed, index // n_windows]).permutation(n_windows)
-            starts.append(order[index % n_windows] * stride)
+            order = np.random.default_rng([config.seed, index // n_examples]).permutation(n_examples)
+            starts.append(order[index % n_examples] * stride)
         window = torch.tensor(np.array([tokens[s : s + T + 1] for s in starts]))
         logits = model(window[:, :-1])
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
@@ -109,14 +110,20 @@ def double_trainer(config, data, folder, objective=NextToken):
     config = change(config, model_vocab_size=data.tokenizer.vocab_size)
     run = RunFolder(folder)
     run.create(config, data.tokenizer)
-    report.begin(run.metrics)
+    logging.begin(run.metrics)
     run.samples.touch()
     return Trainer(config, objective(GPTModel(config.model).double()), data, run, quiet)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 8])
-def test_steps_are_those_of_a_loop_by_hand(tiny_config, prepared, tmp_path, accumulate):
-    config = change(tiny_config, model_drop_rate=0.0, batch_size=8 // accumulate, accumulate=accumulate, max_steps=9)
+@pytest.mark.parametrize("grad_accum_steps", [1, 2, 8])
+def test_steps_are_those_of_a_loop_by_hand(tiny_config, prepared, tmp_path, grad_accum_steps):
+    config = change(
+        tiny_config,
+        model_drop_rate=0.0,
+        batch_size=8 // grad_accum_steps,
+        grad_accum_steps=grad_accum_steps,
+        max_steps=9,
+    )
     model, _, _ = by_hand(config, prepared, 9, double=True)
     trainer = double_trainer(config, prepared, tmp_path / "run")
     trainer.train()
@@ -133,9 +140,11 @@ class EvenTokensOnly(NextToken):
 
 def test_micro_batches_of_unequal_counts_make_one_big_batchs_step(tiny_config, prepared, tmp_path):
     weights = []
-    for batch_size, accumulate in ((8, 1), (2, 4), (1, 8)):
-        config = change(tiny_config, model_drop_rate=0.0, batch_size=batch_size, accumulate=accumulate, max_steps=5)
-        trainer = double_trainer(config, prepared, tmp_path / str(accumulate), EvenTokensOnly)
+    for batch_size, grad_accum_steps in ((8, 1), (2, 4), (1, 8)):
+        config = change(
+            tiny_config, model_drop_rate=0.0, batch_size=batch_size, grad_accum_steps=grad_accum_steps, max_steps=5
+        )
+        trainer = double_trainer(config, prepared, tmp_path / str(grad_accum_steps), EvenTokensOnly)
         trainer.train()
         weights.append(torch.cat([p.detach().flatten() for p in trainer.objective.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-12)
@@ -209,7 +218,7 @@ def test_a_run_stopped_after_each_step_is_the_run_that_never_stopped(tiny_config
     """With dropout and accumulation, across ends of epochs, on and off the intervals of logs, evaluations and saves."""
     truth, broken = tmp_path / "truth", tmp_path / "broken"
     trainer = train(tiny_config, truth)
-    assert len(trainer.windows) < 12 * 8 / 2  # the third epoch begins
+    assert len(trainer.examples) < 12 * 8 / 2  # the third epoch begins
     stop_at(Trainer.start(tiny_config, broken, quiet), 1)
     for step in range(2, 13):
         trainer = Trainer.resume(broken, say=quiet)
@@ -221,17 +230,17 @@ def test_a_run_stopped_after_each_step_is_the_run_that_never_stopped(tiny_config
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model_backbone": "lstm"}, {"model_kernels": "explicit"}, {"dtype": "bfloat16"}, {"model_tie_embeddings": True},
-     {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"windows": "document"},
+    [{"model_backbone": "lstm"}, {"model_kernels": "reference"}, {"dtype": "bfloat16"}, {"model_tie_embeddings": True},
+     {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"packing": "document"},
      {"optim": OptimConfig(name="muon", lr=0.02)},
-     {"eval_batches": 1, "eval_every": 1, "keep": 1}],
+     {"eval_batches": 1, "eval_every": 1, "keep_checkpoints": 1}],
     ids=str,
 )  # fmt: skip
 def test_whatever_is_trained_is_resumed_exactly(tiny_config, tmp_path, changes):
     if changes.pop("windows", None):
         texts = [f"{n} green bottles, hanging on the wall, {'one ' * (n % 5)}more" for n in range(40)]
         prepare_data(corpus_of(tmp_path / "texts", *texts), "char", tmp_path / "data")
-        changes["data"] = DataConfig(path=str(tmp_path / "data"), windows="document")
+        changes["data"] = DataConfig(path=str(tmp_path / "data"), packing="document")
     config = change(tiny_config, **changes)
     train(config, tmp_path / "truth")
     stop_at(Trainer.start(config, tmp_path / "run", quiet), 2)
@@ -245,16 +254,16 @@ def test_whatever_is_trained_is_resumed_exactly(tiny_config, tmp_path, changes):
 @given(
     every=st.fixed_dictionaries({f"{w}_every": st.integers(w == "log", 5) for w in ("log", "eval", "save", "sample")}),
     max_steps=st.integers(1, 14),
-    accumulate=st.integers(1, 3),
+    grad_accum_steps=st.integers(1, 3),
     stops=st.lists(st.integers(0, 14), max_size=6),
     kills=st.lists(st.integers(0, 14), max_size=4),
 )  # fmt: skip
 def test_stopped_and_killed_anywhere_at_any_intervals(
-    tiny_config, tmp_path_factory, every, max_steps, accumulate, stops, kills
+    tiny_config, tmp_path_factory, every, max_steps, grad_accum_steps, stops, kills
 ):
     """Stops save at once; kills, before the step is done, throw away what came after the last checkpoint."""
     folder = tmp_path_factory.mktemp("any")
-    config = change(tiny_config, max_steps=max_steps, accumulate=accumulate, **every)
+    config = change(tiny_config, max_steps=max_steps, grad_accum_steps=grad_accum_steps, **every)
     train(config, folder / "truth")
     trainer = Trainer.start(config, folder / "run", quiet)
     for step, killed in sorted([*((step, False) for step in stops), *((step, True) for step in kills)]):
@@ -319,7 +328,7 @@ def test_a_kill_in_the_last_drawing_leaves_no_run_without_its_picture(tiny_confi
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("gpt.plots.plot_losses", killed)
+        patch.setattr("gpt.run.plots.plot_losses", killed)
         with pytest.raises(Killed):
             trainer.train()
     remains = trainer.run.path / ".loss.png.tmp.png"
@@ -399,11 +408,11 @@ def test_the_batch_that_was_not_finite_is_saved(tiny_config, prepared, tmp_path)
     with safetensors.safe_open(trainer.run.not_finite, "pt") as file:
         facts, inputs, targets = file.metadata(), file.get_tensor("inputs"), file.get_tensor("targets")
     assert facts["step"] == "8"
-    n_windows, tokens = len(trainer.windows), prepared.train.tokens
-    order = [np.random.default_rng([7, epoch]).permutation(n_windows) for epoch in range(3)]
-    windows = [int(order[i // n_windows][i % n_windows]) for i in range(7 * 8, 8 * 8)]
-    assert facts["windows"] == str(windows)
-    for row, window in enumerate(windows):
+    n_examples, tokens = len(trainer.examples), prepared.train.tokens
+    order = [np.random.default_rng([7, epoch]).permutation(n_examples) for epoch in range(3)]
+    examples = [int(order[i // n_examples][i % n_examples]) for i in range(7 * 8, 8 * 8)]
+    assert facts["windows"] == str(examples)
+    for row, window in enumerate(examples):
         assert inputs[row].tolist() == tokens[window * 256 :][:16].tolist()
         assert targets[row].tolist() == tokens[window * 256 + 1 :][:16].tolist()
     Trainer.resume(tmp_path / "run", say=quiet).train()  # not poisoned this time
@@ -455,7 +464,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tiny_con
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"seed": 8}, "seed is 7 in this run, not 8"), ({"batch_size": 5}, "batch_size"),
-     ({"accumulate": 1}, "accumulate"),
+     ({"grad_accum_steps": 1}, "grad_accum_steps"),
      ({"model_n_layers": 1}, "model.n_layers is 2"),
      ({"optim": OptimConfig(weight_decay=0.0)}, "optim.weight_decay is 0.1")],
     ids=str,
@@ -568,7 +577,7 @@ def test_a_best_checkpoint_that_is_damaged_is_said_and_not_needed(tiny_config, t
     assert any(f"the best checkpoint is lost: {path.parent}" in line.replace(f"/{name}", "") for line in said)
     trainer.best_loss = 0.0  # no other becomes the best
     trainer.train()
-    assert "at step 4\n" in report.summary(trainer)
+    assert "at step 4\n" in logging.summary(trainer)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a disk that is always full")
@@ -626,7 +635,7 @@ def test_a_plot_that_cannot_be_written_does_not_end_a_run(tiny_config, drawn, tm
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gpt.plots.plot_losses", full)
+    monkeypatch.setattr("gpt.run.plots.plot_losses", full)
     said = []
     trainer = Trainer.start(tiny_config, tmp_path / "run", said.append)
     trainer.train()
@@ -730,14 +739,14 @@ def test_the_same_batch_may_be_cut_anew_on_resume(tiny_config, tmp_path):
     config = change(tiny_config, model_drop_rate=0.0)
     truth = train(config, tmp_path / "truth")
     stop_at(Trainer.start(config, tmp_path / "run", quiet), 5)
-    trainer = Trainer.resume(tmp_path / "run", change(config, batch_size=2, accumulate=4), quiet)
+    trainer = Trainer.resume(tmp_path / "run", change(config, batch_size=2, grad_accum_steps=4), quiet)
     trainer.train()
     for ours, theirs in zip(trainer.parameters, truth.parameters, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt.runtime.shutil.which", lambda name: None)
+    monkeypatch.setattr("gpt.system.device.shutil.which", lambda name: None)
     lines = []
     trainer = Trainer.start(change(tiny_config, compile=True, max_steps=1), tmp_path / "run", lines.append)
     assert "needs a C++ compiler" in lines[0]
@@ -747,7 +756,7 @@ def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, m
 
 def test_a_compiled_model_is_saved_as_the_plain_one_and_resumed_exactly(tiny_config, tmp_path, monkeypatch):
     """torch.compile wraps the module, and with it its names; what it does to the formulas does not matter here."""
-    monkeypatch.setattr("gpt.runtime.compile_obstacle", lambda device: None)
+    monkeypatch.setattr("gpt.system.device.compile_obstacle", lambda device: None)
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="eager"))
     config = change(tiny_config, compile=True, max_steps=6)
     truth = train(config, tmp_path / "truth")

@@ -17,7 +17,7 @@ import torch
 
 import gpt.objectives.objective
 from gpt.config import TrainConfig, from_dict
-from gpt.parallel import processes
+from gpt.system.distributed import ctx
 from gpt.trainer import Trainer
 
 
@@ -45,28 +45,28 @@ def work(job, group):
 @contextlib.contextmanager
 def listening(group):
     """A list of whether DDP adds up gradients, pass by pass."""
-    adding_up, added_up = group.adding_up, []
+    grad_sync, added_up = group.grad_sync, []
 
     @contextlib.contextmanager
     def listen(module, last):
-        with adding_up(module, last):
+        with grad_sync(module, last):
             added_up.append(getattr(module, "require_backward_grad_sync", None))
             yield
 
-    group.adding_up = listen
+    group.grad_sync = listen
     try:
         yield added_up
     finally:
-        group.adding_up = adding_up
+        group.grad_sync = grad_sync
 
 
 def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    Trainer.draw = lambda self: None
+    Trainer.example_rng = lambda self: None
     gpt.objectives.objective.SAMPLE_TOKENS = 20
     jobs = Path(sys.argv[1]).absolute()
-    with processes() as group:
+    with ctx() as group:
         for number, job in enumerate(json.loads(jobs.read_text())):
             try:
                 told = work(job, group)

@@ -2,19 +2,18 @@
 
 import dataclasses
 import re
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gpt.checkpoint import RunFolder, load_model
-from gpt.config import TrainConfig
+from gpt.checkpoint import RunFolder
+from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
-from gpt.ops.explicit import IGNORE
-from gpt.places import existing_run
-from gpt.prepared import PreparedData
+from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.paths import existing_run
+from gpt.token_files import PreparedData
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -33,21 +32,18 @@ class Distill(NextToken):
 
     Evaluated as next-token prediction, so that the student compares with one that has learnt from labels alone. The
     logits of a whole micro-batch, the student's and the teacher's, are held at once: a large vocabulary wants a small
-    batch_size and more of `accumulate`.
+    batch_size and more of `grad_accum_steps`.
     """
 
-    @cached_property
-    def _teacher(self) -> tuple[GPTModel]:
-        """The teacher, frozen; within a tuple, since it is no part of what is trained and saved."""
-        run, _, step = self.config.teacher.rpartition(":")
-        with torch.random.fork_rng(devices=[]):  # a model begins with random weights, which a resumed run must not draw
-            teacher, _, _ = load_model(existing_run(run), step)
-        return (teacher.requires_grad_(False).to(self.model.tok_emb.weight),)  # where the student is, as precise
+    def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None, teacher: GPTModel | None = None):
+        super().__init__(model, config)
+        self._teacher = (teacher,)  # in a tuple: it is neither trained nor saved with this module
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, targets counted), two scalars, for inputs and targets (B, T)."""
         (teacher,) = self._teacher
-        counted = targets != IGNORE  # (B, T)
+        teacher = teacher.to(self.model.tok_emb.weight)  # the student's device and dtype; a no-op after the first step
+        counted = targets != IGNORE_INDEX  # (B, T)
         dtype = self.model.tok_emb.weight.dtype  # that dtype under autocast too
         with torch.no_grad():
             expected = teacher.out_head(teacher.hidden_states(inputs)[counted]).to(dtype)  # (N, V)
@@ -58,8 +54,8 @@ class Distill(NextToken):
         return weight * labels + (1 - weight) * soft, counted.sum()
 
     @classmethod
-    def fit(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
-        """See `Objective.fit`; the teacher's best checkpoint is named for good, as RUN:step-NNNNNN, so that a resumed
+    def resolve_config(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
+        """See `Objective.resolve_config`; the teacher's best checkpoint is named for good, as RUN:step-NNNNNN, so that a resumed
         run learns from the same one. ValueError where there is no teacher, or none that reads these tokens."""
         name = config.objective.teacher
         if not name:
@@ -83,4 +79,4 @@ class Distill(NextToken):
                 f"of the teacher {run}"
             )
         named = dataclasses.replace(config.objective, teacher=f"{run}:{folder.find(step).name}")
-        return super().fit(dataclasses.replace(config, objective=named), data)
+        return super().resolve_config(dataclasses.replace(config, objective=named), data)

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gpt.baselines import Yardstick
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.decoding import sample_token
+from gpt.evaluation.baselines import Baselines
+from gpt.generation import sample_token
 from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel, KVCache
-from gpt.objectives.blanks import END, MASK, START, Blanks, cut_spans, draw_spans, infilling_mask
-from gpt.objectives.objective import Objective, draw
-from gpt.objectives.stretches import Stretches, encode_blanks, guesses
-from gpt.ops.explicit import IGNORE
-from gpt.prepared import PreparedData, TokenFile
+from gpt.objectives.glm_spans import END, MASK, START, GLMSpans, cut_spans, draw_spans, infilling_mask
+from gpt.objectives.objective import Objective, example_rng
+from gpt.objectives.spans import Spans, encode_blanks, trivial_losses
+from gpt.ops.reference import IGNORE_INDEX
+from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
 
 
@@ -36,24 +36,24 @@ class Infilling(Objective):
         self.span_pos_emb = nn.Embedding(model.config.context_length, model.config.emb_dim)
         nn.init.normal_(self.span_pos_emb.weight, std=0.02)
 
-    def windows(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Stretches:
+    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Spans:
         """The stretches of a split that leave room for two more tokens per span, were all spans of one token."""
         longest = int(config.model.context_length / (1 + 2 * self.config.mask_rate)) - 1
         if longest < 2:
             raise ValueError(f"model.context_length is {config.model.context_length}, too few for a text with blanks")
-        return Stretches(config, data, split, longest)
+        return Spans(config, data, split, longest)
 
-    def batch(self, windows: Stretches, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
+    def batch(self, examples: Spans, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """inputs, targets, positions, span_positions, int64, (B, T) each; n_context (B,)."""
         rows = []
         for index in indices:
-            rng, text = draw(key, index), windows.text(index)
+            rng, text = example_rng(key, index), examples.text(index)
             spans = draw_spans(len(text), self.config.mask_rate, self.config.span_length, rng)
-            rows.append(cut_spans(text, spans, rng.permutation(len(spans)).tolist(), windows.tokenizer.special_ids))
-        filling = {"targets": IGNORE}  # 0 elsewhere; nothing sees what stands behind it
+            rows.append(cut_spans(text, spans, rng.permutation(len(spans)).tolist(), examples.tokenizer.special_ids))
+        filling = {"targets": IGNORE_INDEX}  # 0 elsewhere; nothing sees what stands behind it
         batch = {
             name: pad_sequence([torch.from_numpy(getattr(row, name)) for row in rows], True, filling.get(name, 0))
-            for name in Blanks._fields[:-1]
+            for name in GLMSpans._fields[:-1]
         }
         return batch | {"n_context": torch.tensor([row.n_context for row in rows])}
 
@@ -67,7 +67,7 @@ class Infilling(Objective):
             positions=positions,
             added=self.span_pos_emb(span_positions),
         )
-        counted = targets != IGNORE  # (B, T)
+        counted = targets != IGNORE_INDEX  # (B, T)
         return hidden[counted], targets[counted], span_positions[counted] == 1
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,16 +85,16 @@ class Infilling(Objective):
             "val_filled": ((wrong == 0).sum(), torch.tensor(len(wrong))),
         }
 
-    def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
+    def baselines_of(self, config: TrainConfig, data: PreparedData) -> Baselines:
         """What a token costs who guesses, and who knows how often each occurs; the ends of spans left out."""
-        return Yardstick(guesses(data), None, len(data.val.tokens))
+        return Baselines(trivial_losses(data), None, len(data.val.tokens))
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def fill(self, context: list[int], ids: dict[str, int], longest: int | None = None, **sampling) -> list[list[int]]:
         """What fills each [MASK] of a context, from left to right, each up to its end or to `longest` tokens. The
-        context is read once, into a cache; `sampling` as in `gpt.decoding.sample_token`."""
+        context is read once, into a cache; `sampling` as in `gpt.generation.sample_token`."""
         config, device = self.model.config, self.span_pos_emb.weight.device
         places = [place for place, i in enumerate(context) if i == ids[MASK]]
         room = (config.context_length - len(context)) // len(places) - 1
@@ -127,7 +127,7 @@ class Infilling(Objective):
         self,
         prompt: str,
         tokenizer: Tokenizer,
-        in_documents: bool,
+        prepend_eot: bool,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         **sampling,
@@ -144,7 +144,7 @@ class Infilling(Objective):
         """sample_prompt filled in, or a text of the validation split, with its blanks and as it is filled in."""
         blanks = config.sample_prompt
         if not blanks:
-            windows = self.windows(config, data, data.val)
-            batch = self.batch(windows, [seed % len(windows)], key=(0,))
+            examples = self.examples(config, data, data.val)
+            batch = self.batch(examples, [seed % len(examples)], key=(0,))
             blanks = data.tokenizer.decode(batch["inputs"][0, : batch["n_context"][0]].tolist())
         return f"{blanks}\n\nfilled in: {''.join(self.write(blanks, data.tokenizer, True))}"

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gpt.baselines import Yardstick
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.decoding import sample_token
+from gpt.evaluation.baselines import Baselines
+from gpt.generation import sample_token
 from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel
-from gpt.objectives.objective import Objective, draw
-from gpt.objectives.stretches import Stretches, encode_blanks, guesses
-from gpt.ops.explicit import IGNORE
-from gpt.prepared import PreparedData, TokenFile
+from gpt.objectives.objective import Objective, example_rng
+from gpt.objectives.spans import Spans, encode_blanks, trivial_losses
+from gpt.ops.reference import IGNORE_INDEX
+from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
 
 CLS, SEP, MASK = "[CLS]", "[SEP]", "[MASK]"
@@ -30,7 +30,7 @@ def choose(tokens: np.ndarray, rate: float, mask_id: int, vocab_size: int, rng: 
     those chosen 80% are read as [MASK], 10% as a random token, 10% as they are, so that a model cannot know which of
     the tokens that it reads are true. Devlin et al. 2019, arXiv:1810.04805, section 3.1.
     """
-    inputs, targets = tokens.copy(), np.full_like(tokens, IGNORE)
+    inputs, targets = tokens.copy(), np.full_like(tokens, IGNORE_INDEX)
     chosen = rng.choice(len(tokens), max(1, round(rate * len(tokens))), replace=False)
     targets[chosen] = tokens[chosen]
     fate = rng.random(len(chosen))
@@ -67,41 +67,41 @@ class Masked(Objective):
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
-    def windows(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Stretches:
+    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Spans:
         """The stretches of a split that fit the model beside [CLS] and [SEP]."""
         longest = config.model.context_length - 2 - self.config.next_sentence
         if longest < 2:
             raise ValueError(f"model.context_length is {config.model.context_length}, too few for a text to be masked")
-        return Stretches(config, data, split, longest)
+        return Spans(config, data, split, longest)
 
-    def batch(self, windows: Stretches, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
+    def batch(self, examples: Spans, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """inputs, targets and segments, int64, (B, T) each; lengths (B,) without padding; continues (B,), 1 where the
         second half is the first one's."""
-        ids, vocab_size = windows.tokenizer.special_ids, windows.tokenizer.tokenizer.vocab_size
-        rows, continues = [], []
+        ids, vocab_size = examples.tokenizer.special_ids, examples.tokenizer.tokenizer.vocab_size
+        rows, is_next = [], []
         for index in indices:
-            rng, text, cut = draw(key, index), windows.text(index), None
+            rng, text, cut = example_rng(key, index), examples.text(index), None
             if self.config.next_sentence:
                 cut = int(np.clip(rng.integers(len(text) // 4, 1 + 3 * len(text) // 4), 1, len(text) - 1))
-                continues.append(int(rng.random() < 0.5 or len(windows) == 1))
-                if not continues[-1]:
-                    text = np.concatenate([text[:cut], self._foreign(windows, index, len(text) - cut, rng)])
+                is_next.append(int(rng.random() < 0.5 or len(examples) == 1))
+                if not is_next[-1]:
+                    text = np.concatenate([text[:cut], self._foreign(examples, index, len(text) - cut, rng)])
             inputs, targets = choose(text, self.config.mask_rate, ids[MASK], vocab_size, rng)
             rows.append([torch.from_numpy(row) for row in self._framed(inputs, targets, cut, ids)])
         inputs, targets, segments = zip(*rows, strict=True)
         batch = {
             "inputs": pad_sequence(inputs, batch_first=True),
-            "targets": pad_sequence(targets, batch_first=True, padding_value=IGNORE),
+            "targets": pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX),
             "lengths": torch.tensor([len(row) for row in inputs]),
         }
         if not self.config.next_sentence:
             return batch
-        return batch | {"segments": pad_sequence(segments, batch_first=True), "continues": torch.tensor(continues)}
+        return batch | {"segments": pad_sequence(segments, batch_first=True), "continues": torch.tensor(is_next)}
 
     @staticmethod
-    def _foreign(windows: Stretches, index: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    def _foreign(examples: Spans, index: int, length: int, rng: np.random.Generator) -> np.ndarray:
         """So many tokens of another stretch, from a random place of it; all of it where it is shorter."""
-        other = windows.text((index + 1 + int(rng.integers(len(windows) - 1))) % len(windows))
+        other = examples.text((index + 1 + int(rng.integers(len(examples) - 1))) % len(examples))
         start = int(rng.integers(max(1, len(other) - length + 1)))
         return other[start : start + length]
 
@@ -111,7 +111,7 @@ class Masked(Objective):
         n = len(inputs)
         ends = [n] if cut is None else [cut, n]
         yield np.concatenate([[ids[CLS]], np.insert(inputs, ends, ids[SEP])])
-        yield np.concatenate([[IGNORE], np.insert(targets, ends, IGNORE)])
+        yield np.concatenate([[IGNORE_INDEX], np.insert(targets, ends, IGNORE_INDEX)])
         first = 2 + ends[0]
         yield np.concatenate([np.zeros(first, np.int64), np.ones(n + len(ends) + 1 - first, np.int64)])
 
@@ -128,7 +128,10 @@ class Masked(Objective):
 
     def forward(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, tokens chosen), two scalars, for what `batch` returns."""
-        hidden, chosen = self.encode(inputs, lengths, halves.get("segments")), targets != IGNORE  # (B, T, D), (B, T)
+        hidden, chosen = (
+            self.encode(inputs, lengths, halves.get("segments")),
+            targets != IGNORE_INDEX,
+        )  # (B, T, D), (B, T)
         loss = self.model.losses(hidden[chosen], targets[chosen], "sum", self.smoothing)
         if halves:
             verdicts = F.cross_entropy(self.sentence_head(hidden[:, 0]), halves["continues"], reduction="none")  # (B,)
@@ -137,25 +140,28 @@ class Masked(Objective):
 
     def measure(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> dict:
         """Both losses and their sum, how many tokens are the likeliest, and how many pairs are told right."""
-        hidden, chosen = self.encode(inputs, lengths, halves.get("segments")), targets != IGNORE  # (B, T, D), (B, T)
+        hidden, chosen = (
+            self.encode(inputs, lengths, halves.get("segments")),
+            targets != IGNORE_INDEX,
+        )  # (B, T, D), (B, T)
         losses, ranks = losses_and_ranks(self.model, hidden[chosen], targets[chosen])
         loss, n_chosen = losses.sum(), chosen.sum()
         found = {"loss": (loss, n_chosen), "val_masked_accuracy": ((ranks == 0).sum(), n_chosen)}
         if not halves:
             return found
-        logits, continues = self.sentence_head(hidden[:, 0]), halves["continues"]  # (B, 2), (B,)
-        verdicts, n_pairs = F.cross_entropy(logits, continues, reduction="none"), torch.tensor(len(continues))
+        logits, is_next = self.sentence_head(hidden[:, 0]), halves["continues"]  # (B, 2), (B,)
+        verdicts, n_pairs = F.cross_entropy(logits, is_next, reduction="none"), torch.tensor(len(is_next))
         return found | {
             "loss": (loss + (chosen.sum(1) * verdicts).sum(), n_chosen),
             "val_masked_loss": (loss, n_chosen),
             "val_sentence_loss": (verdicts.sum(), n_pairs),
-            "val_sentence_accuracy": ((logits.argmax(-1) == continues).sum(), n_pairs),
+            "val_sentence_accuracy": ((logits.argmax(-1) == is_next).sum(), n_pairs),
         }
 
-    def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
+    def baselines_of(self, config: TrainConfig, data: PreparedData) -> Baselines:
         """What the loss is who guesses, and who knows how often each token occurs; both toss a coin for the halves."""
         coin = math.log(2) * self.config.next_sentence
-        return Yardstick({name: loss + coin for name, loss in guesses(data).items()}, None, len(data.val.tokens))
+        return Baselines({name: loss + coin for name, loss in trivial_losses(data).items()}, None, len(data.val.tokens))
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -164,7 +170,7 @@ class Masked(Objective):
         self,
         prompt: str,
         tokenizer: Tokenizer,
-        in_documents: bool,
+        prepend_eot: bool,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         **sampling,
@@ -188,9 +194,9 @@ class Masked(Objective):
         """sample_prompt filled in, or a text of the validation split, as it is read and as it is filled in."""
         masked = config.sample_prompt
         if not masked:
-            windows = self.windows(config, data, data.val)
-            text = windows.text(seed % len(windows))[: config.model.context_length - 3]
-            rng, mask_id = draw((0,), seed), data.tokenizer.special_ids[MASK]
+            examples = self.examples(config, data, data.val)
+            text = examples.text(seed % len(examples))[: config.model.context_length - 3]
+            rng, mask_id = example_rng((0,), seed), data.tokenizer.special_ids[MASK]
             chosen = rng.choice(len(text), max(1, round(self.config.mask_rate * len(text))), replace=False)
             text[chosen] = mask_id
             masked = data.tokenizer.decode(text.tolist())

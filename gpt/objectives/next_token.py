@@ -6,9 +6,9 @@ from torch import Tensor
 from gpt.config import TrainConfig
 from gpt.loss import Evaluation, evaluate
 from gpt.objectives.objective import Objective
-from gpt.ops.explicit import IGNORE
-from gpt.parallel import ALONE, Processes
-from gpt.prepared import PreparedData
+from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.token_files import PreparedData
 
 
 class NextToken(Objective):
@@ -19,14 +19,14 @@ class NextToken(Objective):
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, targets counted), two scalars, for inputs and targets (B, T)."""
         loss = self.model(inputs, targets, reduction="sum", label_smoothing=self.smoothing)
-        return loss, (targets != IGNORE).sum()
+        return loss, (targets != IGNORE_INDEX).sum()
 
     def evaluate(
         self,
         config: TrainConfig,
         data: PreparedData,
         device: torch.device | str = "cpu",
-        processes: Processes = ALONE,
+        ctx: DistContext = SINGLE_PROCESS,
     ) -> Evaluation:
         """The loss per token on the validation split, without smoothing, and per byte of its text."""
         return evaluate(
@@ -35,8 +35,8 @@ class NextToken(Objective):
             config.model.context_length,
             config.batch_size,
             config.eval_batches,
-            eot_id=data.tokenizer.eot_id if config.data.windows == "document" else None,
+            eot_id=data.tokenizer.eot_id if config.data.packing == "document" else None,
             bytes_per_token=data.bytes_per_token,
             device=device,
-            processes=processes,
+            ctx=ctx,
         )

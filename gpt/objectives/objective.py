@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt.baselines import Yardstick, yardstick
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.data import fit_to_data, training_windows
-from gpt.decoding import sample_documents, stream_ids
+from gpt.data import create_examples, fit_to_data
+from gpt.evaluation.baselines import Baselines, baselines_of
+from gpt.generation import sample_documents, stream_ids
 from gpt.loss import Evaluation, evaluating
 from gpt.model import GPTModel
-from gpt.parallel import ALONE, Processes
-from gpt.prepared import PreparedData, TokenFile
+from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer, decode_stream, with_special_tokens
 
 SAMPLE_TOKENS = 120
@@ -52,25 +52,25 @@ class Objective(nn.Module):
     # --- data ---------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def as_read(cls, data: PreparedData) -> PreparedData:
+    def transform(cls, data: PreparedData) -> PreparedData:
         """Prepared data as this objective reads them: with its special tokens in the vocabulary."""
         if not cls.special_tokens:
             return data
         return dataclasses.replace(data, tokenizer=with_special_tokens(data.tokenizer, cls.special_tokens))
 
     @classmethod
-    def fit(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
+    def resolve_config(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
         """The config with what the data decide filled in. ValueError where it does not fit them."""
         return fit_to_data(config, data)
 
-    def windows(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
+    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
         """What `batch` takes a batch from: the windows of a split that a config asks for."""
-        return training_windows(config, data, split)
+        return create_examples(config, data, split)
 
-    def batch(self, windows: Sized, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
+    def batch(self, examples: Sized, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """The arguments of `forward` for the windows of these numbers. What is drawn at random for window i is drawn
         by `draw(key, i)`, so that it is the same however a batch is cut, and again when a run is resumed."""
-        inputs, targets = windows.batch(indices)
+        inputs, targets = examples.batch(indices)
         return {"inputs": inputs, "targets": targets}
 
     # --- measuring ----------------------------------------------------------------------------------------------------
@@ -85,53 +85,53 @@ class Objective(nn.Module):
         config: TrainConfig,
         data: PreparedData,
         device: torch.device | str = "cpu",
-        processes: Processes = ALONE,
+        ctx: DistContext = SINGLE_PROCESS,
     ) -> Evaluation:
         """The loss on the validation split: all of it, or eval_batches spread evenly over it, shared out over the
         processes. What is drawn at random is the same each time, and no random state is touched."""
-        windows, size = self.windows(config, data, data.val), config.batch_size
-        batches = [range(first, min(first + size, len(windows))) for first in range(0, len(windows), size)]
+        examples, size = self.examples(config, data, data.val), config.batch_size
+        batches = [range(first, min(first + size, len(examples))) for first in range(0, len(examples), size)]
         if 0 < config.eval_batches < len(batches):
             batches = [batches[i * len(batches) // config.eval_batches] for i in range(config.eval_batches)]
         names = ("loss", *self.figures)
         measured = np.zeros((len(batches), len(names), 2))  # of each batch a sum, and how many it is the sum of
         with evaluating(self):
-            for number in processes.share(range(len(batches))):
-                batch = self.batch(windows, batches[number], key=(0,))
+            for number in ctx.shard(range(len(batches))):
+                batch = self.batch(examples, batches[number], key=(0,))
                 found = self.measure(**{name: tensor.to(device) for name, tensor in batch.items()})
                 measured[number] = [[float(figure) for figure in found[name]] for name in names]
-        sums, counts = np.moveaxis(processes.total(measured), 2, 0)  # (batches, figures) each
+        sums, counts = np.moveaxis(ctx.all_reduce_sum(measured), 2, 0)  # (batches, figures) each
         means = sums.sum(0) / counts.sum(0).clip(min=1)
         figures = dict(zip(self.figures, means[1:].tolist(), strict=True))
         return Evaluation(np.arange(len(batches)), sums[:, 0], counts[:, 0], figures=figures)
 
-    def yardstick(self, config: TrainConfig, data: PreparedData) -> Yardstick:
+    def baselines_of(self, config: TrainConfig, data: PreparedData) -> Baselines:
         """What the validation loss is measured by. The floor holds where all documents are read from their start."""
-        measure = yardstick(data)
-        whole = config.data.windows == "document" and not config.eval_batches
+        measure = baselines_of(data)
+        whole = config.data.packing == "document" and not config.eval_batches
         return measure if whole else dataclasses.replace(measure, floor=None)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def write(
-        self, prompt: str, tokenizer: Tokenizer, in_documents: bool, max_new_tokens: int | None = None, **sampling
+        self, prompt: str, tokenizer: Tokenizer, prepend_eot: bool, max_new_tokens: int | None = None, **sampling
     ) -> Iterator[str]:
-        """The prompt, and what the model makes of it, piece by piece; `sampling` as in `gpt.decoding.generate`."""
-        written = stream_ids(self.model, tokenizer.encode(prompt), tokenizer, in_documents, max_new_tokens, **sampling)
+        """The prompt, and what the model makes of it, piece by piece; `sampling` as in `gpt.generation.generate`."""
+        written = stream_ids(self.model, tokenizer.encode(prompt), tokenizer, prepend_eot, max_new_tokens, **sampling)
         yield prompt
         yield from decode_stream(tokenizer, written)
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
         """A text for samples.txt: sample_prompt continued, or the first token of the training split."""
         prompt = config.sample_prompt
-        longest = None if config.data.windows == "document" else SAMPLE_TOKENS
-        in_documents = longest is None or (data.separated and not prompt)  # whose first token is end-of-text
-        if not prompt and not in_documents:
+        longest = None if config.data.packing == "document" else SAMPLE_TOKENS
+        prepend_eot = longest is None or (data.has_eot and not prompt)  # whose first token is end-of-text
+        if not prompt and not prepend_eot:
             prompt = data.tokenizer.decode(data.train.tokens[:1].tolist())
         generator = torch.Generator(next(self.model.parameters()).device).manual_seed(seed)
         return "".join(
             self.write(
-                prompt, data.tokenizer, in_documents, longest, temperature=SAMPLE_TEMPERATURE, generator=generator
+                prompt, data.tokenizer, prepend_eot, longest, temperature=SAMPLE_TEMPERATURE, generator=generator
             )
         )
 
@@ -140,6 +140,6 @@ class Objective(nn.Module):
         return [tokenizer.decode(ids) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]
 
 
-def draw(key: tuple[int, ...], index: int) -> np.random.Generator:
+def example_rng(key: tuple[int, ...], index: int) -> np.random.Generator:
     """The generator of what is drawn at random for window `index` under a key."""
     return np.random.default_rng([*key, index])

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
-from gpt.decoding import sample_documents, stream_ids
+from gpt.generation import sample_documents, stream_ids
 from gpt.objectives.next_token import NextToken
-from gpt.prepared import PreparedData
+from gpt.token_files import PreparedData
 from gpt.tokenizer import Tokenizer
 
 
@@ -21,18 +21,18 @@ class Reverse(NextToken):
     left_to_right = False
 
     @classmethod
-    def as_read(cls, data: PreparedData) -> PreparedData:
+    def transform(cls, data: PreparedData) -> PreparedData:
         """Prepared data with the tokens of both splits in reverse order; marks between documents stay marks."""
         splits = ((name, getattr(data, name)) for name in ("train", "val"))
         turned = {name: dataclasses.replace(split, tokens=split.tokens[::-1]) for name, split in splits}
-        return dataclasses.replace(data, **turned, from_end=not data.from_end)
+        return dataclasses.replace(data, **turned, reversed=not data.reversed)
 
     def write(
-        self, prompt: str, tokenizer: Tokenizer, in_documents: bool, max_new_tokens: int | None = None, **sampling
+        self, prompt: str, tokenizer: Tokenizer, prepend_eot: bool, max_new_tokens: int | None = None, **sampling
     ) -> Iterator[str]:
         """What stands before the prompt, and the prompt: known from the left only when all of it is written."""
         ids = tokenizer.encode(prompt)[::-1]
-        before = list(stream_ids(self.model, ids, tokenizer, in_documents, max_new_tokens, **sampling))
+        before = list(stream_ids(self.model, ids, tokenizer, prepend_eot, max_new_tokens, **sampling))
         yield tokenizer.decode(before[::-1]) + prompt
 
     def documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:

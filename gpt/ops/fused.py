@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt.ops.explicit import IGNORE, causal_mask
+from gpt.ops.reference import IGNORE_INDEX, causal_mask
 
 # Logits held at once by linear_cross_entropy, whatever the batch: 2^23 numbers, 32 MB in float32, a large CPU's cache.
-CHUNK_LOGITS = 2**23
+MAX_LOGITS = 2**23
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-LARGE = 2**20  # numbers in an activation, from which on it is rather made again than kept
-SMALL = 2**17  # numbers in a weight, below which a call of oneDNN, and a gradient through Python, cost what they gain
+RECOMPUTE_MIN_NUMEL = 2**20  # numbers in an activation, from which on it is rather made again than kept
+ONEDNN_MIN_NUMEL = (
+    2**17
+)  # numbers in a weight, below which a call of oneDNN, and a gradient through Python, cost what they gain
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -29,7 +31,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `explicit.linear`. In float32 on a CPU by oneDNN, whose product is faster than MKL's: by a fifth on a batch,
     twice as fast on the single row of decoding. A second derivative, which that lacks, is an error."""
-    if weight.numel() < SMALL or not _has_onednn(x, weight):
+    if weight.numel() < ONEDNN_MIN_NUMEL or not _has_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _Linear.apply(x, weight, bias)
@@ -95,13 +97,13 @@ def gelu(x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def made_again(layer: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
+def recompute(layer: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
     """layer(x), for what is computed in this context. Where it is large, autograd keeps x alone, from which it makes
     layer(x) once more: a layer without randomness and without a matrix product costs less time than its result memory.
     Chen et al. 2016, arXiv:1604.06174.
     """
     y = layer(x)
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or y.numel() < LARGE:
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or y.numel() < RECOMPUTE_MIN_NUMEL:
         yield y
         return
     address = y.data_ptr()
@@ -131,7 +133,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "c
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
     """See `explicit.cross_entropy`."""
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction, label_smoothing=label_smoothing)
+    return F.cross_entropy(
+        logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction, label_smoothing=label_smoothing
+    )
 
 
 def linear_cross_entropy(
@@ -150,26 +154,26 @@ def linear_cross_entropy(
         if reduction == "none":
             return losses
         total = losses.sum()
-    return total / (targets != IGNORE).sum() if reduction == "mean" else total
+    return total / (targets != IGNORE_INDEX).sum() if reduction == "mean" else total
 
 
 def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The rows of a chunk, its targets (C,) and its logits (C, V), in the weight's precision even under autocast."""
-    n_rows = rows_at_once(len(weight))
+    n_rows = chunk_rows(len(weight))
     for start in range(0, len(targets), n_rows):
         rows = slice(start, start + n_rows)
         yield rows, targets[rows], linear(hidden[rows], weight).to(weight.dtype)
 
 
-def rows_at_once(vocab_size: int) -> int:
+def chunk_rows(vocab_size: int) -> int:
     """How many rows of logits are held at once: whole blocks of 64, which kernels work on, where it can be."""
-    n_rows = max(1, CHUNK_LOGITS // vocab_size)
+    n_rows = max(1, MAX_LOGITS // vocab_size)
     return n_rows - n_rows % 64 if n_rows > 64 else n_rows
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of logits (C, V), and its gradient with respect to them, (C, V)."""
-    counted = (targets != IGNORE)[:, None].to(logits.dtype)  # (C, 1)
+    counted = (targets != IGNORE_INDEX)[:, None].to(logits.dtype)  # (C, 1)
     targets = targets.clamp(min=0)[:, None]  # (C, 1)
     log_probabilities = torch.log_softmax(logits, dim=-1)  # (C, V)
     label = torch.full_like(counted, 1 - label_smoothing)  # (C, 1), its probability but for the share all have

@@ -5,7 +5,7 @@ from exercises import Wrong, called, choice, exercise, number, tensor
 
 
 @exercise("03.1")
-def windows(answer):
+def examples(answer):
     """Inputs and targets (N, T) of a text, targets one ahead."""
     for n, length, stride in ((20, 4, 4), (21, 4, 4), (17, 5, 2), (6, 5, 5), (9, 1, 3), (13, 4, 6)):
         tokens = torch.arange(100, 100 + n) * 7 % 61

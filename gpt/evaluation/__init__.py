@@ -1,0 +1,1 @@
+"""Metrics, information theory, baselines, and samples checked by a grammar."""

@@ -1,0 +1,75 @@
+"""n-gram language models with interpolated Kneser-Ney smoothing."""
+
+import numpy as np
+
+
+class _Counts:
+    """How often each n-gram occurs, and the interpolated Kneser-Ney estimate that follows from it.
+
+    An n-gram is packed into one whole number, context · V + token, so that counting is sorting.
+    """
+
+    def __init__(self, ngrams: np.ndarray, counts: np.ndarray, vocab_size: int):
+        self.ngrams, self.counts, self.vocab_size = ngrams, counts, vocab_size
+        # Chen and Goodman 1999, equation 26: what to subtract from a count of 1, of 2, and of 3 or more
+        n1, n2, n3, n4 = (int((counts == i).sum()) for i in (1, 2, 3, 4))
+        y = n1 / (n1 + 2 * n2) if n1 else 0.5
+        above = [(1, n1, n2), (2, n2, n3), (3, n3, n4)]
+        discounts = [i - (i + 1) * y * next_n / n if n else 0.0 for i, n, next_n in above]
+        # where that says nothing, or less than nothing, i · y: at a discount of 0 new tokens would have no probability
+        self.discounts = np.array([0.0, *(d if d > 0 else i * y for i, d in enumerate(discounts, start=1))])
+        contexts = ngrams // vocab_size
+        self.contexts, first = np.unique(contexts, return_index=True)
+        self.totals = np.add.reduceat(counts, first)  # of each context's counts
+        self.freed = np.add.reduceat(self._discount(counts), first)  # what was subtracted from them
+
+    def _discount(self, counts: np.ndarray) -> np.ndarray:
+        return self.discounts[np.minimum(counts, 3)]
+
+    def probability(self, contexts: np.ndarray, tokens: np.ndarray, lower: np.ndarray) -> np.ndarray:
+        """p(token | context), where `lower` is the estimate from a context shorter by one token.
+
+        p = (c(context, token) - D) / c(context) + (all D of the context) / c(context) · lower; the lower estimate alone
+        where the context has not been seen.
+        """
+        counts = _look_up(self.ngrams, self.counts, contexts * self.vocab_size + tokens)
+        totals = _look_up(self.contexts, self.totals, contexts)
+        freed = _look_up(self.contexts, self.freed, contexts)
+        seen = totals > 0
+        totals = np.where(seen, totals, 1)
+        return np.where(seen, (counts - self._discount(counts) + freed * lower) / totals, lower)
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The values of the wanted ones among sorted keys; 0 for those that are not among them."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0)
+
+
+def ngram_log_probabilities(train: np.ndarray, text: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
+    """ln p of each token of `text` after the first, given the n - 1 tokens before it, in nats: (len(text) - 1,).
+
+    An interpolated modified Kneser-Ney model of order n, counted on `train`: orders below the highest count in how many
+    different contexts an n-gram occurs, not how often. Every token has a probability, a new one too. Kneser and Ney
+    1995; Chen and Goodman 1999, "An empirical study of smoothing techniques for language modeling".
+    """
+    train, text = np.asarray(train, np.int64), np.asarray(text, np.int64)
+    n = min(n, len(train))
+    estimate = np.full(len(text) - 1, 1 / vocab_size)
+    for order in range(1, n + 1):  # from contexts of order - 1 tokens
+        ngrams = _windows(train, min(order + 1, n), vocab_size)
+        if order < n:  # drop the first token: each distinct longer n-gram counts once
+            ngrams = np.unique(ngrams) % vocab_size**order
+        level = _Counts(*np.unique(ngrams, return_counts=True), vocab_size)
+        first = max(1, order - 1)  # tokens before it have shorter contexts: their estimate stands
+        contexts = _windows(text[first - order + 1 : -1], order - 1, vocab_size)[: len(text) - first]
+        estimate[first - 1 :] = level.probability(contexts, text[first:], estimate[first - 1 :])
+    return np.log(estimate)
+
+
+def _windows(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
+    """All n-grams of a text, each packed into one whole number."""
+    packed = np.zeros(max(0, len(tokens) - n + 1), np.int64)
+    for i in range(n):
+        packed = packed * vocab_size + tokens[i : i + len(packed)]
+    return packed

@@ -1,0 +1,231 @@
+"""Text from a model: the greedy oracle `generate_text_simple`, and `generate` with sampling, a KV cache and streams."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from gpt.loss import evaluating
+from gpt.model import KVCache
+from gpt.tokenizer import Tokenizer
+
+
+def text_to_token_ids(text: str, tokenizer: Tokenizer) -> Tensor:
+    """A text as a batch of one sequence of token ids, (1, T)."""
+    return torch.tensor([tokenizer.encode(text)], dtype=torch.long)
+
+
+def token_ids_to_text(token_ids: Tensor, tokenizer: Tokenizer) -> str:
+    """The text of one sequence of token ids, (1, T) or (T,)."""
+    if token_ids.dim() > 1 and token_ids.size(0) != 1:
+        raise ValueError(f"one sequence is decoded at a time, not a batch of {token_ids.size(0)}")
+    return tokenizer.decode(token_ids.flatten().tolist())
+
+
+@torch.no_grad()
+def generate_text_simple(model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int) -> Tensor:
+    """Token ids (B, T) continued greedily by max_new_tokens, (B, T + max_new_tokens).
+
+    Each step reads the last context_size tokens from scratch and appends the most probable next token: slow and
+    plain, the oracle that `generate` is held against. The model is used in the mode it is in: call eval() first.
+    """
+    for _ in range(max_new_tokens):
+        logits = model(idx[:, -context_size:])[:, -1]  # (B, V)
+        idx = torch.cat([idx, logits.argmax(dim=-1, keepdim=True)], dim=1)
+    return idx
+
+
+def sample_token(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One token per row, (B,), drawn from softmax(logits / temperature) for logits (B, V); the best at temperature 0.
+
+    top_k keeps the k most probable tokens (Fan et al. 2018, arXiv:1805.04833); top_p then keeps the smallest set of
+    most probable tokens that holds at least the probability top_p (nucleus sampling, Holtzman et al. 2020,
+    arXiv:1904.09751). FloatingPointError where the logits are NaN.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)  # 0 for the best: never inf - inf
+    if top_k is not None and top_k < logits.size(-1):
+        smallest_kept = logits.topk(top_k).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)  # (B, V)
+        before = ordered.cumsum(dim=-1) - ordered  # the probability of all that are more probable
+        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, (before >= top_p) & (before > 0))
+        logits = logits.masked_fill(dropped, -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    if not probabilities.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite: its weights have diverged")
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def stream(
+    model: nn.Module,
+    idx: Tensor | list[Tensor],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """The next tokens of all rows, (B,), one after the other; arguments as in `generate`.
+
+    A row that has ended goes on with stop_id; the stream ends when all have. While everything fits the model's
+    window, a KV cache spares reading a token twice, and each token costs about as much as the one before: all weights
+    are read once, and a row's keys and values, 2 n_layers · emb_dim numbers for each token so far. Beyond the window
+    learned positions shift with each token, and with them all that was computed from them: no cached key stays valid,
+    no shorter way is exact, and each step reads the last context_length tokens anew, as the oracle does.
+    """
+    rows = _check(model, idx, max_new_tokens, temperature, top_k, top_p)
+    device = next(model.parameters()).device
+    window = model.config.context_length
+    longest = max(map(len, rows))
+    # rows of unequal length are padded on the left, so that all of them continue at the same column
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    for row, ids in enumerate(rows):
+        tokens[row, longest - len(ids) :] = ids
+    tokens = tokens.to(device)
+    padding = torch.tensor([longest - len(ids) for ids in rows], device=device)  # (B,)
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+
+    cache = None
+    with evaluating(model):
+        for _ in range(max_new_tokens):
+            columns = tokens.size(1)
+            if columns > window:
+                cache, new = None, tokens[:, -window:]
+            elif cache is None:
+                cache = KVCache(model.config.n_layers, min(window, longest + max_new_tokens))
+                new = tokens
+            else:
+                new = tokens[:, -1:]
+            x = model.hidden_states(new, cache=cache, **_padding_arguments(padding, columns, new.size(1), window))
+            chosen = sample_token(model.out_head(x[:, -1]), temperature, top_k, top_p, generator)  # (B,)
+            if stop_id is not None:
+                chosen = torch.where(ended, stop_id, chosen)
+                ended |= chosen == stop_id
+            yield chosen
+            if stop_id is not None and ended.all():
+                return
+            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+
+
+def _padding_arguments(padding: Tensor, columns: int, n_new: int, window: int) -> dict[str, Tensor]:
+    """Mask and positions of the last n_new of `columns` columns, of which row b's first padding[b] are padding.
+
+    Nothing where no padding is left in the window: the plain causal mask and positions are right, and faster.
+    """
+    first = max(0, columns - window)  # the column at which the window begins
+    padding = (padding - first).clamp(min=0)  # columns of padding within the window, (B,)
+    if not padding.any():
+        return {}
+    column = torch.arange(columns - first, device=padding.device)  # (S,)
+    query = column[-n_new:]  # (T,)
+    visible = (column <= query[:, None]) & (column >= padding[:, None, None])  # (B, T, S)
+    own = column == query[:, None]  # a padding column sees itself, or its softmax would be over nothing
+    return {"mask": visible | own, "positions": (query - padding[:, None]).clamp(min=0)}
+
+
+def generate(
+    model: nn.Module,
+    idx: Tensor | list[Tensor],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor | list[Tensor]:
+    """Token ids continued by up to max_new_tokens: prompts and continuations, (B, T + new) for `idx` (B, T).
+
+    A list of 1-D tensors, which may differ in length, gives such a list, each cut after its stop_id; in a tensor a
+    row that has ended is filled up with stop_id. Temperature 0 is greedy; otherwise `generator` makes the draw
+    repeatable. See `sample_token` for top_k and top_p. The model is in evaluation mode meanwhile and in its former mode
+    afterwards.
+
+    Raises ValueError for an empty prompt, and for a temperature < 0, a top_k < 1 or a top_p outside (0, 1].
+    """
+    new = list(stream(model, idx, max_new_tokens, temperature, top_k, top_p, stop_id, generator))
+    if isinstance(idx, Tensor):
+        return torch.cat([idx, *[chosen[:, None].to(idx.device) for chosen in new]], dim=1)
+    texts = []
+    for row, prompt in enumerate(idx):
+        written = [int(chosen[row]) for chosen in new]
+        if stop_id in written:
+            written = written[: written.index(stop_id) + 1]
+        texts.append(torch.cat([prompt, prompt.new_tensor(written)]))
+    return texts
+
+
+def stream_ids(
+    model: nn.Module,
+    ids: list[int],
+    tokenizer: Tokenizer,
+    prepend_eot: bool,
+    max_new_tokens: int | None = None,
+    **sampling,
+) -> Iterator[int]:
+    """The ids that a model goes on with after a prompt's, one by one, up to the end-of-text token, which is left out.
+
+    Without max_new_tokens they are at most 200; of a model trained on windows of documents, whose prompt the
+    end-of-text token precedes, at most its context_length. `sampling`: further arguments of `stream`. ValueError for a
+    prompt without a token, unless it begins a document.
+    """
+    ids = [tokenizer.eot_id] * prepend_eot + ids
+    if not ids:
+        raise ValueError("the prompt is empty: the model continues at least one token")
+    if max_new_tokens is None:
+        max_new_tokens = model.config.context_length if prepend_eot else 200
+    for tokens in stream(model, torch.tensor([ids]), max_new_tokens, stop_id=tokenizer.eot_id, **sampling):
+        (i,) = tokens.tolist()
+        if i != tokenizer.eot_id:
+            yield i
+
+
+def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch_size: int = 100) -> list[list[int]]:
+    """The tokens of n documents as a model writes them from one end-of-text token to the next, at temperature 1, where
+    each is as probable as the model says. One that does not end is cut off at the model's context_length."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    documents = []
+    while len(documents) < n:
+        prompts = [torch.tensor([eot_id])] * min(batch_size, n - len(documents))
+        written = generate(model, prompts, model.config.context_length, stop_id=eot_id, generator=generator)
+        documents += [[i for i in ids.tolist() if i != eot_id] for ids in written]
+    return documents
+
+
+def _check(model, idx, max_new_tokens, temperature, top_k, top_p) -> list[Tensor]:
+    """The prompts as 1-D tensors; ValueError for arguments that mean nothing."""
+    check_sampling(max_new_tokens, temperature, top_k, top_p)
+    rows = list(idx)
+    if not rows or any(not isinstance(row, Tensor) or row.dim() != 1 for row in rows):
+        raise ValueError("prompts are a (B, T) tensor, or a list of at least one 1-D tensor")
+    if any(row.is_floating_point() or row.is_complex() for row in rows):
+        raise ValueError("prompts are token ids: tensors of whole numbers")
+    if any(len(row) == 0 for row in rows):
+        raise ValueError("a prompt is empty: the model continues at least one token")
+    vocab_size = model.config.vocab_size
+    if any(int(row.min()) < 0 or int(row.max()) >= vocab_size for row in rows):
+        raise ValueError(f"a prompt holds a token id outside the model's vocabulary of {vocab_size}")
+    return rows
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """ValueError for settings of `generate` that mean nothing."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be at least 0 (0 is greedy), not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], not {top_p}")

@@ -1,0 +1,1 @@
+"""Parameters, memory, FLOPs and time before a run."""

@@ -1,0 +1,1 @@
+"""A run from the terminal: command line, callbacks, logs, plots."""

@@ -1,0 +1,102 @@
+"""Memory and disk: how much there is, how it is allocated, what to do when it runs out."""
+
+import contextlib
+import ctypes
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def set_allocator_flags() -> None:
+    """Have glibc keep the memory of freed tensors for the next step, instead of handing it back to the system; and CUDA
+    multiply float32 matrices in TF32, which rounds what it multiplies to 10 bits and adds up in float32.
+
+    Call it before the first tensor. Otherwise each step's large activations are new memory, whose pages the system
+    clears one by one at their first touch: a third of a training step's time on a CPU. Without glibc and without CUDA
+    it does nothing.
+    """
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if sys.platform != "linux":
+        return
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # glibc's malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**26)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that this process can come to hold on a device: those that are free, and those it holds already.
+
+    On a CPU a container's limit counts too, as its control group has it.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    own = psutil.Process().memory_info()
+    left = [psutil.virtual_memory().available, *_left_in_groups()]
+    with contextlib.suppress(ImportError):  # on Windows
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
+        left += [max(0, limit - own.vms)] * (limit != resource.RLIM_INFINITY)
+    return own.rss + min(left)
+
+
+def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes that each control group of this process, and each group around it, has left; none without a limit.
+
+    What a group holds of files that nobody waits for can be given back, so it counts as left.
+    """
+    left = []
+    with contextlib.suppress(OSError):
+        for line in groups.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":  # version 2
+                top, limit, used, inactive = root, "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):  # version 1
+                top, inactive = root / "memory", "total_inactive_file"
+                limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            else:
+                continue
+            group = top / path.strip("/")
+            for folder in (group, *group.parents):  # in a container the path may be the host's: its own group is `top`
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                    held = int((folder / used).read_text())
+                    files = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                    left.append(int((folder / limit).read_text()) - held + int(files.get(inactive, 0)))
+                if folder == top:
+                    break
+    return left
+
+
+def available_disk(folder: str | Path) -> int:
+    """Bytes free where `folder` is, or will be made, and those of the checkpoints that it holds already."""
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    held = sum(file.stat().st_size for file in (folder / "checkpoints").glob("step-*/*"))
+    return shutil.disk_usage(there).free + held
+
+
+@contextlib.contextmanager
+def oom_hint(batch_size: int, grad_accum_steps: int) -> Iterator[None]:
+    """Turns an out-of-memory error into a sentence that names the setting to lower, and by how much."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # CUDA has a class of its own, a CPU allocator only this text
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "alloc" not in str(error).lower():
+            raise
+        if batch_size > 1:
+            smaller = (batch_size + 1) // 2
+            advice = f"batch_size {smaller} with grad_accum_steps {-(-batch_size * grad_accum_steps // smaller)} takes about half"
+        else:
+            advice = "lower model.context_length, model.n_layers or model.emb_dim"
+        raise ValueError(f"not enough memory at batch_size {batch_size}: {advice}") from error

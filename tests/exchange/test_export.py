@@ -1,0 +1,379 @@
+"""gpt/exchange/export.py against transformers, which loads what it writes, and against a GPT of the book's layout."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import corpus_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_bad_input import execute
+from torch import nn
+
+from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
+from gpt.exchange.export import export_book, export_hf
+from gpt.exchange.models import open_model
+from gpt.exchange.pretrained import open_pretrained
+from gpt.generation import generate
+from gpt.model import GPTModel
+from gpt.text.prepare import prepare_data
+from gpt.tokenizer import CharTokenizer, get_tokenizer, load_tokenizer, with_special_tokens
+from gpt.trainer import Trainer
+from gpt.variants import adapt, create_model
+
+transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
+
+TEXTS = {
+    "English": "It's a café, isn't it? They've 12,345 of them...  and\tmore\n\n\n  than   that.\n",
+    "German": "Größe, Übermut und Straßenbahn: »Äh«, sagte Jörg.",
+    "Chinese": "从前有一个勇敢的孩子，名叫小明。他丢了铃铛！",
+    "Arabic": "كان يا ما كان، في قديم الزمان، طفلٌ شجاع.",
+    "code": "def f(x):\n    return {'a': [x**2 for _ in range(10)]}  # ok\r\n\tif x<=0: pass\n",
+    "emoji": "👩🏽‍🚀 and 👨‍👩‍👧‍👦, e\u0301 and \u00e9; 🇩🇪 \u200b\u2028\u00a0x",
+}
+TOKENIZERS = {
+    "gpt2": lambda: get_tokenizer("gpt2"),
+    "bpe": lambda: get_tokenizer("bpe:400", [*TEXTS.values()] * 3),
+    "char": lambda: CharTokenizer("".join(TEXTS.values())),
+    "char with end": lambda: CharTokenizer("".join(TEXTS.values()), end_of_text=True),
+    "with a mask": lambda: with_special_tokens(get_tokenizer("bpe:300", [*TEXTS.values()]), ["[MASK]"]),
+}
+KINDS = pytest.mark.parametrize("kind", TOKENIZERS)
+
+
+def model_of(tokenizer, **changes):
+    """A small model whose weights are all drawn at random, biases and norms too."""
+    torch.manual_seed(0)
+    shape = {"context_length": 24, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "drop_rate": 0.1, **changes}
+    model = GPTModel(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.2)
+    return model
+
+
+def theirs_of(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+# --- Hugging Face's layout --------------------------------------------------------------------------------------------
+
+
+@KINDS
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_transformers_computes_and_writes_the_same(kind, tied, qkv_bias, tmp_path):
+    tokenizer = TOKENIZERS[kind]()
+    model = model_of(tokenizer, tie_embeddings=tied, qkv_bias=qkv_bias)
+    export_hf(model, tokenizer, False, tmp_path / "out")
+    theirs, their_tokenizer = theirs_of(tmp_path / "out")
+    assert type(theirs).__name__ == "GPT2LMHeadModel"
+    ids = torch.randint(0, tokenizer.vocab_size, (3, 24))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-4)
+    torch.manual_seed(1)
+    prompts = [text[start : start + 4] for text in TEXTS.values() for start in (0, 5, 9, 13)]
+    assert len(prompts) >= 20
+    for prompt in prompts:
+        expected = tokenizer.encode(prompt)
+        found = their_tokenizer(prompt, return_tensors="pt")
+        assert found["input_ids"][0].tolist() == expected
+        written = theirs.generate(**found, max_new_tokens=8, do_sample=False, pad_token_id=0)[0]
+        ours = generate(model, torch.tensor([expected]), 8, temperature=0, stop_id=tokenizer.eot_id)[0]
+        assert written.tolist() == ours.tolist()
+        assert their_tokenizer.decode(written) == tokenizer.decode(ours.tolist())
+
+
+@KINDS
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_was_written_is_read_again(kind, tied, tmp_path):
+    tokenizer = TOKENIZERS[kind]()
+    model = model_of(tokenizer, tie_embeddings=tied, qkv_bias=True)
+    for write, out in ((export_hf, (False, tmp_path / "hf")), (export_book, (tmp_path / "book",))):
+        write(model, tokenizer, *out)
+        found = open_pretrained(out[-1])
+        assert found.tokenizer().to_dict() == tokenizer.to_dict()
+        again = found.model()
+        kept = dataclasses.replace(model.config, init="gpt2")
+        assert again.config == kept
+        assert again.state_dict().keys() == model.state_dict().keys()
+        assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+@KINDS
+def test_documents_begin_with_the_end_of_text_token(kind, tmp_path):
+    tokenizer = TOKENIZERS[kind]()
+    if tokenizer.eot_id is None:
+        return
+    export_hf(model_of(tokenizer), tokenizer, True, tmp_path / "out")
+    _, theirs = theirs_of(tmp_path / "out")
+    assert theirs(TEXTS["German"])["input_ids"] == [tokenizer.eot_id, *tokenizer.encode(TEXTS["German"])]
+    assert theirs("")["input_ids"] == [tokenizer.eot_id]
+    assert open_pretrained(tmp_path / "out").prepend_eot
+    export_hf(model_of(tokenizer), tokenizer, False, tmp_path / "plain")
+    assert not open_pretrained(tmp_path / "plain").prepend_eot
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Tokenizers by name, ours and what transformers makes of them."""
+    found = {}
+    for kind, make in TOKENIZERS.items():
+        folder = tmp_path_factory.mktemp("both") / "out"
+        export_hf(model_of(make()), make(), False, folder)
+        found[kind] = make(), transformers.AutoTokenizer.from_pretrained(folder)
+    return found
+
+
+@KINDS
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_texts_of_all_kinds_have_the_same_tokens(both, kind, text):
+    ours, theirs = both[kind]
+    assert theirs(text)["input_ids"] == ours.encode(text)
+    assert theirs.decode(ours.encode(text)) == text
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t'aZ0é中😀-")), max_size=40))
+@pytest.mark.parametrize("kind", ["gpt2", "bpe"])
+def test_any_text_has_the_same_tokens(both, kind, text):
+    ours, theirs = both[kind]
+    assert theirs(text)["input_ids"] == ours.encode(text)
+
+
+def test_special_tokens_are_special_there(both):
+    ours, theirs = both["with a mask"]
+    text = "a [MASK] b<|endoftext|>"
+    assert theirs(text)["input_ids"] == ours.encode(text, special=True)
+    assert theirs.eos_token_id == ours.eot_id
+
+
+def test_a_character_that_no_token_stands_for_is_an_error_there_too(both):
+    ours, theirs = both["char"]
+    with pytest.raises(ValueError, match="is not among"):
+        ours.encode("Q")
+    with pytest.raises(Exception, match="UNK"):
+        theirs("Q")
+
+
+# --- other models' tokenizers -----------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_that_others_have_trained(tmp_path):
+    """Byte pairs with ids in another order, and several named tokens in front, as models in other languages have."""
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator([*TEXTS.values()] * 3, vocab_size=350, special_tokens=["<s>", "<pad>", "<|endoftext|>"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    theirs.save_model(str(tmp_path))
+    ours = load_tokenizer(tmp_path)
+    assert (ours.vocab_size, ours.eot_id) == (theirs.get_vocab_size(), 2)
+    for text in TEXTS.values():
+        assert ours.encode(text) == theirs.encode(text).ids
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.encode("<s>") == theirs.encode("<").ids + theirs.encode("s").ids + theirs.encode(">").ids
+    ours.save(tmp_path / "ours.json")
+    assert load_tokenizer(tmp_path / "ours.json").to_dict() == ours.to_dict()
+    export_hf(model_of(ours), ours, False, tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS["Arabic"])["input_ids"] == ours.encode(
+        TEXTS["Arabic"]
+    )
+    (tmp_path / "tokenizer.json").unlink()
+    pair = load_tokenizer(tmp_path)  # vocab.json and merges.txt
+    assert pair.encode(TEXTS["German"]) == ours.encode(TEXTS["German"])
+
+
+def test_the_published_tokenizer_is_known_by_its_files(tmp_path):
+    export_hf(model_of(get_tokenizer("gpt2")), get_tokenizer("gpt2"), False, tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").to_dict() == {"kind": "gpt2"}
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"normalizer": {"type": "NFC"}}, r"changes a text before it cuts it \(NFC\)"),
+    ({"pre_tokenizer": {"type": "Whitespace"}}, "cuts a text otherwise than at GPT-2's words"),
+    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "cuts a text otherwise"),
+    ({"model": {"type": "Unigram", "vocab": []}}, "of the kind 'Unigram'"),
+    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "255 of the 256 bytes have no token"),
+    ({"model": 7}, "TypeError"),
+])  # fmt: skip
+def test_a_tokenizer_with_no_like_here_is_refused(change, words, both, tmp_path):
+    export_hf(model_of(get_tokenizer("gpt2")), get_tokenizer("gpt2"), False, tmp_path / "out")
+    file = tmp_path / "out" / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=words) as caught:
+        load_tokenizer(tmp_path / "out")
+    assert str(file) in str(caught.value)
+
+
+# --- the book's layout ------------------------------------------------------------------------------------------------
+
+
+class BookAttention(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_heads, d = cfg["n_heads"], cfg["emb_dim"]
+        self.W_query, self.W_key, self.W_value = (nn.Linear(d, d, bias=cfg["qkv_bias"]) for _ in range(3))
+        self.out_proj = nn.Linear(d, d)
+        self.register_buffer("mask", torch.ones(cfg["context_length"], cfg["context_length"]).triu(1))
+
+    def forward(self, x):
+        q, k, v = (
+            w(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for w in (self.W_query, self.W_key, self.W_value)
+        )
+        scores = q @ k.mT / k.shape[-1] ** 0.5
+        scores = scores.masked_fill(self.mask[: x.shape[1], : x.shape[1]].bool(), -torch.inf)
+        return self.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class BookNorm(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, x.shape[-1:], self.scale, self.shift, 1e-5)
+
+
+class BookFeedForward(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(approximate="tanh"), nn.Linear(4 * d, d))
+
+
+class BookBlock(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.att, self.ff = BookAttention(cfg), BookFeedForward(cfg["emb_dim"])
+        self.norm1, self.norm2 = BookNorm(cfg["emb_dim"]), BookNorm(cfg["emb_dim"])
+
+    def forward(self, x):
+        x = x + self.att(self.norm1(x))
+        return x + self.ff.layers(self.norm2(x))
+
+
+class BookModel(nn.Module):
+    """A GPT with the names that the book's checkpoints have, of PyTorch's modules: seven keys, a mask as a buffer."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.trf_blocks = nn.Sequential(*[BookBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = BookNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, ids):
+        x = self.tok_emb(ids) + self.pos_emb(torch.arange(ids.shape[1]))
+        return self.out_head(self.final_norm(self.trf_blocks(x)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_the_book_loads_it_with_strict(tied, qkv_bias, tmp_path):
+    tokenizer = TOKENIZERS["bpe"]()
+    model = model_of(tokenizer, tie_embeddings=tied, qkv_bias=qkv_bias)
+    export_book(model, tokenizer, tmp_path / "out")
+    cfg = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert len(cfg) == 7
+    book = BookModel(cfg)
+    book.load_state_dict(torch.load(tmp_path / "out" / "model.pth"), strict=True)
+    ids = torch.randint(0, tokenizer.vocab_size, (2, 24))
+    with torch.no_grad():
+        torch.testing.assert_close(book(ids), model(ids), rtol=0, atol=1e-5)
+
+
+# --- from a terminal --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """A folder with runs: of documents, of a text, read from its end, with a prefix, with LoRA, of an LSTM."""
+    folder = tmp_path_factory.mktemp("shelf")
+    prepare_data(
+        corpus_of(folder / "texts", *(f"{n} green bottles, one more" for n in range(40))), "char", folder / "data"
+    )
+    plain = TrainConfig(
+        max_steps=2, batch_size=4, sample_every=0, eval_every=0, device="cpu",
+        model=GPTConfig(0, 48, 16, 2, 1, tie_embeddings=True), data=DataConfig(str(folder / "data"), "document"),
+    )  # fmt: skip
+    changes = {
+        "documents": {},
+        "packed": {"data": DataConfig(str(folder / "data"))},
+        "reverse": {"objective": ObjectiveConfig("reverse")},
+        "masked": {"objective": ObjectiveConfig("masked")},
+        "prefix": {"adapter": AdapterConfig("prefix", length=3), "init_from": str(folder / "runs" / "documents")},
+        "lora": {"adapter": AdapterConfig("lora", rank=2), "init_from": str(folder / "runs" / "documents")},
+        "lstm": {"model": dataclasses.replace(plain.model, backbone="lstm")},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "draw", lambda self: None)
+        for name, changed in changes.items():
+            config = dataclasses.replace(plain, **changed)
+            Trainer.start(config, folder / "runs" / name, lambda line: None).train()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["documents", "packed", "lora"])
+def test_a_run_goes_out_and_comes_in_again(name, shelf, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(shelf)
+    out = tmp_path / "out"
+    assert execute(f"export --run {name} --out {out}") == 0
+    assert f"runs/{name}, step 2 -> {out}: " in capfd.readouterr()[0]
+    options = "--prompt '7 green' --max_new_tokens 10 --temperature 0"
+    written = []
+    for source in (f"--run {name}", f"--pretrained {out}"):
+        assert execute(f"generate {source} {options}") == 0
+        written.append(capfd.readouterr()[0])
+    theirs, tokenizer = theirs_of(out)
+    ids = tokenizer("7 green", return_tensors="pt")
+    text = tokenizer.decode(theirs.generate(**ids, max_new_tokens=10, do_sample=False, pad_token_id=0)[0])
+    assert written[0] == written[1] == text.replace("<|endoftext|>", "") + "\n"
+    figures = []
+    for source in (f"--run {name}", f"--pretrained {out}"):
+        assert execute(f"evaluate {source} --text texts --continuations 0") == 0
+        figures.append(capfd.readouterr()[0].splitlines()[1:])
+    assert figures[0] == figures[1]
+    assert any(line.startswith("measured with   tokenizer char, context 48, ") for line in figures[0])
+    subject = open_model(None, "", str(out))
+    assert subject.prepend_eot == (name != "packed")
+    assert execute(f"export --run {name} --out {out}") == 2
+    assert f"{out} exists already: name another folder" in capfd.readouterr()[1]
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    ("export --run reverse --out new", "predicts the next token, and reverse was trained for reverse"),
+    ("export --run masked --out new", "masked was trained for masked"),
+    ("export --run prefix --out new", "a model with a prefix cannot be exported"),
+    ("export --run lstm --out new", "the model has the backbone 'lstm'"),
+    ("export --run lstm --out new --format book", "the model has the backbone 'lstm'"),
+    ("export --run document --out new", "unknown run 'document': did you mean documents?"),
+    ("export --out new", "name a run: --run NAME"),
+    ("export --run documents --out texts", "texts exists already: name another folder"),
+    ("generate --prompt x", "name a run (--run NAME) or published weights (--pretrained NAME)"),
+    ("generate --run documents --pretrained gpt2 --prompt x", "name a run (--run NAME) or published weights"),
+    ("generate --pretrained runs/documents --prompt x", "runs/documents is a run: --run runs/documents"),
+    ("generate --pretrained nothing --prompt x", "no file or folder 'nothing', nor one of gpt2, gpt2-medium"),
+    ("generate --pretrained texts --prompt x", "no weights in texts"),
+    ("evaluate --pretrained gpt2", "name a text, --text FILE"),
+    ("evaluate --pretrained gpt2 --checkpoint all", "name a text, --text FILE"),
+])  # fmt: skip
+def test_mistakes(command, words, shelf, monkeypatch, capfd):
+    monkeypatch.chdir(shelf)
+    assert execute(command) == 2
+    err = capfd.readouterr()[1]
+    assert words in err
+    assert "Traceback" not in err
+    assert not (shelf / "new").exists()
+
+
+def test_a_model_that_the_layouts_have_no_place_for():
+    config = GPTConfig(20, 8, 16, 2, 1)
+    prefixed = adapt(create_model(config), AdapterConfig("prefix", length=2))
+    for export in (
+        lambda out: export_hf(prefixed, CharTokenizer("ab"), False, out),
+        lambda out: export_book(prefixed, CharTokenizer("ab"), out),
+    ):
+        with pytest.raises(ValueError, match=r"no place for .*prefix"):
+            export("nowhere")

@@ -1,0 +1,353 @@
+"""Both rooms of ops against PyTorch's own functions, values and gradients, in float64 and float32."""
+
+import inspect
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt.ops import fused, reference
+
+ROOMS = pytest.mark.parametrize("ops", [reference, fused], ids=["reference", "fused"])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+
+
+def tolerance(dtype):
+    return {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+
+
+def value_and_gradients(function, inputs):
+    """The function's value and the gradients of a fixed weighting of it with respect to each input."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = function(*leaves)
+    weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view(value.shape)
+    return value.detach(), torch.autograd.grad((value * weights).sum(), leaves)
+
+
+def assert_same(ours, truth, inputs):
+    value, gradients = value_and_gradients(ours, inputs)
+    true_value, true_gradients = value_and_gradients(truth, inputs)
+    kwargs = tolerance(value.dtype)
+    torch.testing.assert_close(value, true_value, **kwargs)
+    for gradient, true_gradient in zip(gradients, true_gradients, strict=True):
+        torch.testing.assert_close(gradient, true_gradient, **kwargs)
+
+
+def test_both_rooms_have_the_same_doors():
+    def doors(room):
+        found = inspect.getmembers(room, inspect.isfunction)
+        return {n: str(inspect.signature(f)) for n, f in found if f.__module__ == room.__name__ and n[0] != "_"}
+
+    plain, fast = doors(reference), doors(fused)
+    names = {
+        "softmax", "linear", "layer_norm", "gelu", "recompute", "attention", "cross_entropy", "linear_cross_entropy",
+    }  # fmt: skip
+    assert set(fast) == names | {"rows_at_once"}  # the last is no formula
+    del fast["rows_at_once"]
+    assert fast == {name: plain[name] for name in fast}
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("dim", [-1, 0])
+def test_softmax(ops, dtype, dim):
+    x = torch.randn(5, 7, dtype=dtype) * 4
+    assert_same(lambda x: ops.softmax(x, dim), lambda x: torch.softmax(x, dim), [x])
+
+
+@pytest.mark.parametrize("large", [0, 10**9])
+@pytest.mark.parametrize("room", [reference, fused], ids=["reference", "fused"])
+def test_what_is_made_again_has_the_same_gradients(room, large, monkeypatch):
+    monkeypatch.setattr(fused, "LARGE", large)
+    calls = []
+
+    def layer(x):
+        calls.append(x)
+        return torch.tanh(x)
+
+    def ours(x, weight, bias):
+        with room.recompute(layer, x) as y:
+            return F.linear(y, weight, bias) * y.sum()
+
+    inputs = [torch.randn(3, 5, 8), torch.randn(6, 8), torch.randn(6)]
+    assert_same(ours, lambda x, w, b: F.linear(torch.tanh(x), w, b) * torch.tanh(x).sum(), inputs)
+    assert len(calls) == (2 if room is fused and large == 0 else 1)
+
+
+@ROOMS
+def test_softmax_does_not_overflow(ops):
+    probabilities = ops.softmax(torch.tensor([1e4, 1e4, -1e4]))
+    torch.testing.assert_close(probabilities, torch.tensor([0.5, 0.5, 0.0]))
+
+
+@ROOMS
+@DTYPES
+def test_layer_norm(ops, dtype):
+    x, scale, shift = torch.randn(2, 3, 8, dtype=dtype), torch.randn(8, dtype=dtype), torch.randn(8, dtype=dtype)
+    assert_same(ops.layer_norm, lambda x, w, b: F.layer_norm(x, (8,), w, b, 1e-5), [x, scale, shift])
+
+
+@ROOMS
+@DTYPES
+def test_gelu(ops, dtype):
+    x = torch.linspace(-6, 6, 101, dtype=dtype)
+    assert_same(ops.gelu, lambda x: F.gelu(x, approximate="tanh"), [x])
+
+
+def masks(n_queries, n_keys):
+    """Masks by name, and what each means, written out as a boolean table by loops."""
+    causal = torch.tensor([[k <= q + n_keys - n_queries for k in range(n_keys)] for q in range(n_queries)])
+    holes = torch.rand(2, 1, n_queries, n_keys) < 0.6
+    holes[..., 0] = True  # each query sees something
+    return {"causal": ("causal", causal), "full": ("full", torch.ones_like(causal)), "tensor": (holes, holes)}
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("mask_name", ["causal", "full", "tensor"])
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(6, 6), (1, 6), (3, 6)], ids=["whole", "cached1", "cached3"])
+def test_attention_against_pytorchs_math_kernel(ops, dtype, mask_name, n_queries, n_keys):
+    query = torch.randn(2, 3, n_queries, 4, dtype=dtype)
+    key, value = (torch.randn(2, 3, n_keys, 4, dtype=dtype) for _ in range(2))
+    mask, meaning = masks(n_queries, n_keys)[mask_name]
+
+    def truth(q, k, v):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, meaning)
+
+    assert_same(lambda q, k, v: ops.attention(q, k, v, mask), truth, [query, key, value])
+
+
+def test_attention_weights_are_a_softmax_over_visible_keys():
+    query, key = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 8)
+    weights = reference.attention_weights(query, key)[0, 0]
+    for q in range(4):
+        scores = torch.stack([query[0, 0, q] @ key[0, 0, k] / 8**0.5 for k in range(q + 1)])
+        torch.testing.assert_close(weights[q, : q + 1], torch.softmax(scores, 0))
+        assert (weights[q, q + 1 :] == 0).all()
+
+
+def test_dropout_keeps_the_expectation_and_drops_the_share():
+    dropped = reference.dropout(torch.ones(200_000), 0.25)
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 4 / 3]))
+    assert abs((dropped == 0).float().mean() - 0.25) < 0.005
+    assert abs(dropped.mean() - 1) < 0.01
+    ones = torch.ones(3)
+    assert reference.dropout(ones, 0) is ones
+
+
+@ROOMS
+def test_attention_drops_weights_at_the_given_rate(ops):
+    query, key = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 20_000, 4)  # equal scores: each weight is 1 / 20,000
+    kept = ops.attention(query, key, torch.ones(1, 1, 20_000, 1).expand(-1, -1, -1, 4), "full", 0.3)
+    assert 0.97 < kept.mean() < 1.03
+    assert (kept != 1).any()
+
+
+TARGETS = torch.tensor([3, -100, 0, 10, 10, -100, 7, 1, 2])
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy(ops, dtype, reduction):
+    logits = torch.randn(9, 11, dtype=dtype) * 3
+    assert_same(
+        lambda x: ops.cross_entropy(x, TARGETS, reduction),
+        lambda x: F.cross_entropy(x, TARGETS, ignore_index=-100, reduction=reduction),
+        [logits],
+    )
+
+
+@ROOMS
+def test_cross_entropy_of_extreme_logits(ops):
+    logits = torch.tensor([[1e4, -1e4], [1e4, -1e4]])
+    losses = ops.cross_entropy(logits, torch.tensor([0, 1]), "none")
+    torch.testing.assert_close(losses, torch.tensor([0.0, 2e4]))
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("chunk_logits", [1, 25, 2**24], ids=["1row", "2rows", "whole"])
+def test_linear_cross_entropy(ops, dtype, reduction, chunk_logits, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", chunk_logits)
+    hidden, weight = torch.randn(9, 4, dtype=dtype), torch.randn(11, 4, dtype=dtype)
+
+    def truth(hidden, weight):
+        return F.cross_entropy(hidden @ weight.T, TARGETS, reduction=reduction)
+
+    assert_same(lambda h, w: ops.linear_cross_entropy(h, w, TARGETS, reduction), truth, [hidden, weight])
+    with torch.no_grad():
+        ours = ops.linear_cross_entropy(hidden, weight, TARGETS, reduction)
+        torch.testing.assert_close(ours, truth(hidden, weight), **tolerance(dtype))
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.99])
+def test_smoothed_cross_entropy(ops, dtype, reduction, smoothing):
+    assert_same(
+        lambda x: ops.cross_entropy(x, TARGETS, reduction, smoothing),
+        lambda x: F.cross_entropy(x, TARGETS, reduction=reduction, label_smoothing=smoothing),
+        [torch.randn(9, 11, dtype=dtype) * 3],
+    )
+
+
+@ROOMS
+def test_smoothed_cross_entropy_by_hand(ops):
+    """p = (1/2, 1/4, 1/4), and the label (0.8, 0.1, 0.1) in place of (0.7 + 0.1, 0.1, 0.1): H = -sum label ln p."""
+    logits = torch.tensor([[2.0, 1.0, 1.0]]).log()
+    expected = torch.tensor(0.8 * math.log(2) + 0.1 * math.log(4) + 0.1 * math.log(4))
+    torch.testing.assert_close(ops.cross_entropy(logits, torch.tensor([0]), "mean", 0.3), expected)
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("chunk_logits", [1, 25, 2**24], ids=["1row", "2rows", "whole"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.99])
+def test_smoothed_linear_cross_entropy(ops, dtype, reduction, chunk_logits, smoothing, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", chunk_logits)
+    hidden, weight = torch.randn(9, 4, dtype=dtype), torch.randn(11, 4, dtype=dtype)
+
+    def ours(hidden, weight):
+        return ops.linear_cross_entropy(hidden, weight, TARGETS, reduction, smoothing)
+
+    def truth(hidden, weight):
+        return F.cross_entropy(hidden @ weight.T, TARGETS, reduction=reduction, label_smoothing=smoothing)
+
+    assert_same(ours, truth, [hidden, weight])
+    assert_same(lambda h: ours(h, weight), lambda h: truth(h, weight), [hidden])  # a frozen head
+    assert_same(lambda w: ours(hidden, w), lambda w: truth(hidden, w), [weight])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(hidden, weight), truth(hidden, weight), **tolerance(dtype))
+
+
+def test_smoothed_linear_cross_entropy_passes_gradcheck(monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", 25)
+    hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    loss = lambda h, w: fused.linear_cross_entropy(h, w, TARGETS, "mean", 0.2)  # noqa: E731
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_no_gradient_is_computed_for_a_frozen_weight(smoothing, monkeypatch):
+    sizes = []
+    for name in ("zeros_like", "empty_like"):
+        plain = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda t, *a, plain=plain, **k: sizes.append(t.shape) or plain(t, *a, **k))
+    hidden, weight = torch.randn(9, 4, requires_grad=True), torch.randn(11, 4)
+    fused.linear_cross_entropy(hidden, weight, TARGETS, "mean", smoothing).backward()
+    assert weight.shape not in sizes
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+@ROOMS
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_token_of_probability_zero_costs_nothing_where_it_is_not_the_target(ops, reduction):
+    """-inf logits rule tokens out; a target that does not count may be one of them, whatever stands in its place."""
+    logits = torch.randn(9, 11)
+    logits[:, 5] = -torch.inf
+    logits[1, 0] = logits[5, 0] = -torch.inf  # rows that do not count
+    ours = ops.cross_entropy(logits, TARGETS, reduction)
+    torch.testing.assert_close(ours, F.cross_entropy(logits, TARGETS, reduction=reduction))
+    assert ours.isfinite().all()
+    impossible = ops.cross_entropy(logits[:1], torch.tensor([5]), "sum")
+    assert impossible == torch.inf
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradient_of_logits_equal_autograds(smoothing):
+    logits = torch.randn(9, 11, dtype=torch.float64)
+    leaf = logits.clone().requires_grad_()
+    truth = F.cross_entropy(leaf, TARGETS, reduction="sum", label_smoothing=smoothing)
+    loss, gradient = fused._loss_and_gradient(logits, TARGETS, smoothing)
+    torch.testing.assert_close(loss, truth.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(truth, leaf)[0])
+
+
+@ROOMS
+def test_no_smoothing_is_the_plain_loss_to_the_last_bit(ops):
+    hidden, weight = torch.randn(9, 4), torch.randn(11, 4)
+    plain = value_and_gradients(lambda h, w: ops.linear_cross_entropy(h, w, TARGETS), [hidden, weight])
+    smoothed = value_and_gradients(lambda h, w: ops.linear_cross_entropy(h, w, TARGETS, "mean", 0.0), [hidden, weight])
+    assert torch.equal(plain[0], smoothed[0])
+    assert all(map(torch.equal, plain[1], smoothed[1]))
+
+
+def test_linear_cross_entropy_passes_gradcheck(monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", 25)
+    hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda h, w: fused.linear_cross_entropy(h, w, TARGETS, "sum"), (hidden, weight))
+
+
+def test_linear_cross_entropy_under_autocast_is_close_and_keeps_float32_gradients():
+    hidden, weight = torch.randn(64, 32), torch.randn(50, 32)
+    targets = torch.randint(0, 50, (64,))
+    true_value, true_gradients = value_and_gradients(lambda h, w: F.cross_entropy(h @ w.T, targets), [hidden, weight])
+
+    def ours(hidden, weight):
+        with torch.autocast("cpu", torch.bfloat16):
+            return fused.linear_cross_entropy(hidden, weight, targets)
+
+    value, gradients = value_and_gradients(ours, [hidden, weight])
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, true_value, rtol=0.02, atol=0)
+    for gradient, truth in zip(gradients, true_gradients, strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, truth, rtol=0, atol=0.02 * float(truth.abs().max()))
+
+
+def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", 30)
+    plain = fused.linear
+    monkeypatch.setattr(fused, "linear", lambda *a: sizes.append(plain(*a).numel()) or plain(*a))
+    hidden = torch.randn(9, 4, requires_grad=True)
+    fused.linear_cross_entropy(hidden, torch.randn(11, 4), TARGETS).backward()
+    assert max(sizes) <= 30
+    assert sum(sizes) == 9 * 11
+
+
+@ROOMS
+@DTYPES
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5, 8), (4, 8), (1, 1, 8), (0, 8), (8,)], ids=str)
+@pytest.mark.parametrize("small", [0, 2**17])
+def test_linear(ops, dtype, has_bias, shape, small, monkeypatch):
+    monkeypatch.setattr(fused, "SMALL", small)
+    inputs = [torch.randn(shape, dtype=dtype), torch.randn(6, 8, dtype=dtype)]
+    inputs += [torch.randn(6, dtype=dtype)] * has_bias
+    assert_same(ops.linear, F.linear, inputs)
+    with torch.no_grad():  # by another way
+        torch.testing.assert_close(ops.linear(*inputs), F.linear(*inputs), **tolerance(dtype))
+
+
+@ROOMS
+def test_linear_takes_any_strides(ops, monkeypatch):
+    monkeypatch.setattr(fused, "SMALL", 0)
+    x = torch.randn(5, 3, 8).transpose(0, 1)
+    assert_same(ops.linear, F.linear, [x, torch.randn(8, 6).T, torch.randn(6)])
+
+
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
+def test_fused_linear_is_right_on_either_kind_of_processor(capability, monkeypatch):
+    monkeypatch.setattr(fused, "SMALL", 0)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert_same(fused.linear, F.linear, [torch.randn(3, 5, 8), torch.randn(6, 8), torch.randn(6)])
+
+
+def test_fused_linear_leaves_other_precisions_to_pytorch(monkeypatch):
+    x, weight = torch.randn(3, 8), torch.randn(6, 8)
+    monkeypatch.setattr(fused, "_product", lambda *_: pytest.fail("oneDNN was asked"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused.linear(x, weight).dtype == torch.bfloat16
+    fused.linear(x.double(), weight.double())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    torch.testing.assert_close(fused.linear(x, weight), x @ weight.T)

@@ -1,0 +1,361 @@
+"""The command line: what wins over what, how options are typed, where runs are, and how a program ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt.config import TrainConfig, from_dict
+from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
+from gpt.system import paths
+from gpt.system.paths import existing_run, next_run, run_path
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder, beside an empty project."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(paths, "PROJECT", tmp_path / "project")
+    return tmp_path / "here"
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def config(*arguments: str, file: str | Path | None = None) -> TrainConfig:
+    """The config of a file and of what is typed after the script's name."""
+    parser = Parser("A program.")
+    add_config_options(parser)
+    typed = parser.parse_args(list(arguments))
+    return config_from(file, typed) if file else with_options(TrainConfig(), typed)
+
+
+def typed(value) -> str | None:
+    """A test's name where its parameter is a list of arguments."""
+    return " ".join(value) if isinstance(value, list) else None
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(here):
+    file = write(here / "x.toml", "max_steps = 5\nbatch_size = 3\n[model]\nn_layers = 2\nemb_dim = 96\n")
+    found = config("--batch_size", "7", "--model.n_layers", "4", "--optim.lr", "0.5", file=file)
+    assert (found.max_steps, found.batch_size) == (5, 7)
+    assert (found.model.n_layers, found.model.emb_dim, found.model.n_heads) == (4, 96, 12)
+    assert (found.optim.lr, found.optim.min_lr) == (0.5, 1e-4)
+    expected = {
+        "max_steps": 5,
+        "batch_size": 7,
+        "model": {"n_layers": 4, "emb_dim": 96},
+        "optim": {"lr": 0.5},
+    }
+    assert found == from_dict(TrainConfig, expected)
+
+
+def test_without_anything_all_is_default(here):
+    assert config() == TrainConfig()
+    assert config(file=write(here / "empty.toml")) == TrainConfig()
+
+
+def test_every_setting_can_be_typed():
+    """Each with a value that is not its default."""
+    options = {
+        "--seed": 1, "--max_steps": 2, "--batch_size": 3, "--grad_accum_steps": 4, "--log_every": 5, "--eval_every": 6,
+        "--eval_batches": 7, "--save_every": 8, "--keep": 9, "--sample_every": 10, "--sample_prompt": "a b",
+        "--device": "cpu", "--dtype": "bfloat16", "--compile": "true", "--model.vocab_size": 11,
+        "--model.context_length": 12, "--model.emb_dim": 26, "--model.n_heads": 13, "--model.n_layers": 14,
+        "--model.drop_rate": 0.15, "--model.qkv_bias": "true", "--model.tie_embeddings": "true",
+        "--model.init": "gpt2", "--model.implementation": "reference", "--data.path": "elsewhere", "--data.stride": 16,
+        "--optim.lr": 17, "--optim.min_lr": 0.18, "--optim.warmup_steps": 19, "--optim.decay_steps": 20,
+        "--optim.schedule": "linear", "--optim.weight_decay": 0.21, "--optim.beta1": 0.22, "--optim.beta2": 0.23,
+        "--optim.grad_clip": 0.24,
+    }  # fmt: skip
+    found = config(*[str(word) for pair in options.items() for word in pair])
+    for option, value in options.items():
+        place = found
+        for name in option.removeprefix("--").split("."):
+            place = getattr(place, name)
+        assert place == (True if value == "true" else value), option
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--compile"], True),
+        (["--compile", "true"], True),
+        (["--compile", "True"], True),
+        (["--compile=true"], True),
+        (["--compile", "--seed", "3"], True),
+        (["--compile", "false"], False),
+        (["--compile=FALSE"], False),
+        (["--compile", "--compile", "false"], False),
+        ([], False),
+    ],
+    ids=typed,
+)
+def test_a_flag_with_and_without_its_value(arguments, expected):
+    assert config(*arguments).compile is expected
+
+
+def test_a_flag_can_be_turned_off_that_the_file_turned_on(here):
+    file = write(here / "x.toml", "compile = true\n[model]\nqkv_bias = true\ntie_embeddings = true\n")
+    found = config("--compile", "false", "--model.qkv_bias=false", file=file)
+    assert (found.compile, found.model.qkv_bias, found.model.tie_embeddings) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    "arguments, name, expected",
+    [
+        (["--max_steps", "3", "--max_steps", "4"], "max_steps", 4),
+        (["--max_steps=5"], "max_steps", 5),
+        (["--sample_prompt", "100% of = it"], "sample_prompt", "100% of = it"),
+        (["--sample_prompt", ""], "sample_prompt", ""),
+        (["--sample_prompt=--dash"], "sample_prompt", "--dash"),
+        (["--sample_prompt", "true"], "sample_prompt", "true"),
+        (["--device", "1"], "device", "1"),
+    ],
+    ids=typed,
+)
+def test_values_as_they_are_typed(arguments, name, expected):
+    assert getattr(config(*arguments), name) == expected
+
+
+@pytest.mark.parametrize("text, value", [("1e-3", 1e-3), ("1", 1.0), (".5", 0.5), ("5_0", 50.0)])
+def test_numbers_as_they_are_typed(text, value):
+    assert config("--optim.lr", text, "--optim.min_lr", "0").optim.lr == value
+
+
+def test_names_are_not_abbreviated():
+    with pytest.raises(ValueError, match="unknown option --max_step: did you mean --max_steps"):
+        config("--max_step", "3")
+
+
+def test_a_mistake_in_the_file_is_told_apart_from_one_on_the_command_line(here):
+    file = write(here / "x.toml", "[model]\nemb_dim = 16\nn_heads = 4\n")
+    with pytest.raises(ValueError, match=r"^model\.emb_dim 16 is not divisible by n_heads 3"):
+        config("--model.n_heads", "3", file=file)
+    write(file, "[model]\nemb_dim = 16\nn_heads = 3\n")
+    with pytest.raises(ValueError, match=r"x\.toml: model\.emb_dim 16 is not divisible by n_heads 3"):
+        config(file=file)
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def test_next_run_counts_up(here):
+    assert next_run("configs/x.toml") == Path("runs/x-001")
+    assert list(here.iterdir()) == [], "a name is found, nothing is made"
+    for taken in ("x-001", "x-003", "xy-002"):
+        (here / "runs" / taken).mkdir(parents=True)
+    assert next_run("configs/x.toml") == Path("runs/x-002")
+    assert next_run("x.toml") == Path("runs/x-002")
+    assert next_run("y.toml") == Path("runs/y-001")
+
+
+def test_next_run_passes_a_file_of_that_name_and_goes_beyond_999(here):
+    write(here / "runs/x-001")
+    assert next_run("x.toml") == Path("runs/x-002")
+    for number in range(2, 1000):
+        (here / f"runs/x-{number:03d}").touch()
+    assert next_run("x.toml") == Path("runs/x-1000")
+
+
+@pytest.mark.parametrize(
+    "name, path",
+    [
+        ("mine", "runs/mine"),
+        ("mine.v2", "runs/mine.v2"),
+        ("runs/mine", "runs/mine"),
+        ("other/mine", "other/mine"),
+        ("../mine", "../mine"),
+        ("./mine", "mine"),
+    ],
+)
+def test_a_run_is_a_name_or_a_path(here, name, path):
+    assert run_path(name) == Path(path)
+
+
+def test_a_run_may_be_an_absolute_path(here):
+    assert run_path(str(here / "mine")) == here / "mine"
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_run_needs_a_name(here, name):
+    with pytest.raises(ValueError, match="a run needs a name"):
+        run_path(name)
+
+
+def test_an_existing_run_is_found_by_name_and_by_path(here):
+    write(here / "runs/mine/config.toml")
+    assert existing_run("mine") == existing_run("runs/mine") == Path("runs/mine")
+    assert existing_run(str(here / "runs/mine")) == here / "runs/mine"
+
+
+def test_an_unknown_run_is_answered_with_what_is_there(here):
+    with pytest.raises(ValueError, match="unknown run 'mine': there are none under runs/ yet"):
+        existing_run("mine")
+    for name in ("story-001", "story-002", "sort-001"):
+        write(here / "runs" / name / "config.toml")
+    (here / "runs/zebra").mkdir()
+    with pytest.raises(ValueError, match=r"unknown run 'storry-001': did you mean story-001\?"):
+        existing_run("storry-001")
+    with pytest.raises(ValueError, match="unknown run 'zebra': there are: sort-001, story-001, story-002"):
+        existing_run("zebra")
+
+
+def test_relative_paths_are_found_in_the_project_from_another_folder(here):
+    write(here.parent / "project/runs/mine/config.toml")
+    write(here.parent / "project/configs/x.toml", "max_steps = 5\n")
+    assert existing_run("mine") == here.parent / "project/runs/mine"
+    assert existing_run("runs/mine") == here.parent / "project/runs/mine"
+    assert config(file="configs/x.toml").max_steps == 5
+    write(here / "runs/mine/config.toml")
+    write(here / "configs/x.toml", "max_steps = 6\n")
+    assert existing_run("mine") == Path("runs/mine"), "the working folder goes first"
+    assert config(file="configs/x.toml").max_steps == 6
+
+
+def test_a_shipped_config_is_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = config(file="configs/story.toml")
+    assert found == config(file=PROJECT / "configs/story.toml") != TrainConfig()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def ends(main, monkeypatch, capsys) -> tuple[int, str]:
+    """The exit status of a program, and what it writes to stderr."""
+    monkeypatch.setattr(sys, "argv", ["scripts/program.py"])
+    monkeypatch.delenv("GPT_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    return end.value.code, capsys.readouterr().err
+
+
+def raising(error: BaseException):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("returned, status", [(None, 0), (0, 0), (130, 130), (143, 143)])
+def test_the_status_is_what_main_returns(monkeypatch, capsys, returned, status):
+    assert ends(lambda: returned, monkeypatch, capsys) == (status, "")
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (ValueError("x must be 1, not 2"), 2, "program.py: error: x must be 1, not 2\n"),
+        (FileNotFoundError(2, "No such file", "a.txt"), 2, "program.py: error: No such file: a.txt\n"),
+        (OSError(28, "No space left on device"), 2, "program.py: error: No space left on device\n"),
+        (FloatingPointError("the loss is nan"), 1, "program.py: error: the loss is nan\n"),
+        (MemoryError(), 2, "program.py: error: not enough memory: a smaller batch, context or text takes less\n"),
+        (
+            RuntimeError("can't allocate memory: you tried to allocate 9 bytes"),
+            2,
+            "program.py: error: not enough memory: a smaller batch, context or text takes less\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=repr,
+)
+def test_a_mistake_is_one_line(monkeypatch, capsys, error, status, said):
+    assert ends(raising(error), monkeypatch, capsys) == (status, said)
+
+
+def test_a_message_of_many_lines_is_told_in_two_at_most(monkeypatch, capsys):
+    status, said = ends(raising(ValueError("unknown file 'a\nb\nc\nd'\n\n")), monkeypatch, capsys)
+    assert status == 2
+    assert len(said.splitlines()) <= 2
+    assert all(letter in said for letter in "abcd")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes differ"), RecursionError()], ids=repr)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        run(raising(error))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a program without asking it")
+def test_sigterm_leaves_nothing_half_done(tmp_path):
+    """Also where nobody has prepared for it: it passes through as an exception does."""
+    program = """if True:
+        import sys, time, pathlib
+        from gpt.run.cli import run
+        from gpt.system.files import whole_folder
+
+        def main():
+            with whole_folder(pathlib.Path(sys.argv[1]) / "x"):
+                print("inside", flush=True)
+                time.sleep(60)
+
+        run(main)"""
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "inside\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 143
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
+def test_ctrl_c_among_the_imports_shows_no_traceback():
+    program = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background
+    program += "import gpt.run.cli; os.kill(os.getpid(), signal.SIGINT)"  # has it ignored
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_mistake_shows_its_traceback_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setitem(os.environ, "GPT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="a mistake"):
+        run(raising(ValueError("a mistake")))
+
+
+def test_the_parser_raises_instead_of_printing(capsys):
+    parser = Parser("A program.")
+    parser.add_argument("--needed", required=True, type=int)
+    for arguments in (
+        [],
+        ["--needed"],
+        ["--needed", "x"],
+        ["--needed", "1", "more"],
+        ["--needed", "1", "--neded", "1"],
+    ):
+        with pytest.raises(ValueError):
+            parser.parse_args(arguments)
+    assert parser.parse_args(["--needed", "1"]).needed == 1
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_lacks_characters_shows_question_marks(encoding):
+    program = "from gpt.run.cli import run\nrun(lambda: print('caf\\u00e9 \\u4e2d \\U0001f600'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).split() == [{"ascii": "caf?"}.get(encoding, "caf\u00e9"), "?", "?"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sh closes the streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed):
+    command = f"'{sys.executable}' -c 'from gpt.run.cli import run; run(lambda: print(1))' {closed}"
+    assert subprocess.run(["sh", "-c", command]).returncode == 0

@@ -1,0 +1,95 @@
+"""Pictures: that they show what the table says. What they look like is for eyes."""
+
+import math
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from gpt.evaluation.baselines import Baselines
+from gpt.run import logging, plots
+from gpt.text.grammar import UNKNOWN
+from gpt.text.tales import GrammarReport
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of the figure that was saved last."""
+    drawn = {}
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.update(axes=figure.axes) or save(figure, path))
+    return drawn
+
+
+@pytest.mark.parametrize("floor", [None, np.array([10.0, 14.0])])
+def test_loss_plot_draws_each_figure_of_the_table(tmp_path, drawn, floor):
+    metrics, out = tmp_path / "metrics.csv", tmp_path / "loss.png"
+    logging.begin(metrics)
+    for step, train, val in ((0, None, 4.0), (10, 3.0, None), (20, 2.0, 2.5)):
+        row = {"step": step, "tokens_seen": step * 64, "elapsed_s": 1.0}
+        row |= {"train_loss": train, "train_perplexity": math.exp(train)} if train else {}
+        row |= {"val_loss": val, "val_perplexity": math.exp(val)} if val else {}
+        logging.append(metrics, row)
+    plots.plot_losses(metrics, out, Baselines({"uniform": math.log(65), "trigram": 2.2}, floor, 20))
+    assert out.read_bytes().startswith(b"\x89PNG")
+    panels = [lambda x: x, math.exp] + [lambda x: x - 24 / 20] * (floor is not None)
+    for axes, level in zip(drawn["axes"], panels, strict=True):
+        lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        assert lines["training"] == [[640, pytest.approx(level(3.0))], [1280, pytest.approx(level(2.0))]]
+        assert lines["validation"] == [[0, pytest.approx(level(4.0))], [1280, pytest.approx(level(2.5))]]
+        heights = [line.get_ydata()[0] for line in axes.lines[2:]]
+        assert heights[:2] == pytest.approx([level(math.log(65)), level(2.2)])
+        if floor is not None and axes is not drawn["axes"][2]:
+            assert heights[2] == pytest.approx(level(1.2))
+        named = {text.get_text().split()[0]: text.get_position()[1] for text in axes.texts}
+        assert set(named) == {"uniform", "trigram", *(["floor"] if len(heights) == 3 else [])}
+        uniform = axes.transAxes.inverted().transform(axes.transData.transform((0, level(math.log(65)))))[1]
+        assert named["uniform"] == pytest.approx(uniform, abs=0.01), "a level that stands alone is named at its height"
+    assert [axes.get_yscale() for axes in drawn["axes"]] == ["linear", "log", "log"][: len(panels)]
+
+
+def test_verdicts_are_drawn_as_shares_that_add_up(tmp_path, drawn):
+    verdicts = {
+        1000: GrammarReport(10, 2, 2, -70.0, {"order": 5, UNKNOWN: 3}),
+        2000: GrammarReport(10, 7, 7, -70.0, {"thing": 1, "order": 2}),
+    }
+    plots.plot_verdicts(verdicts, tmp_path / "learnt.png")
+    assert (tmp_path / "learnt.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn["axes"]
+    tops = {}
+    for area in axes.collections:
+        corners = area.get_paths()[0].vertices
+        tops[area.get_label()] = [corners[corners[:, 0] == x, 1].max() for x in (1000, 2000)]
+    assert list(tops) == ["accepted", "order", "thing", UNKNOWN]
+    assert tops["accepted"] == pytest.approx([0.2, 0.7])
+    assert tops["order"] == pytest.approx([0.7, 0.9])
+    assert tops[UNKNOWN] == pytest.approx([1, 1])
+
+
+def test_read_metrics_of_an_empty_table(tmp_path):
+    logging.begin(tmp_path / "metrics.csv")
+    assert plots.read_metrics(tmp_path / "metrics.csv") == {}
+
+
+def test_benchmark_bars_are_speeds_beside_gpts(tmp_path, drawn):
+    rows = [
+        {"case": "a", "contender": "gpt", "times_gpt": 1.0, "rate": "9 tokens/s"},
+        {"case": "a", "contender": "plain", "times_gpt": 4.0, "rate": "2 tokens/s"},
+        {"case": "b", "contender": "gpt", "times_gpt": 1.0, "rate": "7 MB/s"},
+        {"case": "b", "contender": "tiktoken", "problem": "died", "rate": ""},
+    ]
+    plots.plot_benchmark(rows, {"a": "training", "b": "preparation"}, tmp_path / "benchmark.png")
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn["axes"]
+    assert [bar.get_width() for bar in axes.patches] == [1.0, 0.25, 1.0, 0.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["gpt", "plain", "gpt", "tiktoken"]
+    words = [text.get_text().strip() for text in axes.texts]
+    assert words == [
+        "training",
+        "9 tokens/s   1.00 x",
+        "2 tokens/s   0.25 x",
+        "preparation",
+        "7 MB/s   1.00 x",
+        "failed",
+    ]
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 2, "gpt has a colour of its own"

@@ -1,0 +1,219 @@
+"""Choices about the machine: which device and precision, what is said when memory runs out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gpt.model import GPTModel
+from gpt.system.device import autocast, check_device, choose_device, choose_dtype, compile_obstacle, ctypes, shutil
+from gpt.system.memory import oom_hint, set_allocator_flags
+from gpt.system.signals import stop_signals
+
+MODEL = {"vocab_size": 7, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 1}
+
+
+def pretend(monkeypatch, cuda=False, mps=False, bf16=False):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if cuda else 0)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"),
+    [(False, False, "cpu"), (True, False, "cuda"), (False, True, "mps"), (True, True, "cuda")],
+)
+def test_auto_takes_the_first_that_is_there(monkeypatch, cuda, mps, device):
+    pretend(monkeypatch, cuda, mps)
+    assert choose_device("auto") == torch.device(device)
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "tpu", "", "cuda:x", "cpu:3", "meta", "xla"])
+def test_a_device_that_is_not_there(monkeypatch, name):
+    pretend(monkeypatch)
+    with pytest.raises(ValueError, match="device"):
+        choose_device(name)
+
+
+def test_a_second_gpu(monkeypatch):
+    pretend(monkeypatch, cuda=True)
+    assert choose_device("cuda:1").index == 1
+    with pytest.raises(ValueError, match="cuda:2"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "dtype"),
+    [
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float32),
+        ("cpu", True, torch.float32),
+        ("mps", True, torch.float32),
+    ],
+)
+def test_precision(monkeypatch, device, bf16, dtype):
+    pretend(monkeypatch, cuda=True, bf16=bf16)
+    assert choose_dtype("auto", torch.device(device)) == dtype
+    assert choose_dtype("bfloat16", torch.device(device)) == torch.bfloat16
+
+
+def test_autocast_makes_matrix_products_bfloat16_and_only_then():
+    a = torch.randn(3, 3)
+    with autocast(torch.device("cpu"), torch.bfloat16):
+        assert (a @ a).dtype == torch.bfloat16
+    with autocast(torch.device("cpu"), torch.float32):
+        assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "grad_accum_steps", "words"),
+    [
+        (8, 1, "batch_size 4 with grad_accum_steps 2"),
+        (5, 3, "batch_size 3 with grad_accum_steps 5"),
+        (1, 4, "lower model.context_length"),
+    ],
+)
+def test_out_of_memory_names_the_setting(batch_size, grad_accum_steps, words):
+    with pytest.raises(ValueError, match=words), oom_hint(batch_size, grad_accum_steps):
+        torch.empty(2**60)  # a real failure of the CPU's allocator
+    with pytest.raises(ValueError, match=words), oom_hint(batch_size, grad_accum_steps):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_other_errors_pass_through_memory_advice():
+    with pytest.raises(RuntimeError, match="shape"), oom_hint(1, 1):
+        torch.zeros(2) @ torch.zeros(3, 3)  # shapes do not fit
+
+
+def test_a_device_that_computes_wrongly_is_found():
+    model = GPTModel(MODEL).train()
+    ids = torch.tensor([[1, 2, 3]])
+    check_device(model, ids)
+    assert model.training
+
+    class Wrong(torch.nn.Module):
+        """Computes something else each time, as a broken device does."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.calls = 0
+
+        def forward(self, ids):
+            self.calls += 1
+            return self.weight * self.calls
+
+    with pytest.raises(RuntimeError, match="computes wrongly"):
+        check_device(Wrong(), ids)
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "obstacle"),
+    [("cpu", None, "C++ compiler"), ("cpu", "/usr/bin/c++", None), ("mps", None, "MPS")],
+)
+def test_what_stands_in_the_way_of_compiling(monkeypatch, device, found, obstacle):
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    said = compile_obstacle(torch.device(device))
+    assert said is None if obstacle is None else obstacle in said
+
+
+def test_tune_is_harmless_everywhere(monkeypatch):
+    set_allocator_flags()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("glibc's settings asked of another system"))
+    assert set_allocator_flags() is None
+
+
+@pytest.mark.parametrize("has_cuda", [True, False])
+def test_tune_allows_tf32_where_there_is_cuda(has_cuda, monkeypatch):
+    products = SimpleNamespace(allow_tf32=False)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    set_allocator_flags()
+    assert products.allow_tf32 == has_cuda
+
+
+def test_tune_sets_glibcs_three_settings(monkeypatch):
+    """No mmap for large blocks, no trimming, a padded heap: M_MMAP_MAX -4, M_TRIM_THRESHOLD -1, M_TOP_PAD -2."""
+    settings = {}
+
+    class Libc:
+        @staticmethod
+        def mallopt(which, value):
+            settings[which] = value
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc)
+    set_allocator_flags()
+    assert settings.keys() == {-4, -1, -2}
+    assert settings[-4] == 0
+    assert settings[-1] > 2**30
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+SIGNALLED = """if True:
+    import sys, time, torch
+    from gpt.system.device import autocast, check_device, choose_device, choose_dtype, compile_obstacle, ctypes, shutil
+    from gpt.system.memory import oom_hint, set_allocator_flags
+    from gpt.system.signals import stop_signals
+
+    torch.set_num_threads(1)
+    with stop_signals(lambda number: print("stop", number, flush=True)):
+        x = torch.rand(int(sys.argv[1]), int(sys.argv[1]))
+        print("ready", flush=True)
+        torch.linalg.svd(x)  # a single call
+    print("end", flush=True)"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+@pytest.mark.parametrize(
+    ("numbers", "pause", "status"),
+    [([signal.SIGTERM] * 2, 0, 0), ([signal.SIGINT] * 2, 0.5, 130), ([signal.SIGINT, signal.SIGTERM], 0.5, 143)],
+    ids=str,
+)  # fmt: skip
+def test_the_first_signal_waits_for_its_turn_and_the_second_does_not(numbers, pause, status):
+    """In the midst of a call that takes seconds. `timeout` sends a signal twice at once, which is one."""
+    size = "3000" if status else "1500"  # which takes many seconds, or a few
+    process = subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED, size], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(pause)
+    said, complained = process.communicate()
+    assert complained == ""
+    assert process.returncode == status
+    # the call was cut off where a second one came: even the handler of the first had no turn
+    assert said == ("" if status else f"stop {int(numbers[0])}\nend\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals(print):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_are_put_back():
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    before = [signal.getsignal(number) for number in numbers]
+    stopped = []
+    with stop_signals(stopped.append):
+        assert [signal.getsignal(number) for number in numbers] != before
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert stopped == [signal.SIGTERM]
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert signal.set_wakeup_fd(-1) == -1

@@ -1,0 +1,281 @@
+"""Generation against the greedy oracle, against each row alone, and against the probabilities it draws from."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt.config import GPTConfig
+from gpt.generation import (
+    generate,
+    generate_text_simple,
+    sample_documents,
+    sample_token,
+    stream,
+    stream_ids,
+    text_to_token_ids,
+    token_ids_to_text,
+)
+from gpt.model import GPTModel
+from gpt.tokenizer import CharTokenizer, get_tokenizer
+
+CONFIG = {
+    "vocab_size": 19, "context_length": 10, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(5)
+    return GPTModel(CONFIG).double().eval()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "fused"])
+@pytest.mark.parametrize("new", [0, 1, 6, 25])
+def test_greedy_equals_the_oracle(implementation, new):
+    """With the cache while the window lasts (10 tokens), without it beyond."""
+    model = GPTModel({**CONFIG, "implementation": implementation}).double().eval()
+    idx = torch.randint(0, 19, (3, 4))
+    assert torch.equal(generate(model, idx, new, temperature=0), generate_text_simple(model, idx, new, 10))
+
+
+def test_a_prompt_longer_than_the_window_is_cropped(model):
+    idx = torch.randint(0, 19, (2, 17))
+    assert torch.equal(generate(model, idx, 5, temperature=0), generate_text_simple(model, idx, 5, 10))
+
+
+@pytest.mark.parametrize("new", [3, 20])
+def test_prompts_of_unequal_length_go_on_as_each_alone(model, new, monkeypatch):
+    """Tokens and logits: a tiny model may choose the same token from other logits."""
+    seen = []
+    monkeypatch.setattr("gpt.generation.sample_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
+    prompts = [torch.randint(0, 19, (n,)) for n in (1, 7, 4, 13)]
+    together = generate(model, prompts, new, temperature=0)
+    for row, (prompt, text) in enumerate(zip(prompts, together, strict=True)):
+        assert torch.equal(text, generate_text_simple(model, prompt[None], new, 10)[0])
+        for step, logits in enumerate(seen):
+            alone = model(text[None, : len(prompt) + step][:, -10:])[0, -1]
+            torch.testing.assert_close(logits[row], alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [(5,), (6, 1, 3)])
+def test_float32_logits_are_those_of_the_oracle(lengths, monkeypatch):
+    """Within 1e-4 of what float64 gives for each row alone, with the cache and beyond the window."""
+    monkeypatch.setattr("gpt.ops.fused.SMALL", 0)
+    torch.manual_seed(5)
+    model = GPTModel({**CONFIG, "qkv_bias": True}).eval()
+    exact = GPTModel({**CONFIG, "qkv_bias": True}).double().eval()
+    exact.load_state_dict(model.state_dict())
+    seen = []
+    monkeypatch.setattr("gpt.generation.sample_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
+    prompts = [torch.randint(0, 19, (n,)) for n in lengths]
+    texts = generate(model, prompts, 12, temperature=0)
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        for step, logits in enumerate(seen):
+            alone = exact(text[None, : len(prompt) + step][:, -10:])[0, -1]
+            torch.testing.assert_close(logits[row].double(), alone, rtol=0, atol=1e-4)
+
+
+def test_greedy_equals_hugging_faces_gpt2():
+    """Its own cache and its own padding on the left, with the same weights in float64."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(5)
+    model = GPTModel({**CONFIG, "qkv_bias": True, "tie_embeddings": True}).double().eval()
+    config = transformers.GPT2Config(vocab_size=19, n_positions=10, n_embd=16, n_head=2, n_layer=2)
+    theirs = transformers.GPT2LMHeadModel(config).double().eval()
+    with torch.no_grad():
+        theirs.transformer.wte.weight.copy_(model.tok_emb.weight)
+        theirs.transformer.wpe.weight.copy_(model.pos_emb.weight)
+        theirs.transformer.ln_f.weight.copy_(model.final_norm.scale)
+        theirs.transformer.ln_f.bias.copy_(model.final_norm.shift)
+        for block, other in zip(model.trf_blocks, theirs.transformer.h, strict=True):
+            qkv = [block.att.W_query, block.att.W_key, block.att.W_value]
+            other.attn.c_attn.weight.copy_(torch.cat([layer.weight for layer in qkv]).T)
+            other.attn.c_attn.bias.copy_(torch.cat([layer.bias for layer in qkv]))
+            pairs = [(block.att.out_proj, other.attn.c_proj), (block.ff.layers[0], other.mlp.c_fc),
+                     (block.ff.layers[2], other.mlp.c_proj)]  # fmt: skip
+            for layer, conv in pairs:
+                conv.weight.copy_(layer.weight.T)
+                conv.bias.copy_(layer.bias)
+            for norm, layer_norm in ((block.norm1, other.ln_1), (block.norm2, other.ln_2)):
+                layer_norm.weight.copy_(norm.scale)
+                layer_norm.bias.copy_(norm.shift)
+    prompts = [torch.randint(0, 19, (n,)) for n in (1, 4, 3)]
+    padded = torch.stack([F.pad(ids, (4 - len(ids), 0)) for ids in prompts])
+    mask = torch.stack([F.pad(torch.ones_like(ids), (4 - len(ids), 0)) for ids in prompts])
+    written = theirs.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0,
+                              eos_token_id=None)  # fmt: skip
+    for prompt, text, other in zip(prompts, generate(model, prompts, 6, temperature=0), written, strict=True):
+        assert text.tolist() == [*prompt.tolist(), *other[4:].tolist()]
+
+
+def test_the_mode_before_is_restored_module_by_module(model):
+    model.train()
+    model.trf_blocks[1].eval()
+    before = [m.training for m in model.modules()]
+    first = generate(model, torch.zeros(1, 1, dtype=torch.long), 5, temperature=0)
+    assert [m.training for m in model.modules()] == before
+    assert torch.equal(first, generate(model.eval(), torch.zeros(1, 1, dtype=torch.long), 5, temperature=0))
+
+
+def test_an_unfinished_stream_restores_the_mode_too(model):
+    model.train()
+    tokens = stream(model, torch.zeros(1, 1, dtype=torch.long), 5)
+    next(tokens)
+    tokens.close()
+    assert model.training
+
+
+def test_a_generator_makes_the_draw_repeatable_and_leaves_the_global_state_alone(model):
+    idx = torch.zeros(2, 1, dtype=torch.long)
+    state = torch.get_rng_state()
+    a, b = (generate(model, idx, 20, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    other = generate(model, idx, 20, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+LOGITS = torch.tensor([[0.5, 2.0, -1.0, 1.0, 0.0], [3.0, 3.0, 3.0, -9.0, 0.0]])
+
+
+def drawn_shares(logits, n=40_000, **kwargs):
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([sample_token(row.expand(n, -1), generator=generator, **kwargs) for row in logits])
+    return torch.stack([torch.bincount(d, minlength=logits.size(1)) / n for d in draws])
+
+
+def expected(logits, temperature=1.0, top_k=None, top_p=None):
+    """The distribution to draw from, by sorting and looping."""
+    rows = []
+    for row in logits.tolist():
+        weights = torch.softmax(torch.tensor(row) / temperature, 0).tolist()
+        order = sorted(range(len(row)), key=lambda i: -weights[i])
+        if top_k:
+            smallest = weights[order[min(top_k, len(row)) - 1]]
+            order = [i for i in order if weights[i] >= smallest]  # equal ones stay together
+            total = sum(weights[i] for i in order)
+            weights = [w / total if i in order else 0.0 for i, w in enumerate(weights)]
+        if top_p:
+            kept, mass = [], 0.0
+            for i in order:
+                if mass >= top_p:
+                    break
+                kept.append(i)
+                mass += weights[i]
+            weights = [w if i in kept else 0.0 for i, w in enumerate(weights)]
+        rows.append(torch.tensor(weights) / sum(weights))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 1}, {"top_k": 2}, {"top_k": 99}, {"top_p": 0.5},
+     {"top_p": 0.9}, {"top_p": 1.0}, {"top_p": 1e-9}, {"temperature": 0.7, "top_k": 4, "top_p": 0.8}],
+    ids=str,
+)  # fmt: skip
+def test_draws_follow_the_distribution(kwargs):
+    torch.testing.assert_close(drawn_shares(LOGITS, **kwargs), expected(LOGITS, **kwargs), rtol=0, atol=0.01)
+
+
+def test_temperature_zero_is_greedy():
+    assert sample_token(LOGITS[:1], temperature=0, top_k=3, top_p=0.1).item() == 1
+
+
+def test_the_stop_token_ends_each_row_by_itself(model):
+    idx = torch.arange(6)[:, None]
+    free = generate(model, idx, 30, generator=torch.Generator().manual_seed(1))
+    stop = int(free[0, 9])
+    stopped = generate(model, idx, 30, stop_id=stop, generator=torch.Generator().manual_seed(1))
+    ends = []
+    for row, free_row in zip(stopped.tolist(), free.tolist(), strict=True):
+        written = free_row[1:]
+        end = written.index(stop) + 2 if stop in written else len(free_row)
+        ends.append(end)
+        assert row[:end] == free_row[: min(end, len(row))]
+        assert set(row[end:]) <= {stop}
+    assert stopped.size(1) == max(ends)
+    as_list = generate(model, list(idx), 30, stop_id=stop, generator=torch.Generator().manual_seed(1))
+    assert [len(row) for row in as_list] == ends
+
+
+def test_generation_stops_when_all_rows_have_ended(model):
+    idx = torch.zeros(1, 1, dtype=torch.long)
+    stop = int(generate(model, idx, 1, temperature=0)[0, -1])
+    assert generate(model, idx, 50, temperature=0, stop_id=stop).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [({"temperature": -1}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_k": 0}, "top_k"),
+     ({"top_p": 0.0}, "top_p"), ({"top_p": 2.0}, "top_p"), ({"max_new_tokens": -1}, "max_new_tokens")],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_mean_nothing(model, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        generate(model, torch.zeros(1, 1, dtype=torch.long), **{"max_new_tokens": 1, **kwargs})
+
+
+@pytest.mark.parametrize(
+    "idx", [torch.zeros(1, 0, dtype=torch.long), [torch.tensor([], dtype=torch.long)], [], torch.tensor([[19]])]
+)
+def test_prompts_that_mean_nothing(model, idx):
+    with pytest.raises(ValueError, match="prompt"):
+        generate(model, idx, 3)
+
+
+def test_text_to_token_ids_and_back():
+    tokenizer = get_tokenizer("gpt2")
+    ids = text_to_token_ids("Every effort moves you", tokenizer)
+    assert ids.tolist() == [[6109, 3626, 6100, 345]]
+    assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == "Every effort moves you"
+    with pytest.raises(ValueError, match="one sequence"):
+        token_ids_to_text(ids.expand(2, -1), tokenizer)
+
+
+# --- whole documents --------------------------------------------------------------------------------------------------
+
+
+def test_sampled_documents_are_as_probable_as_the_model_says():
+    """All documents of at most three tokens of a vocabulary of three, their probabilities by the chain rule."""
+    torch.manual_seed(5)
+    config = GPTConfig(vocab_size=3, context_length=3, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0)
+    model = GPTModel(config).eval()
+    eot = 2
+    expected = {}
+    for length in range(4):
+        for tokens in itertools.product((0, 1), repeat=length):
+            ids = [eot, *tokens, *([eot] if length < 3 else [])]  # three tokens and no end: cut off
+            log_p = model(torch.tensor([ids[:-1]])).log_softmax(-1)[0]
+            expected[tokens] = math.exp(sum(log_p[i, token].item() for i, token in enumerate(ids[1:])))
+    assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
+    n = 4000
+    written = Counter(tuple(ids) for ids in sample_documents(model, eot, n, seed=3, batch_size=1500))
+    assert sum(written.values()) == n
+    assert set(written) <= set(expected)
+    for tokens, p in expected.items():
+        assert abs(written[tokens] / n - p) < 4 * math.sqrt(p * (1 - p) / n) + 1e-9
+    assert sample_documents(model, eot, 5, seed=3) == sample_documents(model, eot, 5, seed=3)
+    assert sample_documents(model, eot, 20, seed=3) != sample_documents(model, eot, 20, seed=4)
+
+
+def test_a_prompt_follows_the_end_of_text_where_documents_do():
+    tokenizer = CharTokenizer("abc", end_of_text=True)
+    read = []
+
+    class Reader(GPTModel):
+        def hidden_states(self, token_ids, **arguments):
+            read.append(token_ids.tolist())
+            return super().hidden_states(token_ids, **arguments)
+
+    reader = Reader({"vocab_size": 4, "context_length": 8, "emb_dim": 8, "n_heads": 1, "n_layers": 1}).eval()
+    for ids, prepend_eot, expected in ([2, 0, 1], True, [3, 2, 0, 1]), ([2, 0, 1], False, [2, 0, 1]), ([], True, [3]):
+        read.clear()
+        list(stream_ids(reader, ids, tokenizer, prepend_eot, 2, temperature=0))
+        assert read[0] == [expected]
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        list(stream_ids(reader, [], tokenizer, False))
+    assert len(list(stream_ids(reader, [2], CharTokenizer("abcd"), False, temperature=0))) == 200

@@ -1,0 +1,429 @@
+"""Grammars against brute force: every text that a small grammar writes, with its probability counted in fractions."""
+
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from fractions import Fraction
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpt.text import tales
+from gpt.text.grammar import Grammar, Table, pairs, table, words
+
+PEOPLE = table(
+    "Ann: she: her, Bob: he: his", "she", "her", rule="name", she="pronoun", her="pronoun"
+)  # a name, and its pronouns under another rule
+ANIMALS = table("fox: barked, owl: hooted, hen: clucked, elk: roared", "deed", rule="order", deed="deed")
+NOTATION = """
+tale:
+  3x {n:=few.one}{opening} {meet first} {middle} {close}
+  {n:=few.two}{opening} {meet first} {meet second} {middle} {close}
+
+opening:
+  {hero=name} sought {n} {=weather}.
+  {=Weather}, {n} met {hero=name}.
+
+meet x:
+  {hero.She} met {x=animal.a}. {nod x}
+
+nod y:
+  The {y} and {hero.her} dog {y.deed}.
+
+middle:
+  {hero} lost {extra=animal.a}.
+  2x {=animal.A} ran.
+  3x Rain.
+
+close:
+  {hero} and the {first} saw {last=animal.a}: it {last.deed}.
+"""
+ONEDNN_MIN_NUMEL = Grammar(
+    NOTATION,
+    {
+        "few": table("one, two", rule="count"),
+        "name": PEOPLE,
+        "animal": ANIMALS,
+        "weather": table("in fog, at dusk"),
+    },
+)
+
+
+def enumerated(grammar):
+    """Each text that a grammar writes and its probability: an odometer over the options that `write` asks for."""
+    found = defaultdict(Fraction)
+    dial, sizes = [], []
+
+    def choose(options):
+        if len(sizes) == len(dial):
+            dial.append(0)
+        sizes.append(options)
+        return dial[len(sizes) - 1]
+
+    while True:
+        sizes.clear()
+        found[grammar.write(choose)] += Fraction(1, math.prod(sizes))
+        while dial and dial[-1] + 1 == sizes[len(dial) - 1]:
+            dial.pop()
+        if not dial:
+            return found
+        dial[-1] += 1
+
+
+def ln(fraction):
+    return math.log(fraction.numerator) - math.log(fraction.denominator)
+
+
+def agrees_with_enumeration(grammar):
+    """The figures of a grammar in which no text has two derivations; returns how many texts it has."""
+    truth = enumerated(grammar)
+    assert sum(truth.values()) == 1
+    total = []
+    for text, p in truth.items():
+        (derivation,) = grammar.derivations(text)
+        assert derivation.broken == ()
+        assert derivation.log_probability == grammar.log_probability(text) == pytest.approx(ln(p), abs=1e-12)
+        total.append(math.exp(derivation.log_probability))
+    assert math.fsum(total) == pytest.approx(1, abs=1e-12)
+    assert grammar.entropy() == pytest.approx(-math.fsum(p * ln(p) for p in truth.values()), abs=1e-12)
+    assert grammar.size() == len(truth)
+    return len(truth)
+
+
+# --- exact figures ----------------------------------------------------------------------------------------------------
+
+
+def test_a_grammar_of_every_notation_agrees_with_the_enumeration_of_its_texts():
+    """Counted by hand: two names, two weathers and two openings. `first` takes one of four animals, `second` another;
+    `extra` and `last` differ from these, whereas the animal that ran, in a draw not remembered, may be any."""
+    one = 8 * 4 * (3 * 2 + 4 * 3 + 3)
+    two = 8 * (4 * 3) * (2 * 1 + 4 * 2 + 2)
+    assert agrees_with_enumeration(ONEDNN_MIN_NUMEL) == one + two
+
+
+def cut_down(seed):
+    """The grammar of the tales with one alternative per rule, two of some, and tables of one entry to three."""
+    draw = random.Random(seed)
+    rules = tales.RULES.strip().split("\n\n")
+    double = {rules[0], *draw.sample(rules[2:], 2)}
+    for n, rule in enumerate(rules):
+        name, *alternatives = rule.split("\n")
+        rules[n] = "\n".join([name, *draw.sample(alternatives, min(len(alternatives), 1 + (rule in double)))])
+    sizes = {"few": 2, "name": 2, "animal": 3} | dict.fromkeys(draw.sample([*tales.TABLES], 2), 3)
+    tables = {
+        name: Table(full.rule, draw.sample(full.entries, min(len(full.entries), sizes.get(name, 1))), full.rules)
+        for name, full in tales.TABLES.items()
+    }
+    return Grammar("\n\n".join(rules), tables)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cut_down_tales_agree_with_the_enumeration_of_their_texts(seed):
+    assert agrees_with_enumeration(cut_down(seed)) > 100
+
+
+def test_figures_by_hand():
+    """Two different pets in 3 of 4 texts: 3/4 · 1/3 · 1/2 = 1/8 for each of six. One pet: 1/4 · 1/3 = 1/12."""
+    grammar = Grammar("tale:\n  3x {x=pet} and {y=pet}\n  {x=pet.A}, {x}!", {"pet": table("cat, dog, owl")})
+    assert grammar.size() == 6 + 3
+    assert grammar.log_probability("cat and dog") == pytest.approx(-math.log(8), abs=1e-14)
+    assert grammar.log_probability("owl and cat") == pytest.approx(-math.log(8), abs=1e-14)
+    assert grammar.log_probability("An owl, owl!") == pytest.approx(-math.log(12), abs=1e-14)
+    assert grammar.entropy() == pytest.approx(0.75 * math.log(8) + 0.25 * math.log(12), abs=1e-14)
+    for text in ("cat and cat", "An owl, cat!", "A owl, owl!", "an owl, owl!", "cat and dog ", "cat", ""):
+        assert grammar.log_probability(text) == -math.inf
+
+
+def test_independent_draws_add_their_entropies():
+    grammar = Grammar("tale:\n  {=coin} {=die}", {"coin": table("heads, tails"), "die": table("low, middle, high")})
+    assert grammar.entropy() == pytest.approx(math.log(2) + math.log(3), abs=1e-15)
+    assert grammar.log_probability("tails high") == pytest.approx(-math.log(2) - math.log(3), abs=1e-15)
+    assert set(enumerated(grammar)) == {
+        "heads low", "heads middle", "heads high", "tails low", "tails middle", "tails high",
+    }  # fmt: skip
+
+
+def test_a_grammar_of_one_text_has_no_entropy():
+    grammar = Grammar("tale:\n  It is {=time}.", {"time": table("noon")})
+    assert (grammar.size(), grammar.entropy(), grammar.log_probability("It is noon.")) == (1, 0.0, 0.0)
+    assert grammar.generate(2) == ["It is noon."] * 2
+
+
+def test_variables_bound_by_one_alternative_only_take_an_entry_away_there_only():
+    """-ln p is ln 2 + ln 3 + ln 2 where a pet was remembered before the draw, else ln 2 + ln 3."""
+    grammar = Grammar(
+        "tale:\n  {before} {y=pet}\n\nbefore:\n  my {x=pet}\n  no", {"pet": table("cat, dog, owl", rule="order")}
+    )
+    assert grammar.log_probability("my cat owl") == pytest.approx(-math.log(2 * 3 * 2), abs=1e-14)
+    assert grammar.log_probability("no owl") == pytest.approx(-math.log(2 * 3), abs=1e-14)
+    assert grammar.size() == 3 * 2 + 3
+    assert grammar.entropy() == pytest.approx(math.log(12) / 2 + math.log(6) / 2, abs=1e-14)
+
+
+def test_an_entry_remembered_without_being_written_is_taken():
+    grammar = Grammar("tale:\n  {x:=pet.dog}{y=pet} and {z=pet}, no {x}", {"pet": table("cat, dog, owl, hen")})
+    assert agrees_with_enumeration(grammar) == 3 * 2
+    assert grammar.log_probability("hen and cat, no dog") == pytest.approx(-math.log(3 * 2), abs=1e-14)
+    assert grammar.log_probability("hen and dog, no dog") == -math.inf
+
+
+def test_a_text_with_two_derivations_has_their_summed_probability():
+    """ "abc" is a+bc and ab+c, 1/4 each; "hey" is 3/4 of one alternative and half of the other's 1/4."""
+    grammar = Grammar("tale:\n  {=x}{=y}", {"x": table("a, ab"), "y": table("bc, c")})
+    assert [d.log_probability for d in grammar.derivations("abc")] == pytest.approx([-math.log(4)] * 2, abs=1e-14)
+    assert grammar.log_probability("abc") == pytest.approx(-math.log(2), abs=1e-14)
+    assert len(list(grammar.derivations("abbc"))) == len(list(grammar.derivations("ac"))) == 1
+    assert (grammar.size(), grammar.entropy()) == (4, pytest.approx(math.log(4), abs=1e-14))  # of derivations
+    assert enumerated(grammar) == {"abc": Fraction(1, 2), "abbc": Fraction(1, 4), "ac": Fraction(1, 4)}
+    grammar = Grammar("tale:\n  3x hey\n  {=word}", {"word": table("hey, bye")})
+    assert sorted(d.log_probability for d in grammar.derivations("hey")) == pytest.approx(
+        [math.log(1 / 8), math.log(3 / 4)], abs=1e-14
+    )
+    assert grammar.log_probability("hey") == pytest.approx(math.log(7 / 8), abs=1e-14)
+
+
+def test_another_start_is_another_grammar():
+    rules = "tale:\n  {part} {part}\n\npart:\n  {=pet}"
+    whole, part = (Grammar(rules, {"pet": table("cat, dog")}, start) for start in ("tale", "part"))
+    assert (whole.size(), part.size()) == (4, 2)
+    assert part.log_probability("cat") == pytest.approx(-math.log(2), abs=1e-15)
+    assert part.log_probability("cat dog") == -math.inf
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_notation_writes_what_it_says():
+    """The first option everywhere, and the last."""
+    assert ONEDNN_MIN_NUMEL.write(lambda options: 0) == (
+        "Ann sought one in fog. She met a fox. The fox and her dog barked. Ann lost an owl. "
+        "Ann and the fox saw a hen: it clucked."
+    )
+    assert ONEDNN_MIN_NUMEL.write(lambda options: options - 1) == (
+        "At dusk, two met Bob. He met an elk. The elk and his dog roared. He met a hen. The hen and his dog clucked. "
+        "Rain. Bob and the elk saw an owl: it hooted."
+    )
+
+
+def test_an_alternative_of_weight_three_is_three_options():
+    grammar = Grammar("tale:\n  one\n  3x two\n  2x three", {})
+    asked = []
+    texts = [grammar.write(lambda options, n=n: asked.append(options) or n) for n in range(6)]
+    assert texts == ["one", "two", "two", "two", "three", "three"]
+    assert set(asked) == {6}
+
+
+def test_tables_have_words_forms_and_articles():
+    assert words("a fox,\n  two owls,  ten, or") == ["a fox", "two owls", "ten", "or"]
+    assert pairs("red, old", "hat, cup", "here") == ["red hat here", "red cup here", "old hat here", "old cup here"]
+    assert table("owl: hooted: flew, fox: barked: ran", "did", "moved", rule="order", did="deed") == Table(
+        "order",
+        [
+            {"": "owl", "a": "an owl", "did": "hooted", "moved": "flew"},
+            {"": "fox", "a": "a fox", "did": "barked", "moved": "ran"},
+        ],
+        {"did": "deed"},
+    )
+    with pytest.raises(ValueError):
+        table("owl: hooted, fox", "did")
+
+
+def test_the_same_seed_writes_the_same_texts():
+    assert (
+        ONEDNN_MIN_NUMEL.generate(50, seed=3)
+        == ONEDNN_MIN_NUMEL.generate(50, seed=3)
+        == ONEDNN_MIN_NUMEL.generate(80, seed=3)[:50]
+    )
+    assert ONEDNN_MIN_NUMEL.generate(50, seed=3) != ONEDNN_MIN_NUMEL.generate(50, seed=4)
+    assert ONEDNN_MIN_NUMEL.generate(0) == []
+
+
+def test_texts_are_as_frequent_as_they_are_probable():
+    """4,000 texts; each of nine within four standard errors, and chi-square below the 0.9999 quantile, 31.8."""
+    grammar = Grammar("tale:\n  3x {x=pet} and {y=pet}\n  {x=pet.A}, {x}!", {"pet": table("cat, dog, owl")})
+    counts = Counter(grammar.generate(4000, seed=1))
+    expected = {text: 4000 * float(p) for text, p in enumerated(grammar).items()}
+    assert set(counts) == set(expected)
+    for text, mean in expected.items():
+        assert abs(counts[text] - mean) < 4 * math.sqrt(mean * (1 - mean / 4000))
+    assert sum((counts[text] - mean) ** 2 / mean for text, mean in expected.items()) < 31.8
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "slot"),
+    [
+        ("{nosuch}", "{nosuch}"),
+        ("{meet first}", "{meet first}"),
+        ("{x=nosuch}", "{x=nosuch}"),
+        ("{=nosuch}", "{=nosuch}"),
+        ("{x:=nosuch.cat}", "{x:=nosuch.cat}"),
+        ("{x:=pet.cow}", "{x:=pet.cow}"),
+        ("{x=pet.deed}", "{x=pet.deed}"),
+        ("{=pet.deed}", "{=pet.deed}"),
+        ("{x=pet} {x.deed}", "{x.deed}"),
+        ("{x=pet} {y}", "{y}"),
+        ("{x=pet} {y.a}", "{y.a}"),
+        ("{x=pet} {X}", "{X}"),
+    ],
+)
+def test_a_slot_that_names_nothing_is_an_error(line, slot):
+    with pytest.raises(ValueError, match=re.escape(slot)):
+        Grammar(f"tale:\n  fine\n  {line}", {"pet": table("cat, dog")})
+    with pytest.raises(ValueError, match=re.escape(slot)):  # in a rule that another one uses
+        Grammar(f"tale:\n  {{inner}}\n\ninner:\n  {line}", {"pet": table("cat, dog")})
+
+
+# --- broken rules -----------------------------------------------------------------------------------------------------
+
+BROKEN = Grammar(
+    """
+tale:
+  {n:=few.two}{opening} {x=animal} and {y=animal}. {close}
+  {n:=few.three}{opening} {x=animal}, {y=animal} and {z=animal}. {close}
+
+opening:
+  {hero=name} with {n} friends and {toy=thing}:
+
+close:
+  The {x} {x.deed}. {hero} kept {hero.her} {toy}, {hero.she} did.
+""",
+    {
+        "few": table("two, three", rule="count"),
+        "name": PEOPLE,
+        "thing": table("hat, cup", rule="thing"),
+        "animal": ANIMALS,
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("Ann with two friends and hat: fox and owl. The fox barked. Ann kept her hat, she did.", None),
+        ("Bob with three friends and cup: elk, hen and owl. The elk roared. Bob kept his cup, he did.", None),
+        ("Ann with three friends and hat: fox and owl. The fox barked. Ann kept her hat, she did.", "count"),
+        ("Ann with two friends and hat: fox, hen and owl. The fox barked. Ann kept her hat, she did.", "count"),
+        ("Ann with two friends and hat: fox and fox. The fox barked. Ann kept her hat, she did.", "order"),
+        ("Ann with two friends and hat: fox and owl. The owl barked. Ann kept her hat, she did.", "order"),
+        ("Ann with two friends and hat: fox and owl. The fox hooted. Ann kept her hat, she did.", "deed"),
+        ("Ann with two friends and hat: fox and owl. The fox barked. Bob kept her hat, she did.", "name"),
+        ("Ann with two friends and hat: fox and owl. The fox barked. Ann kept his hat, she did.", "pronoun"),
+        ("Ann with two friends and hat: fox and owl. The fox barked. Ann kept her hat, he did.", "pronoun"),
+        ("Ann with two friends and hat: fox and owl. The fox barked. Ann kept her cup, she did.", "thing"),
+        # two rules broken: the earlier one
+        ("Ann with two friends and hat: fox and owl. The fox hooted. Ann kept her cup, she did.", "deed"),
+        ("Ann with two friends and hat: fox and owl. The fox barked. Ann kept his cup, she did.", "pronoun"),
+        ("Ann with three friends and hat: fox and owl. The fox barked. Ann kept her cup, he did.", "count"),
+        ("Ann with two friends and hat: fox and owl. The owl hooted. Ann kept her hat, she did.", "order"),
+        # what no table has, and what is no sentence
+        ("Ann with two friends and hat: fox and ant. The fox barked. Ann kept her hat, she did.", "unknown sentence"),
+        ("Ann with four friends and hat: fox and owl. The fox barked. Ann kept her hat, she did.", "unknown sentence"),
+        ("Ann with two friends and hat: fox and owl. The fox barked. Ann kept her pin, she did.", "unknown sentence"),
+        ("Ann with two friends and hat: fox and owl. The fox barked. Ann kept her hat, he did. ", "unknown sentence"),
+        ("Ann with two friends and hat: fox and owl. The fox barked.", "unknown sentence"),
+        ("", "unknown sentence"),
+    ],
+)
+def test_the_first_broken_rule(text, rule):
+    assert BROKEN.first_broken_rule(text) == rule
+    assert math.isfinite(BROKEN.log_probability(text)) == (rule is None)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_readings_the_one_that_breaks_the_fewest_rules_counts(order):
+    """Read by one alternative, "a b c" breaks a rule early and late; by the other, one only, late."""
+    grammar = Grammar(
+        "tale:\n" + "\n".join(["  {x=letter} {x} {x}", "  {=letter} {y=sign} {y}"][::order]),
+        {"letter": table("a, b, c", rule="early"), "sign": table("b, c", rule="late")},
+    )
+    assert grammar.first_broken_rule("a b c") == "late"
+    assert grammar.first_broken_rule("a a b") == "early"
+    assert grammar.first_broken_rule("a b b") is None
+    assert [len(derivation.broken) for derivation in grammar.derivations("a b c", strict=False)] == [1, 2]
+
+
+def test_where_a_rule_is_broken_is_told_by_the_character():
+    grammar = Grammar("tale:\n  {x=pet}, {y=pet}: {x} {y}", {"pet": table("cat, dog, owl", rule="order")})
+    (derivation,) = grammar.derivations("cat, dog: dog cat", strict=False)
+    assert derivation.broken == ((10, "order"), (14, "order"))
+    (derivation,) = grammar.derivations("cat, cat: cat cat", strict=False)
+    assert derivation.broken == ((5, "order"),)
+    assert list(grammar.derivations("cat, dog: dog cat")) == []
+
+
+# --- any text ---------------------------------------------------------------------------------------------------------
+
+SAMPLES = ONEDNN_MIN_NUMEL.generate(40, seed=5)
+TRUTH = enumerated(ONEDNN_MIN_NUMEL)
+
+
+@st.composite
+def spoiled(draw):
+    """A text of the grammar in which a piece was replaced by a piece of another, or by anything."""
+    text, other = draw(st.sampled_from(SAMPLES)), draw(st.sampled_from(SAMPLES))
+    start, end = sorted(draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+    first, last = sorted(draw(st.tuples(*[st.integers(0, len(other))] * 2)))
+    piece = draw(st.sampled_from([other[first:last], other[start:end], ""]) | st.text(max_size=5))
+    return text[:start] + piece + text[end:]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text() | st.sampled_from(SAMPLES) | spoiled())
+@example("")
+@example(SAMPLES[0] + SAMPLES[0])
+@example(SAMPLES[0] + "\n")
+def test_any_text_has_a_probability_and_a_verdict(text):
+    log_p, rule = ONEDNN_MIN_NUMEL.log_probability(text), ONEDNN_MIN_NUMEL.first_broken_rule(text)
+    assert log_p == pytest.approx(ln(TRUTH[text]), abs=1e-12) if text in TRUTH else log_p == -math.inf
+    assert (rule is None) == (text in TRUTH)
+    assert rule in {None, "count", "name", "pronoun", "order", "deed", "unknown sentence"}
+    assert log_p <= 0
+
+
+def test_a_table_without_a_rule_breaks_the_rule_of_its_own_name():
+    grammar = Grammar("tale:\n  {x=pet} {y=pet}: {x}", {"pet": table("cat, dog, owl")})
+    for text in ("cat dog: dog", "cat cat: cat"):
+        assert grammar.log_probability(text) == -math.inf
+        assert grammar.first_broken_rule(text) == "pet"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("{x=pet} {x}\n  {x=toy} {x}", "{x=toy}"),
+        ("{x} {x=pet}", "{x}"),
+        ("{x=pet} {x}\n  no {x}", "{x}"),
+        ("{x=pet} {x a}", "{x a}"),
+        ("{x=pet} {x-a}", "{x-a}"),
+        ("{x=pet", "{x=pet"),
+        ("{inner.a}\n\ninner:\n  fine", "{inner.a}"),
+    ],
+)
+def test_a_slot_that_cannot_be_filled_is_an_error(lines, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Grammar(f"tale:\n  {lines}", {"pet": table("cat, dog"), "toy": table("hat, cup")})
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("tale:\n  {one}\n\none:\n  a {one}\n  b", "'one' leads back to itself"),
+        ("tale:\n  {one}\n\none:\n  a {two}\n\ntwo:\n  {one}", "leads back to itself"),
+        ("story:\n  a", "no rule 'tale'"),
+        ("tale:\n\nother:\n  a", "'tale' has no line"),
+    ],
+)
+def test_rules_that_end_nowhere_are_errors(rules, message):
+    with pytest.raises(ValueError, match=message):
+        Grammar(rules, {})
+
+
+@pytest.mark.parametrize("entries", ["fox: barked, seal", "fox: barked, ", "fox: barked: twice"])
+def test_an_entry_without_its_forms_is_an_error(entries):
+    with pytest.raises(ValueError, match="is not of the form 'word: deed'"):
+        table(entries, "deed")

@@ -1,0 +1,125 @@
+"""int8 weights against the same rounding written out in float64, and against the model they are made from."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt.config import GPTConfig
+from gpt.generation import generate, generate_text_simple
+from gpt.model import GPTModel
+from gpt.variants.int8 import Int8GPTModel, Int8Linear, int8_obstacle, weight_bytes
+from gpt.variants.lstm import LSTMModel
+
+CONFIG = GPTConfig(vocab_size=61, context_length=12, emb_dim=32, n_heads=2, n_layers=2, tie_embeddings=True)
+here = pytest.mark.skipif(bool(int8_obstacle()), reason=str(int8_obstacle()))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(7)
+    return GPTModel(CONFIG).eval()
+
+
+def rounded_product(x, weight, bias, levels):
+    """x · weight^T + bias with both rounded, number by number as the docstrings say, in float64."""
+    x, weight, bias = x.double(), weight.double(), bias.double()
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    step = (x.max().clamp(min=0) - x.min().clamp(max=0)) / levels
+    zero = (-x.min().clamp(max=0) / step).round()
+    whole = ((x / step).round() + zero).clamp(0, levels) - zero
+    return whole * step @ ((weight / scale).round() * scale).T + bias
+
+
+@here
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5)])
+def test_a_layer_computes_with_rounded_numbers(shape):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(32, 24)
+    with torch.no_grad():
+        layer.weight *= torch.logspace(-3, 3, 24)[:, None]  # a scale for each output: one for all would lose the small
+        layer.weight[5] = 0
+    x = torch.randn(*shape, 32)
+    int8 = Int8Linear(layer)
+    expected = rounded_product(x, layer.weight, layer.bias, levels=127 if int8.reduce_range else 255)
+    size = layer.weight.detach().abs().amax(1).clamp(min=1).double()  # one number may fall to the other side of a half
+    torch.testing.assert_close(int8(x).double() / size, expected.detach() / size, rtol=0, atol=0.02)
+    size = layer.weight.detach().norm(dim=1) + 1e-9
+    error = (int8(x) - layer(x)).detach() / size / x.norm(dim=-1, keepdim=True)
+    assert error.abs().max() < 0.01
+
+
+@here
+def test_the_model_shares_what_is_not_rounded_and_stays_close(model):
+    ids = torch.randint(0, 61, (3, 12))
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    int8 = Int8GPTModel(model)
+    with torch.no_grad():
+        logits, near = model(ids), int8(ids)
+    assert 0 < (logits - near).norm() / logits.norm() < 0.03
+    assert int8.tok_emb.weight.data_ptr() == model.tok_emb.weight.data_ptr()
+    assert not any(p.is_meta or p.requires_grad for p in int8.parameters())
+    assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    blocks = 2 * (4 * 32 * 32 + 2 * 4 * 32 * 32) + 61 * 32
+    outputs = 2 * (4 * 32 + 4 * 32 + 32) + 61
+    shared = 4 * (61 * 32 + 12 * 32 + 2 * 4 * 32 + 2 * 32)
+    assert weight_bytes(int8) == blocks + 12 * outputs + shared
+    assert weight_bytes(model) == 4 * model.num_parameters()
+
+
+@here
+def test_losses_are_those_of_its_logits(model, monkeypatch):
+    monkeypatch.setattr("gpt.ops.fused.CHUNK_LOGITS", 61 * 36)  # one chunk: the scale of what is read is one for it
+    int8 = Int8GPTModel(model)
+    ids, targets = torch.randint(0, 61, (2, 3, 12))
+    targets[0, :5] = -100
+    logits = int8(ids).flatten(0, 1)
+    for reduction in ("mean", "sum", "none"):
+        truth = F.cross_entropy(logits, targets.flatten(), reduction=reduction)
+        torch.testing.assert_close(int8(ids, targets, reduction=reduction).flatten(), truth.flatten())
+    with pytest.raises(ValueError, match="no target counts"):
+        int8(ids, torch.full_like(ids, -100))
+    monkeypatch.setattr("gpt.ops.fused.CHUNK_LOGITS", 61 * 7)
+    torch.testing.assert_close(int8(ids, targets), F.cross_entropy(logits, targets.flatten()), rtol=1e-3, atol=0)
+
+
+@here
+def test_it_writes_as_the_oracle_does_with_the_same_weights(model):
+    """One row: the prompt is one token, since the scale of what is read belongs to all that is read at once."""
+    int8 = Int8GPTModel(model)
+    cached = generate(int8, torch.tensor([[3]]), 11, temperature=0)
+    logits = int8(cached[:, :-1])
+    chosen = logits.gather(-1, cached[..., 1:, None])[..., 0]
+    assert (logits.amax(-1) - chosen).max() < 0.05 * logits.std()  # near-ties may fall to the other side
+    assert generate(int8, [torch.tensor([1, 2]), torch.tensor([3])], 20, temperature=0)[0].shape == (22,)
+    assert generate_text_simple(int8, torch.tensor([[3]]), 3, 12).shape == (1, 4)
+
+
+@here
+def test_it_refuses_to_be_trained(model):
+    int8 = Int8GPTModel(model)
+    with pytest.raises(ValueError, match="no gradient: train the model"):
+        int8.train()
+    assert not any(module.training for module in int8.modules())
+
+
+@here
+def test_models_that_have_no_int8_weights(model):
+    with pytest.raises(ValueError, match="from a GPTModel, not from LSTMModel"):
+        Int8GPTModel(LSTMModel(GPTConfig(vocab_size=61, emb_dim=32, n_heads=2, n_layers=1, backbone="lstm")))
+    with pytest.raises(ValueError, match=r"float32 on device cpu, not torch\.float64"):
+        Int8GPTModel(model.double())
+    model.float().out_head.weight.data[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        Int8GPTModel(model)
+
+
+def test_a_build_without_the_product_is_told_apart(model, monkeypatch):
+    def linear_prepack(*args):
+        raise RuntimeError("Didn't find engine for operation quantized::linear_prepack NoQEngine")
+
+    monkeypatch.setattr(torch.ops.quantized, "linear_prepack", linear_prepack)
+    with pytest.raises(
+        ValueError, match=r"this build of PyTorch .* no int8 product .*NoQEngine\): use weights float32"
+    ):
+        Int8GPTModel(model)

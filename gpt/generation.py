@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gpt.loss import evaluating
+from gpt.loss import evaluation_mode
 from gpt.model import KVCache
 from gpt.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ def sample_token(
 
 
 @torch.no_grad()
-def stream(
+def generate_stream(
     model: nn.Module,
     idx: Tensor | list[Tensor],
     max_new_tokens: int,
@@ -98,7 +98,7 @@ def stream(
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
 
     cache = None
-    with evaluating(model):
+    with evaluation_mode(model):
         for _ in range(max_new_tokens):
             columns = tokens.size(1)
             if columns > window:
@@ -154,7 +154,7 @@ def generate(
 
     Raises ValueError for an empty prompt, and for a temperature < 0, a top_k < 1 or a top_p outside (0, 1].
     """
-    new = list(stream(model, idx, max_new_tokens, temperature, top_k, top_p, stop_id, generator))
+    new = list(generate_stream(model, idx, max_new_tokens, temperature, top_k, top_p, stop_id, generator))
     if isinstance(idx, Tensor):
         return torch.cat([idx, *[chosen[:, None].to(idx.device) for chosen in new]], dim=1)
     texts = []
@@ -166,7 +166,7 @@ def generate(
     return texts
 
 
-def stream_ids(
+def generate_ids(
     model: nn.Module,
     ids: list[int],
     tokenizer: Tokenizer,
@@ -177,7 +177,7 @@ def stream_ids(
     """The ids that a model goes on with after a prompt's, one by one, up to the end-of-text token, which is left out.
 
     Without max_new_tokens they are at most 200; of a model trained on windows of documents, whose prompt the
-    end-of-text token precedes, at most its context_length. `sampling`: further arguments of `stream`. ValueError for a
+    end-of-text token precedes, at most its context_length. `sampling`: further arguments of `generate_stream`. ValueError for a
     prompt without a token, unless it begins a document.
     """
     ids = [tokenizer.eot_id] * prepend_eot + ids
@@ -185,7 +185,7 @@ def stream_ids(
         raise ValueError("the prompt is empty: the model continues at least one token")
     if max_new_tokens is None:
         max_new_tokens = model.config.context_length if prepend_eot else 200
-    for tokens in stream(model, torch.tensor([ids]), max_new_tokens, stop_id=tokenizer.eot_id, **sampling):
+    for tokens in generate_stream(model, torch.tensor([ids]), max_new_tokens, stop_id=tokenizer.eot_id, **sampling):
         (i,) = tokens.tolist()
         if i != tokenizer.eot_id:
             yield i

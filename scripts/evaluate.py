@@ -119,7 +119,7 @@ def main() -> None:
         result = objective.evaluate(config, data, device)
         print(f"model           {subject.name}")
         print(f"objective       {config.objective.name}")
-        print(f"text            validation split of {data.folder}: {result.tokens:,} tokens counted")
+        print(f"text            validation split of {data.folder}: {result.n_tokens:,} tokens counted")
         print(describe_evaluation(result))
         measure = objective.baselines_of(config, data)
         print(f"\n{comparison(measure, 'this run', result)}")
@@ -148,7 +148,7 @@ def main() -> None:
     rounded = None if writer is model else measured(writer)
     result = measured(model)
     print(f"model           {subject.name}")
-    print(f"text            {source}: {result.tokens:,} tokens predicted")
+    print(f"text            {source}: {result.n_tokens:,} tokens predicted")
     windows = "windows of one document" if prepend_eot else f"stride {stride}"
     print(f"measured with   tokenizer {tokenizer.name}, context {context}, {windows}")
     print(f"loss            {result.loss:.4f} nats per token, standard error {result.standard_error:.4f}")

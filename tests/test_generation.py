@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from gpt.config import GPTConfig
 from gpt.generation import (
     generate,
+    generate_ids,
+    generate_stream,
     generate_text_simple,
     sample_documents,
     sample_token,
-    stream,
-    stream_ids,
     text_to_token_ids,
     token_ids_to_text,
 )
@@ -64,7 +64,7 @@ def test_prompts_of_unequal_length_go_on_as_each_alone(model, new, monkeypatch):
 @pytest.mark.parametrize("lengths", [(5,), (6, 1, 3)])
 def test_float32_logits_are_those_of_the_oracle(lengths, monkeypatch):
     """Within 1e-4 of what float64 gives for each row alone, with the cache and beyond the window."""
-    monkeypatch.setattr("gpt.ops.fused.SMALL", 0)
+    monkeypatch.setattr("gpt.ops.fused.ONEDNN_MIN_NUMEL", 0)
     torch.manual_seed(5)
     model = GPTModel({**CONFIG, "qkv_bias": True}).eval()
     exact = GPTModel({**CONFIG, "qkv_bias": True}).double().eval()
@@ -123,7 +123,7 @@ def test_the_mode_before_is_restored_module_by_module(model):
 
 def test_an_unfinished_stream_restores_the_mode_too(model):
     model.train()
-    tokens = stream(model, torch.zeros(1, 1, dtype=torch.long), 5)
+    tokens = generate_stream(model, torch.zeros(1, 1, dtype=torch.long), 5)
     next(tokens)
     tokens.close()
     assert model.training
@@ -274,8 +274,8 @@ def test_a_prompt_follows_the_end_of_text_where_documents_do():
     reader = Reader({"vocab_size": 4, "context_length": 8, "emb_dim": 8, "n_heads": 1, "n_layers": 1}).eval()
     for ids, prepend_eot, expected in ([2, 0, 1], True, [3, 2, 0, 1]), ([2, 0, 1], False, [2, 0, 1]), ([], True, [3]):
         read.clear()
-        list(stream_ids(reader, ids, tokenizer, prepend_eot, 2, temperature=0))
+        list(generate_ids(reader, ids, tokenizer, prepend_eot, 2, temperature=0))
         assert read[0] == [expected]
     with pytest.raises(ValueError, match="the prompt is empty"):
-        list(stream_ids(reader, [], tokenizer, False))
-    assert len(list(stream_ids(reader, [2], CharTokenizer("abcd"), False, temperature=0))) == 200
+        list(generate_ids(reader, [], tokenizer, False))
+    assert len(list(generate_ids(reader, [2], CharTokenizer("abcd"), False, temperature=0))) == 200

@@ -1,5 +1,6 @@
 """Losses against torch's cross_entropy, evaluation against brute force over every token."""
 
+import doctest
 import math
 from itertools import pairwise
 
@@ -8,9 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import gpt.loss
 from gpt.config import GPTConfig
 from gpt.data import DocumentExamples, create_dataloader, padded_batch
-from gpt.loss import Evaluation, calc_loss_batch, calc_loss_loader, evaluate, evaluating, evaluation_spans, perplexity
+from gpt.loss import (
+    Evaluation,
+    calc_loss_batch,
+    calc_loss_loader,
+    evaluate,
+    evaluation_mode,
+    evaluation_spans,
+    perplexity,
+)
 from gpt.model import GPTModel
 from gpt.variants import create_model
 
@@ -84,7 +94,7 @@ def test_evaluation_predicts_each_token_once_with_its_context(model, n_tokens, s
     tokens = np.random.default_rng(n_tokens).integers(0, 31, n_tokens)
     truth = token_losses(model, tokens.tolist(), 8, stride or 8)
     result = evaluate(model, tokens, 8, batch_size=3, stride=stride)
-    assert result.tokens == n_tokens - 1
+    assert result.n_tokens == n_tokens - 1
     assert result.loss == pytest.approx(np.mean(truth), abs=1e-6)
 
 
@@ -98,7 +108,7 @@ def test_evaluation_draws_nothing_and_restores_the_mode(model):
     state = torch.get_rng_state()
     tokens = np.arange(31)
     first, second = evaluate(model, tokens, 8), evaluate(model, tokens, 8)
-    assert np.array_equal(first.stretches, second.stretches)
+    assert np.array_equal(first.segments, second.segments)
     assert np.array_equal(first.sums, second.sums)
     assert np.array_equal(first.counts, second.counts)
     assert torch.equal(torch.get_rng_state(), state)
@@ -111,7 +121,7 @@ def test_some_batches_are_spread_over_the_text(model):
     truth = token_losses(model, tokens.tolist(), 8, 8)
     chosen = [truth[8 * w + i] for w in (0, 2, 5, 7) for i in range(8)]
     result = evaluate(model, tokens, 8, batch_size=2, n_batches=2)
-    assert result.tokens == 32
+    assert result.n_tokens == 32
     assert result.loss == pytest.approx(np.mean(chosen), abs=1e-6)
 
 
@@ -212,10 +222,10 @@ def test_evaluation_of_documents_is_that_of_each_alone(model, lengths, context, 
     truth = document_losses(model, tokens, context)
     for text in (tokens, np.concatenate([[3, 4], tokens, [5]]).astype(np.uint16)):
         result = evaluate(model, text, context, batch_size=batch_size, eot_id=EOT, stride=context)
-        assert result.stretches.tolist() == list(range(len(lengths)))
+        assert result.segments.tolist() == list(range(len(lengths)))
         assert result.counts.tolist() == [length + 1 for length in lengths]
         assert result.sums == pytest.approx(truth, rel=1e-5)
-        assert result.tokens == len(tokens) - 1
+        assert result.n_tokens == len(tokens) - 1
         assert result.loss == pytest.approx(truth.sum() / (len(tokens) - 1), rel=1e-5)
 
 
@@ -224,11 +234,11 @@ def test_some_batches_of_documents_are_spread_over_the_text(model):
     tokens = documents_of(*range(1, 8), 2, 2, 2)
     truth = document_losses(model, tokens, 8)
     result = evaluate(model, tokens, 8, batch_size=2, n_batches=2, eot_id=EOT)
-    assert result.stretches.tolist() == [0, 2, 5, 7]
+    assert result.segments.tolist() == [0, 2, 5, 7]
     assert result.counts.tolist() == [2, 4, 7, 3]
     assert result.sums == pytest.approx(truth[[0, 2, 5, 7]], rel=1e-5)
     floor = truth - np.arange(10)
-    assert result.above(floor).loss == pytest.approx((0 + 2 + 5 + 7) / 16, rel=1e-5)
+    assert result.excess_over_floor(floor).loss == pytest.approx((0 + 2 + 5 + 7) / 16, rel=1e-5)
 
 
 @pytest.mark.parametrize(("stride", "eot_id"), [(None, EOT), (2, None), (3, None), (None, None)])
@@ -238,9 +248,9 @@ def test_a_part_of_the_text_is_read_in_whole_stretches(model, n_batches, stride,
     tokens = documents_of(*[20] * 10)
     whole = evaluate(model, tokens, 8, stride=stride, eot_id=eot_id)
     part = evaluate(model, tokens, 8, batch_size=4, n_batches=n_batches, stride=stride, eot_id=eot_id)
-    assert 0 < len(part.stretches) < len(whole.stretches)
-    assert part.counts.tolist() == whole.counts[part.stretches].tolist()
-    assert part.above(whole.sums - whole.counts).loss == pytest.approx(1, rel=1e-5)
+    assert 0 < len(part.segments) < len(whole.segments)
+    assert part.counts.tolist() == whole.counts[part.segments].tolist()
+    assert part.excess_over_floor(whole.sums - whole.counts).loss == pytest.approx(1, rel=1e-5)
 
 
 def test_stretches_of_a_text_without_documents_are_context_lengths(model):
@@ -248,7 +258,7 @@ def test_stretches_of_a_text_without_documents_are_context_lengths(model):
     tokens = np.random.default_rng(0).integers(0, 31, 21)
     losses = np.array(token_losses(model, tokens.tolist(), 8, 8))
     result = evaluate(model, tokens, 8)
-    assert result.stretches.tolist() == [0, 1, 2]
+    assert result.segments.tolist() == [0, 1, 2]
     assert result.counts.tolist() == [8, 8, 4]
     assert result.sums == pytest.approx([losses[:8].sum(), losses[8:16].sum(), losses[16:].sum()], rel=1e-5)
     for stride in (1, 4):
@@ -261,9 +271,9 @@ def test_stretches_of_a_text_without_documents_are_context_lengths(model):
 def test_the_distance_to_a_floor_by_hand():
     """Two documents of 2 and 3 tokens, whose 1.0 and 3.0 nats lie 0.5 and 1.5 above the floor: 2 nats in 5 tokens, from
     which they deviate by 0.5 - 0.8 and 1.5 - 1.2 nats."""
-    above = Evaluation(np.array([0, 2]), np.array([1.0, 3.0]), np.array([2, 3]), 4.0).above(np.array([0.5, 9.0, 1.5]))
+    above = Evaluation(np.array([0, 2]), np.array([1.0, 3.0]), np.array([2, 3]), 4.0).excess_over_floor(np.array([0.5, 9.0, 1.5]))
     assert above.sums.tolist() == [0.5, 1.5]
-    assert (above.tokens, above.bytes_per_token) == (5, 4.0)
+    assert (above.n_tokens, above.bytes_per_token) == (5, 4.0)
     assert above.loss == pytest.approx(0.4)
     assert above.standard_error == pytest.approx(math.sqrt(2 * (0.3**2 + 0.3**2)) / 5)
 
@@ -275,12 +285,12 @@ def test_the_standard_error_above_a_floor_is_that_of_paired_differences(model):
     floor = losses - np.random.default_rng(1).normal(1, 0.1, 25)
     result = evaluate(model, tokens, 8, eot_id=EOT)
     differences = (losses - floor) / 7
-    above = result.above(floor)
+    above = result.excess_over_floor(floor)
     assert above.loss == pytest.approx(differences.mean(), rel=1e-4)
     assert above.standard_error == pytest.approx(np.std(differences, ddof=1) / math.sqrt(25), rel=1e-3)
     assert result.standard_error == pytest.approx(np.std(losses / 7, ddof=1) / math.sqrt(25), rel=1e-4)
     assert above.standard_error < result.standard_error / 2
-    assert result.above(result.sums).loss == result.above(result.sums).standard_error == 0
+    assert result.excess_over_floor(result.sums).loss == result.excess_over_floor(result.sums).standard_error == 0
 
 
 def test_the_standard_error_of_documents_of_many_lengths_is_what_repetition_shows():
@@ -320,8 +330,14 @@ def test_padding_fills_up_on_the_right_with_targets_that_do_not_count():
 def test_evaluating_restores_after_an_error(model):
     model.train()
     model.drop_emb.eval()
-    with pytest.raises(KeyError), evaluating(model):
+    with pytest.raises(KeyError), evaluation_mode(model):
         assert not model.training
         raise KeyError
     assert model.training
     assert not model.drop_emb.training
+
+
+def test_the_worked_examples():
+    result = doctest.testmod(gpt.loss)
+    assert result.attempted >= 1
+    assert result.failed == 0

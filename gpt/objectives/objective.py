@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.data import create_examples, fit_to_data
 from gpt.evaluation.baselines import Baselines, baselines_of
-from gpt.generation import sample_documents, stream_ids
-from gpt.loss import Evaluation, evaluating
+from gpt.generation import generate_ids, sample_documents
+from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.token_files import PreparedData, TokenFile
@@ -95,7 +95,7 @@ class Objective(nn.Module):
             batches = [batches[i * len(batches) // config.eval_batches] for i in range(config.eval_batches)]
         names = ("loss", *self.figures)
         measured = np.zeros((len(batches), len(names), 2))  # of each batch a sum, and how many it is the sum of
-        with evaluating(self):
+        with evaluation_mode(self):
             for number in ctx.shard(range(len(batches))):
                 batch = self.batch(examples, batches[number], key=(0,))
                 found = self.measure(**{name: tensor.to(device) for name, tensor in batch.items()})
@@ -103,7 +103,7 @@ class Objective(nn.Module):
         sums, counts = np.moveaxis(ctx.all_reduce_sum(measured), 2, 0)  # (batches, figures) each
         means = sums.sum(0) / counts.sum(0).clip(min=1)
         figures = dict(zip(self.figures, means[1:].tolist(), strict=True))
-        return Evaluation(np.arange(len(batches)), sums[:, 0], counts[:, 0], figures=figures)
+        return Evaluation(np.arange(len(batches)), sums[:, 0], counts[:, 0], metrics=figures)
 
     def baselines_of(self, config: TrainConfig, data: PreparedData) -> Baselines:
         """What the validation loss is measured by. The floor holds where all documents are read from their start."""
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         self, prompt: str, tokenizer: Tokenizer, prepend_eot: bool, max_new_tokens: int | None = None, **sampling
     ) -> Iterator[str]:
         """The prompt, and what the model makes of it, piece by piece; `sampling` as in `gpt.generation.generate`."""
-        written = stream_ids(self.model, tokenizer.encode(prompt), tokenizer, prepend_eot, max_new_tokens, **sampling)
+        written = generate_ids(self.model, tokenizer.encode(prompt), tokenizer, prepend_eot, max_new_tokens, **sampling)
         yield prompt
         yield from decode_stream(tokenizer, written)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from gpt.generation import sample_documents, stream_ids
+from gpt.generation import generate_ids, sample_documents
 from gpt.objectives.next_token import NextToken
 from gpt.token_files import PreparedData
 from gpt.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ class Reverse(NextToken):
     ) -> Iterator[str]:
         """What stands before the prompt, and the prompt: known from the left only when all of it is written."""
         ids = tokenizer.encode(prompt)[::-1]
-        before = list(stream_ids(self.model, ids, tokenizer, prepend_eot, max_new_tokens, **sampling))
+        before = list(generate_ids(self.model, ids, tokenizer, prepend_eot, max_new_tokens, **sampling))
         yield tokenizer.decode(before[::-1]) + prompt
 
     def documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:

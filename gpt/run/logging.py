@@ -45,7 +45,7 @@ def row(trainer, evaluation: Evaluation | None) -> dict[str, float]:
         figures["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
     if evaluation:
         figures["val_loss"], figures["val_perplexity"] = evaluation.loss, evaluation.perplexity
-        figures |= evaluation.figures
+        figures |= evaluation.metrics
         if not math.isnan(evaluation.bytes_per_token):
             figures["val_bits_per_byte"] = evaluation.bits_per_byte
         if not math.isnan(evaluation.standard_error):
@@ -192,7 +192,7 @@ def summary(trainer) -> str:
 def describe_evaluation(evaluation: Evaluation) -> str:
     """A loss, and what else an objective measures, a line for each."""
     lines = [f"loss            {evaluation.loss:.4f} nats, standard error {evaluation.standard_error:.4f}"]
-    lines += [f"{name.replace('_', ' '):<16}{value:.4f}" for name, value in evaluation.figures.items()]
+    lines += [f"{name.replace('_', ' '):<16}{value:.4f}" for name, value in evaluation.metrics.items()]
     return "\n".join(lines)
 
 
@@ -218,7 +218,7 @@ def comparison(baselines_of: Baselines, name: str, evaluation: Evaluation) -> st
         per_byte = "" if math.isnan(evaluation.bytes_per_token) else f"{bits / evaluation.bytes_per_token:>12.4f}"
         lines.append(f"{row:<32}{nats:>12.4f}{perplexity(nats):>12,.{2 if nats < 7 else 0}f}{bits:>12.4f}{per_byte}")
     if baselines_of.floor is not None:
-        gap = evaluation.above(baselines_of.floor)
+        gap = evaluation.excess_over_floor(baselines_of.floor)
         error = "" if math.isnan(gap.standard_error) else f" (standard error {gap.standard_error:.4f})"
         lines += [
             "",

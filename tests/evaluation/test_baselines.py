@@ -343,7 +343,7 @@ def test_evaluation_of_the_lstm_predicts_each_token_once(lstm):
         window = torch.tensor(tokens[start : start + 11])
         truth += F.cross_entropy(lstm(window[None, :-1])[0], window[1:], reduction="none").tolist()
     result = evaluate(lstm, tokens, 10, batch_size=3)
-    assert (result.tokens, len(truth)) == (33, 33)
+    assert (result.n_tokens, len(truth)) == (33, 33)
     assert result.loss == pytest.approx(np.mean(truth), abs=1e-6)
 
 
@@ -527,10 +527,10 @@ def test_a_yardstick_counts_the_tokens_that_an_evaluation_does(tale_data, yardst
     data, found = tale_data[name], yardsticks[name]
     guess = Guess(data.tokenizer.vocab_size)
     result = evaluate(guess, data.val.tokens, 400, eot_id=data.tokenizer.eot_id)
-    assert result.tokens == found.tokens
-    assert result.stretches.tolist() == list(range(N_VAL))
+    assert result.n_tokens == found.tokens
+    assert result.segments.tolist() == list(range(N_VAL))
     assert result.loss == pytest.approx(found.baselines["uniform"], rel=1e-6)
-    assert result.above(found.floor).loss == pytest.approx(result.loss - found.entropy_floor_loss, abs=1e-9)
+    assert result.excess_over_floor(found.floor).loss == pytest.approx(result.loss - found.entropy_floor_loss, abs=1e-9)
 
 
 def test_the_floor_in_bits_per_byte_does_not_depend_on_the_tokenizer(tale_data, yardsticks):

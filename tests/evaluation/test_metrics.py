@@ -384,7 +384,7 @@ def test_overlapping_windows_count_each_token_once():
     model = tiny()
     tokens = np.random.default_rng(2).integers(0, 31, 60)
     result = evaluate(model, tokens, 8, stride=3, top_k=(1, 31))
-    assert result.tokens == 59
+    assert result.n_tokens == 59
     assert result.accuracy(31) == 1
     assert result.accuracy_error(31) == 0
     with torch.no_grad():

@@ -439,7 +439,7 @@ def test_a_run_starts_from_published_weights(tmp_path):
             logits = theirs(window[None, :-1]).logits[0]
         total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
         n += len(window) - 1
-    assert (found.loss, found.tokens) == (pytest.approx(total / n, rel=1e-5), n)
+    assert (found.loss, found.n_tokens) == (pytest.approx(total / n, rel=1e-5), n)
     trainer.train()
     assert trainer.step == 2
     subject = open_model(str(tmp_path / "run"), "last", None)

@@ -271,8 +271,8 @@ def test_an_evaluation_is_a_plain_loop_over_batches_spread_evenly(shelf, eval_ba
         tokens += targets[torch.from_numpy(kept)].tolist()
     found = objective.evaluate(config, data)
     assert found.loss == pytest.approx(nats / len(tokens), rel=1e-5)
-    assert found.tokens == len(tokens)
-    assert found.figures == {"val_mean_token": pytest.approx(np.mean(tokens)), "val_nothing": 0.0}
+    assert found.n_tokens == len(tokens)
+    assert found.metrics == {"val_mean_token": pytest.approx(np.mean(tokens)), "val_nothing": 0.0}
 
 
 @NAMES
@@ -585,7 +585,7 @@ def test_targets_that_match_are_those_that_greedy_decoding_writes(tmp_path):
             exact.append(written.tolist() == [*ids, *data.tokenizer.encode(target), data.tokenizer.eot_id])
             text = "".join(objective.write(prompt, data.tokenizer, True, temperature=0))
             assert (text == prompt + target) or not exact[-1]
-        assert found.figures["val_exact_match"] == pytest.approx(np.mean(exact))
+        assert found.metrics["val_exact_match"] == pytest.approx(np.mean(exact))
         shares.append(np.mean(exact))
         if shares[-1] == 6 / 8:
             break
@@ -600,7 +600,7 @@ def test_the_baselines_of_pairs_are_those_of_their_targets(shelf):
     tokens = [token for target in val for token in target]
     total = sum(counts.values()) + vocab_size
     measure = objective.baselines_of(config, data)
-    assert measure.tokens == len(tokens) == objective.evaluate(config, data).tokens
+    assert measure.tokens == len(tokens) == objective.evaluate(config, data).n_tokens
     assert measure.floor is None
     assert measure.baselines == pytest.approx(
         {

@@ -481,7 +481,7 @@ def test_a_gpu_is_planned_for_where_there_is_none():
 
 def test_processes_share_tokens_and_time():
     one, eight = (gpt2_on(name, batch_size=16, grad_accum_steps=32, eval_every=0) for name in ("h100", "h100x8"))
-    assert eight.tokens == one.tokens
+    assert eight.n_tokens == one.n_tokens
     assert eight.peak == one.peak  # 64 windows each, in passes of 16
     assert 7.9 < seconds(one, data_sheet(one)) / seconds(eight, data_sheet(eight)) <= 8
     small = gpt2_on("h100x8", batch_size=16)  # 2 windows each

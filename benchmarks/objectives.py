@@ -124,8 +124,7 @@ def by_frequency(run: str, folder: Path) -> float:
     """The loss, in nats, of who knows of the tokens that a run predicts only how often each occurs."""
     objective, _, checkpoint = load_objective(folder / "runs" / run)
     data = objective.transform(load_data(folder / checkpoint.config.data.path))
-    baselines = objective.baselines_of(checkpoint.config, data).baselines
-    return next(loss for name, loss in baselines.items() if name.startswith("unigram"))
+    return objective.trivial_losses(checkpoint.config, data)["unigram"]
 
 
 def table_of_all(results: dict[str, Result], folder: Path) -> list[str]:

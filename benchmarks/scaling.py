@@ -20,7 +20,7 @@ import numpy as np
 from objectives import PREPARED, PROJECT, script, write
 
 from gpt.config import TrainConfig, from_dict, read_toml
-from gpt.evaluation.baselines import baselines_of
+from gpt.evaluation.baselines import tales_entropy_floor
 from gpt.planning import plan
 from gpt.run import cli
 from gpt.run.plots import plot_scaling, read_metrics
@@ -130,9 +130,11 @@ def measure(
         curves.append(train(text, emb_dim, data, folder, settings))
         print(f"{emb_dim} wide: loss {curves[-1].losses[-1]:.4f} at {curves[-1].flops[-1]:.2e} FLOPs", flush=True)
     flops, losses = (np.array([getattr(curve, name)[-1] for curve in curves]) for name in ("flops", "losses"))
-    measure = baselines_of(data)
+    entropy_floor = tales_entropy_floor(data)
     free = fit_floor(flops[:-1], losses[:-1])
-    law = free if measure.floor is None else resolve_config(flops[:-1], losses[:-1], measure.entropy_floor_loss)[0]
+    law = free
+    if entropy_floor is not None:
+        law = resolve_config(flops[:-1], losses[:-1], entropy_floor.sum() / (len(data.val.tokens) - 1))[0]
     plot_scaling([(f"{c.n_parameters:,}", c.flops, c.losses) for c in curves], law, law.floor, plot)
     lines = [
         "| width, layers | parameters | tokens | FLOPs | loss | above the floor | by the law |",

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from gpt.checkpoint import RunFolder
 from gpt.config import TrainConfig, check_resumable, differences
 from gpt.data import ExampleSampler
-from gpt.evaluation.baselines import Baselines
+from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.loss import Evaluation
 from gpt.objectives import Objective
@@ -106,9 +106,9 @@ class Trainer:
         self.bar: tqdm | None = None
 
     @cached_property
-    def baselines_of(self) -> Baselines:
-        """What the validation loss is measured by."""
-        return self.objective.baselines_of(self.config, self.data)
+    def baselines(self) -> Baselines:
+        """The losses that the validation loss is compared with."""
+        return compute_baselines(self.objective, self.config, self.data)
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Trainer:
         trainer = cls._create(config, folder, say, ctx)
         if ctx.is_main:
             folder.create(trainer.config, trainer.data.tokenizer)
-            logging.begin(folder.metrics, trainer.objective.figures)
+            logging.begin(folder.metrics, trainer.objective.metrics)
             folder.samples.touch()
         return trainer
 
@@ -334,7 +334,7 @@ class Trainer:
     def _write_row(self, evaluation: Evaluation | None) -> None:
         row = logging.row(self, evaluation)
         if self.ctx.is_main:
-            logging.append(self.run.metrics, row, self.objective.figures)
+            logging.append(self.run.metrics, row, self.objective.metrics)
         self.loss_sum, self.loss_tokens = 0.0, 0
         self.timed_tokens, self.timed_seconds = 0, 0.0
         if evaluation or self.bar.disable:  # on a terminal the bar shows the rest

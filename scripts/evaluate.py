@@ -81,6 +81,7 @@ def main() -> None:
     folder = chosen_run(arguments)
 
     from gpt.data import encode_documents
+    from gpt.evaluation.baselines import compute_baselines
     from gpt.evaluation.samples import (
         describe_blind_spots,
         describe_continuations,
@@ -121,9 +122,9 @@ def main() -> None:
         print(f"objective       {config.objective.name}")
         print(f"text            validation split of {data.folder}: {result.n_tokens:,} tokens counted")
         print(describe_evaluation(result))
-        measure = objective.baselines_of(config, data)
+        measure = compute_baselines(objective, config, data)
         print(f"\n{comparison(measure, 'this run', result)}")
-        if measure.floor is not None and arguments.samples:
+        if measure.entropy_floor is not None and arguments.samples:
             print(f"\n{describe_verdict(judge_samples(objective, data, arguments.samples, arguments.seed)[1])}")
         return
     prepend_eot = subject.prepend_eot
@@ -163,11 +164,11 @@ def main() -> None:
     print(f"accuracy        {result.accuracy():.2%} of tokens, standard error {result.accuracy_error():.2%}")
     print(f"top-5 accuracy  {result.accuracy(5):.2%} of tokens, standard error {result.accuracy_error(5):.2%}")
     if data is not None:
-        measure = objective.baselines_of(dataclasses.replace(config, eval_batches=0), data)
+        measure = compute_baselines(objective, dataclasses.replace(config, eval_batches=0), data)
         if context < model.config.context_length:
-            measure = dataclasses.replace(measure, floor=None)  # tales cut in two have none
+            measure = dataclasses.replace(measure, entropy_floor=None)  # tales cut in two have none
         print(f"\n{comparison(measure, 'this run', result)}")
-        if measure.floor is not None and arguments.samples:
+        if measure.entropy_floor is not None and arguments.samples:
             _, verdict = judge_samples(objective, data, arguments.samples, arguments.seed)
             print(f"\n{describe_verdict(verdict)}")
     continued = None

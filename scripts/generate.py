@@ -83,7 +83,7 @@ def main() -> None:
     for sample in range(arguments.num_samples):
         if sample:
             print("\n---")
-        written = objective.write(
+        written = objective.generate_text(
             arguments.prompt, tokenizer, prepend_eot, arguments.max_new_tokens, **sampling, generator=generator
         )
         for text in written:

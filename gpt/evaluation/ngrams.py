@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from gpt.objectives.unigram import discounts, unigram_probabilities
+
 
 class _Counts:
     """How often each n-gram occurs, and the interpolated Kneser-Ney estimate that follows from it.
@@ -11,13 +13,7 @@ class _Counts:
 
     def __init__(self, ngrams: np.ndarray, counts: np.ndarray, vocab_size: int):
         self.ngrams, self.counts, self.vocab_size = ngrams, counts, vocab_size
-        # Chen and Goodman 1999, equation 26: what to subtract from a count of 1, of 2, and of 3 or more
-        n1, n2, n3, n4 = (int((counts == i).sum()) for i in (1, 2, 3, 4))
-        y = n1 / (n1 + 2 * n2) if n1 else 0.5
-        above = [(1, n1, n2), (2, n2, n3), (3, n3, n4)]
-        discounts = [i - (i + 1) * y * next_n / n if n else 0.0 for i, n, next_n in above]
-        # where that says nothing, or less than nothing, i · y: at a discount of 0 new tokens would have no probability
-        self.discounts = np.array([0.0, *(d if d > 0 else i * y for i, d in enumerate(discounts, start=1))])
+        self.discounts = discounts(counts)
         contexts = ngrams // vocab_size
         self.contexts, first = np.unique(contexts, return_index=True)
         self.totals = np.add.reduceat(counts, first)  # of each context's counts
@@ -55,13 +51,15 @@ def ngram_log_probabilities(train: np.ndarray, text: np.ndarray, n: int, vocab_s
     """
     train, text = np.asarray(train, np.int64), np.asarray(text, np.int64)
     n = min(n, len(train))
-    estimate = np.full(len(text) - 1, 1 / vocab_size)
     for order in range(1, n + 1):  # from contexts of order - 1 tokens
         ngrams = _windows(train, min(order + 1, n), vocab_size)
         if order < n:  # drop the first token: each distinct longer n-gram counts once
             ngrams = np.unique(ngrams) % vocab_size**order
+        if order == 1:
+            estimate = unigram_probabilities(np.bincount(ngrams, minlength=vocab_size))[text[1:]]
+            continue
         level = _Counts(*np.unique(ngrams, return_counts=True), vocab_size)
-        first = max(1, order - 1)  # tokens before it have shorter contexts: their estimate stands
+        first = order - 1  # tokens before it have shorter contexts: their estimate stands
         contexts = _windows(text[first - order + 1 : -1], order - 1, vocab_size)[: len(text) - first]
         estimate[first - 1 :] = level.probability(contexts, text[first:], estimate[first - 1 :])
     return np.log(estimate)

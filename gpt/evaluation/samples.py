@@ -35,7 +35,7 @@ LONGEST_WINDOW = 256  # tokens of a prompt and its continuation: enough for a fe
 
 def judge_samples(objective: Objective, data: PreparedData, n: int, seed: int = 0) -> tuple[list[str], GrammarReport]:
     """n tales that a model writes at temperature 1, and what the grammar says of them."""
-    texts = objective.documents(data.tokenizer, n, seed)
+    texts = objective.sample_documents(data.tokenizer, n, seed)
     return texts, judge(texts, data.train_texts)
 
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.evaluation.baselines import Baselines
 from gpt.generation import sample_token
 from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel, KVCache
 from gpt.objectives.glm_spans import END, MASK, START, GLMSpans, cut_spans, draw_spans, infilling_mask
 from gpt.objectives.objective import Objective, example_rng
-from gpt.objectives.spans import Spans, encode_blanks, trivial_losses
+from gpt.objectives.spans import Spans, encode_blanks, text_tokens
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ class Infilling(Objective):
     """
 
     special_tokens = (MASK, START, END)
-    figures = ("val_filled",)
+    metrics = ("val_filled",)
     continues_prompts = False
     left_to_right = False
 
@@ -75,7 +75,7 @@ class Infilling(Objective):
         hidden, targets, _ = self.read(**batch)
         return self.model.losses(hidden, targets, "sum", self.smoothing), torch.tensor(len(targets))
 
-    def measure(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def eval_batch(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """The loss, and how many spans greedy filling would write."""
         hidden, targets, begins = self.read(**batch)
         losses, ranks = losses_and_ranks(self.model, hidden, targets)
@@ -85,9 +85,9 @@ class Infilling(Objective):
             "val_filled": ((wrong == 0).sum(), torch.tensor(len(wrong))),
         }
 
-    def baselines_of(self, config: TrainConfig, data: PreparedData) -> Baselines:
-        """What a token costs who guesses, and who knows how often each occurs; the ends of spans left out."""
-        return Baselines(trivial_losses(data), None, len(data.val.tokens))
+    def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the tokens of the documents, (N,), since each is as often in a span; the ends of spans are left out."""
+        return text_tokens(data, split)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Infilling(Objective):
             fillings.append(filling)
         return fillings
 
-    def write(
+    def generate_text(
         self,
         prompt: str,
         tokenizer: Tokenizer,
@@ -147,4 +147,4 @@ class Infilling(Objective):
             examples = self.examples(config, data, data.val)
             batch = self.batch(examples, [seed % len(examples)], key=(0,))
             blanks = data.tokenizer.decode(batch["inputs"][0, : batch["n_context"][0]].tolist())
-        return f"{blanks}\n\nfilled in: {''.join(self.write(blanks, data.tokenizer, True))}"
+        return f"{blanks}\n\nfilled in: {''.join(self.generate_text(blanks, data.tokenizer, True))}"

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.evaluation.baselines import Baselines
 from gpt.generation import sample_token
 from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel
 from gpt.objectives.objective import Objective, example_rng
-from gpt.objectives.spans import Spans, encode_blanks, trivial_losses
+from gpt.objectives.spans import Spans, encode_blanks, text_tokens
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -56,9 +55,9 @@ class Masked(Objective):
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
         super().__init__(model, config)
-        self.figures = ("val_masked_accuracy",)
+        self.metrics = ("val_masked_accuracy",)
         if self.config.next_sentence:
-            self.figures = ("val_masked_loss", "val_sentence_loss", "val_masked_accuracy", "val_sentence_accuracy")
+            self.metrics = ("val_masked_loss", "val_sentence_loss", "val_masked_accuracy", "val_sentence_accuracy")
             self.segment_emb = nn.Embedding(2, model.config.emb_dim)
             self.sentence_head = nn.Linear(model.config.emb_dim, 2)
             nn.init.normal_(self.segment_emb.weight, std=0.02)
@@ -138,7 +137,7 @@ class Masked(Objective):
             loss = loss + (chosen.sum(1) * verdicts).sum()
         return loss, chosen.sum()
 
-    def measure(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> dict:
+    def eval_batch(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> dict:
         """Both losses and their sum, how many tokens are the likeliest, and how many pairs are told right."""
         hidden, chosen = (
             self.encode(inputs, lengths, halves.get("segments")),
@@ -158,15 +157,19 @@ class Masked(Objective):
             "val_sentence_accuracy": ((logits.argmax(-1) == is_next).sum(), n_pairs),
         }
 
-    def baselines_of(self, config: TrainConfig, data: PreparedData) -> Baselines:
-        """What the loss is who guesses, and who knows how often each token occurs; both toss a coin for the halves."""
+    def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the tokens of the documents, (N,), since each is masked as often."""
+        return text_tokens(data, split)
+
+    def trivial_losses(self, config: TrainConfig, data: PreparedData) -> dict[str, float]:
+        """See `Objective.trivial_losses`; the second half of a pair is guessed with p = 1/2."""
         coin = math.log(2) * self.config.next_sentence
-        return Baselines({name: loss + coin for name, loss in trivial_losses(data).items()}, None, len(data.val.tokens))
+        return {name: loss + coin for name, loss in super().trivial_losses(config, data).items()}
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def write(
+    def generate_text(
         self,
         prompt: str,
         tokenizer: Tokenizer,
@@ -200,4 +203,4 @@ class Masked(Objective):
             chosen = rng.choice(len(text), max(1, round(self.config.mask_rate * len(text))), replace=False)
             text[chosen] = mask_id
             masked = data.tokenizer.decode(text.tolist())
-        return f"{masked}\n\nfilled in: {''.join(self.write(masked, data.tokenizer, True))}"
+        return f"{masked}\n\nfilled in: {''.join(self.generate_text(masked, data.tokenizer, True))}"

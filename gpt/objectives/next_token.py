@@ -21,6 +21,10 @@ class NextToken(Objective):
         loss = self.model(inputs, targets, reduction="sum", label_smoothing=self.smoothing)
         return loss, (targets != IGNORE_INDEX).sum()
 
+    def has_entropy_floor(self, config: TrainConfig) -> bool:
+        """Return whether evaluation reads each document whole, from its start: then the text's entropy is a bound."""
+        return config.data.packing == "document" and not config.eval_batches
+
     def evaluate(
         self,
         config: TrainConfig,

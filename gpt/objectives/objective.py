@@ -1,6 +1,7 @@
 """What an objective is: a loss on the GPT's backbone, and all that the rest of the house asks of it."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence, Sized
 
 import numpy as np
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.data import create_examples, fit_to_data
-from gpt.evaluation.baselines import Baselines, baselines_of
 from gpt.generation import generate_ids, sample_documents
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
+from gpt.objectives.unigram import MAX_TOKENS, unigram_loss
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer, decode_stream, with_special_tokens
@@ -30,7 +31,7 @@ class Objective(nn.Module):
     """
 
     special_tokens: tuple[str, ...] = ()  # tokens that it adds to any tokenizer, after that one's own
-    figures: tuple[str, ...] = ()  # what it measures besides the loss: further columns of metrics.csv
+    metrics: tuple[str, ...] = ()  # what it measures besides the loss: further columns of metrics.csv
     reads_any_text = False  # evaluate.py can measure it on any text: its loss is that of the next token
     continues_prompts = True  # generate.py hands it a text to go on with
     left_to_right = True  # its model is a GPT that predicts the next token: other programs can use it
@@ -75,8 +76,8 @@ class Objective(nn.Module):
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
-    def measure(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of a batch, "loss" and each of `figures`: a sum, and how many it is the sum of."""
+    def eval_batch(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of a batch, "loss" and each of `metrics`: a sum, and how many it is the sum of."""
         return {"loss": self(**batch)}
 
     @torch.no_grad()
@@ -93,27 +94,39 @@ class Objective(nn.Module):
         batches = [range(first, min(first + size, len(examples))) for first in range(0, len(examples), size)]
         if 0 < config.eval_batches < len(batches):
             batches = [batches[i * len(batches) // config.eval_batches] for i in range(config.eval_batches)]
-        names = ("loss", *self.figures)
+        names = ("loss", *self.metrics)
         measured = np.zeros((len(batches), len(names), 2))  # of each batch a sum, and how many it is the sum of
         with evaluation_mode(self):
             for number in ctx.shard(range(len(batches))):
                 batch = self.batch(examples, batches[number], key=(0,))
-                found = self.measure(**{name: tensor.to(device) for name, tensor in batch.items()})
+                found = self.eval_batch(**{name: tensor.to(device) for name, tensor in batch.items()})
                 measured[number] = [[float(figure) for figure in found[name]] for name in names]
-        sums, counts = np.moveaxis(ctx.all_reduce_sum(measured), 2, 0)  # (batches, figures) each
+        sums, counts = np.moveaxis(ctx.all_reduce_sum(measured), 2, 0)  # (batches, metrics) each
         means = sums.sum(0) / counts.sum(0).clip(min=1)
-        figures = dict(zip(self.figures, means[1:].tolist(), strict=True))
-        return Evaluation(np.arange(len(batches)), sums[:, 0], counts[:, 0], metrics=figures)
+        metrics = dict(zip(self.metrics, means[1:].tolist(), strict=True))
+        return Evaluation(np.arange(len(batches)), sums[:, 0], counts[:, 0], metrics=metrics)
 
-    def baselines_of(self, config: TrainConfig, data: PreparedData) -> Baselines:
-        """What the validation loss is measured by. The floor holds where all documents are read from their start."""
-        measure = baselines_of(data)
-        whole = config.data.packing == "document" and not config.eval_batches
-        return measure if whole else dataclasses.replace(measure, floor=None)
+    def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the token ids that the objective predicts in a split, (N,), at most about MAX_TOKENS of them."""
+        return split.tokens[1:MAX_TOKENS]
+
+    def trivial_losses(self, config: TrainConfig, data: PreparedData) -> dict[str, float]:
+        """Return the validation losses, in nats per token, of models without a context.
+
+        "uniform" gives all tokens the same probability, "unigram" the one with which they are targets in the training
+        split.
+        """
+        train, val = (self.target_tokens(config, data, split) for split in (data.train, data.val))
+        vocab_size = data.tokenizer.vocab_size - len(self.special_tokens)
+        return {"uniform": math.log(vocab_size), "unigram": unigram_loss(train, val, vocab_size)}
+
+    def has_entropy_floor(self, config: TrainConfig) -> bool:
+        """Return whether the entropy of the text bounds the validation loss from below."""
+        return False
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def write(
+    def generate_text(
         self, prompt: str, tokenizer: Tokenizer, prepend_eot: bool, max_new_tokens: int | None = None, **sampling
     ) -> Iterator[str]:
         """The prompt, and what the model makes of it, piece by piece; `sampling` as in `gpt.generation.generate`."""
@@ -130,12 +143,12 @@ class Objective(nn.Module):
             prompt = data.tokenizer.decode(data.train.tokens[:1].tolist())
         generator = torch.Generator(next(self.model.parameters()).device).manual_seed(seed)
         return "".join(
-            self.write(
+            self.generate_text(
                 prompt, data.tokenizer, prepend_eot, longest, temperature=SAMPLE_TEMPERATURE, generator=generator
             )
         )
 
-    def documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
+    def sample_documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
         """n documents as the model writes them, each as probable as it says."""
         return [tokenizer.decode(ids) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]
 

@@ -27,7 +27,7 @@ class Reverse(NextToken):
         turned = {name: dataclasses.replace(split, tokens=split.tokens[::-1]) for name, split in splits}
         return dataclasses.replace(data, **turned, reversed=not data.reversed)
 
-    def write(
+    def generate_text(
         self, prompt: str, tokenizer: Tokenizer, prepend_eot: bool, max_new_tokens: int | None = None, **sampling
     ) -> Iterator[str]:
         """What stands before the prompt, and the prompt: known from the left only when all of it is written."""
@@ -35,6 +35,6 @@ class Reverse(NextToken):
         before = list(generate_ids(self.model, ids, tokenizer, prepend_eot, max_new_tokens, **sampling))
         yield tokenizer.decode(before[::-1]) + prompt
 
-    def documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
+    def sample_documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
         """n documents, written from their ends."""
         return [tokenizer.decode(ids[::-1]) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import TrainConfig
-from gpt.evaluation.baselines import Baselines
 from gpt.loss import losses_and_ranks
 from gpt.objectives.objective import Objective
 from gpt.ops.reference import IGNORE_INDEX
@@ -61,7 +60,7 @@ class SFT(Objective):
     decoding writes word for word.
     """
 
-    figures = ("val_exact_match",)
+    metrics = ("val_exact_match",)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(loss summed in nats, the targets' tokens), two scalars, for inputs and targets (B, T)."""
@@ -69,7 +68,7 @@ class SFT(Objective):
         hidden = self.model.hidden_states(inputs)[counted]  # (N, D): no logits are made of a prompt
         return self.model.losses(hidden, targets[counted], "sum", self.smoothing), counted.sum()
 
-    def measure(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def eval_batch(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """The loss, and how many targets greedy decoding would write."""
         counted = targets != IGNORE_INDEX  # (B, T)
         losses, ranks = losses_and_ranks(self.model, self.model.hidden_states(inputs)[counted], targets[counted])
@@ -95,16 +94,10 @@ class SFT(Objective):
         """The pairs of a split."""
         return Pairs(split.tokens, data.tokenizer.eot_id, config.model.context_length)
 
-    def baselines_of(self, config: TrainConfig, data: PreparedData) -> Baselines:
-        """What the target's tokens cost who guesses, and who knows how often each is one; the prompt read by nobody."""
-        train, val = (
-            np.concatenate([[*pairs.pair(i)[1], pairs.eot_id] for i in range(len(pairs))])
-            for pairs in (self.examples(config, data, split) for split in (data.train, data.val))
-        )
-        vocab_size = data.tokenizer.vocab_size
-        counts = np.bincount(train, minlength=vocab_size) + 1  # one more of each, so that a new token is possible
-        unigram = -np.log(counts / counts.sum())[val].mean()
-        return Baselines({"uniform": float(np.log(vocab_size)), "unigram": float(unigram)}, None, len(val))
+    def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the tokens of all responses, each with its end-of-text token, (N,)."""
+        pairs = self.examples(config, data, split)
+        return np.concatenate([[*pairs.pair(i)[1], pairs.eot_id] for i in range(len(pairs))])
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
         """sample_prompt continued, or a prompt of the validation split, with the true target below."""

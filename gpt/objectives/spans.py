@@ -1,11 +1,10 @@
 """Stretches of text that are read from both sides."""
 
-import math
-
 import numpy as np
 
 from gpt.config import TrainConfig
 from gpt.data import document_spans
+from gpt.objectives.unigram import MAX_TOKENS
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
 
@@ -43,13 +42,7 @@ def encode_blanks(prompt: str, tokenizer: Tokenizer, mask: str) -> list[int]:
     return tokenizer.encode(prompt, special=True)
 
 
-def trivial_losses(data: PreparedData) -> dict[str, float]:
-    """What a token of the validation text costs, in nats: who guesses among all of them, "uniform", and who knows how
-    often each occurs in the training text, "unigram". Marks between documents and special tokens are left out."""
-    vocab_size = data.tokenizer.tokenizer.vocab_size
-    train, val = (
-        np.bincount(split.tokens[split.tokens != data.tokenizer.eot_id], minlength=vocab_size)
-        for split in (data.train, data.val)
-    )
-    train = train + 1  # one more of each, so that a new token is possible
-    return {"uniform": math.log(vocab_size), "unigram": float(-np.log(train / train.sum()) @ val / val.sum())}
+def text_tokens(data: PreparedData, split: TokenFile) -> np.ndarray:
+    """Return the tokens of a split without its end-of-text tokens, (N,), from the first MAX_TOKENS of them."""
+    tokens = split.tokens[:MAX_TOKENS]
+    return tokens[tokens != data.tokenizer.eot_id]

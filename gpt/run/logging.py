@@ -86,7 +86,7 @@ def draw(trainer) -> None:
     """Draw loss.png from metrics.csv."""
     from gpt.run.plots import plot_losses  # matplotlib takes half a second to import
 
-    run, measure = trainer.run, trainer.baselines_of
+    run, measure = trainer.run, trainer.baselines
     try:
         plot_losses(run.metrics, run.plot, measure)
     except (ValueError, KeyError, TypeError) as error:  # an edited metrics.csv is no reason to stop
@@ -161,9 +161,9 @@ def summary(trainer) -> str:
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {path}\n"
             f"to resume: python scripts/train.py --run {name} --resume"
         )
-    has_grammar = trainer.baselines_of.floor is not None
+    has_grammar = trainer.baselines.entropy_floor is not None
     name_of_model = f"this run, step {last['step']:,}"
-    lines = ["", comparison(trainer.baselines_of, name_of_model, trainer.evaluation or trainer.evaluate()), ""]
+    lines = ["", comparison(trainer.baselines, name_of_model, trainer.evaluation or trainer.evaluate()), ""]
     if not has_grammar:
         last_sample = run.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].strip()
         lines += ["what it writes:", "", indented(last_sample)]
@@ -203,13 +203,13 @@ def indented(text: str) -> str:
     )
 
 
-def comparison(baselines_of: Baselines, name: str, evaluation: Evaluation) -> str:
+def comparison(baselines: Baselines, name: str, evaluation: Evaluation) -> str:
     """A loss among its baselines and above its floor as a table, in every unit, from the highest down."""
-    rows = [*baselines_of.baselines.items(), (name, evaluation.loss)]
-    if baselines_of.floor is not None:
+    rows = [*baselines.losses.items(), (name, evaluation.loss)]
+    if baselines.entropy_floor is not None:
         rows += [
-            ("floor: -ln p of these tales", baselines_of.entropy_floor_loss),
-            ("exact entropy of all tales", baselines_of.entropy),
+            ("floor: -ln p of these tales", baselines.entropy_floor_loss),
+            ("exact entropy of all tales", baselines.entropy),
         ]
     per_byte = "" if math.isnan(evaluation.bytes_per_token) else f"{'bits/byte':>12}"
     lines = [f"{'validation loss':<32}{'nats/token':>12}{'perplexity':>12}{'bits/token':>12}{per_byte}"]
@@ -217,13 +217,13 @@ def comparison(baselines_of: Baselines, name: str, evaluation: Evaluation) -> st
         bits = nats / math.log(2)
         per_byte = "" if math.isnan(evaluation.bytes_per_token) else f"{bits / evaluation.bytes_per_token:>12.4f}"
         lines.append(f"{row:<32}{nats:>12.4f}{perplexity(nats):>12,.{2 if nats < 7 else 0}f}{bits:>12.4f}{per_byte}")
-    if baselines_of.floor is not None:
-        gap = evaluation.excess_over_floor(baselines_of.floor)
+    if baselines.entropy_floor is not None:
+        gap = evaluation.excess_over_floor(baselines.entropy_floor)
         error = "" if math.isnan(gap.standard_error) else f" (standard error {gap.standard_error:.4f})"
         lines += [
             "",
             f"The loss lies {gap.loss:.4f} nats per token above the floor{error}: an estimate of KL(tales || model).",
             f"Of the gap between trigram and floor, which closes by looking further back, it has closed "
-            f"{100 * baselines_of.gap_closed(gap.loss):.1f}%.",
+            f"{100 * baselines.gap_closed(gap.loss):.1f}%.",
         ]
     return "\n".join(lines)

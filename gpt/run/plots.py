@@ -33,15 +33,15 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
-def plot_losses(metrics: Path, out: Path, baselines_of: Baselines) -> None:
-    """Draw training and validation loss (nats per token) and perplexity over tokens seen, among the yardstick's
+def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
+    """Draw training and validation loss (nats per token) and perplexity over tokens seen, among the
     baselines and above its floor, as a PNG. With a floor, the distance to it is drawn as well: the KL divergence."""
     columns = read_metrics(metrics)
-    levels = dict(baselines_of.baselines)
+    levels = dict(baselines.losses)
     panels = [("cross-entropy, nats per token", "linear", lambda loss: loss)]
     panels.append(("perplexity: among how many tokens it is unsure", "log", perplexity))
-    if baselines_of.floor is not None:
-        floor = baselines_of.entropy_floor_loss
+    if baselines.entropy_floor is not None:
+        floor = baselines.entropy_floor_loss
         levels["floor"] = floor
         panels.append(("above the floor: KL divergence, nats per token", "log", lambda loss: loss - floor))
     figure = Figure(figsize=(5.6 * len(panels), 4.6), dpi=110, layout="constrained")

@@ -1,5 +1,5 @@
 """n-grams against the paper's definition in plain dictionaries and against a source of known entropy, the LSTM against
-torch's own modules, the yardstick against the grammar of the tales."""
+torch's own modules, the baselines against the grammar of the tales."""
 
 import json
 import math
@@ -14,9 +14,10 @@ from conftest import corpus_of, saved_state
 from torch import nn
 
 import gpt.evaluation.baselines
+import gpt.objectives.objective
 from gpt.checkpoint import RunFolder
-from gpt.config import GPTConfig, TrainConfig
-from gpt.evaluation.baselines import baselines_of, tales_entropy_floor
+from gpt.config import DataConfig, GPTConfig, TrainConfig
+from gpt.evaluation.baselines import compute_baselines, tales_entropy_floor
 from gpt.evaluation.ngrams import ngram_log_probabilities
 from gpt.exchange.models import load_model
 from gpt.generation import generate, generate_text_simple
@@ -472,7 +473,7 @@ def test_a_checkpoint_of_the_lstm_is_loaded_as_it_was_saved(tmp_path, tied, plac
         load_weights(GPTModel({**LSTM, "backbone": "gpt"}), named_weights(model))
 
 
-# --- a yardstick ------------------------------------------------------------------------------------------------------
+# --- baselines --------------------------------------------------------------------------------------------------------
 
 TOKENIZERS = ["char", "bpe:512", "gpt2"]
 N_VAL = 30  # a tenth of the tales
@@ -484,29 +485,35 @@ def tale_data(tmp_path_factory):
     return {name: prepare_data(open_corpus("tales:300"), name, folder / name.replace(":", "-")) for name in TOKENIZERS}
 
 
+def next_token_baselines(data):
+    """The baselines of next-token prediction, document by document."""
+    return compute_baselines(NextToken(nn.Identity()), TrainConfig(data=DataConfig(packing="document")), data)
+
+
 @pytest.fixture(scope="module")
-def yardsticks(tale_data):
-    return {name: baselines_of(data) for name, data in tale_data.items()}
+def tale_baselines(tale_data):
+    return {name: next_token_baselines(data) for name, data in tale_data.items()}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_baselines_are_the_losses_of_a_guess_and_of_ngrams(tale_data, yardsticks, name):
-    data, found = tale_data[name], yardsticks[name]
+def test_baselines_are_the_losses_of_a_guess_and_of_ngrams(tale_data, tale_baselines, name):
+    data, found = tale_data[name], tale_baselines[name]
     vocab_size = data.tokenizer.vocab_size
     losses = [math.log(vocab_size)]
-    losses += [-ngram_log_probabilities(data.train.tokens, data.val.tokens, n, vocab_size).mean() for n in (1, 2, 3)]
-    assert list(found.baselines) == ["uniform", "unigram", "bigram", "trigram"]
-    assert list(found.baselines.values()) == pytest.approx(losses, rel=1e-12)
+    losses += [-ngram_log_probabilities(data.train.tokens[1:], data.val.tokens, 1, vocab_size).mean()]
+    losses += [-ngram_log_probabilities(data.train.tokens, data.val.tokens, n, vocab_size).mean() for n in (2, 3)]
+    assert list(found.losses) == ["uniform", "unigram", "bigram", "trigram"]
+    assert list(found.losses.values()) == pytest.approx(losses, rel=1e-12)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] > found.entropy_floor_loss
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_floor_is_the_tales_own_probability(tale_data, yardsticks, name):
-    data, found = tale_data[name], yardsticks[name]
+def test_the_floor_is_the_tales_own_probability(tale_data, tale_baselines, name):
+    data, found = tale_data[name], tale_baselines[name]
     truth = [-tales.log_probability(tale) for tale in tales.generate(300)[-N_VAL:]]
-    assert found.floor.tolist() == truth
-    assert found.tokens == len(data.val.tokens) - 1
+    assert found.entropy_floor.tolist() == truth
+    assert found.n_tokens == len(data.val.tokens) - 1
     assert found.entropy_floor_loss == pytest.approx(sum(truth) / (len(data.val.tokens) - 1), rel=1e-12)
 
 
@@ -522,41 +529,43 @@ class Guess(nn.Module):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_yardstick_counts_the_tokens_that_an_evaluation_does(tale_data, yardsticks, name):
+def test_baselines_count_the_tokens_that_an_evaluation_does(tale_data, tale_baselines, name):
     """Every document's tokens and the end-of-text token after it; and stretch i of an evaluation is floor[i]'s."""
-    data, found = tale_data[name], yardsticks[name]
+    data, found = tale_data[name], tale_baselines[name]
     guess = Guess(data.tokenizer.vocab_size)
     result = evaluate(guess, data.val.tokens, 400, eot_id=data.tokenizer.eot_id)
-    assert result.n_tokens == found.tokens
+    assert result.n_tokens == found.n_tokens
     assert result.segments.tolist() == list(range(N_VAL))
-    assert result.loss == pytest.approx(found.baselines["uniform"], rel=1e-6)
-    assert result.excess_over_floor(found.floor).loss == pytest.approx(result.loss - found.entropy_floor_loss, abs=1e-9)
+    assert result.loss == pytest.approx(found.losses["uniform"], rel=1e-6)
+    assert result.excess_over_floor(found.entropy_floor).loss == pytest.approx(
+        result.loss - found.entropy_floor_loss, abs=1e-9
+    )
 
 
-def test_the_floor_in_bits_per_byte_does_not_depend_on_the_tokenizer(tale_data, yardsticks):
+def test_the_floor_in_bits_per_byte_does_not_depend_on_the_tokenizer(tale_data, tale_baselines):
     bits = [
-        found.entropy_floor_loss * found.tokens / tale_data[name].val.bytes / math.log(2)
-        for name, found in yardsticks.items()
+        found.entropy_floor_loss * found.n_tokens / tale_data[name].val.bytes / math.log(2)
+        for name, found in tale_baselines.items()
     ]
     n_bytes = sum(len(tale.encode()) for tale in tales.generate(300)[-N_VAL:])
-    assert bits == pytest.approx([yardsticks["char"].floor.sum() / n_bytes / math.log(2)] * 3, rel=1e-12)
+    assert bits == pytest.approx([tale_baselines["char"].entropy_floor.sum() / n_bytes / math.log(2)] * 3, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_entropy_is_that_of_a_tale_over_these_tales_length(yardsticks, name):
-    found = yardsticks[name]
-    assert found.entropy * found.tokens / N_VAL == pytest.approx(tales.entropy(), rel=1e-12)
-    error = found.floor.std(ddof=1) / N_VAL**0.5  # of a tale's mean -ln p, whose expectation is the entropy
-    assert abs(found.floor.mean() - tales.entropy()) < 4 * error
+def test_the_entropy_is_that_of_a_tale_over_these_tales_length(tale_baselines, name):
+    found = tale_baselines[name]
+    assert found.entropy * found.n_tokens / N_VAL == pytest.approx(tales.entropy(), rel=1e-12)
+    error = found.entropy_floor.std(ddof=1) / N_VAL**0.5  # of a tale's mean -ln p, whose expectation is the entropy
+    assert abs(found.entropy_floor.mean() - tales.entropy()) < 4 * error
 
 
-def test_the_gap_is_open_at_the_trigram_and_closed_at_the_floor(yardsticks):
-    for found in yardsticks.values():
-        gap = found.baselines["trigram"] - found.entropy_floor_loss
+def test_the_gap_is_open_at_the_trigram_and_closed_at_the_floor(tale_baselines):
+    for found in tale_baselines.values():
+        gap = found.losses["trigram"] - found.entropy_floor_loss
         assert found.gap_closed(gap) == 0
         assert found.gap_closed(0) == 1
         assert found.gap_closed(gap * 3 / 4) == pytest.approx(0.25)
-        assert found.gap_closed(found.baselines["bigram"] - found.entropy_floor_loss) < 0
+        assert found.gap_closed(found.losses["bigram"] - found.entropy_floor_loss) < 0
 
 
 def test_tales_of_another_grammar_are_refused(tmp_path, monkeypatch):
@@ -574,11 +583,11 @@ def test_other_text_has_no_floor(prepared, tmp_path):
     )
     assert documents.has_eot
     for data in (prepared, documents):
-        found = baselines_of(data)
-        assert found.floor is None
-        assert list(found.baselines) == ["uniform", "unigram", "bigram", "trigram"]
-        assert np.isfinite(list(found.baselines.values())).all()
-        assert found.tokens == len(data.val.tokens) - 1
+        found = next_token_baselines(data)
+        assert found.entropy_floor is None
+        assert list(found.losses) == ["uniform", "unigram", "bigram", "trigram"]
+        assert np.isfinite(list(found.losses.values())).all()
+        assert found.n_tokens == len(data.val.tokens) - 1
 
 
 @pytest.mark.parametrize(("place", "has_floor"), [(0, True), (17, True), (18, False), (19, False)])
@@ -587,14 +596,14 @@ def test_one_validation_document_that_is_no_tale_leaves_no_floor(tmp_path, place
     texts = tales.generate(20)
     texts[place] = texts[place].replace("Once", "Twice").replace("Long ago", "Today")
     assert tales.log_probability(texts[place]) == -math.inf
-    found = baselines_of(prepare_data(corpus_of(tmp_path / "in", *texts), "char", tmp_path / "out"))
-    assert (found.floor is not None) == has_floor
+    found = next_token_baselines(prepare_data(corpus_of(tmp_path / "in", *texts), "char", tmp_path / "out"))
+    assert (found.entropy_floor is not None) == has_floor
 
 
 def test_a_character_of_the_validation_split_alone_has_a_loss(tmp_path):
     """A char tokenizer knows it, from both splits; no character of the training split is as rare."""
     data = prepare_data(corpus_of(tmp_path / "in", *["abcd" * 5] * 11, "abzd"), "char", tmp_path / "out")
-    assert np.isfinite(list(baselines_of(data).baselines.values())).all()
+    assert np.isfinite(list(next_token_baselines(data).losses.values())).all()
 
 
 def test_saved_results_are_shown_for_their_own_data_only(tale_data, tmp_path, monkeypatch):
@@ -607,11 +616,11 @@ def test_saved_results_are_shown_for_their_own_data_only(tale_data, tmp_path, mo
     ]
     monkeypatch.setattr(gpt.evaluation.baselines, "RESULTS", tmp_path / "baselines.json")
     gpt.evaluation.baselines.RESULTS.write_text(json.dumps(results))
-    found = baselines_of(char).baselines
+    found = next_token_baselines(char).losses
     assert list(found) == ["uniform", "unigram", "bigram", "trigram", "LSTM"]
     assert found["LSTM"] == 0.5
-    assert list(baselines_of(bpe).baselines)[4:] == ["another's"]
-    assert list(baselines_of(tale_data["gpt2"]).baselines)[4:] == []
+    assert list(next_token_baselines(bpe).losses)[4:] == ["another's"]
+    assert list(next_token_baselines(tale_data["gpt2"]).losses)[4:] == []
 
 
 def test_the_results_that_ship_with_the_project_are_whole():
@@ -622,11 +631,13 @@ def test_the_results_that_ship_with_the_project_are_whole():
         assert all(len(bytes.fromhex(digest)) == 32 for digest in result["data"].values())
 
 
-def test_of_larger_splits_the_first_tokens_count(tale_data, yardsticks, monkeypatch):
+def test_of_larger_splits_the_first_tokens_count(tale_data, tale_baselines, monkeypatch):
     data = tale_data["bpe:512"]
-    monkeypatch.setattr(gpt.evaluation.baselines, "MOST_TOKENS", 2000)
-    found = baselines_of(data)
-    loss = -ngram_log_probabilities(data.train.tokens[:2000], data.val.tokens[:2000], 2, 512).mean()
-    assert found.baselines["bigram"] == pytest.approx(loss, rel=1e-12)
-    assert found.tokens == len(data.val.tokens) - 1
-    assert found.floor.tolist() == yardsticks["bpe:512"].floor.tolist()
+    for module in (gpt.evaluation.baselines, gpt.objectives.objective):
+        monkeypatch.setattr(module, "MAX_TOKENS", 2000)
+    found = next_token_baselines(data)
+    for n, name in ((1, "unigram"), (2, "bigram")):
+        loss = -ngram_log_probabilities(data.train.tokens[2 - n : 2000], data.val.tokens[:2000], n, 512).mean()
+        assert found.losses[name] == pytest.approx(loss, rel=1e-12)
+    assert found.n_tokens == len(data.val.tokens) - 1
+    assert found.entropy_floor.tolist() == tale_baselines["bpe:512"].entropy_floor.tolist()

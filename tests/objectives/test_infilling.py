@@ -105,7 +105,7 @@ def test_the_loss_on_six_tokens_by_hand():
     loss, counted = objective(**batch)
     assert counted == 5
     torch.testing.assert_close(loss, sum(expected), rtol=1e-10, atol=0)
-    exact = objective.measure(**batch)
+    exact = objective.eval_batch(**batch)
     torch.testing.assert_close(exact["loss"][0], loss, rtol=1e-10, atol=0)
     assert exact["val_filled"][1] == 2
 
@@ -230,9 +230,9 @@ def test_filling_with_the_cache_is_filling_without(data):
             written.append(last)
         assert written == filling
     with pytest.raises(ValueError, match=r"write \[MASK\] into the prompt"):
-        list(objective.write("green", data.tokenizer, True))
+        list(objective.generate_text("green", data.tokenizer, True))
     with pytest.raises(ValueError, match="leave no room"):
-        list(objective.write("[MASK]" + "green " * 10 + "[MASK]", data.tokenizer, True))
+        list(objective.generate_text("[MASK]" + "green " * 10 + "[MASK]", data.tokenizer, True))
 
 
 def test_a_context_too_short_is_said(data):

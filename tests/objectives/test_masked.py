@@ -119,7 +119,7 @@ def test_the_loss_by_hand(data):
     loss, counted = objective(**batch)
     assert counted == tokens
     torch.testing.assert_close(loss, total, rtol=1e-10, atol=0)
-    measured = objective.measure(**batch)
+    measured = objective.eval_batch(**batch)
     torch.testing.assert_close(measured["loss"][0], total, rtol=1e-10, atol=0)
     torch.testing.assert_close(measured["val_sentence_loss"][0], sentences, rtol=1e-10, atol=0)
     assert measured["val_sentence_loss"][1] == 3
@@ -153,12 +153,12 @@ def test_both_sides_are_seen_and_the_answer_is_not(data):
 
 def test_without_next_sentence_there_is_one_loss(data):
     config, objective = masked(data, next_sentence=False)
-    assert objective.figures == ("val_masked_accuracy",)
+    assert objective.metrics == ("val_masked_accuracy",)
     assert not any("sentence" in name or "segment" in name for name, _ in objective.named_parameters())
     batch = objective.batch(objective.examples(config, data, data.val), [0], (0,))
     assert set(batch) == {"inputs", "targets", "lengths"}
     assert (batch["inputs"] == data.tokenizer.special_ids["[SEP]"]).sum() == 1
-    assert objective.baselines_of(config, data).baselines["uniform"] == pytest.approx(
+    assert objective.trivial_losses(config, data)["uniform"] == pytest.approx(
         math.log(data.tokenizer.tokenizer.vocab_size)
     )
 
@@ -167,10 +167,10 @@ def test_masks_are_filled_in_and_only_they(data):
     for next_sentence in (True, False):
         _, objective = masked(data, next_sentence=next_sentence)
         prompt = "1 gr[MASK][MASK]n bottles"
-        (written,) = objective.write(prompt, data.tokenizer, True)
+        (written,) = objective.generate_text(prompt, data.tokenizer, True)
         assert len(written) == len("1 green bottles") and written[:4] == "1 gr" and written[6:] == "n bottles"
         with pytest.raises(ValueError, match=r"write \[MASK\] into the prompt"):
-            list(objective.write("green", data.tokenizer, True))
+            list(objective.generate_text("green", data.tokenizer, True))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])

@@ -19,6 +19,7 @@ from torch import nn
 
 from gpt.checkpoint import RunFolder
 from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, TrainConfig, from_dict, read_toml
+from gpt.evaluation.baselines import compute_baselines
 from gpt.evaluation.ngrams import ngram_log_probabilities
 from gpt.evaluation.samples import judge_samples
 from gpt.exchange.models import create_objective, load_model, load_objective, resolve_config
@@ -125,7 +126,7 @@ def test_a_stopped_run_is_the_run_that_never_stopped(name, shelf, tmp_path):
     Trainer.resume(tmp_path / "run", say=quiet).train()
     assert_same_run(tmp_path / "run", tmp_path / "truth")
     columns = read_metrics(tmp_path / "run" / "metrics.csv")
-    for figure in ("val_loss", *truth.objective.figures):
+    for figure in ("val_loss", *truth.objective.metrics):
         assert not math.isnan(columns[figure][-1])
 
 
@@ -140,7 +141,7 @@ def test_micro_batches_of_any_size_make_the_same_steps(name, shelf, tmp_path):
         objective = OBJECTIVES[name](GPTModel(config.model), config.objective).double()
         run = RunFolder(tmp_path / str(batch_size))
         run.create(config, data.tokenizer)
-        logging.begin(run.metrics, objective.figures)
+        logging.begin(run.metrics, objective.metrics)
         run.samples.touch()
         Trainer(config, objective, data, run, quiet).train()
         weights.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))
@@ -221,7 +222,7 @@ def test_any_objective_trains_an_adapter(shelf, tmp_path, adapter, name):
 class Drawn(Objective):
     """Tokens that are counted or not as they are drawn."""
 
-    figures = ("val_mean_token", "val_nothing")
+    metrics = ("val_mean_token", "val_nothing")
 
     def batch(self, examples, indices, key):
         inputs, targets = examples.batch(indices)
@@ -233,7 +234,7 @@ class Drawn(Objective):
     def forward(self, inputs, targets):
         return self.model(inputs, targets, reduction="sum"), (targets != -100).sum()
 
-    def measure(self, inputs, targets):
+    def eval_batch(self, inputs, targets):
         counted = targets != -100
         return {
             "loss": self(inputs, targets),
@@ -307,7 +308,7 @@ def test_labels_are_smoothed_in_training_alone(shelf):
     assert abs(truth[0.3] - truth[0.0]) > 0.1
     objective.eval()
     torch.testing.assert_close(objective(**batch)[0], truth[0.0])
-    torch.testing.assert_close(objective.measure(**batch)["loss"][0], truth[0.0])
+    torch.testing.assert_close(objective.eval_batch(**batch)["loss"][0], truth[0.0])
     whole = objective.evaluate(config, data).loss
     objective.train()
     torch.testing.assert_close(objective(**batch)[0], truth[0.3])
@@ -354,7 +355,7 @@ def test_a_text_that_is_not_divided_is_turned_too(tmp_path):
         "inputs": "edcb",
         "targets": "dcba",
     }
-    assert objective.baselines_of(config, data).floor is None
+    assert not objective.has_entropy_floor(config)
 
 
 def test_the_loss_of_reverse_is_that_of_the_reversed_tokens_one_by_one(shelf):
@@ -423,22 +424,22 @@ def test_the_floor_of_tales_is_that_of_each_tale_and_baselines_read_from_the_rig
     config = TrainConfig(data=DataConfig(path=str(data.folder), packing="document"))
     objective = Reverse(GPTModel(GPTConfig(vocab_size=5, emb_dim=8, n_heads=2, n_layers=1)))
     measure, forwards = (
-        objective.baselines_of(config, data),
-        NextToken(objective.model).baselines_of(config, some_tales),
+        compute_baselines(objective, config, data),
+        compute_baselines(NextToken(objective.model), config, some_tales),
     )
-    assert measure.floor.tolist() == pytest.approx([-tales.log_probability(text) for text in texts[:26:-1]])
-    assert forwards.floor.tolist() == pytest.approx([-tales.log_probability(text) for text in texts[27:]])
+    assert measure.entropy_floor.tolist() == pytest.approx([-tales.log_probability(text) for text in texts[:26:-1]])
+    assert forwards.entropy_floor.tolist() == pytest.approx([-tales.log_probability(text) for text in texts[27:]])
     train, val = (np.array(split.tokens.tolist()[::-1]) for split in (some_tales.train, some_tales.val))
     trigram = -ngram_log_probabilities(train, val, 3, data.tokenizer.vocab_size).mean()
-    assert measure.baselines["trigram"] == pytest.approx(trigram)
-    assert measure.baselines["trigram"] != pytest.approx(forwards.baselines["trigram"], abs=1e-4)
-    assert measure.baselines["unigram"] == pytest.approx(forwards.baselines["unigram"])
-    assert measure.tokens == forwards.tokens
+    assert measure.losses["trigram"] == pytest.approx(trigram)
+    assert measure.losses["trigram"] != pytest.approx(forwards.losses["trigram"], abs=1e-4)
+    assert measure.losses["unigram"] == pytest.approx(forwards.losses["unigram"])
+    assert measure.n_tokens == forwards.n_tokens
     for other in (
         dataclasses.replace(config, eval_batches=2),
         dataclasses.replace(config, data=DataConfig(path=str(data.folder))),
     ):
-        assert objective.baselines_of(other, data).floor is None
+        assert compute_baselines(objective, other, data).entropy_floor is None
 
 
 def test_tales_that_are_written_from_their_end_are_judged_as_tales(some_tales, monkeypatch):
@@ -451,7 +452,7 @@ def test_tales_that_are_written_from_their_end_are_judged_as_tales(some_tales, m
     assert (verdict.texts, verdict.accepted, verdict.unseen) == (3, 2, 1)
 
 
-@pytest.mark.parametrize("in_documents", [True, False])
+@pytest.mark.parametrize("prepend_eot", [True, False])
 def test_what_reverse_writes_ends_with_the_prompt(shelf, prepend_eot):
     objective, _, data = fitted("reverse", shelf)
     tokenizer = data.tokenizer
@@ -459,11 +460,11 @@ def test_what_reverse_writes_ends_with_the_prompt(shelf, prepend_eot):
     greedy = generate_text_simple(objective.model, torch.tensor([prompt]), 7, 48)[0].tolist()
     before = greedy[len(prompt) :]
     before = before[: before.index(tokenizer.eot_id)] if tokenizer.eot_id in before else before
-    (written,) = objective.write("one more", tokenizer, prepend_eot, 7, temperature=0)
+    (written,) = objective.generate_text("one more", tokenizer, prepend_eot, 7, temperature=0)
     assert written == tokenizer.decode(before[::-1]) + "one more"
     if not prepend_eot:
         with pytest.raises(ValueError, match="the prompt is empty"):
-            list(objective.write("", tokenizer, False, 7))
+            list(objective.generate_text("", tokenizer, False, 7))
 
 
 # --- conditional generation ------------------------------------------------------------------------------------------
@@ -583,7 +584,7 @@ def test_targets_that_match_are_those_that_greedy_decoding_writes(tmp_path):
                 objective.model, [torch.tensor(ids)], 12 - len(ids), temperature=0, stop_id=data.tokenizer.eot_id
             )
             exact.append(written.tolist() == [*ids, *data.tokenizer.encode(target), data.tokenizer.eot_id])
-            text = "".join(objective.write(prompt, data.tokenizer, True, temperature=0))
+            text = "".join(objective.generate_text(prompt, data.tokenizer, True, temperature=0))
             assert (text == prompt + target) or not exact[-1]
         assert found.metrics["val_exact_match"] == pytest.approx(np.mean(exact))
         shares.append(np.mean(exact))
@@ -598,14 +599,24 @@ def test_the_baselines_of_pairs_are_those_of_their_targets(shelf):
     train, val = ([[*target, "end"] for _, target in pairs] for pairs in (PAIRS[:24], PAIRS[24:]))
     counts, vocab_size = Counter(token for target in train for token in target), data.tokenizer.vocab_size
     tokens = [token for target in val for token in target]
-    total = sum(counts.values()) + vocab_size
-    measure = objective.baselines_of(config, data)
-    assert measure.tokens == len(tokens) == objective.evaluate(config, data).n_tokens
-    assert measure.floor is None
-    assert measure.baselines == pytest.approx(
+    total = sum(counts.values())
+    n = Counter(counts.values())  # of modified Kneser-Ney: Y = n1 / (n1 + 2 n2), D(i) = i - (i + 1) Y n(i + 1) / n(i)
+    y = n[1] / (n[1] + 2 * n[2]) if n[1] else 0.5
+    discount = [0.0, *(max(0.0, i - (i + 1) * y * n[i + 1] / n[i]) if n[i] else 0.0 for i in (1, 2, 3))]
+    discount = [d or i * y for i, d in enumerate(discount)]
+    freed = sum(discount[min(count, 3)] for count in counts.values())
+    measure = compute_baselines(objective, config, data)
+    assert len(tokens) == objective.evaluate(config, data).n_tokens
+    assert measure.entropy_floor is None
+    assert measure.losses == pytest.approx(
         {
             "uniform": math.log(vocab_size),
-            "unigram": np.mean([-math.log((counts[token] + 1) / total) for token in tokens]),
+            "unigram": np.mean(
+                [
+                    -math.log((counts[token] - discount[min(counts[token], 3)] + freed / vocab_size) / total)
+                    for token in tokens
+                ]
+            ),
         }
     )
 
@@ -712,7 +723,7 @@ def test_a_student_is_measured_and_writes_without_its_teacher(shelf, tmp_path):
     shutil.rmtree(tmp_path / "teacher")
     student, _, checkpoint = load_objective(tmp_path / "run", "last")
     assert student.evaluate(checkpoint.config, trainer.data).loss == pytest.approx(trainer.evaluation.loss)
-    assert "".join(student.write("7", trainer.data.tokenizer, True, 3)).startswith("7")
+    assert "".join(student.generate_text("7", trainer.data.tokenizer, True, 3)).startswith("7")
     with pytest.raises(ValueError, match="unknown run"):
         Trainer.resume(tmp_path / "run", say=quiet)
 

@@ -12,7 +12,7 @@ import pytest
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.evaluation import samples
-from gpt.evaluation.baselines import Baselines, baselines_of
+from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.loss import Evaluation
 from gpt.run import logging
 from gpt.text import tales
@@ -91,8 +91,8 @@ def test_a_verdict_in_words():
 def test_a_run_on_tales_ends_with_table_verdict_and_three_tales(tale_run):
     trainer, said = tale_run
     table = rows(said)
-    measured = baselines_of(trainer.data)
-    for name, loss in measured.baselines.items():
+    measured = compute_baselines(trainer.objective, trainer.config, trainer.data)
+    for name, loss in measured.losses.items():
         assert table[name][0] == pytest.approx(loss, abs=1e-4)
     assert table["this run, step 6"][0] == pytest.approx(trainer.evaluate().loss, abs=1e-4)
     texts = list(trainer.data.documents(trainer.data.val))

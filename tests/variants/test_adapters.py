@@ -443,7 +443,7 @@ def test_a_loaded_run_predicts_what_the_trained_one_did(config, prepared, tmp_pa
     objective, tokenizer, _ = load_objective(tmp_path / "run", "last")
     torch.testing.assert_close(objective.model(ids), logits, rtol=0, atol=1e-5)
     assert objective.evaluate(trainer.config, prepared).loss == pytest.approx(trainer.evaluation.loss, abs=1e-5)
-    assert "".join(objective.write("on the", tokenizer, False, 20, temperature=0)).startswith("on the")
+    assert "".join(objective.generate_text("on the", tokenizer, False, 20, temperature=0)).startswith("on the")
 
 
 def test_a_run_starts_from_a_merged_one_but_from_no_prefix(config, prepared, tmp_path):

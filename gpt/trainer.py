@@ -225,7 +225,7 @@ class Trainer:
         if self.step >= config.max_steps and not self.report_due:  # finished before: nothing is touched
             with lock:
                 if not self.run.plot_is_new:  # but for a picture that a kill has prevented
-                    self.example_rng()
+                    self.draw()
                 self.evaluation = self.evaluate()
                 self.ctx.unshard()
             return
@@ -243,7 +243,7 @@ class Trainer:
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
                 self._save(is_best=False)
-            self.example_rng()
+            self.draw()
             self.ctx.unshard()  # what is asked of the model now, rank 0 does alone
 
     def _is_stopped(self) -> bool:
@@ -324,7 +324,7 @@ class Trainer:
         if is_best or (self.step and due(config.save_every)):
             self._save(is_best)
         if evaluation and time.perf_counter() - self.drawn_at > PLOT_SECONDS:
-            self.example_rng()
+            self.draw()
 
     def evaluate(self) -> Evaluation:
         """The objective's loss on the validation split: all of it, or eval_batches. Touches no random state."""
@@ -346,10 +346,10 @@ class Trainer:
                 text = self.objective.sample(self.config, self.data, self.config.seed + self.step)
                 append_text(self.run.samples, f"--- step {self.step} ---\n{text}\n\n")
 
-    def example_rng(self) -> None:
+    def draw(self) -> None:
         """Draw loss.png from metrics.csv."""
         if self.ctx.is_main:
-            logging.example_rng(self)
+            logging.draw(self)
         self.drawn_at = time.perf_counter()
 
     def tell(self, line: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.data import create_examples, fit_to_data
+from gpt.data import create_examples, resolve_config
 from gpt.generation import generate_ids, sample_documents
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
@@ -62,7 +62,7 @@ class Objective(nn.Module):
     @classmethod
     def resolve_config(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
         """The config with what the data decide filled in. ValueError where it does not fit them."""
-        return fit_to_data(config, data)
+        return resolve_config(config, data)
 
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
         """What `batch` takes a batch from: the windows of a split that a config asks for."""

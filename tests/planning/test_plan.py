@@ -352,7 +352,7 @@ def test_windows_of_documents_are_as_long_as_the_longest_of_their_batch(tmp_path
     pairs = itertools.product(range(len(examples)), repeat=2)
     assert plan.window == pytest.approx(np.mean([examples.batch(pair)[0].size(1) for pair in pairs]))
     own = dataclasses.replace(data, train=data.val)
-    spans = [create_examples(config, own)._span(i) for i in range(len(create_examples(config, own)))]
+    spans = [create_examples(config, own).span(i) for i in range(len(create_examples(config, own)))]
     batches = [padded_batch(data.val.tokens, spans[i : i + 2])[0] for i in range(0, len(spans), 2)]
     assert plan.evaluated_tokens == pytest.approx(sum(batch.numel() for batch in batches), abs=1)
 

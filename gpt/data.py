@@ -28,16 +28,15 @@ Tokens = np.ndarray | Tensor | Sequence[int]
 
 
 def packed_spans(n_tokens: int, context_length: int, stride: int = 0) -> np.ndarray:
-    """Return spans that cover a text of `n_tokens`, int64, rows of (start, end).
+    """Return spans that cover a text of two tokens or more, int64, rows of (start, end, first new target).
 
-    They start every `stride` tokens (0: context_length) and hold context_length inputs; the last may be shorter. Every
-    token but the first is a target, once unless spans overlap.
+    They start every `stride` tokens (0: context_length) and hold context_length inputs; the last may be shorter. Of
+    overlapping spans, targets before token `first` belong to earlier spans, so that each token is predicted once.
     """
-    stride = stride or context_length
-    last = n_tokens - 1
-    n_spans = max(0, math.ceil((last - context_length) / stride)) + 1 if last > 0 else 0
-    starts = np.arange(n_spans, dtype=np.int64) * stride
-    return np.stack([starts, np.minimum(starts + context_length, last)], axis=1)
+    stride, last = stride or context_length, n_tokens - 1
+    starts = np.arange(0, max(1, last - context_length + stride), stride)
+    ends = np.minimum(starts + context_length, last)
+    return np.stack([starts, ends, np.append(1, ends[:-1] + 1)], axis=1)
 
 
 def document_spans(tokens: np.ndarray, eot_id: int, context_length: int) -> np.ndarray:

@@ -89,18 +89,21 @@ def test_token_ids_above_65535_are_kept():
 
 
 @quick
-@given(n=st.integers(0, 60), context_length=st.integers(1, 20), stride=st.integers(0, 30))
-def test_packed_spans_match_brute_force(n, context_length, stride):
-    stride = min(stride, context_length) or context_length
-    expected = []
-    for start in range(0, max(n - 1, 0), stride):
-        expected.append([start, min(start + context_length, n - 1)])
-        if expected[-1][1] == n - 1:
-            break
+@given(n=st.integers(2, 60), context_length=st.integers(1, 20), stride=st.integers(0, 20))
+def test_packed_spans_predict_each_token_once(n, context_length, stride):
+    stride = min(stride, context_length)
     spans = packed_spans(n, context_length, stride)
     assert spans.dtype == np.int64
-    assert spans.shape == (len(expected), 2)
-    assert spans.tolist() == expected
+    assert [token for _, end, first in spans.tolist() for token in range(first, end + 1)] == list(range(1, n))
+    assert spans[:, 0].tolist() == [i * (stride or context_length) for i in range(len(spans))]
+    assert all(end - start == context_length for start, end, _ in spans[:-1].tolist())
+    assert all(1 <= end - start <= context_length for start, end, _ in spans.tolist())
+
+
+def test_packed_spans_by_hand():
+    assert packed_spans(10, 4).tolist() == [[0, 4, 1], [4, 8, 5], [8, 9, 9]]
+    assert packed_spans(10, 4, 2).tolist() == [[0, 4, 1], [2, 6, 5], [4, 8, 7], [6, 9, 9]]
+    assert packed_spans(2, 4).tolist() == [[0, 1, 1]]
 
 
 # --- document examples ------------------------------------------------------------------------------------------------

@@ -17,8 +17,7 @@ from conftest import corpus_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, OptimConfig, TrainConfig
-from gpt.data import create_examples, padded_batch
-from gpt.loss import evaluation_spans
+from gpt.data import create_examples, packed_spans, padded_batch
 from gpt.optim import create_optimizer
 from gpt.planning.flops import activation_bytes, count_parameters, flops_per_token, logit_bytes
 from gpt.planning.hardware import LOCAL, hardware
@@ -361,7 +360,7 @@ def test_a_stream_is_evaluated_token_by_token(prepared):
     config = config_of(
         dataclasses.replace(ONEDNN_MIN_NUMEL, vocab_size=0), eval_every=0, data=DataConfig(str(prepared.folder))
     )
-    spans = evaluation_spans(len(prepared.val.tokens), 64)
+    spans = packed_spans(len(prepared.val.tokens), 64)
     assert estimate_on(config, prepared).evaluated_tokens == sum(end - start for start, end, _ in spans)
 
 

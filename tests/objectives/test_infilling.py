@@ -10,7 +10,7 @@ from conftest import corpus_of
 
 from gpt.config import DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
 from gpt.model import GPTModel
-from gpt.objectives.glm_spans import cut_spans, sample_spans, infilling_mask
+from gpt.objectives.glm_spans import cut_spans, infilling_mask, sample_spans
 from gpt.objectives.infilling import Infilling
 from gpt.text.prepare import prepare_data
 

@@ -11,7 +11,7 @@ A span (start, end) names an example within a text: inputs tokens[start:end], ta
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -73,21 +73,25 @@ def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[
 
 
 class Examples:
-    """A map-style dataset over a text of token ids: item i is (inputs, targets), int64, (T,) each.
+    """A map-style dataset of spans of a text: item i is the (inputs, targets) of span i, int64, (T,) each."""
 
-    A subclass sets `tokens` and defines `__len__` and `span`, which returns (start, end) of an example.
-    """
+    def __init__(self, tokens: np.ndarray, starts: Sequence[int] | np.ndarray, ends: Sequence[int] | np.ndarray):
+        self.tokens, self.starts, self.ends = tokens, starts, ends
 
-    tokens: np.ndarray
-    span: Callable[[int], tuple[int, int]]
+    def __len__(self) -> int:
+        return len(self.starts)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def span(self, index: int) -> tuple[int, int]:
+        """Return (start, end) of an example. IndexError if there is none."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
+        return int(self.starts[index]), int(self.ends[index])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self.batch([index])
         return inputs[0], targets[0]
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of several examples, padded to the longest, (B, T) each."""
         return padded_batch(self.tokens, map(self.span, indices))
 
@@ -102,21 +106,16 @@ class PackedExamples(Examples):
     def __init__(self, tokens: Tokens, context_length: int, stride: int = 0):
         if context_length < 1 or stride < 0:
             raise ValueError(f"context_length must be at least 1 and stride 0, not {context_length} and {stride}")
-        self.tokens = np.asarray(tokens)
-        if self.tokens.ndim != 1 or (len(self.tokens) and self.tokens.dtype.kind not in "iu"):
-            raise ValueError(f"tokens must be a list of integers, not {self.tokens.dtype} of shape {self.tokens.shape}")
-        self.context_length, self.stride = context_length, stride or context_length
-        if len(self.tokens) <= context_length:
+        tokens, stride = np.asarray(tokens), stride or context_length
+        if tokens.ndim != 1 or (len(tokens) and tokens.dtype.kind not in "iu"):
+            raise ValueError(f"tokens must be a list of integers, not {tokens.dtype} of shape {tokens.shape}")
+        if len(tokens) <= context_length:
             raise ValueError(
-                f"{len(self.tokens)} tokens are too few for one example: context_length {context_length} needs "
+                f"{len(tokens)} tokens are too few for one example: context_length {context_length} needs "
                 f"{context_length + 1}; use a longer text or a smaller context_length"
             )
-
-    def __len__(self) -> int:
-        return (len(self.tokens) - self.context_length - 1) // self.stride + 1
-
-    def span(self, index: int) -> tuple[int, int]:
-        return index * self.stride, index * self.stride + self.context_length
+        starts, ends = range(0, len(tokens) - context_length, stride), range(context_length, len(tokens), stride)
+        super().__init__(tokens, starts, ends)
 
 
 class DocumentExamples(Examples):
@@ -126,17 +125,10 @@ class DocumentExamples(Examples):
     """
 
     def __init__(self, tokens: np.ndarray, context_length: int, eot_id: int):
-        self.tokens = tokens
-        self.spans = document_spans(tokens, eot_id, context_length)
-        if not len(self.spans):
+        starts, ends, _ = document_spans(tokens, eot_id, context_length).T
+        if not len(starts):
             raise ValueError(f"{len(tokens)} tokens hold no document between two end-of-text tokens")
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def span(self, index: int) -> tuple[int, int]:
-        start, end, _ = self.spans[index]
-        return int(start), int(end)
+        super().__init__(tokens, starts, ends)
 
 
 # --- the order of examples --------------------------------------------------------------------------------------------

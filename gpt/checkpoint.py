@@ -1,148 +1,238 @@
-"""A run folder: config, tokenizer, metrics, samples, and checkpoints that are written whole or not at all.
+"""A run folder: config, tokenizer, logs, and checkpoints that are written whole or not at all.
 
 runs/NAME/
-  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt  learnt.png  not_finite.safetensors
-  frozen.safetensors         where not all weights are trained, the others, once for all checkpoints
-  checkpoints/step-000500/   model.safetensors  training_state.pt  metrics.csv  samples.txt  state.json (with the
-                             SHA-256 of all of them, of frozen.safetensors, and of itself)
-  checkpoints/last, best     text files that name the newest checkpoint, and the one with the lowest validation loss
+  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
+  frozen.safetensors         with an adapter: the weights that are not trained, once for all checkpoints
+  checkpoints/step-000500/   model.safetensors  training_state.pt  metrics.csv  samples.txt  state.json
+  checkpoints/last, best     text files: the newest checkpoint, the one with the lowest validation loss
+
+state.json holds the counters, the config, and the SHA-256 of every other file and of itself.
 """
 
 import contextlib
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gpt.config import TrainConfig, from_dict, is_sealed, read_toml, to_toml
-from gpt.state import FORMAT, FROZEN, Checkpoint, check_finite, read_checkpoint, read_state
+from gpt.config import TrainConfig, from_dict, read_toml, to_toml
+from gpt.model import GPTModel
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
-from gpt.system.files import FolderLock, atomic_file, atomic_folder, checksummed, flush, recover, sha256, write_text
+from gpt.system.files import (
+    FolderLock,
+    atomic_file,
+    atomic_folder,
+    checksummed,
+    flush,
+    read_checksummed,
+    recover,
+    sha256,
+    write_text,
+)
 from gpt.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 3  # of a checkpoint
+
+
+# --- weights by name --------------------------------------------------------------------------------------------------
+
+
+def named_weights(objective: nn.Module, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
+    """Return an objective's tensors: the model's under GPTModel's names, the objective's own under `objective.`.
+
+    A tied tensor appears once, under its first name. With several processes rank 0 gets full tensors, the others none.
+    """
+    named, seen = {}, set()
+    for name, tensor in objective.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            full = ctx.full_state_dict(tensor.detach())
+            if ctx.is_main:
+                named[_saved_name(objective, name)] = full.contiguous()
+    return named
+
+
+def frozen_names(objective: nn.Module) -> set[str]:
+    """Return the names, as in `named_weights`, of the parameters that are not trained."""
+    return {_saved_name(objective, name) for name, p in objective.named_parameters() if not p.requires_grad}
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load tensors named by `named_weights` into an objective or a GPTModel. ValueError unless all fit exactly."""
+    own = module.state_dict()
+    first_name = {}  # data pointer -> first name of that tensor
+    for name, tensor in own.items():
+        first_name.setdefault(tensor.data_ptr(), _saved_name(module, name))
+    expected = {first_name[t.data_ptr()]: tuple(t.shape) for t in own.values()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise ValueError(
+            f"the weights do not fit the model in {len(wrong)} tensors, the first {wrong[0]}: "
+            f"expected {expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}"
+        )
+    module.load_state_dict({name: weights[first_name[t.data_ptr()]] for name, t in own.items()})
+
+
+def _saved_name(module: nn.Module, name: str) -> str:
+    if isinstance(module, GPTModel):
+        return name
+    return name.removeprefix("model.") if name.startswith("model.") else f"objective.{name}"
+
+
+# --- a checkpoint -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint folder."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    training_state: dict[str, Any] | None  # optimizer and random state; None if not read
+    state: dict[str, Any]  # counters, config, environment, checksums
+
+    @property
+    def config(self) -> TrainConfig:
+        """The config of the run when the checkpoint was saved."""
+        return from_dict(TrainConfig, self.state["config"])
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's state.json. ValueError if it is missing, damaged or of another format."""
+    try:
+        state = read_checksummed(folder / "state.json")
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is incomplete: state.json is missing") from None
+    if state["format"] != FORMAT:
+        raise ValueError(f"{folder} has checkpoint format {state['format']}, this version reads {FORMAT}")
+    return state
+
+
+def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
+    """Read a checkpoint and check it against its checksums. ValueError if a file is missing or damaged.
+
+    Without `training` the optimizer state, up to twice the size of the weights, is not read.
+    """
+    state = read_state(folder)
+    try:
+        for name, digest in state["sha256"].items():
+            _check_sha256(folder / name, digest)
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        if state["frozen"]:
+            frozen = folder.parent.parent / "frozen.safetensors"
+            _check_sha256(frozen, state["frozen"])
+            weights = {**safetensors.torch.load_file(frozen), **weights}
+        training_state = None
+        if training:  # weights_only: a checkpoint never executes code
+            training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
+    except pickle.UnpicklingError:
+        raise ValueError(f"{folder / 'training_state.pt'} is damaged: it holds more than tensors") from None
+    return Checkpoint(folder, weights, training_state, state)
+
+
+def _check_sha256(path: Path, digest: str) -> None:
+    if sha256(path) != digest:
+        raise ValueError(f"{path} is damaged: its SHA-256 differs from the one in state.json")
+
+
+def _check_finite(name: str, weights: dict[str, Tensor], training_state: dict) -> None:
+    moments = [t for state in training_state["optimizer"]["state"].values() for t in state.values()]
+    for label, tensor in [*weights.items(), *(("the optimizer state", t) for t in moments)]:
+        if not torch.as_tensor(tensor).isfinite().all():
+            raise FloatingPointError(f"{label} is not finite, so {name} was not saved")
+
+
+# --- a run folder -----------------------------------------------------------------------------------------------------
 
 
 class RunFolder:
-    """The files of one run. Whoever writes to it holds its lock; reading needs none, and changes nothing."""
+    """The files of one run. A writer holds the lock; a reader needs none and changes nothing."""
 
     def __init__(self, path: str | Path):
-        # new/../notes is notes, whether or not there is a folder new: what is looked at is what is written
         self.path = Path(os.path.realpath(path)) if ".." in Path(path).parts else Path(path)
         self.checkpoints = self.path / "checkpoints"
-        self.lock = FolderLock(self.path)
+        self.config_file, self.tokenizer_file = self.path / "config.toml", self.path / "tokenizer.json"
+        self.metrics, self.samples = self.path / "metrics.csv", self.path / "samples.txt"
+        self.plot, self.grammar_plot = self.path / "loss.png", self.path / "grammar.png"
+        self.frozen, self.not_finite = self.path / "frozen.safetensors", self.path / "not_finite.safetensors"
+        self.folder_lock = FolderLock(self.path)
         self._tokenizer_sha256 = self._frozen_sha256 = ""
-        self._corrupt: set[str] = set()  # checkpoints that are not whole: neither counted nor deleted
-
-    @property
-    def metrics(self) -> Path:
-        """One row per report."""
-        return self.path / "metrics.csv"
-
-    @property
-    def samples(self) -> Path:
-        """What the model wrote, by step."""
-        return self.path / "samples.txt"
-
-    @property
-    def plot(self) -> Path:
-        """Loss and perplexity over tokens seen."""
-        return self.path / "loss.png"
-
-    @property
-    def plot_is_new(self) -> bool:
-        """Whether the plot shows all of the metrics."""
-        return self.plot.exists() and self.plot.stat().st_mtime >= self.metrics.stat().st_mtime
-
-    @property
-    def learnt(self) -> Path:
-        """What each checkpoint's tales are worth, where they have been judged."""
-        return self.path / "learnt.png"
-
-    @property
-    def not_finite(self) -> Path:
-        """The batch whose loss or gradient was not finite, where the run has ended so."""
-        return self.path / "not_finite.safetensors"
-
-    @property
-    def frozen(self) -> Path:
-        """The weights that are not trained, where there are any."""
-        return self.path / FROZEN
+        self._corrupt: set[str] = set()  # checkpoints that failed their checks: neither counted nor deleted
 
     @contextlib.contextmanager
-    def lock_or_fail(self, ctx: DistContext = SINGLE_PROCESS) -> Iterator[None]:
-        """Holds the lock from here on, unless the block fails. What a killed save had begun is finished or undone. Of
-        several processes rank 0 does so, and the others begin after it.
+    def lock(self, ctx: DistContext = SINGLE_PROCESS) -> Iterator[None]:
+        """Take the lock and keep it unless the block fails; first clean up after a save that was killed.
 
-        ValueError where the lock is taken, and for a folder that holds something else than a run.
+        Rank 0 does so; the other processes start after it. ValueError if the lock is taken, or if the folder holds
+        something other than a run.
         """
-        with self._claimed() if ctx.is_main else contextlib.nullcontext():
+        with self._lock() if ctx.is_main else contextlib.nullcontext():
             ctx.barrier()
             yield
 
     @contextlib.contextmanager
-    def _claimed(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         visible = self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir())
-        # a killed start leaves names with a dot
-        if visible and not (self.path / "config.toml").is_file() and not self.steps():
+        if visible and not self.config_file.is_file() and not self.steps():
             raise ValueError(f"{self.path} exists and is not a run: name another folder")
-        with self.lock.lock_or_fail():
+        with self.folder_lock.lock_or_fail():
             for aside in self.checkpoints.glob(".step-*.old"):
                 recover(self.checkpoints / aside.name[1:-4])
             for unfinished in (*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp")):
-                folder = unfinished.is_dir() and not unfinished.is_symlink()
-                shutil.rmtree(unfinished) if folder else unfinished.unlink()
+                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
             yield
 
     def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
-        """Make the folder and write down everything the run is started with. A run without a checkpoint starts anew."""
+        """Make the folder, write config and tokenizer, and remove the logs of a run that never saved."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_config(config)  # first: it tells a run from another folder
+        self.write_config(config)  # first: it marks the folder as a run
         self.write_tokenizer(tokenizer)
         self.checkpoints.mkdir(exist_ok=True)
-        for old in (self.metrics, self.samples, self.plot, self.learnt, self.not_finite, self.frozen):
+        for old in (self.metrics, self.samples, self.plot, self.grammar_plot, self.not_finite, self.frozen):
             old.unlink(missing_ok=True)
+        self.samples.touch()
         self._frozen_sha256 = ""
         for folder in (self.path, self.path.parent):
             flush(folder)
 
     def write_config(self, config: TrainConfig) -> None:
         """Write config.toml."""
-        write_text(self.path / "config.toml", to_toml(config))
+        write_text(self.config_file, to_toml(config))
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Write tokenizer.json, whose checksum the checkpoints from here on carry."""
-        with atomic_file(self.path / "tokenizer.json") as temporary:
+        """Write tokenizer.json; later checkpoints carry its checksum."""
+        with atomic_file(self.tokenizer_file) as temporary:
             tokenizer.save(temporary)
             self._tokenizer_sha256 = sha256(temporary)
 
-    @property
-    def config_is_whole(self) -> bool:
-        """Whether config.toml is what was written."""
-        file = self.path / "config.toml"
-        return file.is_file() and is_sealed(file.read_text(encoding="utf-8", errors="replace"))
-
     def config(self) -> TrainConfig:
-        """The run's config: that of the newest whole checkpoint, where config.toml was edited, damaged or deleted.
+        """Return the settings in config.toml or, if that file is gone, those of the newest valid checkpoint.
 
-        ValueError where the folder is not a run, and where there is neither.
+        ValueError if there is neither, or if config.toml is not valid.
         """
-        if not self.config_is_whole and (checkpoint := self.load_newest_valid()[0]):
+        if self.config_file.is_file():
+            try:
+                return from_dict(TrainConfig, read_toml(self.config_file))
+            except ValueError as error:
+                raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{self.config_file} ')}") from None
+        if checkpoint := self.load_newest_valid()[0]:
             return checkpoint.config
-        if not (self.path / "config.toml").is_file():
-            raise ValueError(f"no run in {self.path}: a run folder holds a config.toml")
-        try:
-            return from_dict(TrainConfig, read_toml(self.path / "config.toml"))
-        except ValueError as error:
-            raise ValueError(f"{self.path / 'config.toml'}: {error}") from None
+        raise ValueError(f"no run in {self.path}: a run folder holds a config.toml")
 
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer."""
-        return load_tokenizer(self.path / "tokenizer.json")
+        """Return the run's tokenizer."""
+        return load_tokenizer(self.tokenizer_file)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -155,142 +245,129 @@ class RunFolder:
         is_best: bool,
         keep_checkpoints: int,
     ) -> Path:
-        """Write the checkpoint step-NNNNNN, all of it or nothing; before the first one, the weights that are frozen,
-        given by their names.
+        """Write the checkpoint step-NNNNNN, all of it or nothing, then point `last` and, if `is_best`, `best` to it.
 
-        `last`, and `best` where `is_best`, name it only after that; then older checkpoints go, but for the newest
-        `keep` and the best. Interrupted anywhere, the folder still holds the checkpoints it held before.
+        The weights named in `frozen` are written once, before the first checkpoint. Then older checkpoints are deleted,
+        except the newest `keep_checkpoints` and the best. An interrupted save leaves the earlier checkpoints intact.
 
-        FloatingPointError where a tensor to be saved is not finite, OSError where the disk is full.
+        FloatingPointError if a tensor is not finite, OSError if the disk is full.
         """
         name = f"step-{state['step']:06d}"
-        check_finite(name, weights, training_state)
-        frozen = {name: weights[name] for name in frozen & weights.keys()}
-        weights = {name: tensor for name, tensor in weights.items() if name not in frozen}
-        folder = self.checkpoints / name
+        _check_finite(name, weights, training_state)
         try:
-            if frozen and not self._frozen_sha256:
-                with atomic_file(self.frozen) as temporary:
-                    safetensors.torch.save_file(frozen, temporary)
-                    self._frozen_sha256 = sha256(temporary)
-            state = {**state, "best": name if is_best else self._pointed("best")}
-            state |= {"tokenizer": self._tokenizer_sha256, "frozen": self._frozen_sha256}
-            if folder.is_symlink() or folder.is_file():
-                folder.unlink()  # what a link leads to is not ours to replace
-            with atomic_folder(folder) as temporary:
-                safetensors.torch.save_file(weights, temporary / "model.safetensors")
-                torch.save(training_state, temporary / "training_state.pt")
-                for record in (self.metrics, self.samples):
-                    record.touch()  # it may have been deleted since
-                    shutil.copy(record, temporary)
-                digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-                whole = checksummed({"format": FORMAT, **state, "sha256": digests})
-                (temporary / "state.json").write_text(whole, encoding="utf-8", newline="\n")
+            folder = self._write(name, weights, frozen, training_state, {**state, "best": self._best(name, is_best)})
             write_text(self.checkpoints / "last", name + "\n")
             if is_best:
                 write_text(self.checkpoints / "best", name + "\n")
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # each writer has its own for a full disk
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk, as each writer reports it
             reason = str(error).splitlines()[0]
             raise OSError(
                 f"the checkpoint {name} could not be written to {self.checkpoints} ({reason}): is the disk full? "
-                f"With room, --resume goes on from the newest checkpoint there is"
+                f"Make room, then --resume continues from the newest checkpoint"
             ) from error
         self._corrupt.discard(name)
-        older = [step for step in self.steps() if step not in self._corrupt]
-        kept = {*older[-keep_checkpoints:], self._pointed("best")}
-        for old in older:
-            if old not in kept:
-                self._delete(old)
+        self._delete_old(keep_checkpoints)
         return folder
 
-    def _delete(self, step: str) -> None:
-        """Delete a checkpoint under another name: killed on the way, it leaves no half of one."""
-        doomed = self.checkpoints / f".{step}.tmp"
-        with contextlib.suppress(OSError):  # Windows, while it is being read: then after the next save
-            (self.checkpoints / step).rename(doomed)
-            doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
+    def _write(self, name: str, weights: dict, frozen: set[str], training_state: dict, state: dict) -> Path:
+        frozen_weights = {name: weights[name] for name in frozen & weights.keys()}
+        if frozen_weights and not self._frozen_sha256:
+            with atomic_file(self.frozen) as temporary:
+                safetensors.torch.save_file(frozen_weights, temporary)
+                self._frozen_sha256 = sha256(temporary)
+        weights = {name: tensor for name, tensor in weights.items() if name not in frozen_weights}
+        state |= {"tokenizer": self._tokenizer_sha256, "frozen": self._frozen_sha256}
+        folder = self.checkpoints / name
+        with atomic_folder(folder) as temporary:
+            safetensors.torch.save_file(weights, temporary / "model.safetensors")
+            torch.save(training_state, temporary / "training_state.pt")
+            for log in (self.metrics, self.samples):
+                log.touch()
+                shutil.copy(log, temporary)
+            digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+            text = checksummed({"format": FORMAT, **state, "sha256": digests})
+            (temporary / "state.json").write_text(text, encoding="utf-8", newline="\n")
+        return folder
 
-    def point(self, checkpoint: Checkpoint) -> None:
-        """Have `last` and `best` name what they were to name beside this checkpoint: its save may have been killed
-        before it came to that. Checkpoints from here on share its frozen weights."""
+    def _best(self, name: str, is_best: bool) -> str | None:
+        return name if is_best else self._pointer("best")
+
+    def _delete_old(self, keep_checkpoints: int) -> None:
+        valid = [step for step in self.steps() if step not in self._corrupt]
+        for step in set(valid) - {*valid[-keep_checkpoints:], self._pointer("best")}:
+            doomed = self.checkpoints / f".{step}.tmp"  # renamed first: a kill leaves no half of a checkpoint
+            with contextlib.suppress(OSError):  # Windows, while it is being read; the next save retries
+                (self.checkpoints / step).rename(doomed)
+                shutil.rmtree(doomed)
+
+    def update_pointers(self, checkpoint: Checkpoint) -> None:
+        """Point `last` and `best` where the save of this checkpoint was to point them, in case it was killed before."""
         self._frozen_sha256 = checkpoint.state["frozen"]
         for pointer, name in (("last", checkpoint.path.name), ("best", checkpoint.state["best"])):
-            file = self.checkpoints / pointer
-            if name in self.steps() and (not file.is_file() or file.read_bytes() != f"{name}\n".encode()):
-                write_text(file, f"{name}\n")
+            if name in self.steps() and self._pointer(pointer) != name:
+                write_text(self.checkpoints / pointer, f"{name}\n")
 
     def truncate_logs(self, checkpoint: Checkpoint) -> list[str]:
-        """Have metrics.csv and samples.txt be what they were at a checkpoint, since what was written later will be
-        written again; the names of those that held something else."""
+        """Restore metrics.csv and samples.txt as of a checkpoint; return the names of those that were damaged."""
         damaged = []
-        for record in (self.metrics, self.samples):
-            saved, found = (checkpoint.path / record.name).read_bytes(), b""
-            if record.is_file():
-                found = record.read_bytes()
+        for log in (self.metrics, self.samples):
+            saved = (checkpoint.path / log.name).read_bytes()
+            found = log.read_bytes() if log.is_file() else b""
             if found != saved:
-                with atomic_file(record) as temporary:
+                with atomic_file(log) as temporary:
                     temporary.write_bytes(saved)
             if not found.startswith(saved):
-                damaged.append(record.name)
+                damaged.append(log.name)
         return damaged
 
-    def save_batch(self, batch: dict[str, Tensor], **facts: Any) -> None:
-        """Write a batch whose loss is not finite to not_finite.safetensors, to be looked at; the facts are its
-        metadata."""
+    def save_batch(self, batch: dict[str, Tensor], **metadata: Any) -> None:
+        """Write a batch whose loss is not finite to not_finite.safetensors."""
         with atomic_file(self.not_finite) as temporary:
-            metadata = {name: str(fact) for name, fact in facts.items()}
-            temporary.write_bytes(safetensors.torch.save(batch, metadata))
+            temporary.write_bytes(safetensors.torch.save(batch, {name: str(value) for name, value in metadata.items()}))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[str]:
-        """The names of the checkpoints, oldest first."""
+        """Return the names of the checkpoints, oldest first."""
         folders = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         names = (re.fullmatch(r"\.(step-\d+)\.old|(step-\d+)", p.name, re.ASCII) for p in folders if p.is_dir())
-        return sorted({found[1] or found[2] for found in names if found}, key=_step)
+        found = {match[1] or match[2] for match in names if match}
+        return sorted(found, key=lambda name: int(name.removeprefix("step-")))
 
     def _folder(self, step: str) -> Path:
-        """A checkpoint's folder; where its second save was killed between two renames, that of the first."""
+        """Return a checkpoint's folder; if a repeated save was killed between its two renames, the first one's."""
         folder, aside = self.checkpoints / step, self.checkpoints / f".{step}.old"
         return aside if aside.exists() and not folder.exists() else folder
 
-    def _pointed(self, pointer: str) -> str | None:
-        path = self.checkpoints / pointer
+    def _pointer(self, name: str) -> str | None:
+        path = self.checkpoints / name
         return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
     def find(self, which: str = "last") -> Path:
-        """The folder of the checkpoint "last", "best", or of one by its name. ValueError where there is none."""
-        name = which
-        steps = self.steps()
+        """Return the folder of the checkpoint "last", "best" or "step-NNNNNN". ValueError if there is none."""
+        steps, name = self.steps(), which
         if which in ("last", "best"):
-            pointed = self._pointed(which)
-            name = pointed if pointed in steps or not steps else steps[-1]
+            name = self._pointer(which)
+            name = name if name in steps or not steps else steps[-1]
         if name not in steps:
-            raise ValueError(f"no checkpoint {which!r} in {self.path}; there are: {', '.join(self.steps()) or 'none'}")
+            raise ValueError(f"no checkpoint {which!r} in {self.path}; available: {', '.join(steps) or 'none'}")
         return self._folder(name)
 
     def load(self, which: str = "last", training: bool = True) -> Checkpoint:
-        """The checkpoint that `find` finds, checked against its sums: ValueError where a file is missing or damaged.
-
-        Without `training` the optimizer's state, up to twice the size of the weights, is not read into memory.
-        """
+        """Read the checkpoint that `find` finds; see `read_checkpoint`."""
         return read_checkpoint(self.find(which), training)
 
     def state(self, which: str = "last") -> dict[str, Any]:
-        """The counters of a checkpoint alone: step, tokens_seen, best_loss, ..."""
+        """Return the state.json of a checkpoint: step, tokens_seen, best_loss, ..."""
         return read_state(self.find(which))
 
     def load_newest_valid(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole (None where there is none), and what was wrong with newer ones."""
-        complaints = []
+        """Return the newest valid checkpoint, or None, and the errors of newer ones."""
+        errors = []
         for name in reversed(self.steps()):
             try:
-                return read_checkpoint(self._folder(name)), complaints
+                return read_checkpoint(self._folder(name)), errors
             except ValueError as error:
-                complaints.append(str(error))
+                errors.append(str(error))
                 self._corrupt.add(name)
-        return None, complaints
-
-
-def _step(name: str) -> int:
-    return int(name.removeprefix("step-"))
+        return None, errors

@@ -183,7 +183,9 @@ class Muon(torch.optim.Optimizer):
                 self.state[matrix]["momentum"] = torch.zeros_like(matrix)
         gradients, means = [m.grad for m in matrices], [self.state[m]["momentum"] for m in matrices]
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-        ahead = torch.stack([full_tensor(m) for m in torch._foreach_lerp(gradients, means, group["momentum"])])  # (n, R, C)
+        ahead = torch.stack(
+            [full_tensor(m) for m in torch._foreach_lerp(gradients, means, group["momentum"])]
+        )  # (n, R, C)
         length = group["lr"] * 0.2 * math.sqrt(max(ahead.shape[1:]))
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         steps = [shard_like(step, matrix) for step, matrix in zip(orthogonalise(ahead), matrices, strict=True)]

@@ -1,40 +1,28 @@
-"""One training step, one loop: learning rate, grad_accum_steps, clip, step, log, evaluate, sample, save.
+"""One training step, one loop. Callbacks do the rest: progress, logs, samples, plots.
 
-    python: Trainer.start(config, "runs/mine").train()
-    shell:  python scripts/train.py --config configs/story.toml --run mine
+    from gpt.run.training import start_run
+    start_run(config, "runs/mine").train()
 
-The objective that it is handed says what a batch is, maps it to (loss summed, tokens counted), and measures itself:
-gpt/objectives/objective.py.
+The objective maps a batch to (loss summed, tokens counted); gpt/objectives/objective.py has its interface.
 """
 
 import contextlib
 import dataclasses
 import math
 import signal
-import sys
 import time
-from collections.abc import Callable
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from gpt.checkpoint import RunFolder
-from gpt.config import TrainConfig, check_resumable, differences
+from gpt.checkpoint import Checkpoint, RunFolder, frozen_names, named_weights
+from gpt.config import TrainConfig, differences
 from gpt.data import ExampleSampler
-from gpt.evaluation.baselines import Baselines, compute_baselines
-from gpt.exchange.models import create_objective, resolve_config
-from gpt.loss import Evaluation
-from gpt.objectives import Objective
-from gpt.objectives.objective import example_rng
+from gpt.loss import Evaluation, perplexity
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
-from gpt.planning import plan
-from gpt.run import logging
-from gpt.state import Checkpoint
 from gpt.system.device import (
     autocast,
-    check_device,
     choose_device,
     choose_dtype,
     compile_module,
@@ -45,233 +33,126 @@ from gpt.system.device import (
     to_device,
 )
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
-from gpt.system.files import append_text
 from gpt.system.memory import oom_hint
-from gpt.system.paths import find_path
 from gpt.system.signals import stop_signals
-from gpt.token_files import PreparedData, load_data
-from gpt.weights import frozen_names, load_weights, named_weights
+from gpt.token_files import PreparedData
 
-PLOT_SECONDS = 20  # loss.png is drawn at an evaluation if the last drawing is older
+# What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
 COUNTERS = ("step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "grad_norm", "best_loss", "elapsed_s")
-Say = Callable[[str], None]  # what is told a line of progress
+
+
+class Callback:
+    """Hooks of the Trainer. Subclasses override what they need; gpt/run/callbacks.py has the project's own.
+
+    With several processes the hooks run in each of them: check `trainer.ctx.is_main` before writing a file.
+    """
+
+    def on_train_start(self, trainer: "Trainer") -> None:
+        """Called by `train`, before the first step."""
+
+    def on_evaluate(self, trainer: "Trainer", evaluation: Evaluation) -> None:
+        """Called after an evaluation on the validation split."""
+
+    def on_log(self, trainer: "Trainer", row: dict[str, float]) -> None:
+        """Called every log_every steps and after each evaluation, with a row of metrics by column."""
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        """Called after each step, and once before the first one; a checkpoint of this step follows."""
+
+    def on_save(self, trainer: "Trainer", checkpoint: str) -> None:
+        """Called after a checkpoint has been saved, with its name."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """Called when training ends, finished or stopped by a signal."""
 
 
 class Trainer:
-    """Trains one objective on one prepared corpus and writes one run folder.
+    """Train one objective on one prepared corpus, in one run folder whose lock is held.
 
-    `Trainer.start` and `Trainer.resume` make one from a config or a run folder; the constructor takes the pieces.
-    `say` is told each line of progress. Of several processes each has a Trainer; that of rank 0 writes and speaks.
+    `gpt.run.training` makes a Trainer from a config or from a run to resume. With several processes each has one.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        objective: Objective,
+        objective: torch.nn.Module,
         data: PreparedData,
         run: RunFolder,
-        say: Say = print,
         ctx: DistContext = SINGLE_PROCESS,
+        callbacks: Iterable[Callback] = (),
+        log: Callable[[str], None] = print,
     ):
         self.config, self.data, self.run, self.ctx = config, data, run, ctx
+        self.callbacks, self.log = list(callbacks), log
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
-        self.say = say if ctx.is_main else lambda line: None
-        self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)
-        # self.objective keeps the plain names, and is what is saved
-        compiled = compile_module(self.objective, self.device, self.say) if config.compile else self.objective
-        self.compiled = ctx.wrap_ddp(compiled, self.device)
+        self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)  # this one is saved
+        compiled = compile_module(self.objective, self.device, log) if config.compile else self.objective
+        self.forward = ctx.wrap_ddp(compiled, self.device)  # this one is called
         self.optimizer = create_optimizer(self.objective, config.optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.examples = objective.examples(config, data, data.train)
         self.sampler = ExampleSampler(len(self.examples), config.batch_size * config.grad_accum_steps, seed=config.seed)
-        if self.device.type == "mps":
-            check_device(self.objective.model, torch.arange(config.model.context_length)[None] % 2)
 
-        # COUNTERS, which a checkpoint carries, besides weights, optimizer and random state
         self.step = 0
         self.tokens_seen = 0
-        self.report_due = True  # the report of the current step has not been made yet; a run begins with one
-        self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row
+        self.report_due = True  # logging, evaluation and saving of the current step are still to be done
+        self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row of metrics
         self.grad_norm: float | None = None  # of the last step, before clipping
         self.best_loss: float | None = None
-        self.elapsed_s = 0.0  # all sittings together
+        self.elapsed_s = 0.0  # over all sessions
 
-        self.evaluation: Evaluation | None = None  # the last one of this sitting
-        self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row
-        self.signal = 0  # the one that this process has got
-        self.stopped_by: int | None = None  # the signal that ended the loop, whichever process got it
-        self.saved_at: int | None = None  # the step of the last checkpoint of this sitting
-        self.drawn_at = -math.inf
-        self.bar: tqdm | None = None
-
-    @cached_property
-    def baselines(self) -> Baselines:
-        """The losses that the validation loss is compared with."""
-        return compute_baselines(self.objective, self.config, self.data)
-
-    # --- beginning ----------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def start(
-        cls, config: TrainConfig, run: str | Path, say: Say = print, ctx: DistContext = SINGLE_PROCESS
-    ) -> "Trainer":
-        """A Trainer at step 0, its run folder made. ValueError where the config does not fit the data, or where the
-        run has a checkpoint already."""
-        ctx.init_process_group(choose_device(config.device))
-        folder = RunFolder(run)
-        with folder.lock_or_fail(ctx):
-            if folder.steps():
-                raise ValueError(
-                    f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: "
-                    f"--resume goes on with it, another --run starts anew"
-                )
-            return cls._start(config, folder, say, ctx)
-
-    @classmethod
-    def _start(cls, config: TrainConfig, folder: RunFolder, say: Say, ctx: DistContext) -> "Trainer":
-        trainer = cls._create(config, folder, say, ctx)
-        if ctx.is_main:
-            folder.create(trainer.config, trainer.data.tokenizer)
-            logging.begin(folder.metrics, trainer.objective.metrics)
-            folder.samples.touch()
-        return trainer
-
-    @classmethod
-    def resume(
-        cls, run: str | Path, config: TrainConfig | None = None, say: Say = print, ctx: DistContext = SINGLE_PROCESS
-    ) -> "Trainer":
-        """A Trainer that goes on from the newest whole checkpoint of a run, as if it had never stopped.
-
-        `config` may differ from the run's own in how long it trains, what it reports and where it computes: ValueError
-        names a field that must stay. A run without a checkpoint starts anew.
-        """
-        folder = RunFolder(run)
-        config = config or folder.config()
-        ctx.init_process_group(choose_device(config.device))
-        say = say if ctx.is_main else lambda line: None
-        with folder.lock_or_fail(ctx):
-            checkpoint, complaints = folder.load_newest_valid()
-            for complaint in complaints:
-                say(f"passed over: {complaint}")
-            if checkpoint is None:
-                if complaints:
-                    raise ValueError(f"no checkpoint of {folder.path} is whole: {complaints[0]}")
-                say(f"{folder.path} has no checkpoint yet: starting at step 0")
-                return cls._start(config, folder, say, ctx)
-            if not folder.config_is_whole:
-                file, step = folder.path / "config.toml", checkpoint.path.name
-                say(f"{file} was edited, damaged or deleted: going on with the settings of {step}")
-            before, config = checkpoint.config, check_resumable(checkpoint.config, config)
-            for name, (old, new) in differences(before.flat(), config.flat()).items():
-                say(f"{name} is {new!r} from here on, before {old!r}")
-            if checkpoint.state["step"] > config.max_steps:
-                raise ValueError(
-                    f"the run {folder.path} is at step {checkpoint.state['step']} already: max_steps "
-                    f"{config.max_steps} lies behind it"
-                )
-            trainer = cls._create(config, folder, say, ctx, checkpoint)
-            trainer._restore(checkpoint)
-            if not ctx.is_main:
-                return trainer
-            folder.point(checkpoint)
-            try:
-                folder.load("best", training=False)
-            except ValueError as error:  # what the run goes on from does not need it
-                say(f"the best checkpoint is lost: {error}")
-            folder.write_tokenizer(trainer.data.tokenizer)
-            folder.write_config(trainer.config)  # the next --resume goes on as this one
-            return trainer
-
-    @classmethod
-    def _create(
-        cls,
-        config: TrainConfig,
-        folder: RunFolder,
-        say: Say,
-        ctx: DistContext,
-        checkpoint: Checkpoint | None = None,
-    ) -> "Trainer":
-        data = load_data(find_path(config.data.path), verify=True)
-        if checkpoint and checkpoint.state["data"] != data.checksums:
-            raise ValueError(
-                f"the data in {data.folder} is not what the run {folder.path} was trained on: "
-                f"prepare it again as it was, or start a new run"
-            )
-        config, data = resolve_config(config, data, fresh=checkpoint is None)
-        saved_as = checkpoint.path.name if checkpoint else "none"
-        sums = {f"{split} tokens of SHA-256": digest for split, digest in data.checksums.items()}
-        ctx.assert_same_on_all_ranks({**config.flat(), **sums, "checkpoint": saved_as, "PyTorch": torch.__version__})
-        plan.plan_or_raise(config, data, folder.path, ctx)
-        torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
-        with oom_hint(1, 1):  # while the model is built, its size alone matters
-            objective = create_objective(config, fresh=checkpoint is None)
-            if checkpoint:
-                load_weights(objective, checkpoint.weights)
-            if not ctx.is_main:  # each has the same weights, and drops others
-                torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
-            return cls(config, objective, data, folder, say, ctx)
+        self.evaluation: Evaluation | None = None  # the last one of this session
+        self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row of metrics
+        self.signal = 0  # received by this process
+        self.stopped_by: int | None = None  # the signal that ended training, whichever process received it
+        self.saved_at: int | None = None  # step of the last checkpoint of this session
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train to max_steps, or until SIGINT or SIGTERM: then the step at hand is finished, a checkpoint saved, and
-        `stopped_by` holds the signal. A second signal ends the program at once.
+        """Train to max_steps, or until SIGINT or SIGTERM: then finish the step, save a checkpoint, set `stopped_by`.
 
-        Raises FloatingPointError where the loss is no longer finite, ValueError where memory does not suffice.
+        A second signal ends the program at once. FloatingPointError if the loss is no longer finite, ValueError if
+        memory runs out.
         """
-        config = self.config
-        lock = self.run.lock.held() if self.ctx.is_main else contextlib.nullcontext()
-        if self.step >= config.max_steps and not self.report_due:  # finished before: nothing is touched
-            with lock:
-                if not self.run.plot_is_new:  # but for a picture that a kill has prevented
-                    self.draw()
-                self.evaluation = self.evaluate()
-                self.ctx.unshard()
-            return
-        sitting, before = time.perf_counter(), self.elapsed_s
-        silent = self.say is not print or not sys.stderr.isatty()
-        self.bar = tqdm(total=config.max_steps, initial=self.step, unit="step", disable=silent, dynamic_ncols=True)
-        advice = oom_hint(config.batch_size, config.grad_accum_steps)
-        with lock, stop_signals(self._stop), self.bar, advice:
+        lock = self.run.folder_lock.held() if self.ctx.is_main else contextlib.nullcontext()
+        start, before = time.perf_counter(), self.elapsed_s
+        hint = oom_hint(self.config.batch_size, self.config.grad_accum_steps)
+        with lock, stop_signals(self._on_signal), hint:
+            self._call("on_train_start")
             while not self._is_stopped():
-                self.elapsed_s = before + time.perf_counter() - sitting
                 if self.report_due:
+                    self.elapsed_s = before + time.perf_counter() - start
                     self._report()
-                if self.step >= config.max_steps or self._is_stopped():
+                if self.step >= self.config.max_steps or self._is_stopped():
                     break
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
                 self._save(is_best=False)
-            self.draw()
-            self.ctx.unshard()  # what is asked of the model now, rank 0 does alone
-
-    def _is_stopped(self) -> bool:
-        """Whether any of the processes has got a signal: all stop at the same step."""
-        self.stopped_by = self.ctx.all_reduce_max(self.signal) or None
-        return self.stopped_by is not None
+            self._call("on_end")
+            self.ctx.unshard()  # rank 0 may now use the model alone
 
     def _train_step(self) -> None:
-        """One optimizer step on batch_size x grad_accum_steps windows, shared out over the processes."""
+        """Do one optimizer step on batch_size x grad_accum_steps examples, shared by the processes."""
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config.optim, config.decay_steps)
 
-        loss_sum, counted = 0.0, 0
-        examples = self.sampler.step(self.step)
-        passes = self.ctx.micro_batches(examples, config.batch_size)
-        for number, portion in enumerate(passes, 1):  # gradients of sums add up over passes, and over processes ...
-            batch_loss, batch_tokens = self._pass(portion, last=number == len(passes))
+        loss_sum, n_tokens = 0.0, 0
+        indices = self.sampler.step(self.step)
+        micro_batches = self.ctx.micro_batches(indices, config.batch_size)
+        for number, micro_batch in enumerate(micro_batches, 1):  # gradients of summed losses accumulate
+            batch_loss, batch_tokens = self._forward_backward(micro_batch, last=number == len(micro_batches))
             loss_sum += batch_loss
-            counted += batch_tokens
-        loss_sum, counted = self.ctx.all_reduce_sum([float(loss_sum), float(counted)]).tolist()
-        counted = int(counted)
-        # ... which leave the sum's mean over processes; here it becomes the mean over tokens
-        norm = scale_and_clip(self.parameters, counted / self.ctx.world_size, config.optim.grad_clip)
+            n_tokens += batch_tokens
+        loss_sum, n_tokens = self.ctx.all_reduce_sum([float(loss_sum), float(n_tokens)]).tolist()
+        n_tokens = int(n_tokens)
+        # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
+        norm = scale_and_clip(self.parameters, n_tokens / self.ctx.world_size, config.optim.grad_clip)
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
-            figures = f"at step {self.step + 1} (loss {loss_sum / counted}, gradient norm {norm})"
-            what = f"the loss or its gradient is not finite {figures}"
-            raise logging.diverged(self, what, self._batch(examples), examples)
+            reason = f"the loss or its gradient is not finite at step {self.step + 1}"
+            raise self._diverged(f"{reason} (loss {loss_sum / n_tokens}, gradient norm {norm})", indices)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         synchronize(self.device)
@@ -279,141 +160,142 @@ class Trainer:
         self.step += 1
         self.report_due = True
         self.grad_norm = norm
-        self.tokens_seen += counted
-        self.loss_sum, self.loss_tokens = self.loss_sum + loss_sum, self.loss_tokens + counted
-        self.timed_tokens += counted
+        self.tokens_seen += n_tokens
+        self.loss_sum, self.loss_tokens = self.loss_sum + loss_sum, self.loss_tokens + n_tokens
+        self.timed_tokens += n_tokens
         self.timed_seconds += time.perf_counter() - start
-        self.bar.update()
-        if self.bar.n % 5 == 0:
-            self.bar.set_postfix_str(logging.progress_postfix(self))
 
-    def _pass(self, examples: list[int], last: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward over windows: (loss summed, tokens counted). After the last pass of a step the
-        gradients of all processes are added up."""
-        batch = {name: to_device(tensor, self.device) for name, tensor in self._batch(examples).items()}
-        with self.ctx.grad_sync(self.compiled, last):
+    def _forward_backward(self, indices: list[int], last: bool) -> tuple[Tensor, Tensor]:
+        """Return (loss summed, tokens counted) of some examples and accumulate gradients.
+
+        After the last micro-batch of a step the gradients are averaged over the processes.
+        """
+        batch = {name: to_device(tensor, self.device) for name, tensor in self._batch(indices).items()}
+        with self.ctx.grad_sync(self.forward, last):
             with autocast(self.device, self.dtype):
-                loss_sum, counted = self.compiled(**batch)
+                loss_sum, n_tokens = self.forward(**batch)
             loss_sum.backward()
-        return loss_sum.detach(), counted
+        return loss_sum.detach(), n_tokens
 
-    def _batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
-        return self.objective.batch(self.examples, examples, key=(self.config.seed, self.step))
+    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
+        return self.objective.batch(self.examples, indices, key=(self.config.seed, self.step))
 
-    # --- reporting ----------------------------------------------------------------------------------------------------
+    # --- reports ------------------------------------------------------------------------------------------------------
 
-    def _report(self) -> None:
-        """What is due at the current step: a row, an evaluation, a sample, a checkpoint."""
-        config = self.config
-        self.report_due = False
-
-        def due(every: int) -> bool:
-            return self.step == config.max_steps or (every > 0 and self.step % every == 0)
-
-        evaluation = self.evaluate() if due(config.eval_every) else None
-        self.evaluation = evaluation or self.evaluation
-        if evaluation and not math.isfinite(evaluation.loss):
-            raise logging.diverged(self, f"the validation loss is {evaluation.loss} after step {self.step}")
-        if evaluation or (due(config.log_every) and self.step):
-            self._write_row(evaluation)
-        if due(config.sample_every):
-            self._write_sample()
-        is_best = bool(evaluation and self.step and (self.best_loss is None or evaluation.loss < self.best_loss))
-        if is_best:
-            self.best_loss = evaluation.loss
-        if is_best or (self.step and due(config.save_every)):
-            self._save(is_best)
-        if evaluation and time.perf_counter() - self.drawn_at > PLOT_SECONDS:
-            self.draw()
+    def is_due(self, every: int) -> bool:
+        """Return whether something done every `every` steps (0: only at the end) is due at the current step."""
+        return self.step == self.config.max_steps or (every > 0 and self.step % every == 0)
 
     def evaluate(self) -> Evaluation:
-        """The objective's loss on the validation split: all of it, or eval_batches. Touches no random state."""
+        """Evaluate the objective on the validation split: all of it, or eval_batches. Changes no random state."""
         with self.ctx.unsharded(), autocast(self.device, self.dtype):
             return self.objective.evaluate(self.config, self.data, self.device, self.ctx)
 
-    def _write_row(self, evaluation: Evaluation | None) -> None:
-        row = logging.row(self, evaluation)
-        if self.ctx.is_main:
-            logging.append(self.run.metrics, row, self.objective.metrics)
-        self.loss_sum, self.loss_tokens = 0.0, 0
-        self.timed_tokens, self.timed_seconds = 0, 0.0
-        if evaluation or self.bar.disable:  # on a terminal the bar shows the rest
-            self.tell(logging.line(row, self.config.max_steps))
+    def _report(self) -> None:
+        """Evaluate, log and save what is due at the current step."""
+        self.report_due = False
+        evaluation = self.evaluate() if self.is_due(self.config.eval_every) else None
+        is_best = False
+        if evaluation:
+            self.evaluation = evaluation
+            if not math.isfinite(evaluation.loss):
+                raise self._diverged(f"the validation loss is {evaluation.loss} after step {self.step}")
+            self._call("on_evaluate", evaluation)
+            is_best = self.step > 0 and (self.best_loss is None or evaluation.loss < self.best_loss)
+        if evaluation or (self.step and self.is_due(self.config.log_every)):
+            self._call("on_log", self._row(evaluation))
+            self.loss_sum, self.loss_tokens = 0.0, 0
+            self.timed_tokens, self.timed_seconds = 0, 0.0
+        self._call("on_step_end")
+        if is_best:
+            self.best_loss = evaluation.loss
+        if is_best or (self.step and self.is_due(self.config.save_every)):
+            self._save(is_best)
 
-    def _write_sample(self) -> None:
-        with self.ctx.unsharded(), autocast(self.device, self.dtype):
-            if self.ctx.is_main:
-                text = self.objective.sample(self.config, self.data, self.config.seed + self.step)
-                append_text(self.run.samples, f"--- step {self.step} ---\n{text}\n\n")
+    def _row(self, evaluation: Evaluation | None) -> dict[str, float]:
+        """Return a row of metrics.csv, by column."""
+        row: dict[str, float] = {"step": self.step, "tokens_seen": self.tokens_seen}
+        if self.loss_tokens:
+            row["train_loss"] = self.loss_sum / self.loss_tokens
+            row["train_perplexity"] = perplexity(row["train_loss"])
+            row["lr"] = self.optimizer.param_groups[0]["lr"]
+            row["grad_norm"] = self.grad_norm
+        if self.timed_seconds:
+            row["tokens_per_second"] = self.timed_tokens / self.timed_seconds
+        if evaluation:
+            row |= {"val_loss": evaluation.loss, "val_perplexity": evaluation.perplexity, **evaluation.metrics}
+            if not math.isnan(evaluation.bytes_per_token):
+                row["val_bits_per_byte"] = evaluation.bits_per_byte
+            if not math.isnan(evaluation.standard_error):
+                row["val_loss_se"] = evaluation.standard_error
+        return {**row, "elapsed_s": self.elapsed_s}
 
-    def draw(self) -> None:
-        """Draw loss.png from metrics.csv."""
-        if self.ctx.is_main:
-            logging.draw(self)
-        self.drawn_at = time.perf_counter()
-
-    def tell(self, line: str) -> None:
-        """Say a line without breaking the progress bar."""
-        if self.bar is not None and not self.bar.disable:
-            self.bar.write(line)
-            return
-        try:
-            self.say(line)
-        except OSError:  # the reader has left, as tee does at Ctrl-C, or its disk is full: the run goes on
-            self.say = lambda line: None
+    def _call(self, hook: str, *arguments) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *arguments)
 
     # --- saving and restoring -----------------------------------------------------------------------------------------
 
     def _save(self, is_best: bool) -> None:
+        """Save a checkpoint; rank 0 writes it."""
         self.saved_at = self.step
         weights = named_weights(self.objective, self.ctx)
         training_state = {
             "optimizer": self.ctx.full_state_dict(self.optimizer.state_dict()),
             "random": self.ctx.all_gather(random_state(self.device)),
         }
-        if not self.ctx.is_main:
-            return
         state = {
             **{name: getattr(self, name) for name in COUNTERS},
             "data": self.data.checksums,
-            "machine": self._machine,
+            "environment": self._environment,
             "config": dataclasses.asdict(self.config),
         }
-        try:
-            self.run.save(
-                weights, frozen_names(self.objective), training_state, state, is_best, self.config.keep_checkpoints
-            )
-        except FloatingPointError as error:
-            raise logging.diverged(self, str(error)) from None
+        if self.ctx.is_main:
+            frozen, keep = frozen_names(self.objective), self.config.keep_checkpoints
+            try:
+                self.run.save(weights, frozen, training_state, state, is_best, keep)
+            except FloatingPointError as error:
+                raise self._diverged(str(error)) from None
+        self._call("on_save", f"step-{self.step:06d}")
 
     @property
-    def _machine(self) -> dict[str, str | int]:
+    def _environment(self) -> dict[str, str | int]:
         return {**environment(self.device), "processes": self.ctx.world_size}
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        """All but the weights as they were at a checkpoint."""
-        state = checkpoint.state
-        try:
-            restore(self.optimizer, checkpoint.training_state["optimizer"], state["step"])
-            if self.ctx.world_size > 1 and state["step"]:  # DDP packs gradients in the order of the first pass
-                self._pass(self.ctx.shard(self.sampler.step(0))[: self.config.batch_size], last=True)
-                self.optimizer.zero_grad(set_to_none=True)
-            random = checkpoint.training_state["random"]
-            random = random if isinstance(random, list) else [random]  # as one process wrote it before there were many
-            if self.ctx.rank < max(1, len(random)):
-                set_random_state(random[self.ctx.rank], self.device)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # it is forged
-            raise ValueError(f"{checkpoint.path / 'training_state.pt'} does not fit the run: {error!r}") from None
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
+        state, saved = checkpoint.state, checkpoint.training_state
+        restore(self.optimizer, saved["optimizer"], state["step"])
+        if self.ctx.world_size > 1 and state["step"]:  # DDP orders its gradient buckets in a first pass
+            self._forward_backward(self.ctx.shard(self.sampler.step(0))[: self.config.batch_size], last=True)
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.ctx.rank < len(saved["random"]):
+            set_random_state(saved["random"][self.ctx.rank], self.device)
         for name in COUNTERS:
             setattr(self, name, state[name])
-        for record in self.run.truncate_logs(checkpoint) if self.ctx.is_main else ():
-            self.tell(f"{record} was damaged: it is again what it was at step {self.step}")
-        for name, (before, now) in differences(state["machine"], self._machine).items():
-            self.tell(f"{name} {now} in place of {before}: the last digits of what follows may differ")
+        for name, (before, now) in differences(state["environment"], self._environment).items():
+            self.log(f"{name}: {before} → {now}; the last digits of the results may differ")
 
-    def _stop(self, number: int) -> None:
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _is_stopped(self) -> bool:
+        """Return whether any process has received a signal: all stop at the same step."""
+        self.stopped_by = self.ctx.all_reduce_max(self.signal) or None
+        return self.stopped_by is not None
+
+    def _on_signal(self, number: int) -> None:
         self.signal = number
-        if signal.Signals(number).name == "SIGHUP":  # there is no terminal any more
-            self.bar.disable, self.say = True, lambda line: None
-        name = signal.Signals(number).name
-        self.tell(f"{name}: finishing the work at hand, then saving; a second one ends at once")
+        self.log(f"{signal.Signals(number).name}: finishing the step, then saving; a second signal ends at once")
+
+    def _diverged(self, reason: str, indices: Iterable[int] = ()) -> FloatingPointError:
+        """Return the error to stop with. The batch of these examples is saved for inspection."""
+        steps = self.run.steps()
+        advice = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
+        if indices and self.ctx.is_main:
+            with contextlib.suppress(OSError):  # a full disk is not the problem here
+                self.run.save_batch(self._batch(indices), step=self.step + 1, examples=list(indices))
+                advice = f"its batch is in {self.run.not_finite}, {advice}"
+        return FloatingPointError(
+            f"{reason}; {advice}. A lower --optim.lr helps most often, with --resume or in a new run with a longer "
+            f"--optim.warmup_steps"
+        )

@@ -6,9 +6,9 @@
     torchrun --nproc-per-node 4 -- scripts/train.py --config configs/tales.toml --run mine
     python scripts/train.py --config configs/story.toml --run mine --resume
 
-Settings come from the config file; each can be overridden here by its name. The run is written to runs/NAME: metrics,
-a plot, samples, checkpoints. Ctrl-C finishes the step, saves, and --resume goes on from there. The last form starts the
-run, or goes on with it where it is there already: the line for a machine that starts its jobs anew.
+Settings come from the config file; an option overrides a setting by its name. The run is written to runs/NAME: metrics,
+a plot, samples, checkpoints. Ctrl-C finishes the step and saves; --resume continues from there, with the settings in
+runs/NAME/config.toml. The last form starts the run or, if it exists, continues it: use it for jobs that are restarted.
 """
 
 import os
@@ -20,17 +20,17 @@ from gpt.system.paths import existing_run, next_run, run_path
 def main() -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return train()
-    from gpt.system.distributed import distributed_context  # imports PyTorch, which --help does not need
+    from gpt.system.distributed import ctx  # torchrun has started several processes
 
-    with distributed_context() as ctx:
-        return train(ctx)
+    with ctx() as group:  # in which a mistake that all of them make is printed once
+        return train(group)
 
 
 def train(ctx=None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as those in configs/")
     parser.add_argument("--run", metavar="NAME", help="a name under runs/, or a path (default: CONFIG-001, -002, ...)")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the run's last checkpoint")
     add_config_options(parser)
     arguments = parser.parse_args()
     if arguments.config is None and not arguments.resume:
@@ -47,24 +47,18 @@ def train(ctx=None) -> int:
         folder = existing_run(arguments.run)
         config = with_options(RunFolder(folder).config(), arguments)
 
-    from gpt.run import logging
+    # PyTorch is imported once the arguments are known to be good
+    from gpt.run.callbacks import Summary
+    from gpt.run.training import resume_run, start_run
     from gpt.system.distributed import SINGLE_PROCESS
-    from gpt.system.memory import (
-        set_allocator_flags,  # PyTorch is imported only when the arguments are known to be good
-    )
-    from gpt.trainer import Trainer
+    from gpt.system.memory import set_allocator_flags
 
     set_allocator_flags()
     ctx = ctx or SINGLE_PROCESS
-    folder = ctx.broadcast(str(folder))  # which may be the next number that was free
-    if arguments.resume:
-        trainer = Trainer.resume(folder, config, ctx=ctx)
-    else:
-        trainer = Trainer.start(config, folder, ctx=ctx)
-    trainer.tell(logging.describe(trainer))
+    folder = ctx.broadcast(str(folder))  # rank 0 chooses the next free number
+    trainer = resume_run(folder, config, ctx=ctx) if arguments.resume else start_run(config, folder, ctx=ctx)
+    trainer.callbacks.append(Summary())
     trainer.train()
-    if ctx.is_main:
-        trainer.tell(logging.summary(trainer))
     return 128 + trainer.stopped_by if trainer.stopped_by else 0
 
 

@@ -46,7 +46,7 @@ def saved_state(step, config):
         "best_loss": None,
         "elapsed_s": 0.1,
         "data": {},
-        "machine": {},
+        "environment": {},
         "config": dataclasses.asdict(config),
     }
 

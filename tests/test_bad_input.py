@@ -31,12 +31,12 @@ from gpt.exchange.models import load_model
 from gpt.generation import generate
 from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate
 from gpt.model import GPTModel
+from gpt.run.training import resume_run
 from gpt.system import paths
 from gpt.system.files import checksummed, sha256
 from gpt.text import sources
 from gpt.token_files import load_data
 from gpt.tokenizer import get_tokenizer, load_tokenizer
-from gpt.trainer import Trainer
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TEXT = "the cat sat on the mat, and the dog sat on the cat; so the mat had the dog and the cat.\n" * 12
@@ -246,7 +246,7 @@ RESUME = "train --run tiny --resume"
         (f"{RESUME} --config none.toml", "no config file none.toml"),
         (f"{TRAIN} --objective.name next", "objective.name must be one of 'next_token' ... not 'next'"),
         (f"{TRAIN} --objective.label_smoothing 1", "objective.label_smoothing must be at most 0.99, not 1.0"),
-        (f"{TRAIN} --objective.name sft", "needs pairs, and data/tiny holds none ... --target_field"),
+        (f"{TRAIN} --objective.name conditional", "learns pairs, which data/tiny does not hold ... --target_field"),
         (f"{TRAIN} --objective.name distill", "objective.teacher is empty"),
         (f"{TRAIN} --objective.name distill --objective.teacher tinny", "unknown run 'tinny' ... did you mean tiny?"),
         (f"{TRAIN} --objective.name distill --objective.teacher tiny:step-000009", "no checkpoint 'step-000009' in"),
@@ -462,7 +462,7 @@ def test_settings_in_a_training_state_are_not_believed(work):
         group.update(weight_decay=5.0, maximize=True)
     torch.save(state, file)
     reseal(work, "training_state.pt")
-    trainer = Trainer.resume(work / "runs/tiny")
+    trainer = resume_run(work / "runs/tiny")
     assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.1, 0.0]
     assert not any(group["maximize"] for group in trainer.optimizer.param_groups)
 

@@ -9,18 +9,17 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import saved_state
+from crashes import Disk, Killed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_files import Disk, Killed
 
-from gpt.checkpoint import RunFolder, _step
+from gpt.checkpoint import RunFolder, load_weights, named_weights
 from gpt.config import GPTConfig, TrainConfig
 from gpt.exchange.models import load_model
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.system.files import checksummed
 from gpt.tokenizer import get_tokenizer
-from gpt.weights import load_weights, named_weights
 
 MODEL = GPTConfig(5, 8, 8, 2, 1, 0.0, init="gpt2")
 
@@ -176,7 +175,7 @@ def test_a_kill_between_the_two_renames_of_a_repeated_save_loses_nothing(run):
     assert run.steps() == ["step-000001", "step-000002"]
     assert run.load("last").state["step"] == run.load("step-000002").state["step"] == 2
     assert not path.exists()
-    with run.lock_or_fail():
+    with run.lock():
         assert path.exists()
     assert run.load("last").path == path
 
@@ -188,11 +187,11 @@ def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep_checkpoin
     deaths, newest = 0, set()
     for n in range(100):
         run = RunFolder(tmp_path / str(n))
-        with run.lock.held():
+        with run.folder_lock.held():
             run.create(TrainConfig(model=MODEL), get_tokenizer("char", ["abcde"]))
         for step in (1, 2, 3) if again else (1, 2):
             save(run, step, is_best=step == 1, keep_checkpoints=3)
-        before = _step(run.steps()[-1])
+        before = run.state()["step"]
         with pytest.MonkeyPatch.context() as patch:
             Disk(patch, last=n)
             try:
@@ -201,11 +200,11 @@ def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep_checkpoin
             except Killed:
                 deaths += 1
         assert run.load("last").state["step"] >= before  # a reader, while nobody has cleared up
-        with run.lock_or_fail():
+        with run.lock():
             checkpoint, complaints = run.load_newest_valid()
             assert checkpoint.state["step"] >= before
             assert not complaints
-            run.point(checkpoint)
+            run.update_pointers(checkpoint)
             assert run.find("best").name == checkpoint.state["best"]
             assert not [p for p in run.checkpoints.iterdir() if p.name.startswith(".step-")]
         newest.add(checkpoint.state["step"])
@@ -222,7 +221,7 @@ def test_the_remains_of_a_killed_save_do_no_harm(run):
     assert run.steps() == []
     save(run, 3)
     assert run.steps() == ["step-000003"]
-    with run.lock_or_fail():
+    with run.lock():
         assert not remains.exists()
     assert run.load("last").state["step"] == 3
 
@@ -310,10 +309,10 @@ def test_a_checkpoint_of_another_format_is_refused_in_words(run):
 
 
 def test_no_checkpoint_is_said_in_words(run):
-    with pytest.raises(ValueError, match=r"no checkpoint 'best' .* there are: none"):
+    with pytest.raises(ValueError, match=r"no checkpoint 'best' .* available: none"):
         run.load("best")
     save(run, 1)
-    with pytest.raises(ValueError, match=r"no checkpoint 'step-7' .* there are: step-000001"):
+    with pytest.raises(ValueError, match=r"no checkpoint 'step-7' .* available: step-000001"):
         run.load("step-7")
 
 

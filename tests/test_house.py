@@ -17,8 +17,29 @@ PROJECT = Path(gpt.__file__).parent.parent
 PACKAGE = PROJECT / "gpt"
 
 GROUND = ["system", "ops"]  # what the core stands on
-CORE = ["config", "bpe", "tokenizer", "token_files", "data", "model", "loss", "optim", "checkpoint", "generation", "trainer"]
-WINGS = ["text", "variants", "objectives", "exchange", "evaluation", "planning", "run", "serve"]  # each uses those before it
+CORE = [
+    "config",
+    "bpe",
+    "tokenizer",
+    "token_files",
+    "data",
+    "model",
+    "loss",
+    "optim",
+    "checkpoint",
+    "generation",
+    "trainer",
+]
+WINGS = [
+    "text",
+    "variants",
+    "objectives",
+    "exchange",
+    "evaluation",
+    "planning",
+    "run",
+    "serve",
+]  # each uses those before it
 
 
 def modules():

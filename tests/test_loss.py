@@ -18,6 +18,7 @@ from gpt.loss import (
     calc_loss_loader,
     evaluate,
     evaluation_mode,
+    evaluation_spans,
     perplexity,
 )
 from gpt.model import GPTModel
@@ -95,6 +96,11 @@ def test_evaluation_predicts_each_token_once_with_its_context(model, n_tokens, s
     result = evaluate(model, tokens, 8, batch_size=3, stride=stride)
     assert result.n_tokens == n_tokens - 1
     assert result.loss == pytest.approx(np.mean(truth), abs=1e-6)
+
+
+def test_evaluation_windows_by_hand():
+    assert list(evaluation_spans(10, 4)) == [(0, 4, 1), (4, 8, 5), (8, 9, 9)]
+    assert list(evaluation_spans(10, 4, 2)) == [(0, 4, 1), (2, 6, 5), (4, 8, 7), (6, 9, 9)]
 
 
 def test_evaluation_draws_nothing_and_restores_the_mode(model):
@@ -265,7 +271,9 @@ def test_stretches_of_a_text_without_documents_are_context_lengths(model):
 def test_the_distance_to_a_floor_by_hand():
     """Two documents of 2 and 3 tokens, whose 1.0 and 3.0 nats lie 0.5 and 1.5 above the floor: 2 nats in 5 tokens, from
     which they deviate by 0.5 - 0.8 and 1.5 - 1.2 nats."""
-    above = Evaluation(np.array([0, 2]), np.array([1.0, 3.0]), np.array([2, 3]), 4.0).excess_over_floor(np.array([0.5, 9.0, 1.5]))
+    above = Evaluation(np.array([0, 2]), np.array([1.0, 3.0]), np.array([2, 3]), 4.0).excess_over_floor(
+        np.array([0.5, 9.0, 1.5])
+    )
     assert above.sums.tolist() == [0.5, 1.5]
     assert (above.n_tokens, above.bytes_per_token) == (5, 4.0)
     assert above.loss == pytest.approx(0.4)

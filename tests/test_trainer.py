@@ -1,7 +1,6 @@
 """The training loop against a loop written out by hand, and a stopped run against one that never stopped."""
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import math
@@ -17,9 +16,10 @@ import pytest
 import safetensors
 import torch
 from conftest import corpus_of
+from crashes import Killed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_files import Killed
+from runs import assert_same_run, change, quiet, rows, stop_at, train
 from torch import nn
 
 import gpt.checkpoint
@@ -30,14 +30,12 @@ from gpt.loss import evaluate
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.optim import learning_rate
-from gpt.run import logging
 from gpt.run.plots import read_metrics
+from gpt.run.training import resume_run, start_run
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus
 from gpt.tokenizer import get_tokenizer
 from gpt.trainer import Trainer
-
-TIMES = ("tokens_per_second", "elapsed_s")
 
 
 @pytest.fixture
@@ -50,25 +48,7 @@ def _undrawn(request, monkeypatch):
     """Pictures and long samples take most of the time of a tiny run."""
     monkeypatch.setattr("gpt.objectives.objective.SAMPLE_TOKENS", 20)
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(Trainer, "draw", lambda self: None)
-
-
-def quiet(line):
-    """No word of progress."""
-
-
-def change(config, **changes):
-    """A config with other fields; model_drop_rate=0 stands for model.drop_rate."""
-    for name in [n for n in changes if n.startswith("model_")]:
-        model = dataclasses.replace(changes.get("model", config.model), **{name[6:]: changes.pop(name)})
-        changes["model"] = model
-    return dataclasses.replace(config, **changes)
-
-
-def train(config, folder):
-    trainer = Trainer.start(config, folder, quiet)
-    trainer.train()
-    return trainer
+        monkeypatch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
 
 
 def by_hand(config, data, steps, double=False):
@@ -105,14 +85,12 @@ def by_hand(config, data, steps, double=False):
 
 
 def double_trainer(config, data, folder, objective=NextToken):
-    """A Trainer in float64, whose rounding leaves accumulation nothing to hide behind."""
+    """Return a Trainer in float64, where an error of accumulation cannot hide in rounding."""
     torch.manual_seed(config.seed)
     config = change(config, model_vocab_size=data.tokenizer.vocab_size)
     run = RunFolder(folder)
     run.create(config, data.tokenizer)
-    logging.begin(run.metrics)
-    run.samples.touch()
-    return Trainer(config, objective(GPTModel(config.model).double()), data, run, quiet)
+    return Trainer(config, objective(GPTModel(config.model).double()), data, run, log=quiet)
 
 
 @pytest.mark.parametrize("grad_accum_steps", [1, 2, 8])
@@ -181,72 +159,39 @@ def test_a_run_learns(tiny_config, tmp_path):
     assert val[-1] < 1.7
 
 
-def rows(run):
-    with RunFolder(run).metrics.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-
-
-def assert_same_run(run, truth):
-    a, b = (RunFolder(folder).load("last") for folder in (run, truth))
-    assert a.weights.keys() == b.weights.keys()
-    for name, tensor in a.weights.items():
-        assert torch.equal(tensor, b.weights[name]), name
-    for key, state in a.training_state["optimizer"]["state"].items():
-        for name, tensor in state.items():
-            assert torch.equal(tensor, b.training_state["optimizer"]["state"][key][name])
-    assert torch.equal(a.training_state["random"][0]["cpu"], b.training_state["random"][0]["cpu"])
-    timed = ("elapsed_s", "sha256", "seal")
-    assert {k: v for k, v in a.state.items() if k not in timed} == {k: v for k, v in b.state.items() if k not in timed}
-    assert rows(run) == rows(truth)
-    assert RunFolder(run).samples.read_text() == RunFolder(truth).samples.read_text()
-
-
-def stop_at(trainer, step):
-    """Train until `step` optimizer steps are done, then stop as a signal does."""
-    inner = trainer._train_step
-
-    def one_step():
-        inner()
-        if trainer.step == step:
-            trainer.signal = signal.SIGINT
-
-    trainer._train_step = one_step
-    trainer.train()
-
-
 def test_a_run_stopped_after_each_step_is_the_run_that_never_stopped(tiny_config, tmp_path):
     """With dropout and accumulation, across ends of epochs, on and off the intervals of logs, evaluations and saves."""
     truth, broken = tmp_path / "truth", tmp_path / "broken"
     trainer = train(tiny_config, truth)
     assert len(trainer.examples) < 12 * 8 / 2  # the third epoch begins
-    stop_at(Trainer.start(tiny_config, broken, quiet), 1)
+    stop_at(start_run(tiny_config, broken, quiet), 1)
     for step in range(2, 13):
-        trainer = Trainer.resume(broken, say=quiet)
+        trainer = resume_run(broken, log=quiet)
         assert trainer.step == step - 1
         stop_at(trainer, step)
-    Trainer.resume(broken, say=quiet).train()
+    resume_run(broken, log=quiet).train()
     assert_same_run(broken, truth)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model_backbone": "lstm"}, {"model_kernels": "reference"}, {"dtype": "bfloat16"}, {"model_tie_embeddings": True},
+    [{"model_backbone": "lstm"}, {"model_implementation": "reference"}, {"dtype": "bfloat16"}, {"model_tie_embeddings": True},
      {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"packing": "document"},
      {"optim": OptimConfig(name="muon", lr=0.02)},
      {"eval_batches": 1, "eval_every": 1, "keep_checkpoints": 1}],
     ids=str,
 )  # fmt: skip
 def test_whatever_is_trained_is_resumed_exactly(tiny_config, tmp_path, changes):
-    if changes.pop("windows", None):
+    if changes.pop("packing", None):
         texts = [f"{n} green bottles, hanging on the wall, {'one ' * (n % 5)}more" for n in range(40)]
         prepare_data(corpus_of(tmp_path / "texts", *texts), "char", tmp_path / "data")
         changes["data"] = DataConfig(path=str(tmp_path / "data"), packing="document")
     config = change(tiny_config, **changes)
     train(config, tmp_path / "truth")
-    stop_at(Trainer.start(config, tmp_path / "run", quiet), 2)
+    stop_at(start_run(config, tmp_path / "run", quiet), 2)
     for step in (3, 7, 10):
-        stop_at(Trainer.resume(tmp_path / "run", say=quiet), step)
-    Trainer.resume(tmp_path / "run", say=quiet).train()
+        stop_at(resume_run(tmp_path / "run", log=quiet), step)
+    resume_run(tmp_path / "run", log=quiet).train()
     assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
@@ -265,7 +210,7 @@ def test_stopped_and_killed_anywhere_at_any_intervals(
     folder = tmp_path_factory.mktemp("any")
     config = change(tiny_config, max_steps=max_steps, grad_accum_steps=grad_accum_steps, **every)
     train(config, folder / "truth")
-    trainer = Trainer.start(config, folder / "run", quiet)
+    trainer = start_run(config, folder / "run", quiet)
     for step, killed in sorted([*((step, False) for step in stops), *((step, True) for step in kills)]):
         inner, last_step = trainer._train_step, step
 
@@ -279,7 +224,7 @@ def test_stopped_and_killed_anywhere_at_any_intervals(
         trainer._train_step = one_step
         with contextlib.suppress(Killed):
             trainer.train()
-        before, trainer = trainer, Trainer.resume(folder / "run", say=quiet)
+        before, trainer = trainer, resume_run(folder / "run", log=quiet)
         lost = before.step - trainer.step
         assert lost >= 0
         assert not lost or killed
@@ -294,7 +239,7 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again(tiny_config, tmp_
     config = change(tiny_config, eval_every=0)
     train(config, truth)
 
-    trainer = Trainer.start(config, broken, quiet)
+    trainer = start_run(config, broken, quiet)
     inner = trainer._train_step
 
     def one_step():
@@ -306,7 +251,7 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again(tiny_config, tmp_
     with pytest.raises(Killed):
         trainer.train()
     assert rows(broken)[-1]["step"] == "6"
-    trainer = Trainer.resume(broken, say=quiet)
+    trainer = resume_run(broken, log=quiet)
     assert trainer.step == 5
     trainer.train()
     assert_same_run(broken, truth)
@@ -315,13 +260,13 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again(tiny_config, tmp_
 def test_a_finished_run_resumed_is_unchanged(tiny_config, drawn, tmp_path):
     train(tiny_config, tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    Trainer.resume(tmp_path / "run", say=quiet).train()
+    resume_run(tmp_path / "run", log=quiet).train()
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
 def test_a_kill_in_the_last_drawing_leaves_no_run_without_its_picture(tiny_config, drawn, tmp_path, monkeypatch):
     """All is saved then, so that a resumed run has nothing else to do."""
-    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    trainer = start_run(tiny_config, tmp_path / "run", quiet)
 
     def killed(*args):
         if trainer.step == 12:
@@ -334,7 +279,7 @@ def test_a_kill_in_the_last_drawing_leaves_no_run_without_its_picture(tiny_confi
     remains = trainer.run.path / ".loss.png.tmp.png"
     remains.write_bytes(b"half")
     assert not trainer.run.plot.exists()
-    Trainer.resume(tmp_path / "run", say=quiet).train()
+    resume_run(tmp_path / "run", log=quiet).train()
     assert trainer.run.plot.read_bytes().startswith(b"\x89PNG")
     assert not remains.exists()
 
@@ -345,8 +290,8 @@ def test_a_finished_run_can_be_extended(tiny_config, tmp_path):
     train(long, tmp_path / "truth")
     train(tiny_config, tmp_path / "run")
     config = RunFolder(tmp_path / "run").config()
-    stop_at(Trainer.resume(tmp_path / "run", dataclasses.replace(config, max_steps=20), quiet), 16)
-    Trainer.resume(tmp_path / "run", say=quiet).train()  # which remembers how far it was to go
+    stop_at(resume_run(tmp_path / "run", dataclasses.replace(config, max_steps=20), quiet), 16)
+    resume_run(tmp_path / "run", log=quiet).train()  # which remembers how far it was to go
     a, b = (RunFolder(tmp_path / name).load("last").weights for name in ("run", "truth"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -363,7 +308,7 @@ def test_a_signal_finishes_the_step_and_saves(tiny_config, tmp_path, number):
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("only the main thread receives signals")
     lines = []
-    trainer = Trainer.start(change(tiny_config, max_steps=100_000, eval_every=0), tmp_path / "run", lines.append)
+    trainer = start_run(change(tiny_config, max_steps=100_000, eval_every=0), tmp_path / "run", lines.append)
     inner = trainer._train_step
 
     def one_step():
@@ -386,7 +331,7 @@ def poison(trainer):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tiny_config, tmp_path):
-    trainer = Trainer.start(change(tiny_config, eval_every=0, sample_every=0), tmp_path / "run", quiet)
+    trainer = start_run(change(tiny_config, eval_every=0, sample_every=0), tmp_path / "run", quiet)
     poison(trainer)
     before = [p.detach().clone() for p in trainer.parameters]
     with pytest.raises(
@@ -399,8 +344,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tiny_config, tmp_p
 
 def test_the_batch_that_was_not_finite_is_saved(tiny_config, prepared, tmp_path):
     """All of the step's windows: those that the sampler's definition says, cut out by hand."""
-    stop_at(Trainer.start(change(tiny_config, eval_every=0), tmp_path / "run", quiet), 7)
-    trainer = Trainer.resume(tmp_path / "run", say=quiet)
+    stop_at(start_run(change(tiny_config, eval_every=0), tmp_path / "run", quiet), 7)
+    trainer = resume_run(tmp_path / "run", log=quiet)
     poison(trainer)
     with pytest.raises(FloatingPointError, match=r"at step 8 .*the last good checkpoint is step-000007") as error:
         trainer.train()
@@ -411,16 +356,16 @@ def test_the_batch_that_was_not_finite_is_saved(tiny_config, prepared, tmp_path)
     n_examples, tokens = len(trainer.examples), prepared.train.tokens
     order = [np.random.default_rng([7, epoch]).permutation(n_examples) for epoch in range(3)]
     examples = [int(order[i // n_examples][i % n_examples]) for i in range(7 * 8, 8 * 8)]
-    assert facts["windows"] == str(examples)
+    assert facts["examples"] == str(examples)
     for row, window in enumerate(examples):
         assert inputs[row].tolist() == tokens[window * 256 :][:16].tolist()
         assert targets[row].tolist() == tokens[window * 256 + 1 :][:16].tolist()
-    Trainer.resume(tmp_path / "run", say=quiet).train()  # not poisoned this time
+    resume_run(tmp_path / "run", log=quiet).train()  # not poisoned this time
 
 
 def test_weights_that_are_not_finite_are_not_saved(tiny_config, tmp_path):
     """An update that overflows is only seen in the next loss: the checkpoint before stays the last one."""
-    trainer = Trainer.start(change(tiny_config, eval_every=0, sample_every=0, save_every=2), tmp_path / "run", quiet)
+    trainer = start_run(change(tiny_config, eval_every=0, sample_every=0, save_every=2), tmp_path / "run", quiet)
     inner = trainer._train_step
 
     def one_step():
@@ -438,7 +383,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_config, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_stops_too(tiny_config, tmp_path):
-    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    trainer = start_run(tiny_config, tmp_path / "run", quiet)
     with torch.no_grad():
         trainer.objective.model.out_head.weight[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match="validation loss is nan after step 0"):
@@ -470,16 +415,16 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tiny_con
     ids=str,
 )  # fmt: skip
 def test_a_resumed_run_computes_what_it_did(tiny_config, tmp_path, changes, words):
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 2)
     config = change(RunFolder(tmp_path / "run").config(), **changes)
     with pytest.raises(ValueError, match=words):
-        Trainer.resume(tmp_path / "run", config, quiet)
+        resume_run(tmp_path / "run", config, quiet)
 
 
 def test_a_run_is_not_started_over(tiny_config, tmp_path):
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 2)
     with pytest.raises(ValueError, match="--resume"):
-        Trainer.start(tiny_config, tmp_path / "run", quiet)
+        start_run(tiny_config, tmp_path / "run", quiet)
 
 
 def test_other_data_are_refused(tiny_config, prepared, tmp_path):
@@ -487,57 +432,66 @@ def test_other_data_are_refused(tiny_config, prepared, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(prepared.folder, folder)
     config = change(tiny_config, data=dataclasses.replace(tiny_config.data, path=str(folder)))
-    stop_at(Trainer.start(config, tmp_path / "run", quiet), 2)
+    stop_at(start_run(config, tmp_path / "run", quiet), 2)
     prepare_data(open_corpus("story"), "char", folder)
     with pytest.raises(ValueError, match="is not what the run"):
-        Trainer.resume(tmp_path / "run", say=quiet)
+        resume_run(tmp_path / "run", log=quiet)
 
 
-@pytest.mark.parametrize("changes", ["n_heads = 2", "drop_rate = 0.2", "lr = 0.1", "seed = 8", "max_steps = 40"])
-def test_a_config_edited_by_hand_is_not_believed(tiny_config, tmp_path, changes):
-    train(tiny_config, tmp_path / "truth")
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
-    path, name = tmp_path / "run" / "config.toml", changes.split()[0]
-    lines = [changes if line.split(" ")[0] == name else line for line in path.read_text().splitlines()]
-    assert changes in lines
+def edit(path, name, value):
+    """Give a setting of a TOML file another value, as a person does in an editor."""
+    lines = [f"{name} = {value}" if line.split(" ")[0] == name else line for line in path.read_text().splitlines()]
+    assert f"{name} = {value}" in lines
     path.write_text("\n".join(lines))
-    said = []
-    Trainer.resume(tmp_path / "run", say=said.append).train()
-    assert any("config.toml was edited, damaged or deleted: going on with the settings of step-0" in s for s in said)
-    assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
-def test_a_config_that_is_deleted_is_written_again(tiny_config, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [("max_steps", "14", "max_steps 12 → 14"), ("lr", "0.002", "optim.lr 0.003 → 0.002"),
+     ("save_every", "3", "save_every 5 → 3")],
+)  # fmt: skip
+def test_an_edit_of_config_toml_counts(tiny_config, tmp_path, name, value, line):
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 2)
+    edit(tmp_path / "run" / "config.toml", name, value)
+    lines = []
+    trainer = resume_run(tmp_path / "run", log=lines.append)
+    assert line in lines
+    assert trainer.config.flat()[line.split(" ")[0]] == type(tiny_config.flat()[line.split(" ")[0]])(value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_heads", "2"), ("drop_rate", "0.2"), ("seed", "8"), ("beta1", "0.5")])
+def test_an_edit_of_what_must_stay_is_refused_by_name(tiny_config, tmp_path, name, value):
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 2)
+    edit(tmp_path / "run" / "config.toml", name, value)
+    with pytest.raises(ValueError, match=rf"{name} is .* in this run, not {value}"):
+        resume_run(tmp_path / "run", log=quiet)
+
+
+def test_a_broken_config_toml_is_named(tiny_config, tmp_path):
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 2)
+    (tmp_path / "run" / "config.toml").write_text("max_steps = = 3")
+    with pytest.raises(ValueError, match=r"config.toml.* is not valid TOML"):
+        resume_run(tmp_path / "run", log=quiet)
+
+
+def test_a_deleted_config_toml_is_written_again(tiny_config, tmp_path):
     train(tiny_config, tmp_path / "truth")
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 2)
     (tmp_path / "run" / "config.toml").unlink()
-    Trainer.resume(tmp_path / "run", say=quiet).train()
+    resume_run(tmp_path / "run", log=quiet).train()
     assert_same_run(tmp_path / "run", tmp_path / "truth")
-    assert RunFolder(tmp_path / "run").config_is_whole
+    assert RunFolder(tmp_path / "run").config() == RunFolder(tmp_path / "truth").config()
 
 
-def test_each_bit_of_config_toml_is_watched(tiny_config, tmp_path):
-    """Whichever flips, the run goes on as what it was."""
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 2)
-    run = RunFolder(tmp_path / "run")
-    whole, config = (run.path / "config.toml").read_bytes(), run.config()
-    for place in range(len(whole)):
-        data = bytearray(whole)
-        data[place] ^= 1 << place % 8
-        (run.path / "config.toml").write_bytes(data)
-        assert not run.config_is_whole
-    assert run.config() == config
-
-
-def test_a_setting_may_be_changed_on_resume_and_is_said(tiny_config, tmp_path):
+def test_a_setting_changed_on_resume_is_logged(tiny_config, tmp_path):
     """The learning rate: from here on it is what a run with that rate has at these steps. Killed before the next
     checkpoint, the run still knows."""
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     said = []
     optim = dataclasses.replace(RunFolder(tmp_path / "run").config().optim, lr=1e-3)
-    Trainer.resume(tmp_path / "run", change(RunFolder(tmp_path / "run").config(), optim=optim), said.append)
-    assert "optim.lr is 0.001 from here on, before 0.003" in said
-    Trainer.resume(tmp_path / "run", say=quiet).train()
+    resume_run(tmp_path / "run", change(RunFolder(tmp_path / "run").config(), optim=optim), said.append)
+    assert "optim.lr 0.003 → 0.001" in said
+    resume_run(tmp_path / "run", log=quiet).train()
     columns = read_metrics(tmp_path / "run" / "metrics.csv")
     assert columns["lr"][-1] == pytest.approx(learning_rate(11, optim, 12))
     assert columns["lr"][-1] < learning_rate(11, tiny_config.optim, 12)
@@ -546,7 +500,7 @@ def test_a_setting_may_be_changed_on_resume_and_is_said(tiny_config, tmp_path):
 @pytest.mark.parametrize("damage", ["delete", "empty", "shorten", "garble", "flip"])
 def test_damaged_metrics_are_put_right(tiny_config, tmp_path, damage):
     train(tiny_config, tmp_path / "truth")
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     run = RunFolder(tmp_path / "run")
     before = run.metrics.read_bytes()
     run.samples.unlink()
@@ -557,9 +511,9 @@ def test_damaged_metrics_are_put_right(tiny_config, tmp_path, damage):
         damaged = {"empty": b"", "shorten": before[:-9], "garble": b"x" * len(before), "flip": flipped}
         run.metrics.write_bytes(damaged[damage])
     said = []
-    Trainer.resume(run.path, say=said.append).train()
+    resume_run(run.path, log=said.append).train()
     for name in ("metrics.csv", "samples.txt"):
-        assert any(f"{name} was damaged: it is again what it was at step 5" in line for line in said)
+        assert any(f"{name} was damaged: restored as of step 5" in line for line in said)
     assert_same_run(run.path, tmp_path / "truth")
 
 
@@ -567,22 +521,24 @@ def test_damaged_metrics_are_put_right(tiny_config, tmp_path, damage):
 def test_a_best_checkpoint_that_is_damaged_is_said_and_not_needed(tiny_config, tmp_path, name):
     """It is older than the one to go on from; the run ends well, with the words on what was best."""
     config = change(tiny_config, eval_every=4, save_every=5, max_steps=11)
-    trainer = Trainer.start(config, tmp_path / "run", quiet)
+    trainer = start_run(config, tmp_path / "run", quiet)
     stop_at(trainer, 5)
     assert (trainer.run.find("best").name, trainer.run.find("last").name) == ("step-000004", "step-000005")
     path = trainer.run.find("best") / name
     path.write_bytes(path.read_bytes()[:-1])
     said = []
-    trainer = Trainer.resume(tmp_path / "run", say=said.append)
-    assert any(f"the best checkpoint is lost: {path.parent}" in line.replace(f"/{name}", "") for line in said)
+    trainer = resume_run(tmp_path / "run", log=said.append)
+    assert any(
+        f"the best checkpoint is lost, which does not affect the run: {path.parent}" in line.replace(f"/{name}", "")
+        for line in said
+    )
     trainer.best_loss = 0.0  # no other becomes the best
     trainer.train()
-    assert "at step 4\n" in logging.summary(trainer)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a disk that is always full")
 def test_a_row_that_finds_no_room_says_so(tiny_config, tmp_path):
-    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    trainer = start_run(tiny_config, tmp_path / "run", quiet)
     trainer.run.metrics.unlink()
     trainer.run.metrics.symlink_to("/dev/full")
     with pytest.raises(
@@ -592,9 +548,9 @@ def test_a_row_that_finds_no_room_says_so(tiny_config, tmp_path):
 
 
 def test_a_record_deleted_while_a_run_is_at_work_does_not_end_it(tiny_config, tmp_path):
-    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    trainer = start_run(tiny_config, tmp_path / "run", quiet)
     stop_at(trainer, 3)
-    trainer = Trainer.resume(tmp_path / "run", say=quiet)
+    trainer = resume_run(tmp_path / "run", log=quiet)
     trainer.run.metrics.unlink()
     trainer.run.samples.unlink()
     trainer.train()
@@ -603,7 +559,7 @@ def test_a_record_deleted_while_a_run_is_at_work_does_not_end_it(tiny_config, tm
 
 def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_config, tmp_path, monkeypatch):
     """The best checkpoint is written, the run killed before `best` and `last` name it."""
-    trainer = Trainer.start(tiny_config, tmp_path / "run", quiet)
+    trainer = start_run(tiny_config, tmp_path / "run", quiet)
 
     def replace(path, text):
         if trainer.step == 8:
@@ -617,7 +573,7 @@ def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_confi
             trainer.train()
     run = RunFolder(tmp_path / "run")
     assert run.find("best").name == "step-000004"
-    Trainer.resume(run.path, say=quiet)
+    resume_run(run.path, log=quiet)
     assert run.find("best").name == run.find("last").name == "step-000008"
 
 
@@ -626,7 +582,7 @@ def test_a_reader_that_leaves_does_not_end_a_run(tiny_config, tmp_path, error):
     def broken(line):
         raise error
 
-    trainer = Trainer.start(tiny_config, tmp_path / "run", broken)
+    trainer = start_run(tiny_config, tmp_path / "run", broken)
     trainer.train()
     assert trainer.step == 12
 
@@ -637,7 +593,7 @@ def test_a_plot_that_cannot_be_written_does_not_end_a_run(tiny_config, drawn, tm
 
     monkeypatch.setattr("gpt.run.plots.plot_losses", full)
     said = []
-    trainer = Trainer.start(tiny_config, tmp_path / "run", said.append)
+    trainer = start_run(tiny_config, tmp_path / "run", said.append)
     trainer.train()
     assert trainer.step == 12
     assert any("loss.png was not drawn (No space left on device)" in line for line in said)
@@ -647,41 +603,41 @@ def test_a_plot_that_cannot_be_written_does_not_end_a_run(tiny_config, drawn, tm
 
 
 def test_a_second_trainer_is_refused_until_the_first_has_done(tiny_config, tmp_path):
-    first = Trainer.start(tiny_config, tmp_path / "run", quiet)
-    for second in (Trainer.resume, lambda run, say: Trainer.start(tiny_config, run, say)):
+    first = start_run(tiny_config, tmp_path / "run", quiet)
+    for second in (resume_run, lambda run, log: start_run(tiny_config, run, log)):
         with pytest.raises(ValueError, match=r"run is being written by this process: wait .* or name another"):
-            second(tmp_path / "run", say=quiet)
+            second(tmp_path / "run", log=quiet)
     first.train()
     assert not (tmp_path / "run" / ".lock").exists()
-    Trainer.resume(tmp_path / "run", say=quiet)
+    resume_run(tmp_path / "run", log=quiet)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_killed_trainer_leaves_no_lock_behind(tiny_config, tmp_path):
     """Another process holds the run, is named in the refusal, and killed."""
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     program = "import sys, time; from gpt.checkpoint import RunFolder; run = RunFolder(sys.argv[1])\n"
-    program += "with run.claimed(): print('held', flush=True); time.sleep(60)"
+    program += "with run.lock(): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", program, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=f"is being written by process {holder.pid}"):
-            Trainer.resume(tmp_path / "run", say=quiet)
+            resume_run(tmp_path / "run", log=quiet)
     finally:
         holder.kill()
         holder.communicate()
-    assert Trainer.resume(tmp_path / "run", say=quiet).step == 5
+    assert resume_run(tmp_path / "run", log=quiet).step == 5
 
 
 def test_a_refused_start_or_resume_lets_go(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="vocab_size is 30"):
-        Trainer.start(change(tiny_config, model_vocab_size=30), tmp_path / "new" / "run", quiet)
+        start_run(change(tiny_config, model_vocab_size=30), tmp_path / "new" / "run", quiet)
     assert not (tmp_path / "new").exists()
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     with pytest.raises(ValueError, match="seed is 7"):
-        Trainer.resume(tmp_path / "run", change(tiny_config, seed=8), quiet)
+        resume_run(tmp_path / "run", change(tiny_config, seed=8), quiet)
     assert not (tmp_path / "run" / ".lock").exists()
-    assert Trainer.resume(tmp_path / "run", say=quiet).step == 5
+    assert resume_run(tmp_path / "run", log=quiet).step == 5
 
 
 def test_a_start_that_was_killed_is_no_obstacle(tiny_config, tmp_path):
@@ -690,56 +646,56 @@ def test_a_start_that_was_killed_is_no_obstacle(tiny_config, tmp_path):
     run.mkdir()
     (run / ".config.toml.tmp.toml").write_text("max_st")
     (run / ".lock").write_text("4711")
-    trainer = Trainer.start(tiny_config, run, quiet)
+    trainer = start_run(tiny_config, run, quiet)
     shutil.rmtree(run / "checkpoints")
     (run / "tokenizer.json").unlink()
-    trainer.run.lock.release()
-    Trainer.resume(run, say=quiet).train()
+    trainer.run.folder_lock.release()
+    resume_run(run, log=quiet).train()
     assert RunFolder(run).load("last").state["step"] == 12
 
 
 def test_another_machine_is_said(tiny_config, tmp_path, monkeypatch):
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     monkeypatch.setattr("torch.get_num_threads", lambda: 17)
     said = []
-    Trainer.resume(tmp_path / "run", say=said.append)
-    assert any(line.startswith("threads 17 in place of 1: the last digits") for line in said)
+    resume_run(tmp_path / "run", log=said.append)
+    assert any(line.startswith("threads: 1 → 17; the last digits") for line in said)
 
 
-@pytest.mark.parametrize("damage", ["", "step-000012", "step-000008\n", "step-000004\n", "\0"])
+@pytest.mark.parametrize("damage", ["", "step-000008\n", "step-000004\n", "\0"])
 @pytest.mark.parametrize("pointer", ["last", "best"])
 def test_pointers_are_put_right(tiny_config, tmp_path, pointer, damage):
     train(tiny_config, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / pointer
     before = path.read_bytes()
     path.write_bytes(damage.encode())
-    Trainer.resume(tmp_path / "run", say=quiet).train()
+    resume_run(tmp_path / "run", log=quiet).train()
     assert path.read_bytes() == before
 
 
 def test_a_run_gets_its_tokenizer_back(tiny_config, tmp_path):
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     path = tmp_path / "run" / "tokenizer.json"
     before = path.read_bytes()
     get_tokenizer("char", ["abc"]).save(path)
     with pytest.raises(ValueError, match="3 tokens, but the model was trained with 31"):
         load_model(tmp_path / "run")
-    Trainer.resume(tmp_path / "run", say=quiet)
+    resume_run(tmp_path / "run", log=quiet)
     assert path.read_bytes() == before
 
 
 def test_a_resumed_run_cannot_end_before_it_is(tiny_config, tmp_path):
-    stop_at(Trainer.start(tiny_config, tmp_path / "run", quiet), 5)
-    with pytest.raises(ValueError, match="is at step 5 already: max_steps 3 lies behind it"):
-        Trainer.resume(tmp_path / "run", change(tiny_config, max_steps=3), quiet)
+    stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
+    with pytest.raises(ValueError, match="is at step 5, beyond max_steps 3"):
+        resume_run(tmp_path / "run", change(tiny_config, max_steps=3), quiet)
 
 
 def test_the_same_batch_may_be_cut_anew_on_resume(tiny_config, tmp_path):
     """What the advice after an out-of-memory error asks for."""
     config = change(tiny_config, model_drop_rate=0.0)
     truth = train(config, tmp_path / "truth")
-    stop_at(Trainer.start(config, tmp_path / "run", quiet), 5)
-    trainer = Trainer.resume(tmp_path / "run", change(config, batch_size=2, grad_accum_steps=4), quiet)
+    stop_at(start_run(config, tmp_path / "run", quiet), 5)
+    trainer = resume_run(tmp_path / "run", change(config, batch_size=2, grad_accum_steps=4), quiet)
     trainer.train()
     for ours, theirs in zip(trainer.parameters, truth.parameters, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -748,7 +704,7 @@ def test_the_same_batch_may_be_cut_anew_on_resume(tiny_config, tmp_path):
 def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("gpt.system.device.shutil.which", lambda name: None)
     lines = []
-    trainer = Trainer.start(change(tiny_config, compile=True, max_steps=1), tmp_path / "run", lines.append)
+    trainer = start_run(change(tiny_config, compile=True, max_steps=1), tmp_path / "run", lines.append)
     assert "needs a C++ compiler" in lines[0]
     trainer.train()
     assert trainer.step == 1
@@ -760,17 +716,17 @@ def test_a_compiled_model_is_saved_as_the_plain_one_and_resumed_exactly(tiny_con
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="eager"))
     config = change(tiny_config, compile=True, max_steps=6)
     truth = train(config, tmp_path / "truth")
-    assert isinstance(truth.compiled, torch._dynamo.eval_frame.OptimizedModule)
+    assert isinstance(truth.forward, torch._dynamo.eval_frame.OptimizedModule)
     assert set(truth.run.load("last").weights) == set(GPTModel(truth.config.model).state_dict())
-    stop_at(Trainer.start(config, tmp_path / "run", quiet), 3)
-    Trainer.resume(tmp_path / "run", say=quiet).train()
+    stop_at(start_run(config, tmp_path / "run", quiet), 3)
+    resume_run(tmp_path / "run", log=quiet).train()
     assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
 @pytest.mark.parametrize("vocab_size", [30, 64])
 def test_data_of_another_tokenizer_are_refused(tiny_config, tmp_path, vocab_size):
     with pytest.raises(ValueError, match="prepared with the tokenizer char of 31 tokens"):
-        Trainer.start(change(tiny_config, model_vocab_size=vocab_size), tmp_path / "run", quiet)
+        start_run(change(tiny_config, model_vocab_size=vocab_size), tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
 
 

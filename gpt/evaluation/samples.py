@@ -18,7 +18,7 @@ from gpt.exchange.models import load_objective, run_data
 from gpt.generation import generate
 from gpt.model import GPTModel
 from gpt.objectives import Objective
-from gpt.text.tales import GrammarReport, check_tales, entropy
+from gpt.text.tales import GrammarReport, entropy, judge
 from gpt.token_files import PreparedData
 from gpt.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ LONGEST_WINDOW = 256  # tokens of a prompt and its continuation: enough for a fe
 def judge_samples(objective: Objective, data: PreparedData, n: int, seed: int = 0) -> tuple[list[str], GrammarReport]:
     """n tales that a model writes at temperature 1, and what the grammar says of them."""
     texts = objective.sample_documents(data.tokenizer, n, seed)
-    return texts, check_tales(texts, data.train_texts)
+    return texts, judge(texts, data.train_texts)
 
 
 def describe_verdict(verdict: GrammarReport) -> str:
@@ -76,8 +76,8 @@ def judge_checkpoints(folder: Path, n: int, seed: int, device: torch.device) -> 
         broken = ", ".join(f"{rule} {count / n:.1%}" for rule, count in verdict.broken.items())
         print(f"{name}  accepted {verdict.accepted / n:.1%}{' | ' * bool(broken)}{broken}")
     if len(verdicts) > 1:  # else there is no "when"; config.keep says how many checkpoints stay
-        plot_verdicts(verdicts, run.learnt)
-        print(f"picture      {run.learnt}")
+        plot_verdicts(verdicts, run.grammar_plot)
+        print(f"picture      {run.grammar_plot}")
 
 
 # --- continuations ----------------------------------------------------------------------------------------------------

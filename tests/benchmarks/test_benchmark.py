@@ -20,8 +20,8 @@ from benchmarks.cases import CASES  # noqa: E402
 from benchmarks.plain_gpt import PlainGPT  # noqa: E402
 from gpt.config import GPT2_SIZES  # noqa: E402
 from gpt.planning.flops import count_parameters  # noqa: E402
+from gpt.run.training import start_run  # noqa: E402
 from gpt.tokenizer import get_tokenizer  # noqa: E402
-from gpt.trainer import Trainer  # noqa: E402
 from gpt.variants import create_model  # noqa: E402
 
 SHAPE = CASES["train-124m"].quick().model
@@ -80,7 +80,7 @@ def test_medians_ratios_and_shares(tmp_path, printed):
         lines[name] = rounds_of(*seconds, flops=6e9, parameters=7)
     lines["plain"] = rounds_of(4.0)  # and dies in the second round
     said = []
-    rows = measure.benchmark(["train-30m"], 3, tmp_path, say=said.append)
+    rows = measure.benchmark(["train-30m"], 3, tmp_path, log=said.append)
     names = ["gpt", "transformers", "transformers tuned", "plain"]
     assert [c for case, c in jobs if case != "machine"] == names * 2 + names[:3], "in turn, and a dead one but once"
     found = table(tmp_path)
@@ -101,10 +101,10 @@ def test_a_share_of_bandwidth_and_other_work(tmp_path, printed):
     _, lines = printed
     lines["gpt"] = rounds_of(2.0, bytes=4e9)
     lines["transformers"] = rounds_of(4.0, bytes=4e9)
-    measure.benchmark(["decode"], 1, tmp_path, say=lambda line: None)
+    measure.benchmark(["decode"], 1, tmp_path, log=lambda line: None)
     assert float(table(tmp_path)["decode", "gpt"]["share_of_bandwidth"]) == pytest.approx(0.25)
     lines["gpt"], lines["tiktoken"] = rounds_of(2.0, tokens=1000), rounds_of(2.0, tokens=990)
-    measure.benchmark(["prepare"], 1, tmp_path, text=Path("any.txt"), say=lambda line: None)
+    measure.benchmark(["prepare"], 1, tmp_path, text=Path("any.txt"), log=lambda line: None)
     row = table(tmp_path)["prepare", "tiktoken"]
     assert (row["problem"], row["times_gpt"]) == ("not the same work: 990 tokens, and gpt's 1,000", "")
 
@@ -112,7 +112,7 @@ def test_a_share_of_bandwidth_and_other_work(tmp_path, printed):
 def test_without_gpt_there_are_no_ratios(tmp_path, printed):
     _, lines = printed
     lines["plain"] = rounds_of(4.0)
-    measure.benchmark(["decode"], 1, tmp_path, say=lambda line: None)
+    measure.benchmark(["decode"], 1, tmp_path, log=lambda line: None)
     found = table(tmp_path)
     assert found["decode", "plain"]["seconds"] and not found["decode", "plain"]["times_gpt"]
     assert found["decode", "gpt"]["problem"]
@@ -130,7 +130,7 @@ def test_what_there_is_at_ctrl_c_is_written(tmp_path, printed, monkeypatch):
 
     monkeypatch.setattr(measure, "run", run)
     said = []
-    measure.benchmark(["train-30m", "decode"], 2, tmp_path, say=said.append)
+    measure.benchmark(["train-30m", "decode"], 2, tmp_path, log=said.append)
     assert list(table(tmp_path)) == [("train-30m", "gpt")]
     assert "the machine's own rates are not known: died" in said[-1]
     assert table(tmp_path)["train-30m", "gpt"]["share_of_peak"] == ""
@@ -140,7 +140,7 @@ def test_a_package_that_is_missing_is_said_and_left_out(tmp_path, printed, monke
     jobs, lines = printed
     monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "transformers" else 1)
     lines["gpt"], lines["plain"], said = rounds_of(1.0), rounds_of(2.0), []
-    measure.benchmark(["train-30m"], 1, tmp_path, say=said.append)
+    measure.benchmark(["train-30m"], 1, tmp_path, log=said.append)
     assert jobs == [("machine", ""), ("train-30m", "gpt"), ("train-30m", "plain")]
     assert "transformers is not installed" in said[0]
 
@@ -216,7 +216,7 @@ def test_gpts_step_is_the_trainers(tiny_config, tmp_path):
     model = dataclasses.replace(tiny_config.model, drop_rate=0.0)
     rare = {"eval_every": 0, "save_every": 0, "sample_every": 0}
     config = dataclasses.replace(tiny_config, optim=optim, model=model, grad_accum_steps=1, max_steps=3, **rare)
-    trainer = Trainer.start(config, tmp_path / "run", say=lambda line: None)
+    trainer = start_run(config, tmp_path / "run", log=lambda line: None)
     objective, step = contenders.gpt_step(trainer.config.model)
     objective.load_state_dict(trainer.objective.state_dict())
     for n in range(3):

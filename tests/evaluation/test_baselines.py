@@ -15,7 +15,7 @@ from torch import nn
 
 import gpt.evaluation.baselines
 import gpt.objectives.objective
-from gpt.checkpoint import RunFolder
+from gpt.checkpoint import RunFolder, load_weights, named_weights
 from gpt.config import DataConfig, GPTConfig, TrainConfig
 from gpt.evaluation.baselines import compute_baselines, tales_entropy_floor
 from gpt.evaluation.ngrams import ngram_log_probabilities
@@ -30,7 +30,6 @@ from gpt.text.sources import BUNDLED, open_corpus
 from gpt.tokenizer import get_tokenizer
 from gpt.variants import create_model
 from gpt.variants.lstm import LSTMModel
-from gpt.weights import load_weights, named_weights
 
 STORY = list(BUNDLED["story"].read_bytes())
 

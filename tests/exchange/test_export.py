@@ -17,9 +17,9 @@ from gpt.exchange.models import open_model
 from gpt.exchange.pretrained import open_pretrained
 from gpt.generation import generate
 from gpt.model import GPTModel
+from gpt.run.training import start_run
 from gpt.text.prepare import prepare_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer, load_tokenizer, with_special_tokens
-from gpt.trainer import Trainer
 from gpt.variants import adapt, create_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
@@ -308,10 +308,10 @@ def shelf(tmp_path_factory):
         "lstm": {"model": dataclasses.replace(plain.model, backbone="lstm")},
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "draw", lambda self: None)
+        patch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
         for name, changed in changes.items():
             config = dataclasses.replace(plain, **changed)
-            Trainer.start(config, folder / "runs" / name, lambda line: None).train()
+            start_run(config, folder / "runs" / name, lambda line: None).train()
     return folder
 
 

@@ -19,10 +19,10 @@ from gpt.exchange.models import open_model
 from gpt.exchange.pretrained import gpt2_layout, load_pretrained, open_pretrained
 from gpt.generation import generate_text_simple
 from gpt.model import GPTModel
+from gpt.run.training import start_run
 from gpt.system.paths import PROJECT
 from gpt.text.prepare import prepare_data
 from gpt.tokenizer import get_tokenizer
-from gpt.trainer import Trainer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 
@@ -427,7 +427,7 @@ def test_a_run_starts_from_published_weights(tmp_path):
         "max_steps": 2, "batch_size": 4, "eval_every": 1, "sample_every": 0, "device": "cpu", "init_from": str(folder),
         "model": {"context_length": 8, "drop_rate": 0.0}, "data": {"path": str(tmp_path / "data")},
     })  # fmt: skip
-    trainer = Trainer.start(config, tmp_path / "run", lambda line: None)
+    trainer = start_run(config, tmp_path / "run", lambda line: None)
     assert trainer.config.model.context_length == 8
     assert trainer.config.model.n_layers == 1
     found = trainer.objective.evaluate(trainer.config, data)
@@ -456,7 +456,7 @@ def test_a_config_has_the_shape_of_the_weights_or_says_nothing(model, words, tmp
     data = {"path": str(tmp_path / "data")}
     config = from_dict(TrainConfig, {"init_from": str(folder), "device": "cpu", "model": model, "data": data})
     with pytest.raises(ValueError, match=words):
-        Trainer.start(config, tmp_path / "run", lambda line: None)
+        start_run(config, tmp_path / "run", lambda line: None)
 
 
 def test_another_models_tokens(tmp_path):

@@ -17,7 +17,8 @@ from conftest import corpus_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, OptimConfig, TrainConfig
-from gpt.data import create_examples, packed_spans, padded_batch
+from gpt.data import create_examples, padded_batch
+from gpt.loss import evaluation_spans
 from gpt.optim import create_optimizer
 from gpt.planning.flops import activation_bytes, count_parameters, flops_per_token, logit_bytes
 from gpt.planning.hardware import LOCAL, hardware
@@ -351,7 +352,7 @@ def test_windows_of_documents_are_as_long_as_the_longest_of_their_batch(tmp_path
     pairs = itertools.product(range(len(examples)), repeat=2)
     assert plan.window == pytest.approx(np.mean([examples.batch(pair)[0].size(1) for pair in pairs]))
     own = dataclasses.replace(data, train=data.val)
-    spans = [create_examples(config, own).span(i) for i in range(len(create_examples(config, own)))]
+    spans = [create_examples(config, own)._span(i) for i in range(len(create_examples(config, own)))]
     batches = [padded_batch(data.val.tokens, spans[i : i + 2])[0] for i in range(0, len(spans), 2)]
     assert plan.evaluated_tokens == pytest.approx(sum(batch.numel() for batch in batches), abs=1)
 
@@ -360,7 +361,7 @@ def test_a_stream_is_evaluated_token_by_token(prepared):
     config = config_of(
         dataclasses.replace(ONEDNN_MIN_NUMEL, vocab_size=0), eval_every=0, data=DataConfig(str(prepared.folder))
     )
-    spans = packed_spans(len(prepared.val.tokens), 64)
+    spans = evaluation_spans(len(prepared.val.tokens), 64)
     assert estimate_on(config, prepared).evaluated_tokens == sum(end - start for start, end, _ in spans)
 
 

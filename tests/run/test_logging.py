@@ -15,11 +15,12 @@ from gpt.evaluation import samples
 from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.loss import Evaluation
 from gpt.run import logging
+from gpt.run.callbacks import Summary
+from gpt.run.training import start_run
 from gpt.text import tales
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus
 from gpt.text.tales import GrammarReport
-from gpt.trainer import Trainer
 
 PROJECT = Path(__file__).parents[2]
 
@@ -36,10 +37,9 @@ def tale_run(tmp_path_factory):
         optim=OptimConfig(warmup_steps=2),
     )  # fmt: skip
     said = []
-    trainer = Trainer.start(config, folder / "run", said.append)
-    trainer.tell(logging.describe(trainer))
+    trainer = start_run(config, folder / "run", said.append)
+    trainer.callbacks.append(Summary())
     trainer.train()
-    trainer.tell(logging.summary(trainer))
     return trainer, "\n".join(said)
 
 
@@ -61,8 +61,8 @@ def test_a_table_by_hand():
     assert table["exact entropy of all tales"][0] == pytest.approx(3 * tales.entropy() / 40, abs=1e-4)
     # differences 2, 1, 3; their mean per token 6/40; residuals 2 - 1.5, 1 - 3, 3 - 1.5
     error = math.sqrt(3 / 2 * (0.5**2 + 2**2 + 1.5**2)) / 40
-    assert f"The loss lies 0.1500 nats per token above the floor (standard error {error:.4f})" in text
-    assert "closed 85.0%" in text  # (1.5 - 0.65) / (1.5 - 0.5)
+    assert f"The loss is 0.1500 nats per token above the floor (standard error {error:.4f})" in text
+    assert "closes 85.0%" in text  # (1.5 - 0.65) / (1.5 - 0.5)
     losses = [figures[0] for figures in table.values()]
     assert losses == sorted(losses, reverse=True)
 
@@ -162,7 +162,7 @@ def test_evaluate_judges_every_checkpoint(tale_run, monkeypatch, capsys):
 
 def test_evaluate_has_no_grammar_to_judge_other_texts_by(tiny_config, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(tiny_config, max_steps=1)
-    Trainer.start(config, tmp_path / "run", lambda line: None).train()
+    start_run(config, tmp_path / "run", lambda line: None).train()
     status, (_, err) = evaluate(monkeypatch, capsys, "--run", tmp_path / "run", "--checkpoint", "all")
     assert status == 2
     assert "does not hold tales" in err

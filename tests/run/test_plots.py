@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from gpt.evaluation.baselines import Baselines
-from gpt.run import logging, plots
+from gpt.run import plots
+from gpt.run.callbacks import CSVLog
 from gpt.text.grammar import UNKNOWN
 from gpt.text.tales import GrammarReport
 
@@ -24,12 +25,12 @@ def drawn(monkeypatch):
 @pytest.mark.parametrize("floor", [None, np.array([10.0, 14.0])])
 def test_loss_plot_draws_each_figure_of_the_table(tmp_path, drawn, floor):
     metrics, out = tmp_path / "metrics.csv", tmp_path / "loss.png"
-    logging.begin(metrics)
+    CSVLog.create(metrics)
     for step, train, val in ((0, None, 4.0), (10, 3.0, None), (20, 2.0, 2.5)):
         row = {"step": step, "tokens_seen": step * 64, "elapsed_s": 1.0}
         row |= {"train_loss": train, "train_perplexity": math.exp(train)} if train else {}
         row |= {"val_loss": val, "val_perplexity": math.exp(val)} if val else {}
-        logging.append(metrics, row)
+        CSVLog.append(metrics, row)
     plots.plot_losses(metrics, out, Baselines({"uniform": math.log(65), "trigram": 2.2}, floor, 20))
     assert out.read_bytes().startswith(b"\x89PNG")
     panels = [lambda x: x, math.exp] + [lambda x: x - 24 / 20] * (floor is not None)
@@ -67,7 +68,7 @@ def test_verdicts_are_drawn_as_shares_that_add_up(tmp_path, drawn):
 
 
 def test_read_metrics_of_an_empty_table(tmp_path):
-    logging.begin(tmp_path / "metrics.csv")
+    CSVLog.create(tmp_path / "metrics.csv")
     assert plots.read_metrics(tmp_path / "metrics.csv") == {}
 
 

@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from test_files import Killed, killed_at_every_call
-from test_trainer import assert_same_run, change, quiet, stop_at, train
+from crashes import Killed, killed_at_every_call
+from runs import assert_same_run, change, quiet, stop_at, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.checkpoint import RunFolder
@@ -21,10 +21,10 @@ from gpt.generation import generate, generate_text_simple
 from gpt.model import GPTModel, Linear, MultiHeadAttention
 from gpt.ops import fused
 from gpt.planning.plan import estimate
+from gpt.run.training import resume_run, start_run
 from gpt.system.files import checksummed
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus
-from gpt.trainer import Trainer
 from gpt.variants import adapt, create_model
 from gpt.variants.int8 import Int8GPTModel
 from gpt.variants.lora import LoRALinear, merge, unmerge
@@ -306,14 +306,14 @@ def base(prepared, tmp_path_factory):
         data=DataConfig(path=str(prepared.folder), stride=256),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "draw", lambda self: None)
+        patch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
         return train(config, tmp_path_factory.mktemp("base") / "run").run.path
 
 
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch):
     monkeypatch.setattr("gpt.objectives.objective.SAMPLE_TOKENS", 20)
-    monkeypatch.setattr(Trainer, "draw", lambda self: None)
+    monkeypatch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
 
 
 @pytest.fixture(params=[LORA, PREFIX], ids=lambda config: config.name)
@@ -351,7 +351,7 @@ def test_a_run_without_an_adapter_has_nothing_frozen(tiny_config, tmp_path):
     assert state.pop("frozen") == ""
     (run.find() / "state.json").write_text(checksummed(state))  # as it was before there were adapters
     assert run.load().state["frozen"] == ""
-    Trainer.resume(run.path, run.config(), quiet)
+    resume_run(run.path, run.config(), quiet)
 
 
 def test_stopped_anywhere_it_ends_in_the_same_bits_without_its_base(config, base, tmp_path):
@@ -359,12 +359,12 @@ def test_stopped_anywhere_it_ends_in_the_same_bits_without_its_base(config, base
     gone = tmp_path / "base"
     shutil.copytree(base, gone)
     config = change(config, init_from=str(gone))
-    stop_at(Trainer.start(config, tmp_path / "run", quiet), 2)
+    stop_at(start_run(config, tmp_path / "run", quiet), 2)
     shutil.rmtree(gone)
     frozen = (tmp_path / "run/frozen.safetensors").stat()
     for step in (3, 7, 10):
-        stop_at(Trainer.resume(tmp_path / "run", say=quiet), step)
-    Trainer.resume(tmp_path / "run", say=quiet).train()
+        stop_at(resume_run(tmp_path / "run", log=quiet), step)
+    resume_run(tmp_path / "run", log=quiet).train()
     after = (tmp_path / "run/frozen.safetensors").stat()
     assert (after.st_mtime_ns, after.st_ino) == (frozen.st_mtime_ns, frozen.st_ino)
     a, b = (RunFolder(tmp_path / name).load("last") for name in ("run", "truth"))
@@ -406,7 +406,7 @@ def test_killed_between_the_frozen_weights_and_the_checkpoint(config, tmp_path, 
     run = RunFolder(tmp_path / "run")
     assert run.frozen.exists()
     assert not run.steps()
-    trainer = Trainer.resume(tmp_path / "run", say=quiet)
+    trainer = resume_run(tmp_path / "run", log=quiet)
     assert not run.frozen.exists()  # it may be another base's by now
     trainer.train()
     assert_same_run(tmp_path / "run", tmp_path / "truth")
@@ -426,7 +426,7 @@ def test_frozen_weights_that_are_not_what_was_written(config, base, tmp_path, da
     else:
         run.frozen.write_bytes(b"" if damage == "empty" else content)
     words = "frozen.safetensors is " + ("missing" if damage == "delete" else "damaged")
-    for act in (lambda: Trainer.resume(run.path, say=quiet), lambda: load_model(run.path), lambda: run.load("best")):
+    for act in (lambda: resume_run(run.path, log=quiet), lambda: load_model(run.path), lambda: run.load("best")):
         with pytest.raises(ValueError, match=words):
             act()
 
@@ -451,7 +451,7 @@ def test_a_run_starts_from_a_merged_one_but_from_no_prefix(config, prepared, tmp
     after = change(config, init_from=str(tmp_path / "run"), adapter=AdapterConfig(), max_steps=1)
     if config.adapter is PREFIX:
         with pytest.raises(ValueError, match=r"has a prefix, which is no part .* start from .*base.*run"):
-            Trainer.start(after, tmp_path / "after", quiet)
+            start_run(after, tmp_path / "after", quiet)
         return
     objective = create_objective(resolve_config(after, prepared)[0])
     theirs = load_model(tmp_path / "run")[0].state_dict()

@@ -1,0 +1,147 @@
+"""What happens around training: progress on the terminal, metrics.csv, samples.txt, loss.png, the summary."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gpt.evaluation.baselines import Baselines, compute_baselines
+from gpt.run import logging
+from gpt.system.device import autocast
+from gpt.system.files import append_text
+from gpt.trainer import Callback, Trainer
+
+PLOT_SECONDS = 20  # loss.png is redrawn at an evaluation if it is older than this
+
+
+class Progress(Callback):
+    """Lines of progress and, on a terminal, a bar. `log` prints a line without breaking the bar."""
+
+    def __init__(self, log: Callable[[str], None]):
+        self.print = log
+        self.bar = tqdm(disable=True)
+
+    def log(self, line: str) -> None:
+        """Print a line. A reader that has left, such as tee at Ctrl-C, does not end the run."""
+        try:
+            self.print(line) if self.bar.disable else self.bar.write(line)
+        except OSError:
+            self.print = lambda line: None
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Open the bar."""
+        hidden = self.print is not print or not sys.stderr.isatty()
+        total = trainer.config.max_steps
+        self.bar = tqdm(total=total, initial=trainer.step, unit="step", disable=hidden, dynamic_ncols=True)
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Print a row of metrics; on a terminal, where the bar shows the rest, only those with an evaluation."""
+        if "val_loss" in row or self.bar.disable:
+            self.log(logging.progress_line(row, trainer.config.max_steps))
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Move the bar."""
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self.bar.update(trainer.step - self.bar.n)
+            if self.bar.n % 5 == 0 and trainer.loss_tokens and trainer.timed_seconds:
+                self.bar.set_postfix_str(logging.progress_postfix(trainer))
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Close the bar."""
+        with contextlib.suppress(OSError):
+            self.bar.close()
+        self.bar = tqdm(disable=True)
+
+
+class CSVLog(Callback):
+    """metrics.csv: one row per log, columns as in logging.COLUMNS and the objective's own metrics."""
+
+    @staticmethod
+    def create(path: Path, metrics: tuple[str, ...] = ()) -> None:
+        """Write the header."""
+        path.write_text(",".join([*logging.COLUMNS, *metrics]) + "\n", encoding="utf-8", newline="\n")
+
+    @staticmethod
+    def append(path: Path, row: dict[str, float], metrics: tuple[str, ...] = ()) -> None:
+        """Append a row; a column that the row lacks stays empty."""
+        append_text(path, ",".join(_cell(name, row.get(name)) for name in [*logging.COLUMNS, *metrics]) + "\n")
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Append the row."""
+        if trainer.ctx.is_main:
+            self.append(trainer.run.metrics, row, trainer.objective.metrics)
+
+
+def _cell(name: str, value: float | None) -> str:
+    """Format a number; nine digits distinguish any two float32 losses."""
+    return "" if value is None else f"{value:.1f}" if name in ("elapsed_s", "tokens_per_second") else f"{value:.9g}"
+
+
+class SampleLog(Callback):
+    """samples.txt: a text that the model writes, every sample_every steps."""
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Append a sample if one is due."""
+        config = trainer.config
+        if trainer.is_due(config.sample_every):
+            with trainer.ctx.unsharded(), autocast(trainer.device, trainer.dtype):
+                if trainer.ctx.is_main:
+                    text = trainer.objective.sample(config, trainer.data, config.seed + trainer.step)
+                    append_text(trainer.run.samples, f"--- step {trainer.step} ---\n{text}\n\n")
+
+
+@lru_cache(maxsize=1)
+def baselines_of(trainer: Trainer) -> Baselines:
+    """Return the baselines of a run's validation split, computed once."""
+    return compute_baselines(trainer.objective, trainer.config, trainer.data)
+
+
+class Plot(Callback):
+    """loss.png: losses and perplexities with their baselines, drawn from metrics.csv."""
+
+    def __init__(self):
+        self.drawn_at = float("-inf")
+
+    def draw(self, trainer: Trainer) -> None:
+        """Draw loss.png. A damaged metrics.csv or a full disk does not stop the run."""
+        from gpt.run.plots import plot_losses  # matplotlib takes half a second to import
+
+        run = trainer.run
+        try:
+            plot_losses(run.metrics, run.plot, baselines_of(trainer))
+        except (ValueError, KeyError, TypeError) as error:
+            trainer.log(f"{run.plot} was not drawn, since {run.metrics} is damaged ({error})")
+        except OSError as error:
+            trainer.log(f"{run.plot} was not drawn ({error.strerror})")
+        self.drawn_at = time.perf_counter()
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Redraw after an evaluation if the last drawing is old."""
+        if "val_loss" in row and trainer.ctx.is_main and time.perf_counter() - self.drawn_at > PLOT_SECONDS:
+            self.draw(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Draw, unless the run was finished before and its plot is newer than its metrics."""
+        plot, metrics = trainer.run.plot, trainer.run.metrics
+        is_new = plot.exists() and plot.stat().st_mtime >= metrics.stat().st_mtime
+        if trainer.ctx.is_main and not is_new:
+            self.draw(trainer)
+
+
+class Summary(Callback):
+    """What a run will train, printed before it starts, and its results, printed after it ends."""
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Print model, data, schedule and the expected memory, disk and time."""
+        trainer.log(logging.describe(trainer))
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Print results next to baselines, samples, and the commands to type next."""
+        evaluation = trainer.evaluation or trainer.evaluate()  # all processes take part
+        trainer.ctx.unshard()
+        if trainer.ctx.is_main:
+            trainer.log(logging.summary(trainer, evaluation, baselines_of(trainer)))

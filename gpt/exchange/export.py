@@ -17,8 +17,8 @@ from gpt.config import GPT_CONFIG_124M
 from gpt.exchange.pretrained import TensorMapping, book_layout, gpt2_layout
 from gpt.model import GPTModel
 from gpt.system.files import atomic_folder
-from gpt.text.hf_tokenizer import EOT, to_hf
-from gpt.tokenizer import SpecialTokens, Tokenizer
+from gpt.text.hf_tokenizer import to_hf
+from gpt.tokenizer import EOT, Tokenizer
 
 
 def export_hf(model: GPTModel, tokenizer: Tokenizer, prepend_eot: bool, out: Path) -> None:
@@ -40,17 +40,12 @@ def export_hf(model: GPTModel, tokenizer: Tokenizer, prepend_eot: bool, out: Pat
     head = () if config.tie_embeddings else (_head(model, "lm_head.weight"),)
     layout = (*gpt2_layout(config), *head)
     weights = _packed(model, layout, lambda name: name if name == "lm_head.weight" else f"transformer.{name}")
-    saved, special = tokenizer.to_dict(), {}
-    if isinstance(tokenizer, SpecialTokens):
-        tokenizer, special = tokenizer.tokenizer, tokenizer.special_ids
-    ranks = getattr(tokenizer, "ranks", {})
-    named = {**getattr(tokenizer, "named", {EOT: eot_id} if eot_id is not None else {}), **special}
     mark = {} if eot_id is None else {"bos_token": EOT, "eos_token": EOT}
     with _new_folder(out) as folder:
         safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
         _write(folder / "config.json", settings)
         _write(folder / "generation_config.json", {"bos_token_id": eot_id, "eos_token_id": eot_id})
-        _write(folder / "tokenizer.json", to_hf(saved, ranks, named, prepend_eot))
+        _write(folder / "tokenizer.json", to_hf(tokenizer, prepend_eot))
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **mark}
         _write(folder / "tokenizer_config.json", {**kind, "model_max_length": config.context_length})
 

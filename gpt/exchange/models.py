@@ -136,7 +136,7 @@ def _with_shape_of_source(config: TrainConfig, prepared: Tokenizer, tokenizer: T
     if tokenizer.to_dict() != known:
         reason = f"other tokens than {config.data.path}: prepare the data with --tokenizer {source.tokenizer_path}"
         if prepared.to_dict() == known:
-            names = " ".join(tokenizer.special_ids)
+            names = " ".join(tokenizer.added_tokens)
             reason = f"no token {names}, which objective.name {config.objective.name!r} adds: name a run that has it"
         raise ValueError(f"init_from {config.init_from} has {reason}")
     model, default = asdict(source.config), GPTConfig()

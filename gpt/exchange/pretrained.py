@@ -25,8 +25,8 @@ from torch import Tensor
 from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig, from_dict
 from gpt.model import GPTModel
 from gpt.system.paths import find_path
-from gpt.text.hf_tokenizer import begins_with_end_of_text
-from gpt.tokenizer import Tokenizer, get_tokenizer, load_tokenizer, with_special_tokens
+from gpt.text.hf_tokenizer import load_any_tokenizer, starts_with_eot
+from gpt.tokenizer import Tokenizer, get_tokenizer, with_special_tokens
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pth")  # of a folder, the first of them that is there
 HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}
@@ -139,14 +139,14 @@ class Pretrained:
     @property
     def prepend_eot(self) -> bool:
         """Whether a text begins with the end-of-text token, as its tokenizer.json says."""
-        return begins_with_end_of_text(_json(self.folder / "tokenizer.json") or {})
+        return starts_with_eot(_json(self.folder / "tokenizer.json") or {})
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, from the files beside the weights; GPT-2's own where there are none and its vocabulary is of
         that size. Rows of the vocabulary that no token has are named as unused. ValueError where none fits."""
         size = self.config.vocab_size
         if self.has_tokenizer:
-            tokenizer = load_tokenizer(self.folder)
+            tokenizer = load_any_tokenizer(self.folder)
         elif size == GPT_CONFIG_124M["vocab_size"]:
             tokenizer = get_tokenizer("gpt2")
         else:

@@ -49,7 +49,7 @@ class Infilling(Objective):
         for index in indices:
             rng, text = example_rng(key, index), examples.text(index)
             spans = draw_spans(len(text), self.config.mask_rate, self.config.span_length, rng)
-            rows.append(cut_spans(text, spans, rng.permutation(len(spans)).tolist(), examples.tokenizer.special_ids))
+            rows.append(cut_spans(text, spans, rng.permutation(len(spans)).tolist(), examples.tokenizer.special_tokens))
         filling = {"targets": IGNORE_INDEX}  # 0 elsewhere; nothing sees what stands behind it
         batch = {
             name: pad_sequence([torch.from_numpy(getattr(row, name)) for row in rows], True, filling.get(name, 0))
@@ -133,7 +133,7 @@ class Infilling(Objective):
         **sampling,
     ) -> Iterator[str]:
         """The prompt with each [MASK] in it filled. ValueError where there is none, or no room for what fills it."""
-        ids = tokenizer.special_ids
+        ids = tokenizer.special_tokens
         context = encode_blanks(prompt, tokenizer, MASK)
         if ids[MASK] not in context:
             raise ValueError(f"this model fills in blanks: write {MASK} into the prompt where something is missing")

@@ -76,7 +76,7 @@ class Masked(Objective):
     def batch(self, examples: Spans, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """inputs, targets and segments, int64, (B, T) each; lengths (B,) without padding; continues (B,), 1 where the
         second half is the first one's."""
-        ids, vocab_size = examples.tokenizer.special_ids, examples.tokenizer.tokenizer.vocab_size
+        ids, vocab_size = examples.tokenizer.special_tokens, examples.tokenizer.base_vocab_size
         rows, is_next = [], []
         for index in indices:
             rng, text, cut = example_rng(key, index), examples.text(index), None
@@ -179,7 +179,7 @@ class Masked(Objective):
         **sampling,
     ) -> Iterator[str]:
         """The prompt with a token for each [MASK] in it. ValueError where there is none, or no room for the prompt."""
-        ids = tokenizer.special_ids
+        ids = tokenizer.special_tokens
         text = np.array(encode_blanks(prompt, tokenizer, MASK))
         if ids[MASK] not in text:
             raise ValueError(f"this model fills in what is masked: write {MASK} into the prompt, once for each token")
@@ -189,7 +189,7 @@ class Masked(Objective):
         lengths = torch.tensor([inputs.size(1)], device=device)
         hidden = self.encode(inputs, lengths, segments if self.config.next_sentence else None)
         places = inputs == ids[MASK]  # (1, T)
-        logits = self.model.out_head(hidden[places])[:, : tokenizer.tokenizer.vocab_size]  # (N, V): no special token
+        logits = self.model.out_head(hidden[places])[:, : tokenizer.base_vocab_size]  # (N, V): no special token
         inputs[places] = sample_token(logits, temperature, **sampling)
         yield tokenizer.decode(i for i in inputs[0].tolist() if i not in (ids[CLS], ids[SEP]))
 
@@ -199,7 +199,7 @@ class Masked(Objective):
         if not masked:
             examples = self.examples(config, data, data.val)
             text = examples.text(seed % len(examples))[: config.model.context_length - 3]
-            rng, mask_id = example_rng((0,), seed), data.tokenizer.special_ids[MASK]
+            rng, mask_id = example_rng((0,), seed), data.tokenizer.special_tokens[MASK]
             chosen = rng.choice(len(text), max(1, round(self.config.mask_rate * len(text))), replace=False)
             text[chosen] = mask_id
             masked = data.tokenizer.decode(text.tolist())

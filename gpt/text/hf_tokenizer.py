@@ -1,176 +1,173 @@
-"""Tokenizers as others save them: GPT-2's published files; Hugging Face's tokenizer.json, translated to ours and back.
+"""Read and write Hugging Face's tokenizer files: tokenizer.json, or vocab.json with merges.txt.
 
-Byte pairs as GPT-2 has them, with any merges and any further tokens, and single characters are what both sides know.
+Both sides know single characters and byte pairs split at GPT-2's words, with any merges and any special tokens.
 """
 
 import itertools
 import json
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt.system.files import sha256
+from gpt.tokenizer import EOT, BytePairTokenizer, CharTokenizer, Tokenizer, bytes_to_unicode, from_dict, get_tokenizer
 
-EOT = "<|endoftext|>"
-GPT2_SHA256 = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _ANY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 
 
-@cache
-def spelled_bytes() -> dict[str, int]:
-    """GPT-2's spelling of tokens, one character per byte: the byte's own where that is printable and no space,
-    otherwise the next one from U+0100 on. Radford et al. 2019, encoder.py."""
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    spelled = {chr(byte): byte for byte in printable}
-    return spelled | {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(printable)))}
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _characters() -> dict[int, str]:
-    return {byte: character for character, byte in spelled_bytes().items()}
+def open_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
+    """Return what `get_tokenizer` returns; a path may also be a tokenizer of Hugging Face's.
+
+    Raises ValueError as `get_tokenizer` does.
+    """
+    if name.endswith(".json") or Path(name).is_dir():
+        return load_any_tokenizer(name)
+    return get_tokenizer(name, texts)
 
 
-def spell(token: bytes) -> str:
-    """A token's bytes as GPT-2 spells them."""
-    return "".join(map(_characters().__getitem__, token))
+def load_any_tokenizer(path: str | Path) -> Tokenizer:
+    """Return a tokenizer saved by this project or by Hugging Face: a file, or a folder that contains one.
 
-
-def unspell(token: str) -> bytes:
-    """The bytes of a token that GPT-2 spells so."""
-    return bytes(spelled_bytes()[character] for character in token)
-
-
-def published_ranks(folder: Path) -> dict[bytes, int]:
-    """GPT-2's tokens and their ids, from encoder.json, where they stand in the order of the merges. tiktoken's reader
-    would copy both files to its cache, and checks no sum where that is switched off."""
-    for name, digest in GPT2_SHA256.items():
-        if sha256(folder / name) != digest:
-            raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
-    tokens = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-    return {unspell(token): i for token, i in tokens.items() if token != EOT}
-
-
-# --- theirs to ours ---------------------------------------------------------------------------------------------------
-
-
-def read_saved(path: Path) -> dict[str, Any]:
-    """What a tokenizer's file says, in our words: one of ours, a tokenizer.json of Hugging Face's, or a vocab.json with
-    its merges.txt beside it, as GPT-2's own are kept."""
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    if path.name == "vocab.json":
-        lines = path.with_name("merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [line for line in lines if line and not line.startswith("#version")]
-        saved = {"model": {"type": "BPE", "vocab": saved, "merges": merges}, "pre_tokenizer": _BYTE_LEVEL}
-    return from_hf(saved) if "model" in saved and "kind" not in saved else saved
+    Raises ValueError for a missing or damaged file, and for a tokenizer that this project cannot represent.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= "tokenizer.json" if (path / "tokenizer.json").exists() else "vocab.json"
+    if not path.is_file():
+        raise ValueError(f"no tokenizer file {path}")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "vocab.json":
+            lines = path.with_name("merges.txt").read_text(encoding="utf-8").split("\n")
+            merges = [line for line in lines if line and not line.startswith("#version")]
+            saved = {"model": {"type": "BPE", "vocab": saved, "merges": merges}, "pre_tokenizer": _BYTE_LEVEL}
+        return from_dict(saved if "kind" in saved else from_hf(saved))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is not a tokenizer that can be read here: {type(error).__name__} {error}") from None
 
 
 def from_hf(saved: dict[str, Any]) -> dict[str, Any]:
-    """What a tokenizer.json of Hugging Face's says, as ours does: characters, our byte pairs, or others' ("byte_pairs":
-    tokens in GPT-2's spelling and their ids). ValueError names what of it has no like here."""
+    """Translate the content of Hugging Face's tokenizer.json into that of ours.
+
+    Returns single characters, our byte pairs, or another model's ("byte_pairs": spelled tokens and their ids). Raises
+    ValueError for a feature that this project does not have.
+    """
     model = saved["model"]
     vocab, kind = dict(model["vocab"]), model["type"]
-    named = {token["content"]: token["id"] for token in saved.get("added_tokens") or ()}
+    special = {token["content"]: token["id"] for token in saved.get("added_tokens") or ()}
     if saved.get("normalizer"):
-        raise ValueError(f"it changes a text before it cuts it ({saved['normalizer'].get('type')})")
+        raise ValueError(f"it normalizes text before splitting it ({saved['normalizer'].get('type')})")
     if kind == "WordLevel":
-        return _from_characters(vocab, named)
+        return _from_characters(vocab, special)
     if kind != "BPE":
-        raise ValueError(f"its tokens are of the kind {kind!r}, neither byte pairs nor characters")
-    cutter = saved.get("pre_tokenizer") or {}
-    if cutter.get("type") != "ByteLevel" or cutter.get("add_prefix_space") or not cutter.get("use_regex", True):
-        raise ValueError("it cuts a text otherwise than at GPT-2's words")
+        raise ValueError(f"its model is of type {kind!r}, neither byte pairs nor characters")
+    splitter = saved.get("pre_tokenizer") or {}
+    if splitter.get("type") != "ByteLevel" or splitter.get("add_prefix_space") or not splitter.get("use_regex", True):
+        raise ValueError("it does not split text into GPT-2's words")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(key):
             raise ValueError(f"it has {key} {model[key]!r}")
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    made = [left + right for left, right in merges]
-    tokens = {token: vocab[token] for token in itertools.chain(spelled_bytes(), made) if token in vocab}
-    if any(vocab[b] <= vocab[a] for a, b in itertools.pairwise(made)) or len(tokens) != len(set(tokens.values())):
+    return _from_byte_pairs(vocab, model["merges"], special)
+
+
+def _from_byte_pairs(vocab: dict[str, int], merges: list, special: dict[str, int]) -> dict[str, Any]:
+    characters = bytes_to_unicode()
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    merged = [left + right for left, right in merges]
+    tokens = {token: vocab[token] for token in itertools.chain(characters.values(), merged) if token in vocab}
+    if any(vocab[b] <= vocab[a] for a, b in itertools.pairwise(merged)) or len(tokens) != len(set(tokens.values())):
         raise ValueError("the order of its merges is not that of its tokens' ids")
-    if missing := [character for character in spelled_bytes() if character not in tokens]:
+    if missing := [character for character in characters.values() if character not in tokens]:
         raise ValueError(f"{len(missing)} of the 256 bytes have no token")
-    named |= {name: i for name, i in vocab.items() if name not in tokens}
-    in_order = sorted(named, key=named.get)
-    last_ids = list(range(len(tokens), len(tokens) + len(named)))
-    if in_order[:1] != [EOT] or [named[name] for name in in_order] != last_ids:
-        return {"kind": "byte_pairs", "tokens": tokens, "named": named}
-    special = {"special_tokens": in_order[1:]} if named.keys() > {EOT} else {}  # as with_special_tokens adds them
-    if all(tokens[character] == byte for character, byte in spelled_bytes().items()):
-        return {"kind": "bpe", "merges": [[tokens[left], tokens[right]] for left, right in merges], **special}
-    return {"kind": "byte_pairs", "tokens": tokens, "named": {EOT: len(tokens)}, **special}
+    special |= {name: i for name, i in vocab.items() if name not in tokens}
+    in_order = sorted(special, key=special.get)
+    last_ids = list(range(len(tokens), len(tokens) + len(special)))
+    if in_order[:1] != [EOT] or [special[name] for name in in_order] != last_ids:
+        return {"kind": "byte_pairs", "tokens": tokens, "named": special}
+    added = {"special_tokens": in_order[1:]} if len(special) > 1 else {}  # as with_special_tokens adds them
+    if all(tokens[character] == byte for byte, character in characters.items()):
+        return {"kind": "bpe", "merges": [[tokens[left], tokens[right]] for left, right in merges], **added}
+    gpt2 = get_tokenizer("gpt2").ranks
+    if len(gpt2) == len(tokens) and all(tokens.get(spell(token)) == i for token, i in gpt2.items()):
+        return {"kind": "gpt2", **added}
+    return {"kind": "byte_pairs", "tokens": tokens, "named": {EOT: len(tokens)}, **added}
 
 
-def _from_characters(vocab: dict[str, int], named: dict[str, int]) -> dict[str, Any]:
-    characters = sorted(character for character in vocab if character not in named)
+def _from_characters(vocab: dict[str, int], special: dict[str, int]) -> dict[str, Any]:
+    characters = sorted(character for character in vocab if character not in special)
     if any(len(character) != 1 for character in characters):
         raise ValueError("its tokens are whole words")
-    end = {EOT: len(characters)} if named else {}
-    if named != end or [vocab[character] for character in characters] != list(range(len(characters))):
+    end = {EOT: len(characters)} if special else {}
+    if special != end or [vocab[character] for character in characters] != list(range(len(characters))):
         raise ValueError("its characters are not numbered in the order of their code points")
-    return {"kind": "char", "characters": "".join(characters), **({"end_of_text": True} if named else {})}
+    return {"kind": "char", "characters": "".join(characters), **({"end_of_text": True} if special else {})}
 
 
-def begins_with_end_of_text(saved: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json of Hugging Face's puts the end-of-text token before each text, as documents have it."""
+def starts_with_eot(saved: dict[str, Any]) -> bool:
+    """Whether Hugging Face's tokenizer.json puts the end-of-text token before each text."""
     processors = saved.get("post_processor") or {}
     for processor in processors.get("processors", [processors]):
         if processor.get("type") == "TemplateProcessing":
-            first = processor["single"][0].get("SpecialToken", {})
-            return first.get("id") == EOT
+            return processor["single"][0].get("SpecialToken", {}).get("id") == EOT
     return False
 
 
-# --- ours to theirs ---------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def to_hf(saved: dict[str, Any], ranks: dict[bytes, int], named: dict[str, int], prepend_eot: bool) -> dict[str, Any]:
-    """The tokenizer.json that Hugging Face's tokenizers read: of characters, where `saved` is of that kind, or of byte
-    pairs with these ids; `named` tokens besides. `in_documents`, a text begins with the end-of-text token."""
-    if saved["kind"] == "char":
-        vocab = {character: i for i, character in enumerate(saved["characters"])}
-        model = {"type": "WordLevel", "vocab": vocab | named, "unk_token": ""}  # which is no token: an error
-        cutter, decoder = _ANY_CHARACTER, {"type": "Fuse"}
+def to_hf(tokenizer: Tokenizer, prepend_eot: bool) -> dict[str, Any]:
+    """Return the content of a tokenizer.json for Hugging Face. With `prepend_eot`, each text starts with that token."""
+    special = tokenizer.special_tokens
+    if isinstance(tokenizer, CharTokenizer):
+        vocab = {character: i for i, character in enumerate(tokenizer.characters)}
+        model = {"type": "WordLevel", "vocab": vocab | special, "unk_token": ""}  # not in vocab: an error
+        splitter, decoder = _ANY_CHARACTER, {"type": "Fuse"}
     else:
-        vocab = {spell(token): i for token, i in ranks.items()}
+        assert isinstance(tokenizer, BytePairTokenizer)
+        vocab = {spell(token): i for token, i in tokenizer.ranks.items()}
         model = {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocab | named,
-            "merges": [[spell(left), spell(right)] for left, right in _merges(ranks)],
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocab | special,
+            "merges": [[spell(left), spell(right)] for left, right in _merges(tokenizer.ranks)],
         }  # fmt: skip
-        cutter = decoder = _BYTE_LEVEL
+        splitter = decoder = _BYTE_LEVEL
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": name, **flags} for name, i in sorted(named.items(), key=lambda x: x[1])],
+        "added_tokens": [
+            {"id": i, "content": name, **flags} for name, i in sorted(special.items(), key=lambda item: item[1])
+        ],
         "normalizer": None,
-        "pre_tokenizer": cutter,
-        "post_processor": _beginning(named[EOT]) if prepend_eot else None,
+        "pre_tokenizer": splitter,
+        "post_processor": _eot_template(tokenizer.eot_id) if prepend_eot else None,
         "decoder": decoder,
         "model": model,
     }
 
 
-def _beginning(eot_id: int) -> dict[str, Any]:
-    mark = {"SpecialToken": {"id": EOT, "type_id": 0}}
+def spell(token: bytes) -> str:
+    """Return the bytes of a token as GPT-2's files spell them."""
+    return "".join(map(bytes_to_unicode().__getitem__, token))
+
+
+def _eot_template(eot_id: int) -> dict[str, Any]:
+    eot = {"SpecialToken": {"id": EOT, "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {
         "type": "TemplateProcessing",
-        "single": [mark, first],
-        "pair": [mark, first, second],
+        "single": [eot, first],
+        "pair": [eot, first, second],
         "special_tokens": {EOT: {"id": EOT, "ids": [eot_id], "tokens": [EOT]}},
     }
 
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """The two tokens that each token is made of, in the order of the merges: what is left of its bytes when all
-    earlier merges have been made."""
+    """Yield the two tokens that each token is merged from, in order: its bytes after all earlier merges."""
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [token[i : i + 1] for i in range(len(token))]
         while len(parts) > 2:

@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
+from gpt.text.hf_tokenizer import open_tokenizer
 from gpt.text.sources import Corpus
 from gpt.token_files import FORMAT, PreparedData, load_data
-from gpt.tokenizer import CharTokenizer, Tokenizer, get_tokenizer
+from gpt.tokenizer import CharTokenizer, Tokenizer
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
 WORKERS = min(8, os.cpu_count() or 1)  # threads that encode; many more would wait for the one that reads
@@ -81,7 +82,7 @@ def prepare_data(
     name = " + ".join(part.name for part in parts)
     has_eot = len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1
     pieces = itertools.chain.from_iterable(source.pieces() for source in everything)
-    tokenizer = get_tokenizer(tokenizer_name, _watched(pieces, total))
+    tokenizer = open_tokenizer(tokenizer_name, _watched(pieces, total))
     if has_eot and tokenizer_name == "char":
         tokenizer = CharTokenizer(tokenizer.characters, end_of_text=True)
     has_eot &= tokenizer.eot_id is not None  # a saved char tokenizer may have no such token

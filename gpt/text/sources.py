@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import regex
-
+from gpt.bpe import last_word_break
 from gpt.system import files
 from gpt.system.paths import PROJECT
 from gpt.text import tales, tasks
@@ -354,27 +353,6 @@ def _template(field: str) -> list[tuple[str, str]]:
 
 
 # --- cutting text -----------------------------------------------------------------------------------------------------
-
-
-def last_word_break(text: str) -> int:
-    """The last index at which `text` can be cut without changing its GPT-2 tokens; 0 where there is none.
-
-    That is between a letter, digit, mark or sign and a space or line end after it: no word of
-    GPT-2's pattern goes on across such a place, and none looks across it.
-    """
-    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}\p{S}\p{M}])[ \n]", text)  # (?r): searched from the end
-    return found.start() if found else 0
-
-
-def chunk_text(text: str, longest: int = 100_000) -> Iterator[str]:
-    """`text` cut where words end, into pieces of at most `longest` characters; a longer word is cut all the same."""
-    start = 0
-    while len(text) - start > longest:
-        piece = text[start : start + longest]
-        cut = last_word_break(piece) or longest
-        yield piece[:cut]
-        start += cut
-    yield text[start:]
 
 
 def split_at(pieces: Iterable[str], separator: str) -> Iterator[str]:

@@ -18,8 +18,9 @@ from gpt.exchange.pretrained import open_pretrained
 from gpt.generation import generate
 from gpt.model import GPTModel
 from gpt.run.training import start_run
+from gpt.text.hf_tokenizer import load_any_tokenizer
 from gpt.text.prepare import prepare_data
-from gpt.tokenizer import CharTokenizer, get_tokenizer, load_tokenizer, with_special_tokens
+from gpt.tokenizer import CharTokenizer, get_tokenizer, with_special_tokens
 from gpt.variants import adapt, create_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
@@ -168,33 +169,33 @@ def test_a_tokenizer_that_others_have_trained(tmp_path):
     theirs.train_from_iterator([*TEXTS.values()] * 3, vocab_size=350, special_tokens=["<s>", "<pad>", "<|endoftext|>"])
     theirs.save(str(tmp_path / "tokenizer.json"))
     theirs.save_model(str(tmp_path))
-    ours = load_tokenizer(tmp_path)
+    ours = load_any_tokenizer(tmp_path)
     assert (ours.vocab_size, ours.eot_id) == (theirs.get_vocab_size(), 2)
     for text in TEXTS.values():
         assert ours.encode(text) == theirs.encode(text).ids
         assert ours.decode(ours.encode(text)) == text
     assert ours.encode("<s>") == theirs.encode("<").ids + theirs.encode("s").ids + theirs.encode(">").ids
     ours.save(tmp_path / "ours.json")
-    assert load_tokenizer(tmp_path / "ours.json").to_dict() == ours.to_dict()
+    assert load_any_tokenizer(tmp_path / "ours.json").to_dict() == ours.to_dict()
     export_hf(model_of(ours), ours, False, tmp_path / "out")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS["Arabic"])["input_ids"] == ours.encode(
         TEXTS["Arabic"]
     )
     (tmp_path / "tokenizer.json").unlink()
-    pair = load_tokenizer(tmp_path)  # vocab.json and merges.txt
+    pair = load_any_tokenizer(tmp_path)  # vocab.json and merges.txt
     assert pair.encode(TEXTS["German"]) == ours.encode(TEXTS["German"])
 
 
 def test_the_published_tokenizer_is_known_by_its_files(tmp_path):
     export_hf(model_of(get_tokenizer("gpt2")), get_tokenizer("gpt2"), False, tmp_path / "out")
-    assert load_tokenizer(tmp_path / "out").to_dict() == {"kind": "gpt2"}
+    assert load_any_tokenizer(tmp_path / "out").to_dict() == {"kind": "gpt2"}
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"normalizer": {"type": "NFC"}}, r"changes a text before it cuts it \(NFC\)"),
-    ({"pre_tokenizer": {"type": "Whitespace"}}, "cuts a text otherwise than at GPT-2's words"),
-    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "cuts a text otherwise"),
-    ({"model": {"type": "Unigram", "vocab": []}}, "of the kind 'Unigram'"),
+    ({"normalizer": {"type": "NFC"}}, r"normalizes text before splitting it \(NFC\)"),
+    ({"pre_tokenizer": {"type": "Whitespace"}}, "does not split text into GPT-2's words"),
+    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "does not split text"),
+    ({"model": {"type": "Unigram", "vocab": []}}, "of type 'Unigram'"),
     ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "255 of the 256 bytes have no token"),
     ({"model": 7}, "TypeError"),
 ])  # fmt: skip
@@ -203,7 +204,7 @@ def test_a_tokenizer_with_no_like_here_is_refused(change, words, both, tmp_path)
     file = tmp_path / "out" / "tokenizer.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ValueError, match=words) as caught:
-        load_tokenizer(tmp_path / "out")
+        load_any_tokenizer(tmp_path / "out")
     assert str(file) in str(caught.value)
 
 

@@ -200,15 +200,15 @@ def test_a_batch_is_a_pure_function_of_its_key(data):
     assert not torch.equal(whole["inputs"][:, :20], objective.batch(examples, [3, 0, 5], (7, 2))["inputs"][:, :20])
     text = examples.text(3).tolist()
     assert data.tokenizer.eot_id not in text
-    kept = [i for i in whole["inputs"][0, : whole["n_context"][0]].tolist() if i < data.tokenizer.tokenizer.vocab_size]
-    cut = [i for i in whole["targets"][0].tolist() if i >= 0 and i < data.tokenizer.tokenizer.vocab_size]
+    kept = [i for i in whole["inputs"][0, : whole["n_context"][0]].tolist() if i < data.tokenizer.base_vocab_size]
+    cut = [i for i in whole["targets"][0].tolist() if i >= 0 and i < data.tokenizer.base_vocab_size]
     assert sorted(kept + cut) == sorted(text)
 
 
 def test_filling_with_the_cache_is_filling_without(data):
     config = config_of(data)
     objective = Infilling(GPTModel(config.model), config.objective).double().eval()
-    ids = data.tokenizer.special_ids
+    ids = data.tokenizer.special_tokens
     context = data.tokenizer.encode("1 gr[MASK] bottles [MASK]ll", special=True)
     fillings = objective.fill(context, ids, 5, temperature=0)
     text, positions, places = list(context), list(range(len(context))), [0] * len(context)

@@ -13,7 +13,7 @@ from gpt.model import GPTModel
 from gpt.objectives.masked import Masked, choose
 from gpt.objectives.spans import encode_blanks
 from gpt.text.prepare import prepare_data
-from gpt.tokenizer import CharTokenizer, get_tokenizer, with_special_tokens
+from gpt.tokenizer import EOT, CharTokenizer, get_tokenizer, with_special_tokens
 
 X = -100
 
@@ -39,8 +39,8 @@ def masked(data, **objective):
 
 
 def test_the_special_tokens_follow_the_tokenizers_own(data):
-    plain = data.tokenizer.tokenizer.vocab_size
-    assert data.tokenizer.special_ids == {"[CLS]": plain, "[SEP]": plain + 1, "[MASK]": plain + 2}
+    plain = data.tokenizer.base_vocab_size
+    assert data.tokenizer.special_tokens == {EOT: plain - 1, "[CLS]": plain, "[SEP]": plain + 1, "[MASK]": plain + 2}
     assert data.tokenizer.vocab_size == plain + 3
 
 
@@ -72,7 +72,7 @@ def test_a_pair_as_it_is_read(data):
     """[CLS] A [SEP] B [SEP]: B goes on where A ends, or is another document's; segments; nothing special counts."""
     config, objective = masked(data)
     examples = objective.examples(config, data, data.train)
-    special = data.tokenizer.special_ids
+    special = data.tokenizer.special_tokens
     texts = ["".join(map(str, examples.text(i).tolist())) for i in range(len(examples))]
     verdicts = []
     for index in range(len(examples)):
@@ -141,7 +141,7 @@ def test_rows_of_a_batch_are_those_alone(data):
 
 def test_both_sides_are_seen_and_the_answer_is_not(data):
     _, objective = masked(data, next_sentence=False)
-    ids = data.tokenizer.special_ids
+    ids = data.tokenizer.special_tokens
     text = torch.tensor([[ids["[CLS]"], 3, ids["[MASK]"], 4, 5, ids["[SEP]"]]])
     lengths = torch.tensor([6])
     before = objective.encode(text, lengths)[0, 2]
@@ -157,9 +157,9 @@ def test_without_next_sentence_there_is_one_loss(data):
     assert not any("sentence" in name or "segment" in name for name, _ in objective.named_parameters())
     batch = objective.batch(objective.examples(config, data, data.val), [0], (0,))
     assert set(batch) == {"inputs", "targets", "lengths"}
-    assert (batch["inputs"] == data.tokenizer.special_ids["[SEP]"]).sum() == 1
+    assert (batch["inputs"] == data.tokenizer.special_tokens["[SEP]"]).sum() == 1
     assert objective.trivial_losses(config, data)["uniform"] == pytest.approx(
-        math.log(data.tokenizer.tokenizer.vocab_size)
+        math.log(data.tokenizer.base_vocab_size)
     )
 
 
@@ -205,7 +205,7 @@ def test_long_texts_are_cut_so_that_each_token_is_read_once(data):
 
 def test_a_space_before_a_mask_belongs_to_the_word_that_is_missing():
     tokenizer = with_special_tokens(get_tokenizer("gpt2"), ["[MASK]"])
-    mask = tokenizer.special_ids["[MASK]"]
+    mask = tokenizer.special_tokens["[MASK]"]
     words = [tokenizer.encode(word)[0] for word in ("a", " cat")]
     assert encode_blanks("a [MASK] cat", tokenizer, "[MASK]") == [words[0], mask, words[1]]
     plain = with_special_tokens(CharTokenizer("a "), ["[MASK]"])

@@ -833,7 +833,7 @@ def test_an_interruption_leaves_the_old_data_as_it_was(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return super().encode_to_numpy(text)
 
-    monkeypatch.setattr(gpt.text.prepare, "get_tokenizer", lambda *args: Interrupted("another text"))
+    monkeypatch.setattr(gpt.text.prepare, "open_tokenizer", lambda *args: Interrupted("another text"))
     with pytest.raises(KeyboardInterrupt):
         prepare_data(corpus, "interrupted", out)
     assert snapshot(tmp_path) == before

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
-from unicodedata import category
 from unittest.mock import patch
 
 import pytest
@@ -30,10 +29,8 @@ from gpt.text.sources import (
     KNOWN,
     SEPARATORS,
     Corpus,
-    chunk_text,
     find_encoding,
     known_texts,
-    last_word_break,
     open_corpus,
     read_fields,
     read_pieces,
@@ -44,7 +41,6 @@ from gpt.text.sources import (
 PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 STORY = Path(__file__).parents[2] / "data" / "story.txt"
 
-SPACED = st.text("ab1.,'\"!$s   \n\n\t\u00a0\u3000é中😀\u0301", max_size=60)
 thorough = settings(deadline=None, derandomize=True, max_examples=250)
 
 
@@ -53,61 +49,7 @@ def gpt2_words(*texts):
     return [word for text in texts for word in regex.findall(PUBLISHED_PATTERN, text)]
 
 
-def breaks(text):
-    """All places where a letter, digit, mark or sign comes before a space or line end, by hand."""
-    return [i for i in range(1, len(text)) if text[i] in " \n" and category(text[i - 1])[0] in "LNPSM"]
-
-
 # --- cutting ----------------------------------------------------------------------------------------------------------
-
-
-@thorough
-@given(text=SPACED)
-def test_last_word_break_is_the_last_one(text):
-    assert last_word_break(text) == max(breaks(text), default=0)
-
-
-@thorough
-@given(text=SPACED)
-def test_a_cut_at_any_word_break_keeps_gpt2s_words(text):
-    for i in breaks(text):
-        assert gpt2_words(text[:i], text[i:]) == gpt2_words(text)
-
-
-@thorough
-@given(before=SPACED, after=SPACED)
-def test_a_word_break_stays_one_whatever_text_follows(before, after):
-    """A stream is cut before its rest is known."""
-    if cut := last_word_break(before):
-        text = before + after
-        assert gpt2_words(text[:cut], text[cut:]) == gpt2_words(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "cut"),
-    [("", 0), ("word", 0), (" word", 0), ("   ", 0), ("a ", 1), ("one two three", 7), ("Stop.\n\nGo", 5), ("a\tb", 0)],
-)
-def test_last_word_break_of_examples(text, cut):
-    assert last_word_break(text) == cut
-
-
-@thorough
-@given(text=SPACED, longest=st.integers(1, 20))
-def test_cut_pieces_join_to_the_text_and_keep_gpt2s_words(text, longest):
-    """At most `longest` characters each. The words stay unless a piece had no word break to be cut at."""
-    pieces = list(chunk_text(text, longest))
-    assert "".join(pieces) == text
-    assert all(len(piece) <= longest for piece in pieces)
-    starts = [sum(map(len, pieces[:n])) for n in range(len(pieces))]
-    within = [breaks(text[start : start + longest]) for start in starts[:-1]]
-    assert [len(piece) for piece in pieces[:-1]] == [max(found, default=longest) for found in within]
-    if all(within):
-        assert gpt2_words(*pieces) == gpt2_words(text)
-
-
-def test_cut_pieces_cuts_a_word_that_is_too_long():
-    assert list(chunk_text("abcdefgh ij kl", 4)) == ["abcd", "efgh", " ij", " kl"]
-    assert list(chunk_text("", 4)) == [""]
 
 
 @thorough

@@ -1,10 +1,10 @@
-"""Runs the notebooks, and their solutions, from their first cell to their last, and fails where one of them does.
+"""Run the notebooks and their solutions from the first cell to the last.
 
     python notebooks/run.py              # all of them
     python notebooks/run.py 06 07        # these
-    python notebooks/run.py 06 --write   # and keep what they print and draw in the file, as it is committed
+    python notebooks/run.py 06 --write   # save the outputs in the notebook
 
-A notebook fails on an error, on an assertion, and where the cells that are committed were not run once each, in order.
+A notebook fails on an error, on a failed assertion, and if its saved cells were not run once each, in order.
 """
 
 import argparse
@@ -22,8 +22,8 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("numbers", nargs="*", help="of the notebooks to run, such as 06 (all of them)")
-    parser.add_argument("--write", action="store_true", help="keep the outputs in the notebooks")
+    parser.add_argument("numbers", nargs="*", help="numbers of the notebooks to run, such as 06 (default: all)")
+    parser.add_argument("--write", action="store_true", help="save the outputs in the notebooks")
     arguments = parser.parse_args()
     paths = [path for folder in (HERE, HERE / "solutions") for path in sorted(folder.glob("[0-9]*.ipynb"))]
     chosen = [path for path in paths if not arguments.numbers or path.name[:2] in arguments.numbers]
@@ -34,9 +34,9 @@ def main() -> None:
         )
     started, failed = time.monotonic(), []
     for path in chosen:
-        begun = time.monotonic()
+        start = time.monotonic()
         problem = run(path, arguments.write)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - start
         print(
             f"{path.relative_to(HERE).with_suffix('')!s:32} {seconds:5.0f} s  {'FAILED' if problem else 'passed'}",
             flush=True,
@@ -44,19 +44,19 @@ def main() -> None:
         if problem:
             print(problem, file=sys.stderr, flush=True)
             failed.append(path.stem)
-    print(f"{len(chosen) - len(failed)} of {len(chosen)} passed, {time.monotonic() - started:.0f} s in all")
+    print(f"{len(chosen) - len(failed)} of {len(chosen)} passed in {time.monotonic() - started:.0f} s")
     if failed:
         sys.exit(1)
 
 
 def run(path: Path, write: bool) -> str:
-    """Runs a notebook in its own folder, as Jupyter does; what is wrong with it, or nothing."""
+    """Run a notebook in its own folder, as Jupyter does. Return the problem, or an empty string."""
     notebook = nbformat.read(path, as_version=4)
     problem = "" if write else out_of_order(notebook)
     client = NotebookClient(
         notebook,
         timeout=600,
-        kernel_name="python3",  # the one of this environment
+        kernel_name="python3",  # the kernel of this environment
         coalesce_streams=True,
         extra_arguments=["--IPKernelApp.log_level=40"],
         resources={"metadata": {"path": path.parent}},
@@ -64,22 +64,22 @@ def run(path: Path, write: bool) -> str:
     try:
         client.execute()
     except CellExecutionError as error:
-        return re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without its colours
+        return re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without terminal colours
     if write:
-        nbformat.write(tidied(notebook), path)
+        nbformat.write(clean(notebook), path)
     return problem
 
 
 def out_of_order(notebook: nbformat.NotebookNode) -> str:
-    """What is wrong with the order in which the committed cells were run, or nothing."""
+    """Return the problem with the order of the saved cells, or an empty string."""
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     if counts != list(range(1, len(counts) + 1)):
-        return f"The cells were not run once each, in order: {counts}. Run them all, or take --write."
+        return f"The cells were not run once each, in order: {counts}. Run all of them, or use --write."
     return ""
 
 
-def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without what changes from run to run: times, versions, random names of cells."""
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Remove what changes from run to run: times, versions, random cell ids."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

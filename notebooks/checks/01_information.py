@@ -170,7 +170,7 @@ def perplexity_to_mend(answer):
     try:
         given = _number(called(answer, [0.5, 0.0, 0.5]), "text_perplexity")
     except Wrong as failure:
-        if "fails in" not in str(failure):
+        if "fails at" not in str(failure):
             raise
         raise Wrong("Right so far. A token with probability 0 makes it fail: look at that case by itself.") from None
     if given != math.inf:

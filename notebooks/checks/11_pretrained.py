@@ -15,35 +15,36 @@ def split(answer):
         weight, bias = torch.randn(d, 3 * d, generator=draw), torch.randn(3 * d, generator=draw)
         given = called(answer, weight, bias)
         if not isinstance(given, dict) or set(given) != set(PARTS):
-            raise Wrong('A dict with the keys "query", "key" and "value" is asked for.')
+            raise Wrong('Return a dict with the keys "query", "key" and "value".')
         cut, rows = weight.chunk(3, dim=1), weight.reshape(3, d, d)
         spread = [weight[:, i::3] for i in range(3)]
         for i, name in enumerate(PARTS):
             pair = given[name]
             if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise Wrong(f"For {name!r} a pair is asked for: its weight, and its bias.")
+                raise Wrong(f"For {name!r} return a pair: its weight and its bias.")
             others = [j for j in range(3) if j != i]
             mistakes = [
                 (
                     cut[i],
-                    f"The {name} has the right numbers, but they lie as (in, out). How does nn.Linear keep its weight?",
+                    f"The {name} has the right numbers, but in the layout (in, out). How does nn.Linear store its "
+                    "weight?",
                 ),
-                (rows[i], "The rows are inputs here, and the three matrices stand side by side: cut the columns."),
-                (rows[i].T, "The rows are inputs here, and the three matrices stand side by side: cut the columns."),
-                (spread[i], "The three are not interleaved: the first D columns belong to one."),
-                (spread[i].T, "The three are not interleaved: the first D columns belong to one."),
+                (rows[i], "The rows are inputs here, and the three matrices are side by side: split the columns."),
+                (rows[i].T, "The rows are inputs here, and the three matrices are side by side: split the columns."),
+                (spread[i], "The three are not interleaved: the first D columns belong to one of them."),
+                (spread[i].T, "The three are not interleaved: the first D columns belong to one of them."),
                 *(
-                    (cut[j].T, f"What you call the {name} is another one of the three: they come as query, key, value.")
+                    (cut[j].T, f"Your {name} is another one of the three: the order is query, key, value.")
                     for j in others
                 ),
             ]
             tensor(pair[0], cut[i].T, mistakes if d > 1 else mistakes[5:], hint=f"This is the weight of the {name}.")
-            wrong = [(bias.chunk(3)[j], f"The bias of the {name} is another one's.") for j in others]
+            wrong = [(bias.chunk(3)[j], f"Your bias of the {name} belongs to another one.") for j in others]
             tensor(pair[1], bias.chunk(3)[i], wrong, hint=f"This is the bias of the {name}.")
 
 
 class _LargeResults(TorchDispatchMode):
-    """Whether an operation makes a tensor as large as `like`; a view of it, such as its transpose, makes nothing."""
+    """Record whether an operation makes a tensor as large as `like`. Views of `like` do not count."""
 
     def __init__(self, like):
         super().__init__()
@@ -66,12 +67,12 @@ def lora(answer):
         plain, low = x @ w.T, (x @ a.T) @ b.T
         mistakes = [
             (plain, "That is W alone: where is the update?"),
-            (low, "That is the update alone, and without its factor: W stays."),
-            (alpha / r * low, "That is the update alone: W stays, and both are added."),
-            (plain + low, "The update is not scaled: by which factor?"),
+            (low, "That is the update alone, without its factor: W is missing."),
+            (alpha / r * low, "That is the update alone: W is missing."),
+            (plain + low, "The update is not scaled. By which factor should it be?"),
             (plain + alpha * low, "The factor is not alpha alone: a higher rank should not make the update larger."),
             (plain + low / r, "The factor is not 1 / r alone."),
-            (plain + r / alpha * low, "The factor is the other way round."),
+            (plain + r / alpha * low, "The factor is inverted."),
             (plain * (1 + alpha / r) + low, "The factor belongs to the update, not to W."),
             (alpha / r * (plain + low), "The factor belongs to the update alone."),
         ]
@@ -81,7 +82,8 @@ def lora(answer):
         answer(x, w, a, b, 1.0)
     if watch.made:
         raise Wrong(
-            "The numbers are right. But a matrix as large as W is made on the way: in which order do the products stay narrow?"
+            "The numbers are right. But you make a matrix as large as W on the way. In which order do the products "
+            "stay narrow?"
         )
 
 
@@ -93,14 +95,14 @@ def how_many(answer):
         answer,
         right,
         mistakes=[
-            (right / 2, "Either one of A and B, or one of W_query and W_value, is missing."),
-            (right / 4, "A and B, for W_query and for W_value."),
-            (right / 12, "That is one block's."),
+            (right / 2, "You miss either one of A and B, or one of W_query and W_value."),
+            (right / 4, "Count A and B, for both W_query and W_value."),
+            (right / 12, "That is one block."),
             (12 * 2 * 768 * 768, "Those are the matrices themselves. An update of rank 4 is much smaller."),
             (right / 4 * 8, "The rank is 4 here."),
-            (right / 2 * 3, "W_query and W_value: W_key has no update."),
+            (right / 2 * 3, "Only W_query and W_value have updates; W_key has none."),
             (right * 2, "Two matrices are updated in each block, not four."),
-            (right * 12, "The heads share out the width; they don't multiply anything."),
+            (right * 12, "Heads split the width; they do not multiply anything."),
         ],
         hint="A is (r, in), B is (out, r).",
         tolerance=1e-6,
@@ -114,8 +116,8 @@ def cause(answer):
         answer,
         "b",
         {
-            "a": "That would cost something; but would all the rest of the model know nothing then? What is 10.8?",
+            "a": "That would cost something. But would the rest of the model then know nothing? What is 10.8?",
             "c": "Spelling costs hundredths. What is 10.8?",
-            "d": "Dropout costs some tenths of a nat. What is 10.8?",
+            "d": "Dropout costs a few tenths of a nat. What is 10.8?",
         },
     )

@@ -15,22 +15,22 @@ def week(answer):
         answer,
         right,
         mistakes=[
-            (math.ceil(right), "Not rounded, please."),
-            (round(right), "Not rounded, please."),
-            (right / 3, "2 N is the forward pass alone; training goes back, too."),
+            (math.ceil(right), "Do not round."),
+            (round(right), "Do not round."),
+            (right / 3, "2 N is the forward pass alone; training has a backward pass too."),
             (right / 6, "Each weight takes more than one operation per token."),
-            (right * 0.4, "Training uses 40% of what a GPU states."),
-            (right * 0.4 * 0.4, "Training uses 40% of what a GPU states, so more GPUs are needed, not fewer."),
+            (right * 0.4, "Training uses only 40% of the stated speed."),
+            (right * 0.4 * 0.4, "Training uses only 40% of the stated speed. Does it then need more GPUs, or fewer?"),
             (right * 0.4 / 0.6, "40% are used, not lost."),
             (right * 7, "That is for one day."),
             (right * 7 * 24, "That is for one hour."),
             (right * 7 * 86400, "That is for one second."),
-            (right / 1000, "Mind the thousand: a TFLOP is 10¹² operations."),
-            (right * 1000, "Mind the thousand: a billion is 10⁹, a TFLOP 10¹²."),
-            (right * 2 / 3, "The backward pass costs twice the forward pass, not as much as it."),
-            (1 / right, "The other way round: that is how much of it one GPU does in a week."),
+            (right / 1000, "You are off by a thousand: a TFLOP is 10¹² operations."),
+            (right * 1000, "You are off by a thousand: a billion is 10⁹, a TFLOP 10¹²."),
+            (right * 2 / 3, "The backward pass costs more than the forward pass."),
+            (1 / right, "That is the inverse: the share that one GPU does in a week."),
         ],
-        hint="FLOPs of the training, divided by those that one GPU does in a week.",
+        hint="Divide the training FLOPs by the FLOPs that one GPU does in a week.",
     )
 
 
@@ -44,24 +44,27 @@ def power_law(answer):
         slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
         given = called(answer, x.copy(), y.copy())
         if not isinstance(given, tuple | list | np.ndarray) or len(given) != 2:
-            raise Wrong("A pair is asked for: return a, b.")
+            raise Wrong("Return a pair: a, b.")
         if any(value is ... or value is None for value in given):
-            raise Wrong("The dots are still there: put the two numbers in their place.")
+            raise Wrong("The dots are still there: replace them with the two numbers.")
         log10 = np.polyfit(np.log10(x), np.log10(y), 1)[1]
         number(
             given[1],
             -slope,
             [
-                (slope, "b has the wrong sign: y = a·x to the power of minus b."),
+                (slope, "b has the wrong sign: the exponent is minus b."),
                 (
                     -np.polyfit(x, y, 1)[0],
                     "That is a line through x and y. A power law is a line through their logarithms.",
                 ),
-                (-np.polyfit(x, np.log(y), 1)[0], "The logarithm of y alone makes an exponential; take that of x too."),
-                (-np.polyfit(np.log(x), y, 1)[0], "The logarithm of x alone: take that of y too."),
-                (intercept, "That is the height of the line, not its slope. polyfit gives the slope first."),
-                (-1 / slope, "Is x fitted by y? It should be y by x."),
-                (np.exp(intercept), "a and b have changed places."),
+                (
+                    -np.polyfit(x, np.log(y), 1)[0],
+                    "You take the logarithm of y alone, which fits an exponential. What about x?",
+                ),
+                (-np.polyfit(np.log(x), y, 1)[0], "You take the logarithm of x alone. What about y?"),
+                (intercept, "That is the intercept of the line, not its slope. polyfit returns the slope first."),
+                (-1 / slope, "Do you fit x as a function of y? Fit y as a function of x."),
+                (np.exp(intercept), "a and b are swapped."),
             ],
             hint="This is b.",
         )
@@ -69,18 +72,18 @@ def power_law(answer):
             given[0],
             np.exp(intercept),
             [
-                (intercept, "That is ln a. Which power makes a of it?"),
-                (log10, "That is the logarithm of a to the base 10."),
-                (np.exp(log10), "The logarithms were to the base 10, the power is one of e."),
-                (10**intercept, "The logarithms were natural, the power is one of 10."),
+                (intercept, "That is ln a. How do you get a from it?"),
+                (log10, "That is the logarithm of a to base 10."),
+                (np.exp(log10), "The logarithms are to base 10, but the power is of e."),
+                (10**intercept, "The logarithms are natural, but the power is of 10."),
             ],
             hint="This is a.",
         )
 
 
 @exercise("12.3")
-def grad_accum_steps(answer):
-    """Mean over tokens from the pieces' means."""
+def mean_loss(answer):
+    """Mean over tokens from the means of the pieces."""
     cases = ([2.0, 5.0, 3.0], [900, 100, 50]), ([4.0], [7]), ([1.0, 2.0], [3, 3]), ([3.0, 9.0, 1.0], [10, 0, 30])
     for losses, counts in cases:
         losses, counts = torch.tensor(losses), torch.tensor(counts)
@@ -89,14 +92,14 @@ def grad_accum_steps(answer):
             called(answer, losses, counts),
             right.item(),
             [
-                (losses.mean().item(), "A mean of means: a small piece weighs as much as a large one."),
-                ((losses * counts).sum().item(), "That is the sum of all nats; divide it by all tokens."),
-                ((losses * counts).mean().item(), "Divide by the tokens, not by the pieces."),
+                (losses.mean().item(), "That is a mean of means: a small piece has the weight of a large one."),
+                ((losses * counts).sum().item(), "That is the sum of all nats; divide it by the number of tokens."),
+                ((losses * counts).mean().item(), "Divide by the number of tokens, not of pieces."),
                 (losses.sum().item(), "That is the sum of the means."),
-                ((losses.sum() / counts.sum()).item(), "Those are means: make sums of them first, by their tokens."),
+                ((losses.sum() / counts.sum()).item(), "The losses are means. How do you turn each into a sum?"),
                 (
                     (losses / counts.clamp(min=1)).sum().item(),
-                    "The losses are means already: multiply by the tokens rather than divide.",
+                    "The losses are means already. How do you turn each into a sum?",
                 ),
             ],
             hint=f"That is for pieces of {counts.tolist()} tokens.",
@@ -111,8 +114,8 @@ def not_smaller(answer):
         answer,
         "b",
         {
-            "a": "They belong to the windows that a GPU reads; and each reads an eighth of the batch.",
-            "c": "Each reads an eighth of the batch.",
-            "d": "It falls nearly to an eighth, as long as the gradients are exchanged fast enough.",
+            "a": "They belong to the examples that a GPU reads, and each reads an eighth of the batch.",
+            "c": "Each GPU reads an eighth of the batch.",
+            "d": "It falls nearly to an eighth if the gradients are exchanged fast enough.",
         },
     )

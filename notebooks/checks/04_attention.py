@@ -22,38 +22,42 @@ def causal_attention(answer):
             tensor(given, right, hint="That is for a text of one token.")
             continue
         mistakes = [
-            (raw.softmax(-1) @ v, "Neither the root nor the mask is in it."),
-            (scores.softmax(-1) @ v, "The root is right, but each place sees what comes after it."),
+            (raw.softmax(-1) @ v, "Both the root and the mask are missing."),
+            (scores.softmax(-1) @ v, "The root is right, but each position sees what comes after it."),
             (raw.masked_fill(~allowed, -torch.inf).softmax(-1) @ v, "The mask is right; the scores are not divided."),
-            ((raw / d).masked_fill(~allowed, -torch.inf).softmax(-1) @ v, "Divided by the width; is it not its root?"),
+            (
+                (raw / d).masked_fill(~allowed, -torch.inf).softmax(-1) @ v,
+                "You divide by the width. Is that what the formula says?",
+            ),
             (
                 (raw / math.sqrt(n)).masked_fill(~allowed, -torch.inf).softmax(-1) @ v,
-                "Divided by the root of the number of tokens; the width of a vector is meant.",
+                "You divide by the root of the number of tokens; use the width of a vector.",
             ),
             (
                 scores.softmax(-1).tril() @ v,
-                "The mask comes after the softmax, so the weights no longer sum to 1 and know of the future. Lay it on before.",
+                "The mask comes after the softmax, so the weights no longer sum to 1, and they depend on the future.",
             ),
             (
                 scores.tril().softmax(-1) @ v,
-                "Scores of 0 are not forbidden: e to the power of 0 is 1. What has a softmax of 0?",
+                "A score of 0 is not masked: e to the power of 0 is 1. Which score has a softmax of 0?",
             ),
-            (hidden.softmax(-1), "These are the weights. What are they the weights of?"),
+            (hidden.softmax(-1), "These are the weights. What do they weight?"),
             (
                 scores.masked_fill(allowed, -torch.inf).softmax(-1) @ v,
-                "The mask is the wrong way round: masked_fill fills where it is True.",
+                "The mask is inverted: masked_fill fills where it is True.",
             ),
             (
                 scores.masked_fill(allowed.T, -torch.inf).softmax(-1) @ v,
-                "Each place should see itself too; and is the mask the right way round?",
+                "Each position should see itself too. And does the mask point the right way?",
             ),
             (
                 scores.masked_fill(~allowed.T, -torch.inf).softmax(-1) @ v,
-                "The mask is mirrored: each place sees itself and what comes after. Rows are queries, columns are keys.",
+                "The mask is mirrored: each position sees itself and what comes after. Rows are queries, columns are "
+                "keys.",
             ),
             (
                 scores.masked_fill(~allowed.tril(-1), -torch.inf).softmax(-1) @ v,
-                "Each place should see itself too, not only those before. (The first would see nothing at all.)",
+                "Each position should see itself too, not only those before it. (The first would see nothing at all.)",
             ),
             (
                 hidden.softmax(0) @ v,
@@ -61,15 +65,17 @@ def causal_attention(answer):
             ),
             (
                 (k @ q.T / math.sqrt(d)).masked_fill(~allowed, -torch.inf).softmax(-1) @ v,
-                "Query and key are exchanged.",
+                "Query and key are swapped.",
             ),
-            (hidden.softmax(-1) @ k, "The mean is taken of the keys; it should be of the values."),
+            (hidden.softmax(-1) @ k, "You average the keys. Which of the three should you average?"),
         ]
-        tensor(given, right, mistakes, hint="Scores, root, mask, softmax, mean: which of them is another?")
+        tensor(given, right, mistakes, hint="Scores, root, mask, softmax, mean: which of them differs?")
     with torch.no_grad():
         big = called(answer, torch.full((2, 4), 60.0), torch.full((2, 4), 60.0), torch.eye(2, 4))
     if not torch.isfinite(big).all():
-        raise Wrong("Right for small scores, NaN for large ones: is exp taken without subtracting the largest first?")
+        raise Wrong(
+            "Right for small scores, NaN for large ones. Do you take exp without subtracting the largest score first?"
+        )
 
 
 @exercise("04.2")
@@ -80,11 +86,12 @@ def split_heads(answer):
         right = torch.stack([x[..., i * k : (i + 1) * k] for i in range(h)], dim=1)
         given = called(answer, x, h)
         if isinstance(given, torch.Tensor) and given.shape == (b, t, h, k) != right.shape:
-            raise Wrong("The width is cut into heads. Now the heads should stand in front of the places: (B, H, T, K).")
+            raise Wrong("The width is split into heads. Now move the heads in front of the positions: (B, H, T, K).")
         mistakes = [
             (
                 x.reshape(b, h, t, k),
-                "The shape is right, but this cuts the text into heads: `view` keeps the order in memory. Cut the width first.",
+                "The shape is right, but this splits the text into heads: `view` keeps the order in memory. Split "
+                "the width first.",
             ),
             (
                 x.view(b, t, k, h).permute(0, 3, 1, 2),
@@ -96,18 +103,18 @@ def split_heads(answer):
 
 @exercise("04.3")
 def equal_keys(answer):
-    """Equal keys: the mean of what may be seen, (3 + 5 + 10) / 3."""
+    """Equal keys: the mean of the visible values, (3 + 5 + 10) / 3."""
     number(
         answer,
         18 / 3,
         mistakes=[
-            (48 / 4, "That is the mean of all four values. Which of them may the third place see?"),
-            (8 / 2, "That is the mean of the first two. May a place see itself?"),
-            (10, "Its own value alone. With equal keys, are the weights not equal too?"),
+            (48 / 4, "That is the mean of all four values. Which of them may the third position see?"),
+            (8 / 2, "That is the mean of the first two. May a position see itself?"),
+            (10, "That is its own value alone. With equal keys, what are the weights?"),
             (18, "That is the sum. The weights of a softmax sum to 1."),
             (
                 18 / 4,
-                "Divided by four, but only some of the values are in the sum: weights sum to 1 over what may be seen.",
+                "You divide by four, but the sum has fewer values: the weights sum to 1 over the visible positions.",
             ),
         ],
         hint="Equal keys have equal scores, whatever the query. What are the weights then?",
@@ -134,18 +141,18 @@ def weights(answer):
         answer,
         12 * 1024**2,
         mistakes=[
-            (1024**2, "That is one head's."),
-            (12 * 1024**2 / 2, "About half of them are 0, but they are to be counted too."),
-            (12 * 1024 * 1025 / 2, "Those on and below the diagonal. The others are to be counted too."),
-            (768 * 1024**2, "The width of a head is summed over in each dot product: it leaves no weights behind."),
-            (768 * 1024, "That is the size of the queries. A weight belongs to a pair of places."),
-            (12 * 1024, "A weight belongs to a pair: a place that looks, and one that is looked at."),
+            (1024**2, "That is the number for one head."),
+            (12 * 1024**2 / 2, "About half of them are 0, but count them too."),
+            (12 * 1024 * 1025 / 2, "Those are the ones on and below the diagonal. Count the others too."),
+            (768 * 1024**2, "Each dot product sums over the width of a head, so the width adds no weights."),
+            (768 * 1024, "That is the size of the queries. A weight belongs to a pair of positions."),
+            (12 * 1024, "A weight belongs to a pair: a query position and a key position."),
             (
                 4 * 768**2,
-                "Those are the weights of the matrices, which are learnt. The attention weights are computed anew for each text.",
+                "Those are the learned weights of the matrices. The attention weights are computed for each text.",
             ),
-            (12 * 1024**2 * 4, "That is their size in bytes; how many are there?"),
+            (12 * 1024**2 * 4, "That is their size in bytes. How many are there?"),
         ],
-        hint="Each head has a weight for each pair of places.",
+        hint="Each head has a weight for each pair of positions.",
         tolerance=1e-6,
     )

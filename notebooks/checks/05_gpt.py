@@ -19,29 +19,29 @@ def layer_norm(answer):
         unbiased = (x - mean) / torch.sqrt(x.var(-1, keepdim=True) + 1e-5)
         whole = (x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5)
         mistakes = [
-            (normed, "The vectors are normed; what about scale and shift?"),
-            (scale * normed, "The scale is there; the shift is not."),
-            (normed + shift, "The shift is there; the scale is not."),
-            (scale * (normed + shift), "First the scale, then the shift."),
-            (scale * unbiased + shift, "The variance is divided by D − 1: the biased one is meant."),
-            (scale * (x - mean) / (var + 1e-5) + shift, "Divided by the variance; its root is meant."),
-            (scale * x / torch.sqrt(var + 1e-5) + shift, "The mean is not taken off."),
-            (scale * whole + shift, "Mean and variance are of the whole tensor; each vector has its own."),
+            (normed, "The vectors are normalised; what about scale and shift?"),
+            (scale * normed, "The shift is missing."),
+            (normed + shift, "The scale is missing."),
+            (scale * (normed + shift), "Apply scale and shift in the other order."),
+            (scale * unbiased + shift, "You divide the variance by D − 1; use the biased one."),
+            (scale * (x - mean) / (var + 1e-5) + shift, "You divide by the variance. Is that the standard deviation?"),
+            (scale * x / torch.sqrt(var + 1e-5) + shift, "The mean is not subtracted."),
+            (scale * whole + shift, "You take mean and variance over the whole tensor; each vector has its own."),
         ]
         if len(shape) == 3:
             batch = (x - x.mean(0)) / torch.sqrt(x.var(0, unbiased=False) + 1e-5)
             mistakes.append(
                 (
                     scale * batch + shift,
-                    "Mean and variance are taken over the batch; they should be over the last dimension.",
+                    "You take mean and variance over the batch; take them over the last dimension.",
                 )
             )
         tensor(called(answer, x, scale, shift), right, mistakes, hint=f"That is for x of the shape {shape}.")
     constant = called(answer, torch.full((1, 4), 3.0), torch.ones(4), torch.zeros(4))
     if not torch.isfinite(torch.as_tensor(constant)).all():
-        raise Wrong("Right but for a constant vector, where it divides 0 by 0. What is eps for?")
+        raise Wrong("Right, except for a constant vector, where it divides 0 by 0. What is eps for?")
     small = torch.tensor([[1e-3, -1e-3, 2e-3, -2e-3]])
-    hint = "Right for large vectors; for very small ones the place of eps shows: it is added to the variance, under the root."
+    hint = "Right for large vectors; for very small ones it matters where you add eps. Look at the formula again."
     tensor(called(answer, small, torch.ones(4), torch.zeros(4)), F.layer_norm(small, (4,)), [], hint)
 
 
@@ -55,22 +55,23 @@ def count(answer):
         answer,
         right,
         mistakes=[
-            (right + v * d, "The head is counted on its own: it is the token embedding, used twice."),
-            (right - 2 * d, "One norm is missing: the one behind the last block."),
+            (right + v * d, "You count the head separately: it is the token embedding, used twice."),
+            (right - 2 * d, "One norm is missing: the one after the last block."),
             (right - t * d, "The position embedding is missing."),
             (right - v * d, "The tie saves one of two matrices, not both."),
             (right - n * norms - 2 * d, "The norms are missing."),
-            (right - n * norms, "The norms within the blocks are missing."),
+            (right - n * norms, "The norms inside the blocks are missing."),
             (right - n * biases, "The biases are missing."),
             (right - n * biases - n * norms - 2 * d, "The matrices are right; biases and norms are missing."),
             (right + n * 3 * d, "Query, key and value have no bias here."),
-            (right - n * 4 * d, "A bias is missing in each block: that of the wide layer has 4·D numbers."),
+            (right - n * 4 * d, "Each block lacks one bias: that of the wide layer has 4·D numbers."),
             (right - n * (2 * d) - d, "A norm has a scale and a shift, D numbers each."),
-            (right - n * d * d, "One matrix of D·D is missing in each block. Attention has four."),
-            (right + n * 3 * (matrices + biases + norms), "Heads share out the width; they don't multiply anything."),
-            (right - (n - 1) * (matrices + biases + norms), "There are three blocks."),
+            (right - n * d * d, "Each block lacks one D·D matrix. How many does attention have?"),
+            (right + n * 3 * (matrices + biases + norms), "Heads split the width; they do not multiply anything."),
+            (right - (n - 1) * (matrices + biases + norms), "You count one block. There are three."),
         ],
-        hint="Two embeddings; per block four matrices of attention, two of the feed-forward, their biases, two norms; a last norm.",
+        hint="Two embeddings; per block four matrices of attention, two of the feed-forward, their biases, two "
+        "norms; a last norm.",
         tolerance=1e-9,
     )
 
@@ -95,10 +96,10 @@ def block(answer):
     first = x + a(n1(x))
     right = first + f(n2(first))
     mistakes = [
-        (n2(n1(x + a(x)) + f(n1(x + a(x)))), "That is post-norm: the norms stand on the stream itself."),
+        (n2(n1(x + a(x)) + f(n1(x + a(x)))), "That is post-norm: the norms are on the stream itself."),
         (
             n2(x + f(n1(x + a(x)))),
-            "The norms stand on the stream itself, and the second sum has lost what the first added.",
+            "The norms are on the stream itself, and the second sum loses what the first added.",
         ),
         (first + f(first), "The second norm is missing."),
         (x + a(x) + f(n2(x + a(x))), "The first norm is missing."),
@@ -106,13 +107,13 @@ def block(answer):
         (a(n1(x)) + f(n2(a(n1(x)))), "The first sum is missing: attention should add to x, not replace it."),
         (f(n2(first)), "The second sum is missing: the feed-forward should add to the stream, not replace it."),
         (f(n2(a(n1(x)))), "Both sums are missing: each half should add to the stream, not replace it."),
-        (x + a(n1(x)) + f(n2(x)), "Both halves read the same x. The second should read what the first has added to."),
-        (x + f(n2(first)), "The second sum starts from the x before attention, so what attention added is lost."),
+        (x + a(n1(x)) + f(n2(x)), "Both halves read the same x. What should the second half read?"),
+        (x + f(n2(first)), "The second sum starts from the x before attention, so the output of attention is lost."),
         (first + f(n1(first)), "Both halves use the first norm."),
         (x + f(n1(x)) + a(n2(x + f(n1(x)))), "Attention comes first, then the feed-forward."),
         (
             n1(x) + a(n1(x)) + f(n2(n1(x) + a(n1(x)))),
-            "The norm is on the way into attention only; the sum is with x itself.",
+            "You add to the normalised x; the sum is with x itself.",
         ),
     ]
     mine = x.clone()
@@ -122,7 +123,7 @@ def block(answer):
         probe = x.clone()
         answer(probe, a, f, n1, n2)
         if not torch.equal(probe, x):
-            raise Wrong("Right, but x is changed in place (+=): whoever handed it in still needs it.")
+            raise Wrong("Right, but you change x in place (+=), and the caller still needs it.")
         return
     tensor(given, right)
 
@@ -135,11 +136,11 @@ def twice_as_wide(answer):
         4,
         mistakes=[
             (2, "Each matrix has D rows and D columns (or 4·D): what if both double?"),
-            (8, "Three times a factor of two? The number of blocks stays."),
-            (16, "The 4 of 4·D is there before and after."),
-            (1, "They do grow: they are D wide."),
+            (8, "Is that three factors of two? The number of blocks stays the same."),
+            (16, "The 4 in 4·D is there before and after."),
+            (1, "They do grow: their width is D."),
         ],
-        hint="How many numbers are in a matrix of D·D, and of 2D·2D?",
+        hint="How many numbers does a D·D matrix have, and a 2D·2D matrix?",
         tolerance=1e-6,
     )
 
@@ -152,16 +153,16 @@ def night(answer):
         answer,
         right,
         mistakes=[
-            (right * 1e6, "In millions of tokens, please."),
-            (right * 3, "2 N is the forward pass alone; training goes back, too."),
-            (right * 2, "Training uses half of what the machine does."),
-            (right * 6, "Only the forward pass of the machine's whole speed: 2 N, and no half."),
-            (right * 1.5, "The backward pass costs twice the forward pass, not as much as it."),
-            (right / 60, "Hours have 3,600 seconds."),
-            (right / 3600, "Hours have 3,600 seconds."),
-            (right / 1000, "Mind the thousand: a TFLOP is 10¹² operations."),
-            (right * 1000, "Mind the thousand: a TFLOP is 10¹² operations."),
+            (right * 1e6, "Give the answer in millions of tokens."),
+            (right * 3, "2 N is the forward pass alone; training has a backward pass too."),
+            (right * 2, "Training uses only half of the machine's speed."),
+            (right * 6, "You count only the forward pass, at the machine's full speed."),
+            (right * 1.5, "The backward pass costs more than the forward pass."),
+            (right / 60, "An hour has 3,600 seconds."),
+            (right / 3600, "An hour has 3,600 seconds."),
+            (right / 1000, "You are off by a thousand: a TFLOP is 10¹² operations."),
+            (right * 1000, "You are off by a thousand: a TFLOP is 10¹² operations."),
             (right * 6, "Each weight takes more than one operation per token."),
         ],
-        hint="FLOPs there are, divided by FLOPs per token.",
+        hint="Divide the available FLOPs by the FLOPs per token.",
     )

@@ -18,22 +18,22 @@ def four_tokens(answer):
         mistakes=[
             (sum(1 / x for x in p) / 4, "That is the arithmetic mean of 1/p. Average the logarithms instead."),
             (4 / sum(p), "That is 1 over the mean probability. Average the logarithms instead."),
-            (sum(surprise) / 4, "That is the loss in nats; the perplexity is a power of e with it."),
-            (sum(surprise) / 4 / math.log(2), "That is the loss in bits; the perplexity is a power of 2 with it."),
+            (sum(surprise) / 4, "That is the loss in nats. How do you turn it into a perplexity?"),
+            (sum(surprise) / 4 / math.log(2), "That is the loss in bits. How do you turn it into a perplexity?"),
             (
                 math.exp(sum(surprise)),
                 "That is 1/p of the whole text: divide by the number of tokens before you exponentiate.",
             ),
             (
                 math.exp(-sum(surprise) / 4),
-                "That is the reciprocal. In the exponent there is a minus sign that many texts drop.",
+                "That is the reciprocal. What is missing in the exponent?",
             ),
             (
                 math.exp(sum(surprise) / 4 / math.log(2)),
-                "e to the power of a loss in bits: the base of the power and the unit must go together.",
+                "That is e to the power of a loss in bits: the base and the unit must match.",
             ),
         ],
-        hint="Take the surprise of each token, their mean, and then the exponential.",
+        hint="Take the surprise of each token, then their mean, then the exponential.",
     )
 
 
@@ -56,18 +56,18 @@ def cross_entropy(answer):
         given = called(answer, logits, targets)
         chosen = logits.gather(-1, targets[:, None])[:, 0]
         mistakes = [
-            (each, f"It gives the losses of the {n} rows: one number is asked for, their mean."),
-            (each.sum(), "That is the sum over the rows, and the mean is asked for."),
-            (each.sum() / (n * v), "The mean is over all logits; it should be over the rows."),
+            (each, f"It returns the losses of the {n} rows; return one number, their mean."),
+            (each.sum(), "That is the sum over the rows; return the mean."),
+            (each.sum() / (n * v), "You average over all logits; average over the rows."),
             (-each.mean(), "The sign is the wrong way round: a loss is never below 0."),
-            (each.mean() / math.log(2), "That is in bits: a logarithm to the base 2 where the natural one is meant."),
-            (each.mean() / math.log(10), "A logarithm to the base 10 where the natural one is meant."),
-            (-chosen.mean(), "Only the logits of the targets are in it. Where is the sum over the whole row?"),
+            (each.mean() / math.log(2), "That is in bits: use the natural logarithm, not base 2."),
+            (each.mean() / math.log(10), "That is a logarithm to base 10; use the natural one."),
+            (-chosen.mean(), "You use only the logits of the targets. Where is the sum over the whole row?"),
             ((-each).exp().mean(), "That is the mean probability of the targets: the logarithm is missing."),
             (1 - (-each).exp().mean(), "1 - p is not the surprise: the logarithm is missing."),
             (each.mean().exp(), "That is the perplexity: leave the exponential out."),
-            (-(-each).exp().mean().log(), "The mean is taken before the logarithm; take it after."),
-            (F.cross_entropy(logits.softmax(-1), targets), "The softmax is taken twice."),
+            (-(-each).exp().mean().log(), "You take the mean before the logarithm. Which comes first?"),
+            (F.cross_entropy(logits.softmax(-1), targets), "You take the softmax twice."),
             (
                 -torch.softmax(logits, 0).gather(-1, targets[:, None]).log().mean(),
                 "The softmax runs over the rows; it should run over the vocabulary, the last dimension.",
@@ -78,19 +78,20 @@ def cross_entropy(answer):
     given = torch.as_tensor(called(answer, *far)).double()
     if not torch.isfinite(given).all():
         raise Wrong(
-            "Right for small logits; for logits of 1,000 it overflows. What may be subtracted from a whole row without "
+            "Right for small logits; for logits of 1,000 it overflows. What can you subtract from a whole row without "
             "changing its softmax?"
         )
     if not torch.isclose(given, torch.tensor(500.0).double()):
         raise Wrong(
-            "Right for small logits, but not for logits of 1,000: is a small number added before the logarithm, or the "
-            "result clamped?"
+            "Right for small logits, but not for logits of 1,000. Do you add a small number before the logarithm, or "
+            "clamp the "
+            "result?"
         )
 
 
 @exercise("06.3")
 def gradient(answer):
-    """(softmax - onehot) / n, rows with the target -100 left out."""
+    """(softmax - onehot) / n, without the rows whose target is -100."""
     draw = torch.Generator().manual_seed(7)
     for targets in (torch.tensor([0, 4, 2]), torch.tensor([1]), torch.tensor([3, -100, 0, -100])):
         logits = torch.randn(len(targets), 5, generator=draw)
@@ -102,20 +103,20 @@ def gradient(answer):
         rows = (p - onehot) * counted[:, None]
         mistakes = [
             (rows, "That is the gradient of the sum. The loss is a mean: what does that do to its gradient?"),
-            (-right, "The sign is the wrong way round: this is the direction of a step that lowers the loss."),
-            (p / counted.sum(), "Only the softmax: what becomes of the logit of the target?"),
-            (rows / rows.numel(), "The mean is over the rows, not over all logits."),
+            (-right, "The sign is wrong: this is the direction of a step that lowers the loss."),
+            (p / counted.sum(), "That is only the softmax. What about the logit of the target?"),
+            (rows / rows.numel(), "You average over all logits. What is the loss a mean of?"),
         ]
         if ignored:
             mistakes += [
                 (
                     (p - onehot) / len(targets),
-                    "A row whose target is -100 must have no gradient at all, and not be counted.",
+                    "A row whose target is -100 must have no gradient, and the mean must not count it.",
                 ),
-                ((p - onehot) / counted.sum(), "A row whose target is -100 must have no gradient at all."),
+                ((p - onehot) / counted.sum(), "A row whose target is -100 must have no gradient."),
                 (
                     p * ~counted[:, None] / counted.sum() + right,
-                    "A row whose target is -100 must have no gradient at all.",
+                    "A row whose target is -100 must have no gradient.",
                 ),
                 (
                     rows / len(targets),
@@ -123,7 +124,7 @@ def gradient(answer):
                 ),
             ]
             last = (logits.softmax(-1) - F.one_hot(targets % 5, 5)) / len(targets)
-            mistakes.append((last, "-100 is taken for a token. Rows with it count nowhere."))
+            mistakes.append((last, "You treat -100 as a token. Rows with it do not count."))
         given = called(answer, logits, targets)
         if isinstance(given, torch.Tensor) and given.shape != right.shape:
             raise Wrong(
@@ -141,18 +142,18 @@ def three_batches(answer):
         answer,
         math.exp(loss),
         mistakes=[
-            (loss, "That is the loss. Which power makes a perplexity of it?"),
-            (math.exp(sum(losses) / 3), "The short batch weighs as much as a full one here."),
-            (sum(losses) / 3, "That is a loss, and the short batch weighs as much as a full one in it."),
+            (loss, "That is the loss. How do you turn it into a perplexity?"),
+            (math.exp(sum(losses) / 3), "The short batch has the weight of a full one here."),
+            (sum(losses) / 3, "That is a loss, and the short batch has the weight of a full one in it."),
             (
                 sum(map(math.exp, losses)) / 3,
-                "That is a mean of perplexities: average the losses first, by their tokens.",
+                "That is a mean of perplexities. What should you average?",
             ),
             (
                 sum(n * math.exp(x) for n, x in zip(counts, losses, strict=True)) / 1000,
-                "Weighted rightly, but the exponential comes last: average the losses, not the perplexities.",
+                "The weights are right, but you average perplexities. What should you average?",
             ),
-            (2**loss, "2 to the power of a loss in nats: the base of the power and the unit must go together."),
+            (2**loss, "That is 2 to the power of a loss in nats: the base and the unit must match."),
         ],
         hint="Average the losses over tokens, then take the exponential.",
     )
@@ -165,8 +166,9 @@ def which_is_wrong(answer):
         answer,
         "c",
         {
-            "a": "That is what this notebook does: all places in one row of N = B·T. It is the loss.",
-            "b": "CrossEntropyLoss takes (B, V, T) with targets (B, T), and a transpose moves each number to where it belongs.",
+            "a": "That is what this notebook does: it flattens all positions into N = B·T rows. It is the loss.",
+            "b": "CrossEntropyLoss takes (B, V, T) with targets (B, T), and a transpose moves each number to the "
+            "right position.",
             "d": "log_softmax, gather, mean, minus: these are the six steps.",
         },
     )

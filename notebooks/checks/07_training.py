@@ -11,21 +11,22 @@ from torch.nn import functional as F
 
 @exercise("07.1")
 def which_bug(answer):
-    """Which bug goes down as usual, then drops through the floor, in training and validation alike."""
+    """The bug whose loss falls as usual, then drops through the floor, in training and validation alike."""
     choice(
         answer,
         "mask",
         {
-            "targets": "Near. That one ends far below the floor too; but compare the first 160 steps with its picture.",
-            "softmax": "With that bug a loss is level, one nat below ln V at the least. Here it falls nearly to 0.",
-            "eval": "That makes the held-out loss too high, and it is never far too low. Look at where the curves end.",
-            "zero_grad": "With that bug the loss swings and rises. Here it falls to the end: how far may it fall?",
+            "targets": "Close. That bug ends far below the floor too, but compare the first 160 steps with its "
+            "picture.",
+            "softmax": "With that bug the loss is flat, at least ln V minus one nat. Here it falls nearly to 0.",
+            "eval": "That bug makes the held-out loss too high, never far too low. Look at the end of the curves.",
+            "zero_grad": "With that bug the loss swings and rises. Here it falls to the end. How far may it fall?",
         },
     )
 
 
 class _Model(nn.Module):
-    """Embeds a token and names the next one: enough to be trained."""
+    """Logits of the next token by a table lookup: a minimal model to train."""
 
     def __init__(self):
         super().__init__()
@@ -37,10 +38,10 @@ class _Model(nn.Module):
 
 
 def _after(steps, recipe):
-    """The table after some steps of a recipe on given batches, and what each step returns."""
+    """Return the table after some steps of a recipe on fixed batches, and the result of each step."""
     model = _Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    model.table.grad = torch.full((5, 5), 0.7)  # left behind by someone else
+    model.table.grad = torch.full((5, 5), 0.7)  # left over from elsewhere
     draw, losses = torch.Generator().manual_seed(4), []
     for _ in range(steps):
         inputs, targets = torch.randint(0, 5, (2, 2, 6), generator=draw)
@@ -64,44 +65,40 @@ def one_step(answer):
     right, losses = _after(3, _recipe(["zero", "backward", "step"]))
     given, its_losses = _after(3, functools.partial(called, answer))
     mistakes = {
-        (): "The weights stay as they are: nothing goes backward, and nothing is moved.",
-        ("backward",): "The gradients are there, but the weights stay as they are. Who moves them?",
-        ("zero", "backward"): "The gradients are there, but the weights stay as they are. Who moves them?",
+        (): "The weights do not change: there is no backward pass and no update.",
+        ("backward",): "You compute the gradients, but the weights do not change. What updates them?",
+        ("zero", "backward"): "You compute the gradients, but the weights do not change. What updates them?",
         (
             "backward",
             "step",
-        ): "The gradients of the batches before are still in the sum, and those that the model came with.",
+        ): "The sum still contains the gradients of earlier batches, and those that the model came with.",
         (
             "backward",
             "step",
             "zero",
-        ): "The first step still has the gradients that the model came with. When are they forgotten?",
-        ("backward", "zero", "step"): "The gradients are forgotten before they are used: the weights stay as they are.",
-        ("step",): "The step follows gradients that nobody has computed for this batch.",
-        ("zero", "step"): "The step follows gradients that nobody has computed for this batch.",
-        ("step", "backward"): "The step comes before the gradients of this batch are known.",
-        ("zero", "step", "backward"): "The step comes before the gradients of this batch are known.",
-        ("step", "zero", "backward"): "The step comes before the gradients of this batch are known.",
+        ): "The first step still uses the gradients that the model came with. When do you clear them?",
+        ("backward", "zero", "step"): "You clear the gradients before using them: the weights do not change.",
+        ("step",): "You update without computing the gradients of this batch.",
+        ("zero", "step"): "You update without computing the gradients of this batch.",
+        ("step", "backward"): "You update before the gradients of this batch are known.",
+        ("zero", "step", "backward"): "You update before the gradients of this batch are known.",
+        ("step", "zero", "backward"): "You update before the gradients of this batch are known.",
     }
     if not torch.allclose(given, right, atol=1e-6):
         for order, hint in mistakes.items():
             if torch.allclose(given, _after(3, _recipe(order))[0], atol=1e-6):
                 raise Wrong(hint)
         if torch.allclose(given, _after(3, _uphill)[0], atol=1e-6):
-            raise Wrong("The weights are moved uphill: mind the sign.")
-        raise Wrong(
-            "The weights end elsewhere than after loss, gradients and one step of the optimizer for each batch."
-        )
+            raise Wrong("The weights move uphill: check the sign.")
+        raise Wrong("The weights differ from those after loss, gradients and one optimizer step per batch.")
     if isinstance(its_losses[0], torch.Tensor):
         raise Wrong(
-            "The weights are right. But a tensor is returned, which holds on to its graph: return a plain float."
+            "The weights are right. But you return a tensor, which keeps its graph in memory. Return a plain float."
         )
     if not isinstance(its_losses[0], float):
-        raise Wrong(
-            f"The weights are right. The loss should be returned as a float, not as a {type(its_losses[0]).__name__}."
-        )
+        raise Wrong(f"The weights are right. Return the loss as a float, not as a {type(its_losses[0]).__name__}.")
     if not math.isclose(its_losses[1], losses[1], rel_tol=1e-4):
-        raise Wrong("The weights are right. The loss that is returned is not that of the batch before the step.")
+        raise Wrong("The weights are right. But the returned loss is not that of the batch before the step.")
 
 
 def _uphill(model, optimizer, inputs, targets):
@@ -112,7 +109,7 @@ def _uphill(model, optimizer, inputs, targets):
 
 @exercise("07.3")
 def schedule(answer):
-    """10 steps up to 0.01, then a line to 0.001 at step 100, then level."""
+    """10 steps up to 0.01, then a line to 0.001 at step 100, then constant."""
 
     def lr(step, span=90, begin=10, low=0.001):
         if step < 10:
@@ -127,29 +124,30 @@ def schedule(answer):
         return torch.allclose(rates[:upto], right[:upto], rtol=1e-4, atol=1e-9)
 
     if torch.isclose(rates[0], torch.tensor(0.0)):
-        raise Wrong("At step 0 the rate is 0, so the first step does nothing. What is asked for at step 0?")
+        raise Wrong("At step 0 the rate is 0, so the first step does nothing. What should the rate be at step 0?")
     if not near(3):
         slower = torch.allclose(rates[:3], right[:3] * 10 / 11, rtol=1e-3)
         raise Wrong(
             "The warm-up takes one step too many."
             if slower
-            else "The warm-up is off: a straight line, from a tenth to all of it."
+            else "The warm-up is wrong: it should be a straight line from a tenth of the rate to all of it."
         )
     if torch.isclose(rates[5], right[5], rtol=1e-4) and not near(7):
         half_cosine = 0.001 + 0.009 * 0.5 * (1 + math.cos(math.pi / 90))
         if math.isclose(float(rates[4]), half_cosine, rel_tol=1e-3):
-            raise Wrong("That falls along half a cosine; here a straight line is asked for.")
+            raise Wrong("That is a cosine decay; this exercise needs a straight line.")
     if math.isclose(float(rates[5]), lr(55, low=0.0), rel_tol=1e-3):
         raise Wrong("The decay goes to 0; it should end at 0.001.")
     if not near(4) or math.isclose(float(rates[5]), lr(55, span=100, begin=0), rel_tol=1e-3):
-        raise Wrong(
-            "Where the warm-up ends, the rate jumps: the decay begins at step 10, and takes the steps up to 100."
-        )
+        raise Wrong("The rate jumps where the warm-up ends: the decay starts at step 10 and ends at step 100.")
     if not near(8):
         raise Wrong("The warm-up is right; the decay is not a straight line from 0.01 at step 10 to 0.001 at step 100.")
     if rates[8] < right[8] - 1e-7:
-        raise Wrong("After step 100 the rate should stay, and yours falls on" + (", below 0." if rates[9] < 0 else "."))
-    tensor(rates, right, hint="The steps looked at are 0, 4, 9, 10, 11, 55, 99, 100, 101 and 1000.")
+        raise Wrong(
+            "After step 100 the rate should stay constant, but yours keeps falling"
+            + (", below 0." if rates[9] < 0 else ".")
+        )
+    tensor(rates, right, hint="The tested steps are 0, 4, 9, 10, 11, 55, 99, 100, 101 and 1000.")
 
 
 @exercise("07.4")
@@ -161,15 +159,15 @@ def ratio(answer):
         math.exp(190 * gap),
         mistakes=[
             (190 * gap, "That is the difference in nats for a whole tale. What is it as a ratio of probabilities?"),
-            (gap, "That is the difference per token, in nats. A tale has 190 of them, and a ratio is asked for."),
+            (gap, "That is the difference per token, in nats. A tale has 190 of them, and the answer is a ratio."),
             (math.exp(gap), "That is the ratio for one token. A tale has 190."),
-            (190 * math.exp(gap), "Ratios of probabilities multiply along a text; you have added them up."),
-            (math.exp(-190 * gap), "The other way round: in truth the tale is more probable, not less."),
+            (190 * math.exp(gap), "Ratios of probabilities multiply along a text; you add them."),
+            (math.exp(-190 * gap), "That is the inverse: the true probability is larger, not smaller."),
             (2 ** (190 * gap), "A difference of nats is an exponent of e, not of 2."),
-            (0.434 / 0.374, "A ratio of losses means little: it is their difference that is a ratio of probabilities."),
+            (0.434 / 0.374, "A ratio of losses means little. What does their difference mean?"),
             (
                 math.exp(190 * 0.434),
-                "That is 1/p of a tale as the model has it. The tale's own surprise is to be taken off.",
+                "That is 1/p of a tale under the model. Where is the floor in it?",
             ),
         ],
         hint="A difference of losses is the logarithm of a ratio of probabilities, and a tale has many tokens.",

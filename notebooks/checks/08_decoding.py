@@ -13,13 +13,13 @@ def temperature(answer):
         answer,
         2,
         mistakes=[
-            (0.5, "The other way round: at this temperature the gap between the logits has doubled, not halved."),
-            (1, "At temperature 1 the ratio is e to the difference of the logits. Which is that?"),
-            (math.e, "The temperature itself isn't e; the ratio is to be."),
+            (0.5, "That is the inverse: at this temperature the gap between the logits is doubled."),
+            (1, "At temperature 1 the ratio is e to the power of the difference of the logits. How large is it?"),
+            (math.e, "The ratio should be e, not the temperature."),
             (3, "3 is the first logit. The ratio depends on the difference of the two."),
-            (math.log(2), "Take the logarithm of the ratio of the probabilities, not of the logits' difference."),
+            (math.log(2), "Take the logarithm of the ratio of the probabilities, not of the difference of the logits."),
         ],
-        hint="Write the ratio of the two probabilities: the sums below the fraction cancel.",
+        hint="Write the ratio of the two probabilities: the denominators cancel.",
     )
 
 
@@ -27,8 +27,8 @@ def temperature(answer):
 def nucleus(answer):
     """The smallest set of likeliest tokens that holds top_p, renormalised."""
     cases = [
-        ([0.1, 0.5, 0.25, 0.15], 0.7, "four tokens in no order"),
-        ([0.9, 0.06, 0.04], 0.5, "one token that alone has more than top_p"),
+        ([0.1, 0.5, 0.25, 0.15], 0.7, "four unsorted tokens"),
+        ([0.9, 0.06, 0.04], 0.5, "one token that alone holds more than top_p"),
         ([0.4, 0.35, 0.25], 1.0, "top_p = 1, which keeps everything"),
         ([0.5, 0.25, 0.125, 0.125], 0.75, "two tokens that hold top_p exactly"),
         ([0.3, 0.25, 0.2, 0.15, 0.1], 0.6, "five tokens"),
@@ -50,40 +50,43 @@ def nucleus(answer):
         unsorted = torch.where(unsorted_before < top_p, p, torch.zeros_like(p))
         given = called(answer, p.clone(), top_p)
         mistakes = [
-            (raw, "The right tokens are kept. But their probabilities no longer sum to 1."),
+            (raw, "You keep the right tokens, but their probabilities no longer sum to 1."),
             (
                 short[0],
-                "The token that crosses the line is cut off, so the rest holds less than top_p; and they don't sum to 1.",
+                "You drop the token that reaches top_p, so the rest holds too little. And the rest does not sum to 1.",
             ),
-            (short[1], "The token that crosses the line is cut off, so the rest holds less than top_p."),
+            (short[1], "You drop the token that reaches top_p, so the rest holds too little."),
             (
                 torch.softmax(raw, 0),
-                "A softmax of probabilities isn't the way to make them sum to 1: a 0 would get a share too.",
+                "Do not apply a softmax to make probabilities sum to 1: a 0 would get a share too.",
             ),
             (
                 kept(torch.ones_like(before, dtype=torch.bool))[0].sort(descending=True).values,
-                "Nothing is cut off, and the order is lost.",
+                "You remove nothing, and the order is lost.",
             ),
             (
                 right.sort(descending=True).values,
-                "The values are right, but in sorted order: each has to go back to its token's place.",
+                "The values are right, but in sorted order: put each back at its token's index.",
             ),
             (
                 raw.sort(descending=True).values,
-                "They are in sorted order: each has to go back to its token's place. And they don't sum to 1.",
+                "They are in sorted order: put each back at its token's index. And they do not sum to 1.",
             ),
-            (unsorted, "The sum runs over the tokens in their own order: begin with the likeliest."),
-            (unsorted / unsorted.sum(), "The sum runs over the tokens in their own order: begin with the likeliest."),
+            (unsorted, "You accumulate in the order of the vocabulary. With which token should you start?"),
+            (
+                unsorted / unsorted.sum(),
+                "You accumulate in the order of the vocabulary. With which token should you start?",
+            ),
             (
                 torch.where(p >= top_p, p, torch.zeros_like(p)),
-                "Each token is compared with top_p on its own; it is their sum that counts.",
+                "You compare each token with top_p separately; compare their sum.",
             ),
         ]
         if not torch.allclose(p, right):
-            mistakes.append((p, "Nothing is cut off."))
+            mistakes.append((p, "You remove nothing."))
         if isinstance(given, torch.Tensor) and given.isnan().any():
             raise Wrong(
-                f"NaN for {what}: nothing is left to be divided by its sum. Is the token that crosses the line kept?"
+                f"NaN for {what}: nothing is left to divide by its sum. Do you keep the token that reaches top_p?"
             )
         tensor(given, right, mistakes, hint=f"That is for {what}.")
 
@@ -97,17 +100,17 @@ def likeliest(answer):
         mistakes=[
             (
                 0.3,
-                "That is the greedy text, which begins with the likeliest word. Look at what comes behind the other.",
+                "That is the greedy text, which starts with the likeliest word. What can follow the other word?",
             ),
             (0.6, "That is the first word alone; the text has two."),
             (0.9, "That is the second word alone; how probable is the first?"),
-            (0.54, "0.9 stands behind B; the text cannot begin with A then."),
-            (0.04, "That is the least likely one."),
-            (0.2, "Behind B the words are not equally likely."),
-            (0.66, "Probabilities of words that follow one another are multiplied."),
-            (1.3, "Probabilities of words that follow one another are multiplied, not added."),
+            (0.54, "0.9 applies after B; then the text cannot start with A."),
+            (0.04, "That is the least likely text."),
+            (0.2, "After B the words are not equally likely."),
+            (0.66, "Multiply the probabilities of consecutive words."),
+            (1.3, "Multiply the probabilities of consecutive words, do not add them."),
         ],
-        hint="There are four texts. Work out each one's probability; they sum to 1.",
+        hint="There are four texts. Compute the probability of each; they sum to 1.",
     )
 
 
@@ -119,15 +122,15 @@ def cache(answer):
         answer,
         right,
         mistakes=[
-            (right / 2, "Keys and values: one of the two is missing."),
-            (right / 4, "Those are millions of numbers. Each has four bytes."),
-            (right / 8, "Keys or values alone, and in numbers: each has four bytes."),
-            (right * 1e6, "In megabytes, please."),
-            (right / 12, "That is one layer's."),
-            (right * 12, "The heads share out the 768 numbers: they are in D already."),
-            (right / 1024, "That is one token's."),
-            (right * 1e6 / 2**20, "Megabytes of 10⁶ bytes are asked for; yours have 2²⁰."),
-            (right * 1.5, "Queries needn't be kept: who asks again?"),
+            (right / 2, "You count keys or values, but the cache holds both."),
+            (right / 4, "Those are millions of numbers. Each takes four bytes."),
+            (right / 8, "You count keys or values alone, and numbers instead of bytes."),
+            (right * 1e6, "Give the answer in megabytes."),
+            (right / 12, "That is one layer."),
+            (right * 12, "The heads split the 768 numbers: D already includes them."),
+            (right / 1024, "That is one token."),
+            (right * 1e6 / 2**20, "Use megabytes of 10⁶ bytes; yours have 2²⁰."),
+            (right * 1.5, "Does the cache need the queries?"),
         ],
         hint="A key and a value of D numbers, in each layer, for each token.",
         tolerance=5e-3,

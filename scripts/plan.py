@@ -1,20 +1,20 @@
-"""What a config will need before it runs: parameters, memory, disk, FLOPs and time, on this machine or on another.
+"""Estimate the parameters, memory, disk, FLOPs and time of a run, on this machine or on another.
 
     python scripts/plan.py --config configs/tales.toml
     python scripts/plan.py --config configs/gpt2_124m.toml --model.vocab_size 50257 --batch_size 4
     python scripts/plan.py --config configs/gpt2_124m.toml --model.vocab_size 50257 --hardware h100x8
     python scripts/plan.py --config configs/tales.toml --sweep batch_size=4,8,16,32
 
-Settings come from the config file; each can be overridden here by its name. Where the prepared data is there, the
-vocabulary and the number of tokens are read off it. The time is that of training and of its evaluations; this machine
-is tried out for about a second to tell it, another's is read off its data sheet. --sweep sets one beside another for
-each value of a setting, and draws them.
+Settings come from the config file; an option of the same name overrides each. If the prepared data exists, it gives the
+vocabulary and the number of tokens. The time covers training and evaluation. It is measured on this machine in about a
+second, and estimated from the data sheet for other hardware. --sweep compares plans for several values of a setting, as
+a table and as a plot.
 """
 
 from argparse import Namespace
 from pathlib import Path
 
-from gpt.planning.hardware import hardware
+from gpt.planning.hardware import get_hardware
 from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
 from gpt.system.errors import did_you_mean
 from gpt.system.paths import find_path, run_path
@@ -22,58 +22,56 @@ from gpt.system.paths import find_path, run_path
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a TOML file of settings, such as those in configs/"
-    )
-    parser.add_argument("--run", default="plan", metavar="NAME", help="where the run would be written: its disk counts")
-    parser.add_argument(
-        "--hardware", default="this", metavar="NAME",
-        help="this (the default), thisx2 (two processes), m3, rtx3090, rtx4090, l4, a100, h100, h200, h100x8 (eight)",
-    )  # fmt: skip
-    parser.add_argument("--sweep", metavar="NAME=A,B,C", help="a plan for each of these values of a setting")
-    parser.add_argument("--out", default="plan.png", metavar="FILE", help="the plot of a sweep (default: plan.png)")
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="a TOML file of settings, such as those in configs/")
+    add("--run", default="plan", metavar="NAME", help="the run's name or path, whose disk must hold the checkpoints")
+    machines = "this (default), thisx2 (two processes), m3, rtx3090, rtx4090, l4, a100, h100, h200, h100x8 (eight)"
+    add("--hardware", default="this", metavar="NAME", help=machines)
+    add("--sweep", metavar="NAME=A,B,C", help="compare plans for these values of a setting")
+    add("--out", default="plan.png", metavar="FILE", help="the plot of a sweep (default: plan.png)")
     add_config_options(parser)
     arguments = parser.parse_args()
-    config, machine = config_from(arguments.config, arguments), hardware(arguments.hardware)
+    config, hardware = config_from(arguments.config, arguments), get_hardware(arguments.hardware)
     folder = run_path(arguments.run)
     name, _, values = (arguments.sweep or "").partition("=")
     if arguments.sweep and not values:
-        parser.error(f"--sweep takes a setting and its values, as batch_size=4,8,16, not {arguments.sweep!r}")
+        parser.error(f"--sweep takes a setting and its values, as in batch_size=4,8,16, not {arguments.sweep!r}")
     if name and name not in config.flat():
         parser.error(f"--sweep: unknown setting {name}: {did_you_mean(name, list(config.flat()))}")
-    configs = {value: with_options(config, Namespace(**{name: value})) for value in values.split(",") if values}
+    sweep = {value: with_options(config, Namespace(**{name: value})) for value in values.split(",") if values}
 
     from gpt.exchange.models import resolve_config
-    from gpt.planning import plan
-    from gpt.planning.throughput import probe
+    from gpt.planning import plan, throughput
     from gpt.system.memory import available_disk, set_allocator_flags
     from gpt.token_files import load_data
 
-    set_allocator_flags()
-
-    def needs(config):
+    def estimate(config) -> plan.Plan:
         path = find_path(config.data.path)
         if path.exists():
-            return plan.estimate_on(*resolve_config(config, load_data(path)), machine)
-        return plan.estimate(config, hardware=machine)
+            return plan.estimate_for_data(*resolve_config(config, load_data(path)), hardware)
+        return plan.estimate(config, hardware=hardware)
 
-    def seconds(needs):
-        return plan.seconds(needs, plan.data_sheet(needs) if machine.device else probe(needs))
+    def seconds(found: plan.Plan) -> float | None:
+        if found.peak > memory:
+            return None
+        measure = throughput.data_sheet_throughput if hardware.device else throughput.measure_throughput
+        return throughput.estimate_seconds(found, measure(found))
 
-    memory = int(machine.memory) if machine.device else plan.memory_per_process(config, machine.n)
+    set_allocator_flags()
+    memory = int(hardware.memory) if hardware.device else plan.memory_per_process(config, hardware.n)
     disk = available_disk(folder)
-    if configs:
-        plans = {value: needs(changed) for value, changed in configs.items()}
-        times = [seconds(found) if found.peak <= memory else None for found in plans.values()]
-        print(plan.compare(name, plans, times, memory))
+    if sweep:
         from gpt.run.plots import plot_plans
 
+        plans = {value: estimate(changed) for value, changed in sweep.items()}
+        times = [seconds(found) for found in plans.values()]
+        print(plan.format_sweep(name, plans, times, memory))
         plot_plans(name, plans, times, memory, Path(arguments.out))
         print(f"\nplot  {arguments.out}")
         return
-    found = needs(config)
-    print(plan.describe(found, memory, disk, seconds(found) if found.peak <= memory else None))
-    plan.check(found, memory, disk)
+    found = estimate(config)
+    print(plan.format_plan(found, memory, disk, seconds(found)))
+    plan.check_fits(found, memory, disk)
 
 
 if __name__ == "__main__":

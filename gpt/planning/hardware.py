@@ -1,4 +1,4 @@
-"""Machines by name, as their makers describe them, to plan for: h100x8, a100, m3; and this one, which is measured."""
+"""Hardware to plan for, from the makers' data sheets: h100x8, a100, m3; and this machine, which is measured instead."""
 
 import dataclasses
 import re
@@ -9,27 +9,27 @@ from gpt.system.errors import did_you_mean
 
 @dataclass(frozen=True)
 class Hardware:
-    """One kind of device, and how many of them train together, a process each."""
+    """A kind of device, and the number of devices that train together, one process each."""
 
     name: str
-    device: str  # "cuda" or "mps"; "" is whichever this machine has
-    memory: float = 0  # bytes of each
-    flops: float = 0  # per second of each: dense matrix products, in bfloat16 where it is there in hardware
-    bandwidth: float = 0  # bytes per second that each reads or writes of its own memory
-    link: float = 0  # bytes per second that each sends to the others, while it receives as many
+    device: str  # "cuda" or "mps"; "": the device that this machine has
+    memory: float = 0  # bytes per device
+    flops: float = 0  # dense matrix FLOP/s per device, in bfloat16 where the hardware has it
+    bandwidth: float = 0  # bytes/s between a device and its own memory
+    link: float = 0  # bytes/s from a device to the others, in one direction
     has_bfloat16: bool = True
     n: int = 1
 
     @property
-    def words(self) -> str:
-        """What it is called: h100x8."""
+    def label(self) -> str:
+        """The name with the count: h100x8."""
         return f"{self.name}x{self.n}" if self.n > 1 else self.name
 
 
 LOCAL = Hardware("this", "")
 
-# NVIDIA's data sheets, without sparsity; links are NVLink's, in one direction, or those of PCIe 4.0 x16. Apple states
-# no FLOPs: ten GPU cores of 128 lanes at 1.6 GHz, an addition and a multiplication each, in the largest M3.
+# NVIDIA's data sheets, without sparsity; links are NVLink in one direction, or PCIe 4.0 x16. Apple publishes no FLOP/s:
+# ten GPU cores of 128 lanes at 1.6 GHz with a fused multiply-add each, as in the largest M3.
 KNOWN = {
     "h200": Hardware("h200", "cuda", 141e9, 989e12, 4.8e12, 450e9),
     "h100": Hardware("h100", "cuda", 80e9, 989e12, 3.35e12, 450e9),
@@ -42,11 +42,14 @@ KNOWN = {
 }
 
 
-def hardware(words: str) -> Hardware:
-    """The hardware of a name, and how many of it: "h100x8", "a100", "this", "thisx2". ValueError for an unknown one."""
-    name, count = words.lower(), "1"
-    if name not in KNOWN and (several := re.fullmatch(r"(.+)x([1-9]\d{0,5})", name)):
-        name, count = several.groups()
-    if name not in KNOWN:
-        raise ValueError(f"unknown hardware {words!r}: {did_you_mean(name, list(KNOWN))} Several are named as h100x8")
-    return dataclasses.replace(KNOWN[name], n=int(count))
+def get_hardware(name: str) -> Hardware:
+    """Return the hardware of a name, with an optional count: "a100", "h100x8", "this", "thisx2".
+
+    Raises ValueError for an unknown name.
+    """
+    kind, count = name.lower(), "1"
+    if kind not in KNOWN and (several := re.fullmatch(r"(.+)x([1-9]\d{0,5})", kind)):
+        kind, count = several.groups()
+    if kind not in KNOWN:
+        raise ValueError(f"unknown hardware {name!r}: {did_you_mean(kind, list(KNOWN))} Eight devices: h100x8")
+    return dataclasses.replace(KNOWN[kind], n=int(count))

@@ -1,9 +1,13 @@
-"""How fast this machine trains a model: one layer, the loss and an update are timed, for less than a second mostly."""
+"""Measure how fast this machine trains a model, or read it off a data sheet; and the time of a run that follows.
+
+The measurement runs one layer, the loss and an optimizer update, mostly for less than a second.
+"""
 
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,31 +17,80 @@ from gpt import ops
 from gpt.model import TransformerBlock
 from gpt.optim import create_optimizer, scale_and_clip
 from gpt.planning.flops import flops_per_token
-from gpt.planning.plan import Plan, Throughput
+from gpt.planning.memory import n_micro_batches
+from gpt.planning.plan import Plan
 from gpt.system.device import autocast, choose_device, choose_dtype, synchronize
 from gpt.variants import create_model
 
-FLOPS_AT_ONCE = 4e9  # a tenth of a second on one core
-NUMBERS_AT_ONCE = 2**23  # of a head's weights, and of the weights that are updated
-SECONDS = 0.15  # for each measurement, after a first run that is not counted
+# The share of a data sheet's FLOP/s that training reaches. nanoGPT's README: 600,000 steps of 491,520 tokens of GPT-2's
+# smallest size take 4 days on 8 A100, which is 92 of 312 TFLOP/s each. Larger models reach more: Chowdhery et al. 2022,
+# 0.46.
+UTILISATION = 0.3
+UPDATE_BYTES = 40  # per parameter: AdamW reads 4 numbers and writes 3, the norm reads 1, scaling reads and writes 1
+MAX_FLOPS = 4e9  # of one measurement: a tenth of a second on one core
+MAX_NUMEL = 2**23  # numbers in a measured head, or in a measured update
+SECONDS = 0.15  # per measurement, after a first run that is not counted
 
 
-def probe(plan: Plan) -> Throughput:
-    """This machine's rates for a plan, timed in the model's own shapes and precision, on fewer tokens where its batch
-    would take too long. What stands around the matrix products is timed with them.
+@dataclass(frozen=True)
+class Throughput:
+    """The speed at which one process trains a model."""
 
-    The global random state is afterwards as it was.
+    layers: float  # FLOP/s between embeddings and head, forward and backward
+    head: float  # FLOP/s in logits and loss, forward and backward
+    update: float  # parameters/s through clipping and the optimizer
+    overhead: float = 0.0  # seconds per pass, independent of the number of tokens
+    communication: float = 0.0  # seconds per step for reducing gradients that backward does not hide
+
+
+def data_sheet_throughput(plan: Plan) -> Throughput:
+    """Return the throughput of a plan's hardware: UTILISATION of its FLOP/s, and its bandwidth for the update.
+
+    Gradients are sent while backward, two thirds of the last pass, still computes; only the rest makes a step longer. A
+    ring of n processes sends 2·(n-1)/n of the gradients; FSDP2 sends the weights twice and the gradients once, half as
+    much each time.
+    """
+    config, hardware = plan.config, plan.hardware
+    rate = UTILISATION * hardware.flops
+    sent = (3 if config.parallel == "fsdp" else 2) * 4 * plan.n_parameters * (hardware.n - 1) / hardware.n
+    n_examples = config.batch_size * config.grad_accum_steps / (hardware.n * n_micro_batches(config, hardware))
+    backward = 2 / 3 * plan.flops_per_token * n_examples * plan.example_tokens / rate
+    communication = max(0.0, sent / hardware.link - backward) if hardware.n > 1 else 0.0
+    return Throughput(rate, rate, hardware.bandwidth / UPDATE_BYTES, communication=communication)
+
+
+def estimate_seconds(plan: Plan, throughput: Throughput, first_step: int = 0) -> float:
+    """Return the seconds from `first_step` to the end of a run, evaluations included.
+
+    An evaluation only goes forward, a third of the FLOPs. All processes work at this throughput.
+    """
+    config, n = plan.config, plan.hardware.n
+    per_token = (plan.layer_flops / throughput.layers + plan.head_flops / throughput.head) / n
+    updated = plan.n_parameters / (n if config.parallel == "fsdp" else 1)
+    per_step = n_micro_batches(config, plan.hardware) * throughput.overhead
+    per_step += updated / throughput.update + throughput.communication
+    training = plan.trained_tokens * per_token + config.max_steps * per_step
+    n_batches = plan.evaluated_tokens / (config.batch_size * plan.example_tokens) / n
+    evaluations = (plan.evaluated_tokens * per_token + n_batches * throughput.overhead) / 3
+    return (training + evaluations) * (1 - first_step / config.max_steps)
+
+
+def measure_throughput(plan: Plan) -> Throughput:
+    """Return this machine's throughput for a plan, measured in the model's own shapes and precision.
+
+    Fewer tokens are used where the batch would take too long. The global random state is left unchanged.
     """
     config = plan.config
     device = choose_device(config.device)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.device(device):
-        (layers, in_layers), (head, in_head) = _layers(plan, device), _head(plan, device)
-        return Throughput(layers, head, _update(plan, device), in_layers + in_head)
+        layers, layers_overhead = _measure_layers(plan, device)
+        head, head_overhead = _measure_head(plan, device)
+        return Throughput(layers, head, _measure_update(plan, device), layers_overhead + head_overhead)
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """The median time of `work`, in seconds."""
+def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Return the median time of `work` in seconds."""
     times: list[float] = []
     while len(times) < 3 or (sum(times[1:]) < SECONDS and len(times) < 50):
         start = time.perf_counter()
@@ -47,9 +100,11 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
     return statistics.median(times[1:])
 
 
-def _layers(plan: Plan, device: torch.device) -> tuple[float, float]:
-    """FLOP per second of a layer, forward and backward; and the seconds that all layers take besides, even for a single
-    token: the calls, and a gradient of the size of the weights."""
+def _measure_layers(plan: Plan, device: torch.device) -> tuple[float, float]:
+    """Return the FLOP/s of a layer, forward and backward, and the seconds of overhead of all layers.
+
+    The overhead is the time for a single token: Python calls, and gradients as large as the weights.
+    """
     config, model = plan.config, plan.config.model
     dtype = choose_dtype(config.dtype, device)
     is_lstm = model.backbone == "lstm"
@@ -67,27 +122,31 @@ def _layers(plan: Plan, device: torch.device) -> tuple[float, float]:
             y.backward(torch.ones_like(y))
             layer.zero_grad()
 
-        return _seconds(work, device)
+        return _median_seconds(work, device)
 
-    n_tokens = max(2, round(min(plan.window, FLOPS_AT_ONCE / flops(plan.window))))
-    n_examples = max(1, min(config.batch_size, int(FLOPS_AT_ONCE / flops(n_tokens) / n_tokens)))
-    return _rate(flops(n_tokens), n_examples * n_tokens, seconds(1, 1), seconds(n_examples, n_tokens), model.n_layers)
-
-
-def _rate(flops: float, n_tokens: int, one: float, all_of_them: float, times: float) -> tuple[float, float]:
-    """What a token more takes, as FLOP per second, and what one alone takes, in seconds, so many times."""
-    return flops * (n_tokens - 1) / max(all_of_them - one, all_of_them / 10), one * times
+    n_tokens = max(2, round(min(plan.example_tokens, MAX_FLOPS / flops(plan.example_tokens))))
+    n_examples = max(1, min(config.batch_size, int(MAX_FLOPS / flops(n_tokens) / n_tokens)))
+    one = seconds(1, 1)
+    rate = _flop_rate(flops(n_tokens), n_examples * n_tokens, one, seconds(n_examples, n_tokens))
+    return rate, one * model.n_layers
 
 
-def _head(plan: Plan, device: torch.device) -> tuple[float, float]:
-    """FLOP per second of the logits and their loss, forward and backward; and the seconds that the embedding and the
-    head take besides, even for a single token: each writes a gradient for all its rows."""
+def _flop_rate(flops: float, n_tokens: int, one: float, all_tokens: float) -> float:
+    """Return FLOP/s from the seconds for one token and for n_tokens, at `flops` per token."""
+    return flops * (n_tokens - 1) / max(all_tokens - one, all_tokens / 10)
+
+
+def _measure_head(plan: Plan, device: torch.device) -> tuple[float, float]:
+    """Return the FLOP/s of logits and loss, forward and backward, and the seconds of overhead.
+
+    The overhead is the time for a single token: embedding and head each write a gradient for all their rows.
+    """
     config, model = plan.config, plan.config.model
     dtype = choose_dtype(config.dtype, device)
-    vocab_size = min(model.vocab_size, max(1, NUMBERS_AT_ONCE // model.emb_dim))
+    vocab_size = min(model.vocab_size, max(1, MAX_NUMEL // model.emb_dim))
     weight = torch.rand(vocab_size, model.emb_dim).requires_grad_()  # (V, D)
     flops = 6 * weight.numel()
-    n_tokens = max(2, min(round(config.batch_size * plan.window), int(FLOPS_AT_ONCE / flops)))
+    n_tokens = max(2, min(round(config.batch_size * plan.example_tokens), int(MAX_FLOPS / flops)))
 
     def seconds(n_tokens: int) -> float:
         ids = torch.arange(n_tokens) % vocab_size
@@ -99,16 +158,19 @@ def _head(plan: Plan, device: torch.device) -> tuple[float, float]:
             loss.backward()
             weight.grad = None
 
-        return _seconds(work, device)
+        return _median_seconds(work, device)
 
-    return _rate(flops, n_tokens, seconds(1), seconds(n_tokens), model.vocab_size / vocab_size)
+    one = seconds(1)
+    return _flop_rate(flops, n_tokens, one, seconds(n_tokens)), one * model.vocab_size / vocab_size
 
 
-def _update(plan: Plan, device: torch.device) -> float:
-    """Parameters per second that are clipped and updated, of a model of fewer layers and tokens: Muon's time depends on
-    the shapes of the layers."""
+def _measure_update(plan: Plan, device: torch.device) -> float:
+    """Return the parameters clipped and updated per second.
+
+    Layers and vocabulary are fewer than the model's, but of the same shape, on which Muon's time depends.
+    """
     model = plan.config.model
-    share = min(1, NUMBERS_AT_ONCE / plan.n_parameters)
+    share = min(1, MAX_NUMEL / plan.n_parameters)
     n_layers, vocab_size = (max(1, round(n * share)) for n in (model.n_layers, model.vocab_size))
     module = create_model(dataclasses.replace(model, n_layers=n_layers, vocab_size=vocab_size, init="pytorch"))
     optimizer, parameters = create_optimizer(module, plan.config.optim), list(module.parameters())
@@ -119,4 +181,4 @@ def _update(plan: Plan, device: torch.device) -> float:
         scale_and_clip(parameters, 1.0, plan.config.optim.grad_clip)
         optimizer.step()
 
-    return sum(p.numel() for p in parameters) / _seconds(work, device)
+    return sum(p.numel() for p in parameters) / _median_seconds(work, device)

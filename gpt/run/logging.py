@@ -10,7 +10,7 @@ from gpt.evaluation.samples import describe_verdict, judge_samples
 from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
-from gpt.planning.throughput import probe
+from gpt.planning.throughput import estimate_seconds, measure_throughput
 from gpt.system.paths import PROJECT, RUNS
 from gpt.text.tales import first_broken_rule
 from gpt.trainer import Trainer
@@ -74,13 +74,14 @@ def describe(trainer: Trainer) -> str:
 def _needs(trainer: Trainer, n_trained: int) -> str:
     """Describe the memory, disk and time that the run needs."""
     config, ctx = trainer.config, trainer.ctx
-    needs = plan.estimate_on(config, trainer.data, replace(LOCAL, n=ctx.world_size))
+    needs = plan.estimate_for_data(config, trainer.data, replace(LOCAL, n=ctx.world_size))
     seconds = None
-    if needs.tokens * needs.flops_per_token > 1e11:  # a shorter run would end before its time is known
-        exchange = ctx.all_reduce_seconds(n_trained, trainer.device)
-        exchange *= 1.5 if config.parallel == "fsdp" else 1  # weights twice, gradients once, half a sum each
-        seconds = plan.seconds(needs, replace(probe(needs), exchange=exchange), trainer.step)
-    return plan.line(needs, plan.memory_per_process(config, ctx.local_world_size), seconds)
+    if needs.trained_tokens * needs.flops_per_token > 1e11:  # a shorter run would end before its time is known
+        communication = ctx.all_reduce_seconds(n_trained, trainer.device)
+        communication *= 1.5 if config.parallel == "fsdp" else 1  # weights twice, gradients once, half a sum each
+        throughput = replace(measure_throughput(needs), communication=communication)
+        seconds = estimate_seconds(needs, throughput, trainer.step)
+    return plan.summarize_plan(needs, plan.memory_per_process(config, ctx.local_world_size), seconds)
 
 
 def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> str:

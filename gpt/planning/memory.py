@@ -1,0 +1,186 @@
+"""Estimate the memory of a training step, by formula.
+
+Shape letters: B batch, T tokens in the window, D emb_dim, H heads, V vocab_size, N = B·T tokens in all.
+"""
+
+import sys
+
+import torch
+
+from gpt.config import GPTConfig, TrainConfig
+from gpt.objectives.unigram import MAX_TOKENS
+from gpt.ops import fused
+from gpt.optim import AT_ONCE
+from gpt.planning.flops import count_hidden
+from gpt.planning.hardware import Hardware
+from gpt.system.device import choose_device, choose_dtype
+from gpt.system.distributed import DistContext
+
+# Resident bytes of a training process with a tiny model: Python and PyTorch's CPU build 230 MB, torch.optim's imports
+# 75 MB, evaluation, matplotlib and the first step 55 MB. Measured with PyTorch 2.13 on Linux.
+PROGRAM_BYTES = 360_000_000
+TOKENIZER_BYTES = 400  # per token of a byte-pair vocabulary, both directions; 21 MB for GPT-2's
+NGRAM_BYTES = 32  # per token in which n-grams are counted: four int64 arrays
+
+
+def activation_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: bool = False, device: str = "cpu") -> int:
+    """Return the bytes that autograd keeps of one forward pass over (n_examples, n_tokens) ids, final norm included.
+
+    `half`: matrix products run in bfloat16. `logit_bytes` counts the loss. For the LSTM on a CPU the figure is
+    approximate: oneDNN chooses the size of its workspace.
+    """
+    b = 2 if half else 4  # bytes per number out of a matrix product; the residual stream stays float32
+    drops = model.drop_rate > 0
+    vectors = n_examples * n_tokens * model.emb_dim  # B·T·D numbers
+    mask = 1 if device == "cuda" else 4  # bytes per number of a dropout mask; a CPU's has the input's dtype
+    embeddings = 8 * n_tokens + drops * mask * vectors  # positions; the mask of drop_emb
+    norm = _norm_bytes(model, n_examples * n_tokens)
+    if model.backbone == "lstm":
+        # per layer: its output, and oneDNN's workspace of four gates, both states and copies of the inputs
+        layer = (b + (46 if half else 64)) * vectors + 8 * (model.emb_dim**2) * half * b
+        between = 2 * b * vectors * drops * (model.n_layers - 1)  # dropout between layers: the mask and its result
+        return embeddings + model.n_layers * layer + between + b * vectors + norm
+    return embeddings + model.n_layers * _block_bytes(model, n_examples, n_tokens, half, device) + norm
+
+
+def _norm_bytes(model: GPTConfig, n_rows: int) -> int:
+    """Return the bytes kept by one LayerNorm over (n_rows, D)."""
+    vectors = n_rows * model.emb_dim
+    # reference: x, x - mean and scale · (x - mean), (N, D) each, and the root; fused: x, mean and 1 / root
+    return 12 * vectors + 4 * n_rows if model.implementation == "reference" else 4 * vectors + 8 * n_rows
+
+
+def _block_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: bool, device: str) -> int:
+    """Return the bytes kept by one transformer block."""
+    b = 2 if half else 4
+    drops = model.drop_rate > 0
+    reference = model.implementation == "reference"
+    norm = _norm_bytes(model, n_examples * n_tokens)
+    vectors = n_examples * n_tokens * model.emb_dim  # B·T·D numbers
+    pairs = n_examples * model.n_heads * n_tokens**2  # B·H·T·T attention weights
+    rows = n_examples * model.n_heads * n_tokens  # B·H·T
+    mask = 1 if device == "cuda" else 4
+    copies = 3 if half else 1  # of the norm's output: autocast converts it for each of W_query, W_key, W_value
+    block = norm + copies * b * vectors  # norm1, and the inputs of the three projections
+    if reference:
+        # query, key, value; scores, their exponentials, the weights, dropped weights; each row's maximum and sum; mask
+        block += 3 * b * vectors + (3 + drops) * b * pairs + 2 * b * rows + n_tokens**2
+    elif drops and device != "cuda":
+        # with dropout a CPU runs the kernel that materialises the weights, in float32: query, key, value; weights,
+        # mask, dropped weights
+        block += 3 * 4 * vectors + 3 * 4 * pairs
+    else:
+        block += 3 * b * vectors + 4 * rows  # query, key, value; the logarithm of each row's sum
+    block += b * vectors  # the input of out_proj, which the fused kernel keeps too
+    block += norm + b * vectors  # norm2, and the input of layers.0
+    # the GELU, 4·D wide; reference: x, tanh, 0.5 x, 1 + tanh and the product; fused: x and the result
+    block += (5 if reference else 2) * 4 * b * vectors
+    block += 2 * drops * min(mask, b) * vectors  # the masks of drop_resid
+    return block + 12 * model.emb_dim**2 * b * half  # bfloat16 copies of the block's matrices
+
+
+def fragmentation_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: bool = False) -> int:
+    """Return the bytes of a step's temporary tensors that glibc's heap cannot reuse.
+
+    Each is freed soon, but leaves a gap between two kept tensors in which no tensor of its size fits: posix_memalign
+    asks for a few bytes more than the tensor has, and the heap never moves a block.
+    """
+    b = 2 if half else 4
+    drops = model.drop_rate > 0
+    vectors = n_examples * n_tokens * model.emb_dim  # B·T·D numbers
+    reference = model.implementation == "reference"
+    norm = 4 * vectors * (reference + half)  # the quotient before the shift; autocast's conversion
+    if model.backbone == "lstm":
+        return model.n_layers * 2 * b * vectors + norm
+    pairs = n_examples * model.n_heads * n_tokens**2  # B·H·T·T
+    block = 2 * norm + (2 + 2 * drops) * b * vectors  # the results of out_proj and layers.2, and of their drop_resid
+    backward = 5 * b * vectors  # gradients of the stream and of the GELU's result
+    if reference:
+        # copies of query, key, value and context for reordering; scores twice, scores - maximum, dropout's random
+        # numbers and product; four steps of the GELU before the tanh
+        block += 4 * b * vectors + (3 + 2 * drops) * b * pairs + 4 * 4 * b * vectors
+        backward = 2 * b * pairs
+    elif drops:
+        # query, key, value and the scaled two; the context; scores
+        block += (4 * half + 5 * 4 + 4) * vectors + 4 * pairs
+        backward = 2 * 4 * pairs
+    return model.n_layers * block + backward
+
+
+def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
+    """Return the bytes that the loss over `n_targets` positions takes: logits (N, V) or chunks of them, and gradients.
+
+    The gradients of the hidden states (N, D) and of the head (V, D) are included.
+    """
+    b = 2 if half else 4
+    hidden, head = 4 * n_targets * model.emb_dim, 4 * model.vocab_size * model.emb_dim
+    if model.implementation == "reference":
+        # kept: logits, logits - maximum and its exponentials; backward: a gradient of each, the zeros that gather's
+        # gradient is written to, two sums, and the head's gradient
+        return 4 * hidden + (3 + 6) * b * n_targets * model.vocab_size + head
+    rows = fused.chunk_rows(model.vocab_size)
+    chunk = 4 * min(n_targets, rows) * model.vocab_size
+    # a chunk's logits and the log softmax that becomes their gradient; on a fragmented heap, one more
+    chunks = 2 if n_targets <= rows else 3
+    # hidden states, their gradient and a chunk of it; the head's gradient, and in half precision a chunk's part of it
+    return 3 * hidden + chunks * chunk + (1 + half) * head
+
+
+def optimizer_bytes(config: TrainConfig, n_trained: int) -> int:
+    """Return the bytes of optimizer state in float32: two moments for AdamW, one for Muon."""
+    by_muon = count_hidden(config.model) if config.optim.name == "muon" and config.adapter.name == "none" else 0
+    return 8 * n_trained - 4 * by_muon
+
+
+def n_micro_batches(config: TrainConfig, hardware: Hardware) -> int:
+    """Return the number of micro-batches per process and step. ValueError where the processes cannot share a step."""
+    return DistContext(0, hardware.n).n_micro_batches(config.batch_size * config.grad_accum_steps, config.batch_size)
+
+
+def training_memory(
+    config: TrainConfig, n_frozen: int, n_trained: int, n_train_tokens: int, hardware: Hardware
+) -> dict[str, int]:
+    """Return the peak memory of one process in bytes, by part.
+
+    The parts add up as if none reused memory that another has freed. Backward frees activations while it allocates
+    gradients, but on a CPU the heap is fragmented by then, and with gradient accumulation both exist in any case.
+    """
+    if hardware.device:
+        device, half = hardware.device, config.dtype == "bfloat16" or (config.dtype == "auto" and hardware.has_bfloat16)
+    else:
+        chosen = choose_device(config.device)
+        device, half = chosen.type, choose_dtype(config.dtype, chosen) == torch.bfloat16
+    model, on_cpu, n_weights = config.model, device == "cpu", n_frozen + n_trained
+    passes, n_tokens = n_micro_batches(config, hardware), config.model.context_length
+    batch_size = -(-config.batch_size * config.grad_accum_steps // (hardware.n * passes))  # per process and pass
+    activations = activation_bytes(model, batch_size, n_tokens, half, device)
+    fragmentation = 0
+    if on_cpu and sys.platform == "linux":
+        # from the second pass on, gradients lie where activations were, so the activations take new memory
+        fragmentation = fragmentation_bytes(model, batch_size, n_tokens, half) + (passes > 1) * activations
+    sharded = config.parallel == "fsdp" and hardware.n > 1
+    n_shards = hardware.n if sharded else 1
+    # unsharded at a time: all weights around the blocks, the block that computes and the next one
+    block = count_hidden(model) // model.n_layers
+    unsharded = min(n_weights, n_weights - count_hidden(model) + 2 * block)
+    memory = {
+        # a CPU's heap keeps the memory of the weights that an evaluation unshards
+        "weights": 4 * n_weights // n_shards + sharded * 4 * (n_weights if on_cpu else unsharded),
+        # between micro-batches the gradients of all weights wait for their reduction
+        "gradients": 4 * n_trained // n_shards + sharded * 4 * (n_trained if passes > 1 else unsharded),
+        "optimizer": optimizer_bytes(config, n_trained) // n_shards,
+        "activations": activations,
+        "fragmentation": fragmentation,
+        "logits": logit_bytes(model, batch_size * n_tokens, half),
+        "program": (PROGRAM_BYTES + TOKENIZER_BYTES * model.vocab_size) * on_cpu,  # in host memory beside a GPU
+    }
+    # free when the optimizer steps, a checkpoint is collected, or n-grams are counted before the first step
+    reusable = sum(memory[part] for part in ("activations", "fragmentation", "logits"))
+    # Muon: momentum, its stack, two results and Gram matrices; as much again for fragmentation (measured)
+    muon = 10 * 4 * min(AT_ONCE, count_hidden(model)) * (config.optim.name == "muon")
+    memory["muon workspace"] = max(0, muon - reusable)
+    gathered = sharded * on_cpu * (4 * n_weights + optimizer_bytes(config, n_trained))  # by rank 0
+    memory["unsharded checkpoint"] = max(0, gathered - reusable)
+    ngrams = NGRAM_BYTES * min(n_train_tokens, MAX_TOKENS) * on_cpu
+    memory["n-grams"] = max(0, ngrams - reusable - memory["gradients"] - memory["optimizer"])
+    return memory

@@ -24,7 +24,7 @@ from gpt.checkpoint import RunFolder
 from gpt.evaluation.information import expected_calibration_error
 from gpt.exchange.models import load_objective
 from gpt.loss import losses_and_ranks
-from gpt.objectives.glm_spans import cut_spans, draw_spans
+from gpt.objectives.glm_spans import cut_spans, sample_spans
 from gpt.objectives.objective import draw
 from gpt.run import cli
 from gpt.system.paths import find_path
@@ -181,10 +181,10 @@ def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
     exact: dict[str, list[bool]] = {"both": [], "left": []}
     for index in range(len(windows)):
         text, rng = windows.text(index), draw((0,), index)
-        spans = draw_spans(len(text), BLANKS, both.config.span_length, rng)
+        spans = sample_spans(len(text), BLANKS, both.config.span_length, rng)
         blanks = cut_spans(text, spans, range(len(spans)), data.tokenizer.special_tokens)
         batch = {name: torch.from_numpy(getattr(blanks, name))[None] for name in blanks._fields[:-1]}
-        hidden, targets, begins = both.read(**batch, n_context=torch.tensor([blanks.n_context]))
+        hidden, targets, begins = both.target_states(**batch, n_context=torch.tensor([blanks.n_context]))
         scored = {"both": (*losses_and_ranks(both.model, hidden, targets), begins.nonzero().flatten().tolist())}
         before = int(windows.tokens[windows.spans[index][0] - 1])  # a mark, or the token before the stretch
         inputs = torch.tensor([[before, *text[:-1]]])

@@ -1,21 +1,23 @@
-"""Windows of tokens: inputs, and targets one position later. In memory or in memory-mapped files on disk.
+"""Examples cut from token files, and their order.
 
-A window is T+1 tokens; its first T are the inputs (T,), its last T the targets (T,): at each position the target is
-the token that comes next.
+An example is T+1 tokens: the first T are the inputs, the last T the targets. The target at each position is the next
+token.
 
     loader = create_dataloader(text, tokenizer="gpt2", batch_size=8, context_length=256)
     for inputs, targets in loader: ...        # (8, 256) and (8, 256), int64
+
+A span (start, end) names an example within a text: inputs tokens[start:end], targets tokens[start+1:end+1].
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from gpt.config import TrainConfig
 from gpt.ops.reference import IGNORE_INDEX
@@ -24,12 +26,40 @@ from gpt.tokenizer import Tokenizer, get_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
 
-# --- windows ----------------------------------------------------------------------------------------------------------
+
+def packed_spans(n_tokens: int, context_length: int, stride: int = 0) -> np.ndarray:
+    """Return spans that cover a text of two tokens or more, int64, rows of (start, end, first new target).
+
+    They start every `stride` tokens (0: context_length) and hold context_length inputs; the last may be shorter. Of
+    overlapping spans, targets before token `first` belong to earlier spans, so that each token is predicted once.
+    """
+    stride, last = stride or context_length, n_tokens - 1
+    starts = np.arange(0, max(1, last - context_length + stride), stride)
+    ends = np.minimum(starts + context_length, last)
+    return np.stack([starts, ends, np.append(1, ends[:-1] + 1)], axis=1)
+
+
+def document_spans(tokens: np.ndarray, eot_id: int, context_length: int) -> np.ndarray:
+    """Return spans that each lie within one document, int64, rows of (start, end, document).
+
+    Documents are separated by end-of-text tokens. The first input of a document is the end-of-text token before it, the
+    last target the one after it. A document of more than context_length targets continues in further spans, so each of
+    its tokens is a target once.
+    """
+    separators = np.flatnonzero(np.asarray(tokens) == eot_id)
+    lengths = np.diff(separators)  # in targets
+    n_spans = -(-lengths // context_length)
+    documents = np.repeat(np.arange(len(lengths)), n_spans)
+    nth = np.arange(len(documents)) - np.repeat(np.cumsum(n_spans) - n_spans, n_spans)  # within its document
+    starts = separators[documents] + nth * context_length
+    return np.stack([starts, np.minimum(starts + context_length, separators[documents + 1]), documents], axis=1)
 
 
 def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Inputs tokens[start:end] and targets tokens[start+1:end+1] of each span (start, end), int64, (B, T) with T the
-    longest. Shorter ones are filled up on the right, where a causal model sees nothing of it, with targets of -100."""
+    """Return inputs and targets of several spans, int64, (B, T) each, where T is the length of the longest.
+
+    Shorter rows are padded on the right with targets of IGNORE_INDEX; a causal model cannot see that padding.
+    """
     spans = list(spans)
     inputs = np.zeros((len(spans), max(end - start for start, end in spans)), np.int64)
     targets = np.full_like(inputs, IGNORE_INDEX)
@@ -39,93 +69,69 @@ def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-class Examples(Dataset):
-    """Windows over a text of token ids: item i is (inputs, targets), int64, (T,) each.
+# --- examples ---------------------------------------------------------------------------------------------------------
 
-    Which they are, a subclass says: window i has the inputs start .. end-1 and the targets start+1 .. end, where
-    (start, end) = _span(i).
-    """
 
-    tokens: np.ndarray
-    _span: Callable[[int], tuple[int, int]]
+class Examples:
+    """A map-style dataset of spans of a text: item i is the (inputs, targets) of span i, int64, (T,) each."""
+
+    def __init__(self, tokens: np.ndarray, starts: Sequence[int] | np.ndarray, ends: Sequence[int] | np.ndarray):
+        self.tokens, self.starts, self.ends = tokens, starts, ends
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Return (start, end) of an example. IndexError if there is none."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return int(self.starts[index]), int(self.ends[index])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
         inputs, targets = self.batch([index])
         return inputs[0], targets[0]
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of several windows, (B, T) each, where T is the longest one's length."""
-        return padded_batch(self.tokens, map(self._span, indices))
+    def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of several examples, padded to the longest, (B, T) each."""
+        return padded_batch(self.tokens, map(self.span, indices))
 
 
 class PackedExamples(Examples):
-    """Windows of context_length + 1 tokens that begin every `stride` tokens (0: context_length).
+    """Examples of context_length + 1 tokens that start every `stride` tokens (0: context_length).
 
-    A rest too short for a whole window is left out.
+    They run across document boundaries. A remainder too short for an example is dropped. ValueError for fewer than
+    context_length + 1 tokens.
     """
 
     def __init__(self, tokens: Tokens, context_length: int, stride: int = 0):
-        if context_length < 1:
-            raise ValueError(f"context_length must be at least 1, not {context_length}")
-        if stride < 0:
-            raise ValueError(f"stride must be at least 0, not {stride}")
-        self.tokens = np.asarray(tokens)
-        if self.tokens.ndim != 1 or (len(self.tokens) and self.tokens.dtype.kind not in "iu"):
+        if context_length < 1 or stride < 0:
+            raise ValueError(f"context_length must be at least 1 and stride 0, not {context_length} and {stride}")
+        tokens, stride = np.asarray(tokens), stride or context_length
+        if tokens.ndim != 1 or (len(tokens) and tokens.dtype.kind not in "iu"):
+            raise ValueError(f"tokens must be a list of integers, not {tokens.dtype} of shape {tokens.shape}")
+        if len(tokens) <= context_length:
             raise ValueError(
-                f"tokens are a sequence of whole numbers, not {self.tokens.dtype} of shape {self.tokens.shape}"
+                f"{len(tokens)} tokens are too few for one example: context_length {context_length} needs "
+                f"{context_length + 1}; use a longer text or a smaller context_length"
             )
-        self.context_length = context_length
-        self.stride = stride or context_length
-        if len(self.tokens) <= context_length:
-            raise ValueError(
-                f"{len(self.tokens)} tokens are too few for one window: context_length {context_length} takes "
-                f"{context_length + 1}; a longer text or a shorter context_length is needed"
-            )
-
-    def __len__(self) -> int:
-        return (len(self.tokens) - self.context_length - 1) // self.stride + 1
-
-    def _span(self, index: int) -> tuple[int, int]:
-        return index * self.stride, index * self.stride + self.context_length
-
-
-def document_spans(tokens: np.ndarray, eot_id: int, context_length: int) -> np.ndarray:
-    """Windows that begin where documents begin, rows of (start, end, document), int64, for a text whose documents stand
-    between end-of-text tokens.
-
-    The inputs of a window are tokens start .. end-1, the targets start+1 .. end. The first input is the end-of-text
-    token before the document, the last target the one after it. A document of more tokens than context_length goes on
-    in further windows, so that each of its tokens is a target once.
-    """
-    marks = np.flatnonzero(np.asarray(tokens) == eot_id)
-    lengths = np.diff(marks)  # in targets
-    n_examples = -(-lengths // context_length)
-    documents = np.repeat(np.arange(len(lengths)), n_examples)
-    nth = np.arange(len(documents)) - np.repeat(np.cumsum(n_examples) - n_examples, n_examples)  # within its document
-    starts = marks[documents] + nth * context_length
-    return np.stack([starts, np.minimum(starts + context_length, marks[documents + 1]), documents], axis=1)
+        starts, ends = range(0, len(tokens) - context_length, stride), range(context_length, len(tokens), stride)
+        super().__init__(tokens, starts, ends)
 
 
 class DocumentExamples(Examples):
-    """One document per window, or context_length tokens of a longer one: the windows of `document_windows`.
+    """One document per example, or context_length tokens of a longer one: the spans of `document_spans`.
 
-    ValueError where the tokens hold no document between two end-of-text tokens.
+    ValueError if no document lies between two end-of-text tokens.
     """
 
     def __init__(self, tokens: np.ndarray, context_length: int, eot_id: int):
-        self.tokens = tokens
-        self.examples = document_spans(tokens, eot_id, context_length)
-        if not len(self.examples):
-            raise ValueError(f"{len(tokens)} tokens hold no document that stands between two end-of-text tokens")
+        starts, ends, _ = document_spans(tokens, eot_id, context_length).T
+        if not len(starts):
+            raise ValueError(f"{len(tokens)} tokens hold no document between two end-of-text tokens")
+        super().__init__(tokens, starts, ends)
 
-    def __len__(self) -> int:
-        return len(self.examples)
 
-    def _span(self, index: int) -> tuple[int, int]:
-        start, end, _ = self.examples[index]
-        return int(start), int(end)
+# --- the order of examples --------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)  # a step may straddle two epochs
@@ -133,40 +139,37 @@ def _permutation(n_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n_examples)
 
 
-class ExampleSampler(Sampler[list[int]]):
-    """Which windows come when: one endless sequence, epoch after epoch, each a permutation keyed by (seed, epoch).
+class ExampleSampler:
+    """The order of examples: one endless sequence of epochs, each a permutation keyed by (seed, epoch).
 
-    `step(k)` is its k-th stretch of batch_size windows: a pure function, so that a resumed run has nothing to restore
-    and asks for the next k. Iterating gives one epoch's batches, the next epoch's the next time.
+    `step(k)` is a pure function of k, so a resumed run has no sampler state to restore. As a batch sampler for a
+    DataLoader, each iteration yields one epoch's batches, then the next epoch's.
     """
 
     def __init__(self, n_examples: int, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = True):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.n_examples, self.batch_size = n_examples, batch_size
-        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
-        self.epoch = 0
+        self.n_examples, self.batch_size, self.drop_last = n_examples, batch_size, drop_last
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
 
-    def window(self, index: int) -> int:
-        """The window at place `index` of the endless sequence."""
-        epoch, place = divmod(index, self.n_examples)
-        return int(_permutation(self.n_examples, self.seed, epoch)[place]) if self.shuffle else place
-
-    def step(self, step: int, rank: int = 0, world_size: int = 1) -> list[int]:
-        """The windows of step `step`, counted from 0; of several processes, the share of the one with number `rank`."""
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be 0 to world_size - 1, {world_size - 1}, not {rank}")
-        first, end = step * self.batch_size, (step + 1) * self.batch_size
-        return [self.window(index) for index in range(first + rank, end, world_size)]
+    def step(self, step: int) -> list[int]:
+        """Return the indices of the batch_size examples of step `step`, counted from 0."""
+        return self._examples(step * self.batch_size, (step + 1) * self.batch_size)
 
     def __len__(self) -> int:
         return self.n_examples // self.batch_size if self.drop_last else math.ceil(self.n_examples / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         first, self.epoch = self.epoch * self.n_examples, self.epoch + 1
-        for batch in range(len(self)):
-            start, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.n_examples)
-            yield [self.window(first + index) for index in range(start, end)]
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield self._examples(first + start, first + min(start + self.batch_size, self.n_examples))
+
+    def _examples(self, start: int, end: int) -> list[int]:
+        """Positions start .. end-1 of the endless sequence."""
+        positions = (divmod(position, self.n_examples) for position in range(start, end))
+        if not self.shuffle:
+            return [index for _, index in positions]
+        return [int(_permutation(self.n_examples, self.seed, epoch)[index]) for epoch, index in positions]
 
 
 def create_dataloader(
@@ -180,11 +183,11 @@ def create_dataloader(
     seed: int = 0,
     num_workers: int = 0,
 ) -> DataLoader:
-    """A DataLoader of (inputs, targets), int64, (batch_size, context_length) each, targets one position later.
+    """Return a DataLoader of (inputs, targets), int64, (batch_size, context_length) each.
 
-    `text_or_tokens` is a string, which `tokenizer` (one, or a name for `get_tokenizer`) encodes, or token ids.
-    `stride` is the distance between windows in tokens; 0 means context_length, so that each token is a target once.
-    ValueError where the text is too short for one window, or for one batch.
+    `text_or_tokens` is a list of token ids, or a string to encode with `tokenizer` (an object, or a name for
+    `get_tokenizer`). `stride` is the distance between examples in tokens; 0 means context_length, so that each token is
+    a target once. ValueError if the text is too short for one example or for one batch.
     """
     if isinstance(text_or_tokens, str):
         if isinstance(tokenizer, str):
@@ -193,34 +196,36 @@ def create_dataloader(
     examples = PackedExamples(text_or_tokens, context_length, stride)
     sampler = ExampleSampler(len(examples), batch_size, shuffle, seed, drop_last)
     if not len(sampler):
-        raise ValueError(f"{len(examples)} windows make no batch of {batch_size}: lower batch_size, or drop_last=False")
+        raise ValueError(
+            f"{len(examples)} examples fill no batch of {batch_size}: lower batch_size, or drop_last=False"
+        )
     return DataLoader(examples, batch_sampler=sampler, num_workers=num_workers)
-
-
-def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool) -> np.ndarray:
-    """The token ids of texts, one after the other; `separated`, each between two end-of-text tokens."""
-    mark = [tokenizer.eot_id] if has_eot else []
-    return np.array(mark + [i for text in texts for i in (*tokenizer.encode(text), *mark)], np.int64)
 
 
 # --- a run's data -----------------------------------------------------------------------------------------------------
 
 
+def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool) -> np.ndarray:
+    """Return the token ids of all texts, int64, with an end-of-text token before and after each if `has_eot`."""
+    separator = [tokenizer.eot_id] if has_eot else []
+    return np.array(separator + [i for text in texts for i in (*tokenizer.encode(text), *separator)], np.int64)
+
+
 def create_examples(config: TrainConfig, data: PreparedData, split: TokenFile | None = None) -> Examples:
-    """The windows of the training split, or of another one, that a config asks for."""
+    """Return the examples of a split (default: training), packed or by document as the config says."""
     tokens = (split or data.train).tokens
     if config.data.packing == "document":
         return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id)
     return PackedExamples(tokens, config.model.context_length, config.data.stride)
 
 
-def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
-    """The config with vocab_size and decay_steps filled in. ValueError where it does not fit the data."""
-    model, n_tokens = config.model, data.tokenizer.vocab_size
-    if model.vocab_size not in (0, n_tokens):
+def resolve_config(config: TrainConfig, data: PreparedData) -> TrainConfig:
+    """Return the config with vocab_size and decay_steps filled in. ValueError if it does not fit the data."""
+    model, tokenizer = config.model, data.tokenizer
+    if model.vocab_size not in (0, tokenizer.vocab_size):
         raise ValueError(
             f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
-            f"{data.tokenizer.name} of {n_tokens} tokens: set model.vocab_size to 0, or prepare the data anew"
+            f"{tokenizer.name} of {tokenizer.vocab_size} tokens: set model.vocab_size to 0, or prepare the data again"
         )
     if config.data.packing == "document" and not data.has_eot:
         raise ValueError(
@@ -229,19 +234,15 @@ def fit_to_data(config: TrainConfig, data: PreparedData) -> TrainConfig:
         )
     if config.data.packing == "packed" and len(data.train.tokens) <= model.context_length:
         raise ValueError(
-            f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one window of "
-            f"context_length {model.context_length} and a target: lower model.context_length or take a longer text"
+            f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one example of "
+            f"context_length {model.context_length}: lower model.context_length or use a longer text"
         )
-    if len(data.val.tokens) < 2 + data.has_eot:
-        raise ValueError(f"the validation split of {data.folder} holds nothing to predict: prepare the data anew")
-    if config.data.packing == "document":
-        DocumentExamples(data.val.tokens, model.context_length, data.tokenizer.eot_id)  # ValueError where there is none
     try:
-        data.tokenizer.encode(config.sample_prompt)
+        tokenizer.encode(config.sample_prompt)
     except ValueError as error:  # a char tokenizer may not know the prompt's characters
         raise ValueError(f"sample_prompt: {error}") from None
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(model, vocab_size=model.vocab_size or n_tokens),
+        model=dataclasses.replace(model, vocab_size=tokenizer.vocab_size),
         optim=dataclasses.replace(config.optim, decay_steps=config.decay_steps),
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gpt.data import document_spans, padded_batch
+from gpt.data import document_spans, packed_spans, padded_batch
 from gpt.ops.fused import chunk_rows
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
@@ -137,23 +137,6 @@ class Evaluation:
         return self.bits_per_token / self.bytes_per_token
 
 
-def evaluation_spans(n_tokens: int, context_length: int, stride: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """Windows over a text in which each token but the first is predicted exactly once: (start, end, first).
-
-    The inputs are tokens start .. end-1 and the targets start+1 .. end; of the targets, those before the text's
-    token `first` were predicted in the window before and count here as context only. Without a stride windows do not
-    overlap; the last may be shorter.
-    """
-    stride = stride or context_length
-    first = 1
-    for start in range(0, n_tokens - 1, stride):
-        end = min(start + context_length, n_tokens - 1)
-        yield start, end, first
-        first = end + 1
-        if end == n_tokens - 1:
-            return
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -196,7 +179,7 @@ def evaluate(
     if eot_id is None:  # (start, end, first target that counts, stretch); overlapping windows share a stretch
         windows = [
             (start, end, first, (first - 1) // context_length)
-            for start, end, first in evaluation_spans(len(tokens), context_length, stride)
+            for start, end, first in packed_spans(len(tokens), context_length, stride or 0).tolist()
         ]
     elif stride not in (None, context_length):
         raise ValueError("windows of documents do not overlap: leave the stride out")

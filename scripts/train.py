@@ -20,10 +20,10 @@ from gpt.system.paths import existing_run, next_run, run_path
 def main() -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return train()
-    from gpt.system.distributed import ctx  # torchrun has started several processes
+    from gpt.system.distributed import distributed_context  # imports PyTorch, which --help does not need
 
-    with ctx() as group:  # in which a mistake that all of them make is printed once
-        return train(group)
+    with distributed_context() as ctx:
+        return train(ctx)
 
 
 def train(ctx=None) -> int:

@@ -246,7 +246,7 @@ RESUME = "train --run tiny --resume"
         (f"{RESUME} --config none.toml", "no config file none.toml"),
         (f"{TRAIN} --objective.name next", "objective.name must be one of 'next_token' ... not 'next'"),
         (f"{TRAIN} --objective.label_smoothing 1", "objective.label_smoothing must be at most 0.99, not 1.0"),
-        (f"{TRAIN} --objective.name conditional", "learns pairs, which data/tiny does not hold ... --target_field"),
+        (f"{TRAIN} --objective.name sft", "needs pairs, and data/tiny holds none ... --target_field"),
         (f"{TRAIN} --objective.name distill", "objective.teacher is empty"),
         (f"{TRAIN} --objective.name distill --objective.teacher tinny", "unknown run 'tinny' ... did you mean tiny?"),
         (f"{TRAIN} --objective.name distill --objective.teacher tiny:step-000009", "no checkpoint 'step-000009' in"),

@@ -18,7 +18,6 @@ from gpt.loss import (
     calc_loss_loader,
     evaluate,
     evaluation_mode,
-    evaluation_spans,
     perplexity,
 )
 from gpt.model import GPTModel
@@ -96,11 +95,6 @@ def test_evaluation_predicts_each_token_once_with_its_context(model, n_tokens, s
     result = evaluate(model, tokens, 8, batch_size=3, stride=stride)
     assert result.n_tokens == n_tokens - 1
     assert result.loss == pytest.approx(np.mean(truth), abs=1e-6)
-
-
-def test_evaluation_windows_by_hand():
-    assert list(evaluation_spans(10, 4)) == [(0, 4, 1), (4, 8, 5), (8, 9, 9)]
-    assert list(evaluation_spans(10, 4, 2)) == [(0, 4, 1), (2, 6, 5), (4, 8, 7), (6, 9, 9)]
 
 
 def test_evaluation_draws_nothing_and_restores_the_mode(model):

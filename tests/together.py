@@ -1,9 +1,9 @@
-"""What each process of a test of several does: the jobs of a list, one after the other.
+"""Run a list of training jobs in each of several processes, for tests/system/test_distributed.py.
 
-    torchrun --nproc-per-node 2 tests/together.py jobs.json
+    torchrun --nproc-per-node 2 -- tests/together.py jobs.json
 
-A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": true, "by_rank": [{...}, ...]}. What
-rank r was told of it is written to told-N-rank-r.txt beside the list, N the number of the job.
+A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": true, "by_rank": [{...}, ...]}. Rank R
+writes the outcome of job N to outcome-N-rank-R.txt next to the list.
 """
 
 import contextlib
@@ -19,62 +19,62 @@ import gpt.objectives.objective
 from gpt.config import TrainConfig, from_dict
 from gpt.run.callbacks import Plot
 from gpt.run.training import resume_run, start_run
-from gpt.system.distributed import ctx
+from gpt.system.distributed import distributed_context
 
 
-def work(job, group):
-    """Train as a job says; what came of it, in words."""
-    own = job.get("by_rank", [{}] * group.world_size)[group.rank]
+def train(job, ctx):
+    """Train as a job says. Return its last step, its validation loss, and how often DDP averaged gradients."""
+    own = job.get("by_rank", [{}] * ctx.world_size)[ctx.rank]
     os.chdir(own.get("folder", "."))
     config = from_dict(TrainConfig, {**job["config"], **own.get("config", {})})
-    begin = {"run": job["run"], "config": config, "log": lambda line: None, "ctx": group}
-    trainer = resume_run(**begin) if job.get("resume") else start_run(**begin)
+    options = {"run": job["run"], "config": config, "log": lambda line: None, "ctx": ctx}
+    trainer = resume_run(**options) if job.get("resume") else start_run(**options)
     train_step = trainer._train_step
 
-    def step():
+    def stopping_step():
         train_step()
-        if trainer.step == job.get("stop_at") and group.rank == group.world_size - 1:
-            trainer.signal = signal.SIGTERM  # one of them is told, and all have to stop
+        if trainer.step == job.get("stop_at") and ctx.rank == ctx.world_size - 1:
+            trainer.signal = signal.SIGTERM  # one process gets it, and all have to stop
 
-    trainer._train_step = step
-    with listening(group) as added_up:
+    trainer._train_step = stopping_step
+    with recorded_syncs(ctx) as syncs:
         trainer.train()
     loss = trainer.evaluation.loss if trainer.evaluation else None
-    return f"step {trainer.step}, loss {loss!r}, gradients added up {added_up.count(True)} times"
+    return f"step {trainer.step}, loss {loss!r}, gradients averaged {syncs.count(True)} times"
 
 
 @contextlib.contextmanager
-def listening(group):
-    """A list of whether DDP adds up gradients, pass by pass."""
-    grad_sync, added_up = group.grad_sync, []
+def recorded_syncs(ctx):
+    """A list of whether DDP averages gradients, by forward and backward pass."""
+    grad_sync, syncs = ctx.grad_sync, []
 
     @contextlib.contextmanager
-    def listen(module, last):
-        with grad_sync(module, last):
-            added_up.append(getattr(module, "require_backward_grad_sync", None))
+    def recording_grad_sync(module, is_last):
+        with grad_sync(module, is_last):
+            syncs.append(getattr(module, "require_backward_grad_sync", None))
             yield
 
-    group.grad_sync = listen
+    ctx.grad_sync = recording_grad_sync
     try:
-        yield added_up
+        yield syncs
     finally:
-        group.grad_sync = grad_sync
+        ctx.grad_sync = grad_sync
 
 
-def main():
+def run_jobs(jobs):
+    """Run the jobs of a file as one of the processes that the environment names."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     Plot.draw = lambda self, trainer: None
     gpt.objectives.objective.SAMPLE_TOKENS = 20
-    jobs = Path(sys.argv[1]).absolute()
-    with ctx() as group:
+    with distributed_context() as ctx:
         for number, job in enumerate(json.loads(jobs.read_text())):
             try:
-                told = work(job, group)
-            except ValueError as error:  # which all of them have to raise, or the next job waits in vain
-                told = f"ValueError: {error}"
-            (jobs.parent / f"told-{number}-rank-{group.rank}.txt").write_text(told)
+                outcome = train(job, ctx)
+            except ValueError as error:  # all processes have to raise it, or the next job hangs
+                outcome = f"ValueError: {error}"
+            (jobs.parent / f"outcome-{number}-rank-{ctx.rank}.txt").write_text(outcome)
 
 
 if __name__ == "__main__":
-    main()
+    run_jobs(Path(sys.argv[1]).absolute())

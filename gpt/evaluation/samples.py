@@ -18,7 +18,7 @@ from gpt.exchange.models import load_objective, run_data
 from gpt.generation import generate
 from gpt.model import GPTModel
 from gpt.objectives import Objective
-from gpt.text.tales import GrammarReport, entropy, judge
+from gpt.text.tales import GrammarReport, check_tales, entropy
 from gpt.token_files import PreparedData
 from gpt.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ LONGEST_WINDOW = 256  # tokens of a prompt and its continuation: enough for a fe
 def judge_samples(objective: Objective, data: PreparedData, n: int, seed: int = 0) -> tuple[list[str], GrammarReport]:
     """n tales that a model writes at temperature 1, and what the grammar says of them."""
     texts = objective.sample_documents(data.tokenizer, n, seed)
-    return texts, judge(texts, data.train_texts)
+    return texts, check_tales(texts, data.train_texts)
 
 
 def describe_verdict(verdict: GrammarReport) -> str:

@@ -1,7 +1,6 @@
-"""Training objectives: losses on the GPT's backbone, each an nn.Module that the Trainer trains without knowing it.
+"""Training objectives: losses on the GPT backbone. The Trainer knows only their base class, `Objective`.
 
-`gpt/objectives/objective.py` says what an objective is. A new one is a file here, a line in OBJECTIVES, and its name
-and settings in `gpt.config.ObjectiveConfig`.
+A new objective takes a file here, a line in OBJECTIVES, and its name and settings in `gpt.config.ObjectiveConfig`.
 """
 
 from gpt.objectives.distill import Distill

@@ -17,9 +17,9 @@ from gpt.token_files import PreparedData
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 · KL(teacher || student) in nats, summed over rows, of softmax(logits / T), for logits (N, V) of both.
+    """Return T^2 · KL(teacher || student) of softmax(logits / T) in nats, summed over rows, for logits (N, V) of both.
 
-    At a temperature T above 1 improbable tokens count for more; their gradient falls with 1/T^2, hence the factor.
+    A temperature T above 1 gives improbable tokens more weight. The factor T^2 keeps the size of the gradient.
     Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
     log_p = torch.log_softmax(teacher / temperature, dim=-1)  # (N, V)
@@ -30,37 +30,37 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 class Distill(NextToken):
     """label_weight · next-token loss + (1 - label_weight) · distillation loss, at each position.
 
-    Evaluated as next-token prediction, so that the student compares with one that has learnt from labels alone. The
-    logits of a whole micro-batch, the student's and the teacher's, are held at once: a large vocabulary wants a small
-    batch_size and more of `grad_accum_steps`.
+    Evaluation is that of next-token prediction, so that the student is comparable with a model trained on labels. All
+    logits of a micro-batch, the student's and the teacher's, are in memory at once: with a large vocabulary, lower
+    `batch_size` and raise `grad_accum_steps`.
     """
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None, teacher: GPTModel | None = None):
         super().__init__(model, config)
-        self._teacher = (teacher,)  # in a tuple: it is neither trained nor saved with this module
+        self._teacher = (teacher,)  # a tuple hides it from nn.Module: it is neither trained nor saved
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss summed in nats, targets counted), two scalars, for inputs and targets (B, T)."""
+        """Return (loss summed in nats, number of targets), two scalars, for inputs and targets (B, T)."""
         (teacher,) = self._teacher
-        teacher = teacher.to(self.model.tok_emb.weight)  # the student's device and dtype; a no-op after the first step
+        teacher = teacher.to(self.model.tok_emb.weight)  # its device and dtype; a no-op after the first step
         counted = targets != IGNORE_INDEX  # (B, T)
-        dtype = self.model.tok_emb.weight.dtype  # that dtype under autocast too
+        dtype = self.model.tok_emb.weight.dtype  # of the logits, also under autocast
         with torch.no_grad():
-            expected = teacher.out_head(teacher.hidden_states(inputs)[counted]).to(dtype)  # (N, V)
+            teacher_logits = teacher.out_head(teacher.hidden_states(inputs)[counted]).to(dtype)  # (N, V)
         logits = self.model.out_head(self.model.hidden_states(inputs)[counted]).to(dtype)  # (N, V)
         labels = self.model.ops.cross_entropy(logits, targets[counted], "sum", self.smoothing)
-        soft = distillation_loss(logits, expected, self.config.temperature)
+        soft = distillation_loss(logits, teacher_logits, self.config.temperature)
         weight = self.config.label_weight
         return weight * labels + (1 - weight) * soft, counted.sum()
 
     @classmethod
     def resolve_config(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
-        """See `Objective.resolve_config`; the teacher's best checkpoint is named for good, as RUN:step-NNNNNN, so that a resumed
-        run learns from the same one. ValueError where there is no teacher, or none that reads these tokens."""
+        """See `Objective.resolve_config`. The teacher's "best" checkpoint is resolved to RUN:step-NNNNNN, so that a
+        resumed run has the same teacher. ValueError if there is no teacher, or none that reads these tokens."""
         name = config.objective.teacher
         if not name:
-            raise ValueError("objective.teacher is empty: name the run whose model is to be learnt from")
-        run, _, step = name.rpartition(":") if re.search(r":step-\d+$", name) else (name, "", "best")
+            raise ValueError("objective.teacher is empty: name the run to learn from")
+        run, _, checkpoint = name.rpartition(":") if re.search(r":step-\d+$", name) else (name, "", "best")
         folder = RunFolder(existing_run(run))
         teacher = folder.config()
         if folder.tokenizer().to_dict() != data.tokenizer.to_dict():
@@ -70,13 +70,13 @@ class Distill(NextToken):
             )
         if teacher.objective.name not in ("next_token", "distill"):
             raise ValueError(
-                f"the teacher {run} predicts no next token: its objective is {teacher.objective.name}, and a student "
-                f"learns from one of next_token or distill"
+                f"the teacher {run} was trained with the objective {teacher.objective.name}: name one trained with "
+                f"next_token or distill"
             )
         if teacher.model.context_length < config.model.context_length:
             raise ValueError(
-                f"model.context_length is {config.model.context_length}, more than the {teacher.model.context_length} "
-                f"of the teacher {run}"
+                f"model.context_length is {config.model.context_length}, but {teacher.model.context_length} in the "
+                f"teacher {run}: lower it"
             )
-        named = dataclasses.replace(config.objective, teacher=f"{run}:{folder.find(step).name}")
-        return super().resolve_config(dataclasses.replace(config, objective=named), data)
+        resolved = dataclasses.replace(config.objective, teacher=f"{run}:{folder.find(checkpoint).name}")
+        return super().resolve_config(dataclasses.replace(config, objective=resolved), data)

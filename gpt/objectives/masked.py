@@ -14,7 +14,7 @@ from gpt.generation import sample_token
 from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel
 from gpt.objectives.objective import Objective, example_rng
-from gpt.objectives.spans import Spans, encode_blanks, text_tokens
+from gpt.objectives.spans import SpanExamples, encode_masked_prompt, text_tokens
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -22,31 +22,33 @@ from gpt.tokenizer import Tokenizer
 CLS, SEP, MASK = "[CLS]", "[SEP]", "[MASK]"
 
 
-def choose(tokens: np.ndarray, rate: float, mask_id: int, vocab_size: int, rng: np.random.Generator):
-    """What is read and what is to be found of a text: (inputs, targets), int64, as long as `tokens`.
+def mask_tokens(
+    tokens: np.ndarray, rate: float, mask_id: int, vocab_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs and targets, int64, (T,) each, of a text (T,).
 
-    Of n tokens round(rate · n), at least one, are chosen: they are targets, and the targets of all others are -100. Of
-    those chosen 80% are read as [MASK], 10% as a random token, 10% as they are, so that a model cannot know which of
-    the tokens that it reads are true. Devlin et al. 2019, arXiv:1810.04805, section 3.1.
+    round(rate · T) random tokens, at least one, are targets; all other targets are -100. In the inputs, 80% of these
+    tokens become [MASK], 10% a random token, and 10% stay, so that the model cannot trust any token that it reads.
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1.
     """
     inputs, targets = tokens.copy(), np.full_like(tokens, IGNORE_INDEX)
     chosen = rng.choice(len(tokens), max(1, round(rate * len(tokens))), replace=False)
     targets[chosen] = tokens[chosen]
-    fate = rng.random(len(chosen))
-    inputs[chosen[fate < 0.8]] = mask_id
-    other = chosen[(fate >= 0.8) & (fate < 0.9)]
-    inputs[other] = rng.integers(vocab_size, size=len(other))
+    u = rng.random(len(chosen))
+    inputs[chosen[u < 0.8]] = mask_id
+    replaced = chosen[(u >= 0.8) & (u < 0.9)]
+    inputs[replaced] = rng.integers(vocab_size, size=len(replaced))
     return inputs, targets
 
 
 class Masked(Objective):
-    """-ln p of the tokens chosen, given all of the altered text, plus -ln p(the second half continues the first).
+    """-ln p of the masked tokens given the rest of the text, plus -ln p(is_next) of next-sentence prediction.
 
-    The text is read as [CLS] first half [SEP] second half [SEP]; in one of two cases, drawn at random, the second half
-    is as long a piece of another text. A segment embedding says which half a token belongs to, and what [CLS] has
-    become decides. Per token chosen, a pair's verdict counts as much as the tokens chosen in it: the sum of both means,
-    as in the paper, where all texts are equally long. Without next_sentence it is [CLS] text [SEP], and the first loss
-    alone. Devlin et al. 2019, arXiv:1810.04805, section 3.1.
+    The input is [CLS] first half [SEP] second half [SEP]. With probability 1/2 the second half comes from another
+    text; the hidden state of [CLS] predicts whether it does. Segment embeddings tell the halves apart. The sentence
+    loss of a text is weighted by its number of masked tokens, so that the loss per masked token is the sum of both
+    means, as in the paper. With next_sentence false the input is [CLS] text [SEP], and the first loss alone counts.
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1.
     """
 
     special_tokens = (CLS, SEP, MASK)
@@ -66,16 +68,18 @@ class Masked(Objective):
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
-    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Spans:
-        """The stretches of a split that fit the model beside [CLS] and [SEP]."""
-        longest = config.model.context_length - 2 - self.config.next_sentence
-        if longest < 2:
-            raise ValueError(f"model.context_length is {config.model.context_length}, too few for a text to be masked")
-        return Spans(config, data, split, longest)
+    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> SpanExamples:
+        """Return spans of text short enough that the model has room for [CLS] and [SEP]."""
+        max_length = config.model.context_length - 2 - self.config.next_sentence
+        if max_length < 2:
+            raise ValueError(
+                f"model.context_length is {config.model.context_length}, too few for a text to be masked: raise it"
+            )
+        return SpanExamples(config, data, split, max_length)
 
-    def batch(self, examples: Spans, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
-        """inputs, targets and segments, int64, (B, T) each; lengths (B,) without padding; continues (B,), 1 where the
-        second half is the first one's."""
+    def batch(self, examples: SpanExamples, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return inputs and targets, int64, (B, T) each, and lengths (B,) without padding; with next_sentence also
+        segments (B, T), 0 or 1, and is_next (B,), 1 if both halves belong together."""
         ids, vocab_size = examples.tokenizer.special_tokens, examples.tokenizer.base_vocab_size
         rows, is_next = [], []
         for index in indices:
@@ -84,9 +88,9 @@ class Masked(Objective):
                 cut = int(np.clip(rng.integers(len(text) // 4, 1 + 3 * len(text) // 4), 1, len(text) - 1))
                 is_next.append(int(rng.random() < 0.5 or len(examples) == 1))
                 if not is_next[-1]:
-                    text = np.concatenate([text[:cut], self._foreign(examples, index, len(text) - cut, rng)])
-            inputs, targets = choose(text, self.config.mask_rate, ids[MASK], vocab_size, rng)
-            rows.append([torch.from_numpy(row) for row in self._framed(inputs, targets, cut, ids)])
+                    text = np.concatenate([text[:cut], self._other_text(examples, index, len(text) - cut, rng)])
+            inputs, targets = mask_tokens(text, self.config.mask_rate, ids[MASK], vocab_size, rng)
+            rows.append([torch.from_numpy(row) for row in self._add_special_tokens(inputs, targets, cut, ids)])
         inputs, targets, segments = zip(*rows, strict=True)
         batch = {
             "inputs": pad_sequence(inputs, batch_first=True),
@@ -95,18 +99,20 @@ class Masked(Objective):
         }
         if not self.config.next_sentence:
             return batch
-        return batch | {"segments": pad_sequence(segments, batch_first=True), "continues": torch.tensor(is_next)}
+        return batch | {"segments": pad_sequence(segments, batch_first=True), "is_next": torch.tensor(is_next)}
 
     @staticmethod
-    def _foreign(examples: Spans, index: int, length: int, rng: np.random.Generator) -> np.ndarray:
-        """So many tokens of another stretch, from a random place of it; all of it where it is shorter."""
+    def _other_text(examples: SpanExamples, index: int, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Return `length` tokens of another example, from a random start; all of it if it is shorter."""
         other = examples.text((index + 1 + int(rng.integers(len(examples) - 1))) % len(examples))
         start = int(rng.integers(max(1, len(other) - length + 1)))
         return other[start : start + length]
 
     @staticmethod
-    def _framed(inputs: np.ndarray, targets: np.ndarray, cut: int | None, ids: dict[str, int]) -> Iterator[np.ndarray]:
-        """Inputs, targets and segments (T,) with [CLS] before them, and [SEP] behind each half."""
+    def _add_special_tokens(
+        inputs: np.ndarray, targets: np.ndarray, cut: int | None, ids: dict[str, int]
+    ) -> Iterator[np.ndarray]:
+        """Yield inputs, targets and segments (T,) with [CLS] at the start and [SEP] after each half."""
         n = len(inputs)
         ends = [n] if cut is None else [cut, n]
         yield np.concatenate([[ids[CLS]], np.insert(inputs, ends, ids[SEP])])
@@ -116,9 +122,8 @@ class Masked(Objective):
 
     # --- loss ---------------------------------------------------------------------------------------------------------
 
-    def encode(self, inputs: Tensor, lengths: Tensor, segments: Tensor | None = None) -> Tensor:
-        """What each token has become, (B, T, D), having seen all others of its row; rows longer than `lengths` (B,) are
-        padded."""
+    def hidden_states(self, inputs: Tensor, lengths: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Return hidden states (B, T, D). Tokens see both sides, but no padding after the `lengths` (B,)."""
         mask: Tensor | str = "full"
         if torch.compiler.is_compiling() or bool((lengths < inputs.size(1)).any()):
             mask = (torch.arange(inputs.size(1), device=inputs.device) < lengths[:, None])[:, None]  # (B, 1, T)
@@ -126,47 +131,45 @@ class Masked(Objective):
         return self.model.hidden_states(inputs, mask=mask, added=added)
 
     def forward(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss summed in nats, tokens chosen), two scalars, for what `batch` returns."""
-        hidden, chosen = (
-            self.encode(inputs, lengths, halves.get("segments")),
-            targets != IGNORE_INDEX,
-        )  # (B, T, D), (B, T)
-        loss = self.model.losses(hidden[chosen], targets[chosen], "sum", self.smoothing)
+        """Return (loss summed in nats, number of masked tokens), two scalars, for a batch made by `batch`."""
+        hidden = self.hidden_states(inputs, lengths, halves.get("segments"))  # (B, T, D)
+        masked = targets != IGNORE_INDEX  # (B, T)
+        loss = self.model.losses(hidden[masked], targets[masked], "sum", self.smoothing)
         if halves:
-            verdicts = F.cross_entropy(self.sentence_head(hidden[:, 0]), halves["continues"], reduction="none")  # (B,)
-            loss = loss + (chosen.sum(1) * verdicts).sum()
-        return loss, chosen.sum()
+            sentence_losses = F.cross_entropy(
+                self.sentence_head(hidden[:, 0]), halves["is_next"], reduction="none"
+            )  # (B,)
+            loss = loss + (masked.sum(1) * sentence_losses).sum()
+        return loss, masked.sum()
 
     def eval_batch(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> dict:
-        """Both losses and their sum, how many tokens are the likeliest, and how many pairs are told right."""
-        hidden, chosen = (
-            self.encode(inputs, lengths, halves.get("segments")),
-            targets != IGNORE_INDEX,
-        )  # (B, T, D), (B, T)
-        losses, ranks = losses_and_ranks(self.model, hidden[chosen], targets[chosen])
-        loss, n_chosen = losses.sum(), chosen.sum()
-        found = {"loss": (loss, n_chosen), "val_masked_accuracy": ((ranks == 0).sum(), n_chosen)}
+        """Return both losses, their sum and both accuracies, each as a sum and a count."""
+        hidden = self.hidden_states(inputs, lengths, halves.get("segments"))  # (B, T, D)
+        masked = targets != IGNORE_INDEX  # (B, T)
+        losses, ranks = losses_and_ranks(self.model, hidden[masked], targets[masked])
+        loss, n_masked = losses.sum(), masked.sum()
+        metrics = {"loss": (loss, n_masked), "val_masked_accuracy": ((ranks == 0).sum(), n_masked)}
         if not halves:
-            return found
-        logits, is_next = self.sentence_head(hidden[:, 0]), halves["continues"]  # (B, 2), (B,)
-        verdicts, n_pairs = F.cross_entropy(logits, is_next, reduction="none"), torch.tensor(len(is_next))
-        return found | {
-            "loss": (loss + (chosen.sum(1) * verdicts).sum(), n_chosen),
-            "val_masked_loss": (loss, n_chosen),
-            "val_sentence_loss": (verdicts.sum(), n_pairs),
+            return metrics
+        logits, is_next = self.sentence_head(hidden[:, 0]), halves["is_next"]  # (B, 2), (B,)
+        sentence_losses, n_pairs = F.cross_entropy(logits, is_next, reduction="none"), torch.tensor(len(is_next))
+        return metrics | {
+            "loss": (loss + (masked.sum(1) * sentence_losses).sum(), n_masked),
+            "val_masked_loss": (loss, n_masked),
+            "val_sentence_loss": (sentence_losses.sum(), n_pairs),
             "val_sentence_accuracy": ((logits.argmax(-1) == is_next).sum(), n_pairs),
         }
 
     def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
-        """Return the tokens of the documents, (N,), since each is masked as often."""
+        """Return the tokens of the text, (N,): each is equally likely to be masked."""
         return text_tokens(data, split)
 
     def trivial_losses(self, config: TrainConfig, data: PreparedData) -> dict[str, float]:
-        """See `Objective.trivial_losses`; the second half of a pair is guessed with p = 1/2."""
-        coin = math.log(2) * self.config.next_sentence
-        return {name: loss + coin for name, loss in super().trivial_losses(config, data).items()}
+        """See `Objective.trivial_losses`; next-sentence prediction by a coin toss costs ln 2."""
+        coin_toss = math.log(2) * self.config.next_sentence
+        return {name: loss + coin_toss for name, loss in super().trivial_losses(config, data).items()}
 
-    # --- writing ------------------------------------------------------------------------------------------------------
+    # --- samples ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate_text(
@@ -178,29 +181,33 @@ class Masked(Objective):
         temperature: float = 0.0,
         **sampling,
     ) -> Iterator[str]:
-        """The prompt with a token for each [MASK] in it. ValueError where there is none, or no room for the prompt."""
+        """Yield the prompt with one token for each [MASK]. ValueError if there is none, or no room for the prompt."""
         ids = tokenizer.special_tokens
-        text = np.array(encode_blanks(prompt, tokenizer, MASK))
+        text = np.array(encode_masked_prompt(prompt, tokenizer, MASK))
         if ids[MASK] not in text:
-            raise ValueError(f"this model fills in what is masked: write {MASK} into the prompt, once for each token")
-        inputs, _, segments = self._framed(text, text, len(text) // 2 if self.config.next_sentence else None, ids)
+            raise ValueError(
+                f"this model predicts masked tokens: write {MASK} into the prompt, once for each missing token"
+            )
+        inputs, _, segments = self._add_special_tokens(
+            text, text, len(text) // 2 if self.config.next_sentence else None, ids
+        )
         device = next(self.parameters()).device
         inputs, segments = (torch.from_numpy(row)[None].to(device) for row in (inputs, segments))  # (1, T)
         lengths = torch.tensor([inputs.size(1)], device=device)
-        hidden = self.encode(inputs, lengths, segments if self.config.next_sentence else None)
-        places = inputs == ids[MASK]  # (1, T)
-        logits = self.model.out_head(hidden[places])[:, : tokenizer.base_vocab_size]  # (N, V): no special token
-        inputs[places] = sample_token(logits, temperature, **sampling)
+        hidden = self.hidden_states(inputs, lengths, segments if self.config.next_sentence else None)
+        positions = inputs == ids[MASK]  # (1, T)
+        logits = self.model.out_head(hidden[positions])[:, : tokenizer.base_vocab_size]  # (N, V): no special token
+        inputs[positions] = sample_token(logits, temperature, **sampling)
         yield tokenizer.decode(i for i in inputs[0].tolist() if i not in (ids[CLS], ids[SEP]))
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
-        """sample_prompt filled in, or a text of the validation split, as it is read and as it is filled in."""
-        masked = config.sample_prompt
-        if not masked:
+        """Return sample_prompt, or a masked validation text, and the same with its masks filled in."""
+        masked_text = config.sample_prompt
+        if not masked_text:
             examples = self.examples(config, data, data.val)
             text = examples.text(seed % len(examples))[: config.model.context_length - 3]
             rng, mask_id = example_rng((0,), seed), data.tokenizer.special_tokens[MASK]
             chosen = rng.choice(len(text), max(1, round(self.config.mask_rate * len(text))), replace=False)
             text[chosen] = mask_id
-            masked = data.tokenizer.decode(text.tolist())
-        return f"{masked}\n\nfilled in: {''.join(self.generate_text(masked, data.tokenizer, True))}"
+            masked_text = data.tokenizer.decode(text.tolist())
+        return f"{masked_text}\n\nfilled in: {''.join(self.generate_text(masked_text, data.tokenizer, True))}"

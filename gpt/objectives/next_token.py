@@ -1,4 +1,4 @@
-"""Next-token prediction: at each position, the token that comes next."""
+"""Next-token prediction: the loss of a GPT."""
 
 import torch
 from torch import Tensor
@@ -12,17 +12,17 @@ from gpt.token_files import PreparedData
 
 
 class NextToken(Objective):
-    """-sum log p(x_{t+1} | x_1 .. x_t), the loss of a GPT. Radford et al. 2018, equation 1."""
+    """-sum ln p(x_{t+1} | x_1 .. x_t). Radford et al. 2018, equation 1."""
 
     reads_any_text = True
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss summed in nats, targets counted), two scalars, for inputs and targets (B, T)."""
+        """Return (loss summed in nats, number of targets), two scalars, for inputs and targets (B, T)."""
         loss = self.model(inputs, targets, reduction="sum", label_smoothing=self.smoothing)
         return loss, (targets != IGNORE_INDEX).sum()
 
     def has_entropy_floor(self, config: TrainConfig) -> bool:
-        """Return whether evaluation reads each document whole, from its start: then the text's entropy is a bound."""
+        """Return whether evaluation reads all documents whole: then their entropy bounds the loss from below."""
         return config.data.packing == "document" and not config.eval_batches
 
     def evaluate(
@@ -32,7 +32,7 @@ class NextToken(Objective):
         device: torch.device | str = "cpu",
         ctx: DistContext = SINGLE_PROCESS,
     ) -> Evaluation:
-        """The loss per token on the validation split, without smoothing, and per byte of its text."""
+        """Return the loss on the validation split, per token and per byte, without label smoothing."""
         return evaluate(
             self.model,
             data.val.tokens,

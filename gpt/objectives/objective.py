@@ -1,4 +1,4 @@
-"""What an objective is: a loss on the GPT's backbone, and all that the rest of the house asks of it."""
+"""The base class of objectives: a loss on the GPT backbone, its data, its evaluation and its samples."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.data import create_examples, fit_to_data
+from gpt.data import create_examples, resolve_config
 from gpt.generation import generate_ids, sample_documents
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
@@ -23,18 +23,18 @@ SAMPLE_TEMPERATURE = 0.8  # a little below 1: less weight on improbable tokens
 
 
 class Objective(nn.Module):
-    """One loss. It holds the backbone as `model`, owns all parameters to be trained, and maps a batch, as its own
-    `batch` makes it, to (loss summed in nats, tokens counted).
+    """A loss to train by. It holds the backbone as `model` and all trainable parameters.
 
-    The Trainer divides by the count, over micro-batches and processes, so that a token weighs the same however a batch
-    is cut. A new objective overrides what is different about it: always `forward`, most often `batch`.
+    `forward` maps a batch, made by `batch`, to (loss summed in nats, number of tokens). The Trainer divides the sums
+    over all micro-batches and processes, so that each token has the same weight. A subclass always overrides `forward`
+    and usually `batch`.
     """
 
-    special_tokens: tuple[str, ...] = ()  # tokens that it adds to any tokenizer, after that one's own
-    metrics: tuple[str, ...] = ()  # what it measures besides the loss: further columns of metrics.csv
-    reads_any_text = False  # evaluate.py can measure it on any text: its loss is that of the next token
-    continues_prompts = True  # generate.py hands it a text to go on with
-    left_to_right = True  # its model is a GPT that predicts the next token: other programs can use it
+    special_tokens: tuple[str, ...] = ()  # added to the tokenizer's vocabulary
+    metrics: tuple[str, ...] = ()  # names of evaluation results other than the loss: extra columns of metrics.csv
+    reads_any_text = False  # the loss is that of the next token, defined on any text
+    continues_prompts = True  # generate.py passes it a prompt to continue, not one with blanks
+    left_to_right = True  # the model predicts the next token, so that it can be exported
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
         super().__init__()
@@ -42,42 +42,45 @@ class Objective(nn.Module):
         self.config = config or ObjectiveConfig()
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss summed in nats, tokens counted), two scalars, for what `batch` returns."""
+        """Return (loss summed in nats, number of tokens), two scalars, for a batch made by `batch`."""
         raise NotImplementedError
 
     @property
     def smoothing(self) -> float:
-        """The label smoothing of a loss: none when it is measured, so that losses compare."""
+        """The label smoothing: 0 in evaluation mode, so that losses are comparable."""
         return self.config.label_smoothing if self.training else 0.0
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
     @classmethod
     def transform(cls, data: PreparedData) -> PreparedData:
-        """Prepared data as this objective reads them: with its special tokens in the vocabulary."""
+        """Return the prepared data as this objective reads them: with its special tokens in the vocabulary."""
         if not cls.special_tokens:
             return data
         return dataclasses.replace(data, tokenizer=with_special_tokens(data.tokenizer, cls.special_tokens))
 
     @classmethod
     def resolve_config(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
-        """The config with what the data decide filled in. ValueError where it does not fit them."""
-        return fit_to_data(config, data)
+        """Return the config with the fields that the data determine. ValueError if they contradict each other."""
+        return resolve_config(config, data)
 
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
-        """What `batch` takes a batch from: the windows of a split that a config asks for."""
+        """Return the examples of a split, from which `batch` makes batches."""
         return create_examples(config, data, split)
 
     def batch(self, examples: Sized, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
-        """The arguments of `forward` for the windows of these numbers. What is drawn at random for window i is drawn
-        by `draw(key, i)`, so that it is the same however a batch is cut, and again when a run is resumed."""
+        """Return the arguments of `forward` for the examples with these indices.
+
+        Random numbers for example i come from `example_rng(key, i)`, so that they depend neither on the batch size nor
+        on whether the run was resumed.
+        """
         inputs, targets = examples.batch(indices)
         return {"inputs": inputs, "targets": targets}
 
-    # --- measuring ----------------------------------------------------------------------------------------------------
+    # --- evaluation ---------------------------------------------------------------------------------------------------
 
     def eval_batch(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of a batch, "loss" and each of `metrics`: a sum, and how many it is the sum of."""
+        """Return a sum and a count, two scalars each, for "loss" and for each name in `metrics`."""
         return {"loss": self(**batch)}
 
     @torch.no_grad()
@@ -88,26 +91,28 @@ class Objective(nn.Module):
         device: torch.device | str = "cpu",
         ctx: DistContext = SINGLE_PROCESS,
     ) -> Evaluation:
-        """The loss on the validation split: all of it, or eval_batches spread evenly over it, shared out over the
-        processes. What is drawn at random is the same each time, and no random state is touched."""
+        """Return the loss on the validation split, or on eval_batches batches spread evenly over it.
+
+        Processes share the batches. Masks and spans are the same at each call, and no global random state changes.
+        """
         examples, size = self.examples(config, data, data.val), config.batch_size
         batches = [range(first, min(first + size, len(examples))) for first in range(0, len(examples), size)]
         if 0 < config.eval_batches < len(batches):
             batches = [batches[i * len(batches) // config.eval_batches] for i in range(config.eval_batches)]
         names = ("loss", *self.metrics)
-        measured = np.zeros((len(batches), len(names), 2))  # of each batch a sum, and how many it is the sum of
+        results = np.zeros((len(batches), len(names), 2))  # a sum and a count of each batch and name
         with evaluation_mode(self):
             for number in ctx.shard(range(len(batches))):
                 batch = self.batch(examples, batches[number], key=(0,))
-                found = self.eval_batch(**{name: tensor.to(device) for name, tensor in batch.items()})
-                measured[number] = [[float(figure) for figure in found[name]] for name in names]
-        sums, counts = np.moveaxis(ctx.all_reduce_sum(measured), 2, 0)  # (batches, metrics) each
+                result = self.eval_batch(**{name: tensor.to(device) for name, tensor in batch.items()})
+                results[number] = [[float(scalar) for scalar in result[name]] for name in names]
+        sums, counts = np.moveaxis(ctx.all_reduce_sum(results), 2, 0)  # (batches, names) each
         means = sums.sum(0) / counts.sum(0).clip(min=1)
         metrics = dict(zip(self.metrics, means[1:].tolist(), strict=True))
         return Evaluation(np.arange(len(batches)), sums[:, 0], counts[:, 0], metrics=metrics)
 
     def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
-        """Return the token ids that the objective predicts in a split, (N,), at most about MAX_TOKENS of them."""
+        """Return the token ids that the objective predicts in a split, (N,); of a large split the first MAX_TOKENS."""
         return split.tokens[1:MAX_TOKENS]
 
     def trivial_losses(self, config: TrainConfig, data: PreparedData) -> dict[str, float]:
@@ -124,35 +129,35 @@ class Objective(nn.Module):
         """Return whether the entropy of the text bounds the validation loss from below."""
         return False
 
-    # --- writing ------------------------------------------------------------------------------------------------------
+    # --- samples ------------------------------------------------------------------------------------------------------
 
     def generate_text(
         self, prompt: str, tokenizer: Tokenizer, prepend_eot: bool, max_new_tokens: int | None = None, **sampling
     ) -> Iterator[str]:
-        """The prompt, and what the model makes of it, piece by piece; `sampling` as in `gpt.generation.generate`."""
+        """Yield the prompt and its continuation piece by piece; `sampling` as in `gpt.generation.generate`."""
         written = generate_ids(self.model, tokenizer.encode(prompt), tokenizer, prepend_eot, max_new_tokens, **sampling)
         yield prompt
         yield from decode_stream(tokenizer, written)
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
-        """A text for samples.txt: sample_prompt continued, or the first token of the training split."""
+        """Return a text for samples.txt: a continuation of sample_prompt, or of the training split's first token."""
         prompt = config.sample_prompt
-        longest = None if config.data.packing == "document" else SAMPLE_TOKENS
-        prepend_eot = longest is None or (data.has_eot and not prompt)  # whose first token is end-of-text
+        max_new_tokens = None if config.data.packing == "document" else SAMPLE_TOKENS
+        prepend_eot = max_new_tokens is None or (data.has_eot and not prompt)
         if not prompt and not prepend_eot:
             prompt = data.tokenizer.decode(data.train.tokens[:1].tolist())
         generator = torch.Generator(next(self.model.parameters()).device).manual_seed(seed)
         return "".join(
             self.generate_text(
-                prompt, data.tokenizer, prepend_eot, longest, temperature=SAMPLE_TEMPERATURE, generator=generator
+                prompt, data.tokenizer, prepend_eot, max_new_tokens, temperature=SAMPLE_TEMPERATURE, generator=generator
             )
         )
 
     def sample_documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
-        """n documents as the model writes them, each as probable as it says."""
+        """Return n documents sampled from the model at temperature 1."""
         return [tokenizer.decode(ids) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]
 
 
 def example_rng(key: tuple[int, ...], index: int) -> np.random.Generator:
-    """The generator of what is drawn at random for window `index` under a key."""
+    """Return the random generator of example `index` under a key."""
     return np.random.default_rng([*key, index])

@@ -1,4 +1,4 @@
-"""Conditional generation: the target's tokens, given the prompt's."""
+"""Supervised fine-tuning: predict the response, given the prompt."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,61 +15,59 @@ from gpt.ops.reference import IGNORE_INDEX
 from gpt.token_files import PreparedData, TokenFile
 
 
-class Pairs:
-    """The pairs of a split: prompts and targets, which stand in turn between end-of-text tokens.
+class PairExamples:
+    """The pairs of a split: prompts and responses in turn, separated by end-of-text tokens.
 
-    A pair is read as end-of-text, prompt x, target y, end-of-text. Where that is longer than context_length + 1 tokens,
-    the beginning of the prompt is left out. ValueError for a target that does not fit by itself.
+    An example is end-of-text, prompt x, response y, end-of-text. If it exceeds context_length + 1 tokens, the prompt
+    loses its beginning. ValueError for a response that does not fit by itself.
     """
 
     def __init__(self, tokens: np.ndarray, eot_id: int, context_length: int):
         self.tokens, self.eot_id, self.context_length = tokens, eot_id, context_length
-        self.marks = np.flatnonzero(np.asarray(tokens) == eot_id)
-        longest = int(np.diff(self.marks)[1::2].max())  # of the targets, with the token that ends each
+        self.ends = np.flatnonzero(np.asarray(tokens) == eot_id)
+        longest = int(np.diff(self.ends)[1::2].max())  # response, with its end-of-text token
         if longest > context_length:
             raise ValueError(
-                f"a target takes {longest} tokens with its end, but model.context_length is {context_length}: raise it"
+                f"a response has {longest} tokens with its end, but model.context_length is {context_length}: raise it"
             )
 
     def __len__(self) -> int:
-        return len(self.marks) // 2
+        return len(self.ends) // 2
 
     def pair(self, index: int) -> tuple[list[int], list[int]]:
-        """The tokens of a prompt and of its target, without marks."""
-        before, between, after = self.marks[2 * index : 2 * index + 3].tolist()
+        """Return the token ids of a prompt and of its response, without end-of-text tokens."""
+        before, between, after = self.ends[2 * index : 2 * index + 3].tolist()
         return self.tokens[before + 1 : between].tolist(), self.tokens[between + 1 : after].tolist()
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of several pairs, int64, (B, T) each, T the longest one's length. Targets are -100 for the
-        prompt's own tokens and beyond a pair's end."""
+        """Return inputs and targets of several pairs, int64, (B, T) each; targets are -100 in prompts and padding."""
         inputs, targets = [], []
-        for prompt, target in map(self.pair, indices):
-            prompt = prompt[max(0, 1 + len(prompt) + len(target) - self.context_length) :]
-            inputs.append(torch.tensor([self.eot_id, *prompt, *target]))
-            targets.append(torch.tensor([IGNORE_INDEX] * len(prompt) + [*target, self.eot_id]))
+        for prompt, response in map(self.pair, indices):
+            prompt = prompt[max(0, 1 + len(prompt) + len(response) - self.context_length) :]
+            inputs.append(torch.tensor([self.eot_id, *prompt, *response]))
+            targets.append(torch.tensor([IGNORE_INDEX] * len(prompt) + [*response, self.eot_id]))
         return pad_sequence(inputs, batch_first=True), pad_sequence(
             targets, batch_first=True, padding_value=IGNORE_INDEX
         )
 
 
 class SFT(Objective):
-    """-ln p(y | x) = -sum over the target's tokens of ln p(y_t | x, y_1 .. y_{t-1}), its end counted, the prompt's own
-    tokens not. Sutskever et al. 2014, arXiv:1409.3215, equation 1.
+    """-ln p(y | x) = -sum ln p(y_t | x, y_1 .. y_{t-1}) over the tokens of the response y and its end-of-text token.
+    The tokens of the prompt x have no loss. Sutskever et al. 2014, arXiv:1409.3215, equation 1.
 
-    "val_exact_match" is the share of targets of which each token is the likeliest after those before it: what greedy
-    decoding writes word for word.
+    "val_exact_match" is the share of responses that greedy decoding writes exactly.
     """
 
     metrics = ("val_exact_match",)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss summed in nats, the targets' tokens), two scalars, for inputs and targets (B, T)."""
+        """Return (loss summed in nats, number of response tokens), two scalars, for inputs and targets (B, T)."""
         counted = targets != IGNORE_INDEX  # (B, T)
-        hidden = self.model.hidden_states(inputs)[counted]  # (N, D): no logits are made of a prompt
+        hidden = self.model.hidden_states(inputs)[counted]  # (N, D): prompts need no logits
         return self.model.losses(hidden, targets[counted], "sum", self.smoothing), counted.sum()
 
     def eval_batch(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """The loss, and how many targets greedy decoding would write."""
+        """Return the loss and the share of exact responses, each as a sum and a count."""
         counted = targets != IGNORE_INDEX  # (B, T)
         losses, ranks = losses_and_ranks(self.model, self.model.hidden_states(inputs)[counted], targets[counted])
         likeliest = torch.ones_like(counted).masked_scatter(counted, ranks == 0)  # (B, T)
@@ -78,21 +76,24 @@ class SFT(Objective):
 
     @classmethod
     def resolve_config(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
-        """See `Objective.resolve_config`; the data must be pairs."""
+        """See `Objective.resolve_config`; the data must be pairs, and every response must fit the model."""
         if not data.paired:
             raise ValueError(
-                f"the objective {config.objective.name} learns pairs, which {data.folder} does not hold: prepare a "
+                f"the objective {config.objective.name} needs pairs, and {data.folder} holds none: prepare a "
                 f".jsonl with --prompt_field and --target_field"
             )
         if config.data.packing != "document":
-            raise ValueError(f"the objective {config.objective.name} reads pairs: set data.packing to 'document'")
+            raise ValueError(
+                f"data.packing is {config.data.packing!r}, but the objective {config.objective.name} reads pairs: set "
+                f"it to 'document'"
+            )
         for split in (data.train, data.val):
-            Pairs(split.tokens, data.tokenizer.eot_id, config.model.context_length)  # ValueError where one does not fit
+            PairExamples(split.tokens, data.tokenizer.eot_id, config.model.context_length)  # checks the lengths
         return super().resolve_config(config, data)
 
-    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Pairs:
-        """The pairs of a split."""
-        return Pairs(split.tokens, data.tokenizer.eot_id, config.model.context_length)
+    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> PairExamples:
+        """Return the pairs of a split."""
+        return PairExamples(split.tokens, data.tokenizer.eot_id, config.model.context_length)
 
     def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
         """Return the tokens of all responses, each with its end-of-text token, (N,)."""
@@ -100,10 +101,10 @@ class SFT(Objective):
         return np.concatenate([[*pairs.pair(i)[1], pairs.eot_id] for i in range(len(pairs))])
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
-        """sample_prompt continued, or a prompt of the validation split, with the true target below."""
+        """Return a response to sample_prompt, or to a validation prompt, with the true response below."""
         if config.sample_prompt:
             return super().sample(config, data, seed)
         pairs = self.examples(config, data, data.val)
-        prompt, target = (data.tokenizer.decode(ids) for ids in pairs.pair(seed % len(pairs)))
-        written = super().sample(dataclasses.replace(config, sample_prompt=prompt), data, seed)
-        return f"{written}\n(true: {target.strip()})"
+        prompt, response = (data.tokenizer.decode(ids) for ids in pairs.pair(seed % len(pairs)))
+        text = super().sample(dataclasses.replace(config, sample_prompt=prompt), data, seed)
+        return f"{text}\n(true: {response.strip()})"

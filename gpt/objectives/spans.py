@@ -1,4 +1,4 @@
-"""Stretches of text that are read from both sides."""
+"""Spans of text for objectives that read from both sides."""
 
 import numpy as np
 
@@ -9,19 +9,19 @@ from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
 
 
-class Spans:
-    """Stretches of a split's text of at most `longest` tokens each, rows of (start, end): documents without the marks
-    around them, cut where they are longer, or the whole text cut. ValueError where none has two tokens."""
+class SpanExamples:
+    """The examples of a split: documents without their end-of-text tokens, or the whole text if it is packed, cut into
+    spans of at most `max_length` tokens. Spans of one token are left out. ValueError if none is left."""
 
-    def __init__(self, config: TrainConfig, data: PreparedData, split: TokenFile, longest: int):
+    def __init__(self, config: TrainConfig, data: PreparedData, split: TokenFile, max_length: int):
         self.tokens, self.tokenizer = split.tokens, data.tokenizer
         if config.data.packing == "document":
-            spans = document_spans(split.tokens, data.tokenizer.eot_id, longest)[:, :2] + 1  # those of the targets
-            spans[:, 1] -= split.tokens[spans[:, 1] - 1] == data.tokenizer.eot_id  # but for the mark
+            spans = document_spans(split.tokens, data.tokenizer.eot_id, max_length)[:, :2] + 1  # those of the targets
+            spans[:, 1] -= split.tokens[spans[:, 1] - 1] == data.tokenizer.eot_id
         else:
-            starts = np.arange(0, len(split.tokens), longest)
-            spans = np.stack([starts, np.minimum(starts + longest, len(split.tokens))], axis=1)
-        self.spans = spans[spans[:, 1] - spans[:, 0] >= 2]
+            starts = np.arange(0, len(split.tokens), max_length)
+            spans = np.stack([starts, np.minimum(starts + max_length, len(split.tokens))], axis=1)
+        self.spans = spans[spans[:, 1] - spans[:, 0] >= 2]  # (examples, 2): start, end
         if not len(self.spans):
             raise ValueError(f"{split.path} holds no text of two tokens, of which one could be masked")
 
@@ -29,20 +29,22 @@ class Spans:
         return len(self.spans)
 
     def text(self, index: int) -> np.ndarray:
-        """The tokens of a stretch, int64."""
+        """Return the token ids of an example, int64, (T,)."""
         start, end = self.spans[index]
         return np.asarray(self.tokens[start:end], np.int64)
 
 
-def encode_blanks(prompt: str, tokenizer: Tokenizer, mask: str) -> list[int]:
-    """The token ids of a prompt with `mask` in it, which becomes the token of that name. Where words begin with their
-    space, as byte pairs have it, a space before it belongs to what is missing."""
+def encode_masked_prompt(prompt: str, tokenizer: Tokenizer, mask: str) -> list[int]:
+    """Return the token ids of a prompt in which `mask` stands for the special token of that name.
+
+    A space before it is dropped unless the tokenizer is "char": in byte pairs it belongs to the missing word.
+    """
     if tokenizer.name != "char":
         prompt = prompt.replace(f" {mask}", mask)
     return tokenizer.encode(prompt, special=True)
 
 
 def text_tokens(data: PreparedData, split: TokenFile) -> np.ndarray:
-    """Return the tokens of a split without its end-of-text tokens, (N,), from the first MAX_TOKENS of them."""
+    """Return the tokens of a split without its end-of-text tokens, (N,); of a large split the first MAX_TOKENS."""
     tokens = split.tokens[:MAX_TOKENS]
     return tokens[tokens != data.tokenizer.eot_id]

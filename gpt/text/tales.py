@@ -268,7 +268,7 @@ class GrammarReport:
     broken: dict[str, int]  # the first rule that a rejected text breaks -> how many texts
 
 
-def judge(texts: Iterable[str], known: Collection[str] = ()) -> GrammarReport:
+def check_tales(texts: Iterable[str], known: Collection[str] = ()) -> GrammarReport:
     """Which of some texts are tales; `known` are those that a model was trained on."""
     n, unseen, log_probabilities, broken = 0, 0, [], Counter()
     for text in texts:

@@ -10,7 +10,7 @@ from conftest import corpus_of
 
 from gpt.config import DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
 from gpt.model import GPTModel
-from gpt.objectives.glm_spans import cut_spans, draw_spans, infilling_mask
+from gpt.objectives.glm_spans import cut_spans, infilling_mask, sample_spans
 from gpt.objectives.infilling import Infilling
 from gpt.text.prepare import prepare_data
 
@@ -58,12 +58,12 @@ def test_spans_wherever_they_are(spans, context, targets):
 @pytest.mark.parametrize(
     ("spans", "order", "complaint"),
     [
-        ([], [], "nothing to be filled in"),
+        ([], [], "nothing to fill in"),
         ([(2, 2)], [0], "span 2 .. 2 is empty"),
         ([(0, 3), (2, 4)], [0, 1], "span 2 .. 4 .* overlaps"),
         ([(4, 7)], [0], "leaves the 6 tokens"),
         ([(-1, 2)], [0], "span -1 .. 2"),
-        ([(0, 1), (2, 3)], [0, 0], "order"),
+        ([(0, 1), (2, 3)], [0, 0], "not a permutation"),
     ],
 )
 def test_spans_that_mean_nothing_are_refused(spans, order, complaint):
@@ -121,7 +121,7 @@ def test_a_span_sees_both_sides_and_nothing_of_its_answer():
             text[5] = 17
         blanks = cut_spans(text, [(2, 3), (4, 6)], [1, 0], IDS)
         batch = tensors(blanks)
-        hidden, _, _ = objective.read(**batch)
+        hidden, _, _ = objective.target_states(**batch)
         losses.append(hidden)
     before, right, answer, again = losses
     assert not torch.allclose(before[0], right[0])  # what stands between the blanks is seen from the left one too
@@ -150,7 +150,7 @@ def test_spans_are_drawn_as_they_should_be():
     """All arrangements of two tokens in one or two spans in a text of four, and how often each comes."""
     counts = {}
     for seed in range(6000):
-        spans = draw_spans(4, 0.5, 1.0, np.random.default_rng(seed))
+        spans = sample_spans(4, 0.5, 1.0, np.random.default_rng(seed))
         assert sum(end - start for start, end in spans) == 2
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans)) and spans[0][0] >= 0 and spans[-1][1] <= 4
         counts[tuple(spans)] = counts.get(tuple(spans), 0) + 1
@@ -160,8 +160,8 @@ def test_spans_are_drawn_as_they_should_be():
     for group in (singles, pairs):
         mean = sum(group.values()) / len(group)
         assert all(abs(n - mean) < 5 * mean**0.5 for n in group.values())
-    assert draw_spans(1, 0.15, 3.0, np.random.default_rng(0)) == [(0, 1)]
-    assert draw_spans(5, 0.999, 9.0, np.random.default_rng(0))[0][0] == 0
+    assert sample_spans(1, 0.15, 3.0, np.random.default_rng(0)) == [(0, 1)]
+    assert sample_spans(5, 0.999, 9.0, np.random.default_rng(0))[0][0] == 0
 
 
 @pytest.fixture(scope="module")

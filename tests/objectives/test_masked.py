@@ -10,8 +10,8 @@ from conftest import corpus_of
 
 from gpt.config import DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
 from gpt.model import GPTModel
-from gpt.objectives.masked import Masked, choose
-from gpt.objectives.spans import encode_blanks
+from gpt.objectives.masked import Masked, mask_tokens
+from gpt.objectives.spans import encode_masked_prompt
 from gpt.text.prepare import prepare_data
 from gpt.tokenizer import EOT, CharTokenizer, get_tokenizer, with_special_tokens
 
@@ -49,7 +49,7 @@ def test_what_is_chosen_by_counting():
     text = np.arange(200) % 50
     fates = np.zeros(3)
     for seed in range(400):
-        inputs, targets = choose(text, 0.15, 50, 50, np.random.default_rng(seed))
+        inputs, targets = mask_tokens(text, 0.15, 50, 50, np.random.default_rng(seed))
         chosen = targets != X
         assert chosen.sum() == 30
         assert (targets[chosen] == text[chosen]).all()
@@ -64,7 +64,7 @@ def test_what_is_chosen_by_counting():
 
 @pytest.mark.parametrize(("n", "chosen"), [(1, 1), (2, 1), (3, 1), (10, 2), (100, 15)])
 def test_at_least_one_token_is_chosen(n, chosen):
-    _, targets = choose(np.zeros(n, int), 0.15, 5, 5, np.random.default_rng(0))
+    _, targets = mask_tokens(np.zeros(n, int), 0.15, 5, 5, np.random.default_rng(0))
     assert (targets != X).sum() == chosen
 
 
@@ -85,7 +85,7 @@ def test_a_pair_as_it_is_read(data):
         true = torch.where(targets == X, inputs, targets)
         first, second = true[1 : ends[0]].tolist(), true[ends[0] + 1 : -1].tolist()
         assert len(first) and len(second) and (targets != X).sum() == max(1, round(0.15 * (len(first) + len(second))))
-        own, verdict = examples.text(index).tolist(), int(batch["continues"])
+        own, verdict = examples.text(index).tolist(), int(batch["is_next"])
         assert own[: len(first)] == first
         assert 0.25 * len(own) - 1 <= len(first) <= 0.75 * len(own) + 1
         if verdict:
@@ -113,7 +113,7 @@ def test_the_loss_by_hand(data):
             x = block(x, "full")
         hidden = objective.model.final_norm(x)[0]
         lost = F.cross_entropy(hidden @ objective.model.out_head.weight.T, targets, reduction="sum", ignore_index=X)
-        verdict = F.cross_entropy(objective.sentence_head(hidden[0]), batch["continues"][row])
+        verdict = F.cross_entropy(objective.sentence_head(hidden[0]), batch["is_next"][row])
         total, tokens, sentences = total + lost, tokens + int((targets != X).sum()), sentences + verdict
         total = total + int((targets != X).sum()) * verdict
     loss, counted = objective(**batch)
@@ -144,11 +144,11 @@ def test_both_sides_are_seen_and_the_answer_is_not(data):
     ids = data.tokenizer.special_tokens
     text = torch.tensor([[ids["[CLS]"], 3, ids["[MASK]"], 4, 5, ids["[SEP]"]]])
     lengths = torch.tensor([6])
-    before = objective.encode(text, lengths)[0, 2]
+    before = objective.hidden_states(text, lengths)[0, 2]
     for place in (1, 4):
         changed = text.clone()
         changed[0, place] = 7
-        assert not torch.allclose(objective.encode(changed, lengths)[0, 2], before)
+        assert not torch.allclose(objective.hidden_states(changed, lengths)[0, 2], before)
 
 
 def test_without_next_sentence_there_is_one_loss(data):
@@ -207,6 +207,6 @@ def test_a_space_before_a_mask_belongs_to_the_word_that_is_missing():
     tokenizer = with_special_tokens(get_tokenizer("gpt2"), ["[MASK]"])
     mask = tokenizer.special_tokens["[MASK]"]
     words = [tokenizer.encode(word)[0] for word in ("a", " cat")]
-    assert encode_blanks("a [MASK] cat", tokenizer, "[MASK]") == [words[0], mask, words[1]]
+    assert encode_masked_prompt("a [MASK] cat", tokenizer, "[MASK]") == [words[0], mask, words[1]]
     plain = with_special_tokens(CharTokenizer("a "), ["[MASK]"])
-    assert encode_blanks("a [MASK]", plain, "[MASK]") == [1, 0, 2]
+    assert encode_masked_prompt("a [MASK]", plain, "[MASK]") == [1, 0, 2]

@@ -30,7 +30,7 @@ from gpt.objectives.distill import distillation_loss
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.objective import Objective, example_rng
 from gpt.objectives.reverse import Reverse
-from gpt.objectives.sft import SFT, Pairs
+from gpt.objectives.sft import SFT, PairExamples
 from gpt.run.callbacks import CSVLog, SampleLog
 from gpt.run.plots import read_metrics
 from gpt.run.training import resume_run, start_run
@@ -139,15 +139,18 @@ def test_micro_batches_of_any_size_make_the_same_steps(name, shelf, tmp_path):
             name, shelf, model_drop_rate=0.0, batch_size=batch_size, grad_accum_steps=8 // batch_size, max_steps=4
         )
         torch.manual_seed(0)
-        objective = OBJECTIVES[name](GPTModel(config.model), config.objective).double()
+        teacher = {"teacher": objective._teacher[0]} if name == "distill" else {}
+        objective = OBJECTIVES[name](GPTModel(config.model), config.objective, **teacher).double()
         run = RunFolder(tmp_path / str(batch_size))
         run.create(config, data.tokenizer)
         CSVLog.create(run.metrics, objective.metrics)
         run.samples.touch()
         Trainer(config, objective, data, run, callbacks=[CSVLog(), SampleLog()], log=quiet).train()
         weights.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))
-    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-12)
-    torch.testing.assert_close(weights[0], weights[2], rtol=0, atol=1e-12)
+    # A gradient of norm 1 or less sums 8 · 48 tokens in another order. AdamW divides its rounding by at least 1e-8.
+    rounding = torch.finfo(torch.float64).eps * math.sqrt(8 * 48)
+    for other in weights[1:]:
+        torch.testing.assert_close(weights[0], other, rtol=0, atol=config.max_steps * config.optim.lr * rounding / 1e-8)
 
 
 @NAMES
@@ -474,7 +477,7 @@ def test_what_reverse_writes_ends_with_the_prompt(shelf, prepend_eot):
 def pairs_by_hand(context_length=8):
     """ab -> cd, a -> ccd, and an empty prompt -> d; 4 ends a text."""
     tokens = np.array([4, 0, 1, 4, 2, 3, 4, 0, 4, 2, 2, 3, 4, 4, 3, 4], np.uint16)
-    return Pairs(tokens, 4, context_length)
+    return PairExamples(tokens, 4, context_length)
 
 
 @pytest.fixture
@@ -537,24 +540,24 @@ def test_a_prompt_gives_context_and_no_loss(tiny_model):
 )
 def test_the_beginning_of_a_prompt_that_is_too_long_is_left_out(context_length, inputs):
     tokens = np.array([4, 0, 1, 2, 3, 0, 1, 4, 2, 2, 4], np.uint16)
-    found, targets = Pairs(tokens, 4, context_length).batch([0])
+    found, targets = PairExamples(tokens, 4, context_length).batch([0])
     assert found.tolist() == [inputs]
     assert targets.tolist() == [[-100] * (context_length - 3) + [2, 2, 4]]
     with pytest.raises(
-        ValueError, match=r"a target takes 3 tokens with its end, but model\.context_length is 2: raise"
+        ValueError, match=r"a response has 3 tokens with its end, but model\.context_length is 2: raise"
     ):
-        Pairs(tokens, 4, 2)
+        PairExamples(tokens, 4, 2)
 
 
 def test_what_cannot_be_learnt_as_pairs_is_refused(shelf):
     pairs, documents = load_data(shelf / "pairs"), load_data(shelf / "documents")
     config = config_of("sft", shelf)
     assert resolve_config(config, pairs)[0].model.vocab_size == pairs.tokenizer.vocab_size
-    with pytest.raises(ValueError, match=r"learns pairs, which .*documents does not hold: prepare a \.jsonl"):
+    with pytest.raises(ValueError, match=r"needs pairs, and .*documents holds none: prepare a \.jsonl"):
         resolve_config(config, documents)
-    with pytest.raises(ValueError, match=r"set data\.windows to 'document'"):
+    with pytest.raises(ValueError, match=r"data\.packing is 'packed', .* set it to 'document'"):
         resolve_config(change(config, data=DataConfig(path=config.data.path)), pairs)
-    with pytest.raises(ValueError, match=r"a target takes 3 tokens with its end, but model\.context_length is 2"):
+    with pytest.raises(ValueError, match=r"a response has 3 tokens with its end, but model\.context_length is 2"):
         resolve_config(change(config, model_context_length=2), pairs)
     assert resolve_config(change(config, model_context_length=3), pairs)
 
@@ -763,11 +766,11 @@ def test_a_teacher_that_cannot_teach_is_refused(shelf, tmp_path, prepared):
     refused(r"objective\.teacher is empty: name the run", "")
     refused(r"unknown run 'nobody'", "nobody")
     refused(r"no checkpoint 'step-000009'", f"{teacher}:step-000009")
-    refused(r"model\.context_length is 49, more than the 48 of the teacher", model_context_length=49)
+    refused(r"model\.context_length is 49, but 48 in the teacher", model_context_length=49)
     refused(r"has other tokens than .* prepare the data with --tokenizer .*tokenizer\.json", data=prepared)
     for name in ("reverse",):
         start_run(config_of(name, shelf), tmp_path / name, quiet)._save(is_best=True)
-        refused(r"predicts no next token", str(tmp_path / name))
+        refused(r"was trained with the objective reverse", str(tmp_path / name))
 
 
 def test_a_loss_in_bfloat16_is_summed_in_float32(shelf, tmp_path):

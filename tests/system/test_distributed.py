@@ -1,11 +1,13 @@
-"""Several processes against one: the same losses, the same runs, however they are started, stopped and killed."""
+"""Several processes against one: the same losses, however runs are started, stopped and killed."""
 
 import dataclasses
-import itertools
+import importlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,27 +16,72 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import together
 import torch
-from conftest import TEXT, corpus_of
-from runs import assert_same_run, change, train
-from test_objectives import config_of, shelf  # noqa: F401 - a fixture
+import torch.distributed as dist
+from conftest import TEXT, corpus_of, pairs_of
 
 from gpt.checkpoint import RunFolder
-from gpt.config import AdapterConfig, DataConfig, GPTConfig, OptimConfig, TrainConfig, to_toml
+from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, OptimConfig, TrainConfig, to_toml
+from gpt.run.callbacks import Plot
 from gpt.run.plots import read_metrics
-from gpt.run.training import resume_run
+from gpt.run.training import resume_run, start_run
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.text.prepare import prepare_data
 
 PROJECT = Path(__file__).parents[2]
-STEPS = 50
-SIZES = (2, 4)
-WHOLE = ("packed", "documents")  # by two processes and by four; what else there is, by two
-SHARES = list(itertools.product(range(1, 20), (1, 2, 3, 8), (1, 2, 3, 5)))
 
 
-def start_together(n, *arguments):
-    """Start n processes as torchrun starts them."""
+@pytest.fixture(autouse=True, scope="module")
+def _no_plots():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plot, "draw", lambda self, trainer: None)
+        yield
+
+
+# --- one process ------------------------------------------------------------------------------------------------------
+
+
+def test_a_single_process_does_everything():
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.shard(range(5)) == range(5)
+    assert SINGLE_PROCESS.all_reduce_sum([1.5, 2]).tolist() == [1.5, 2]
+    assert SINGLE_PROCESS.all_reduce_max(3) == 3
+    assert SINGLE_PROCESS.all_gather("a") == ["a"]
+    assert SINGLE_PROCESS.broadcast("a") == "a"
+    module = torch.nn.Linear(2, 2)
+    assert SINGLE_PROCESS.wrap_fsdp(module, "fsdp") is module
+    assert SINGLE_PROCESS.wrap_ddp(module, torch.device("cpu")) is module
+    assert SINGLE_PROCESS.full_state_dict({"a": [module.weight]}) == {"a": [module.weight]}
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "batch_size", "world_size"),
+    [(1, 1, 1), (12, 4, 1), (12, 3, 2), (7, 4, 2), (15, 5, 2), (13, 8, 3), (19, 3, 5), (19, 2, 5), (8, 1, 8)],
+)
+def test_each_example_is_in_one_micro_batch_of_one_process(n_examples, batch_size, world_size):
+    by_rank = [DistContext(rank, world_size).micro_batches(range(n_examples), batch_size) for rank in range(world_size)]
+    examples = [example for of_rank in by_rank for micro_batch in of_rank for example in micro_batch]
+    assert sorted(examples) == list(range(n_examples))
+    assert len({len(of_rank) for of_rank in by_rank}) == 1  # each waits for the others equally often
+    assert all(1 <= len(micro_batch) <= batch_size for of_rank in by_rank for micro_batch in of_rank)
+
+
+@pytest.mark.parametrize(("n_examples", "batch_size", "world_size"), [(1, 1, 2), (3, 1, 2), (7, 1, 2), (4, 8, 5)])
+def test_a_step_that_cannot_be_divided_is_refused(n_examples, batch_size, world_size):
+    for rank in range(world_size):
+        with pytest.raises(ValueError, match=f"use a multiple of {world_size}"):
+            DistContext(rank, world_size).micro_batches(range(n_examples), batch_size)
+
+
+def test_one_process_cuts_a_step_into_batches():
+    assert SINGLE_PROCESS.micro_batches(range(12), 4) == [range(4), range(4, 8), range(8, 12)]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def start_torchrun(n, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-port", "0"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--", *map(str, arguments)]
     path = f"{PROJECT}{os.pathsep}{PROJECT / 'tests'}"
@@ -44,29 +91,93 @@ def start_together(n, *arguments):
     )  # fmt: skip
 
 
-def together(n, jobs, folder):
-    """Have n processes do jobs (tests/together.py); what each of them was told, by job and rank."""
+def run_jobs(n, jobs, folder):
+    """Run jobs (tests/together.py) in n processes. Return the outcomes by job and rank."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    process = start_together(n, PROJECT / "tests" / "together.py", folder / "jobs.json")
-    words, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, words
-    return [
-        [(folder / f"told-{number}-rank-{rank}.txt").read_text() for rank in range(n)] for number in range(len(jobs))
-    ]
+    process = start_torchrun(n, PROJECT / "tests" / "together.py", folder / "jobs.json")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return read_outcomes(n, len(jobs), folder)
+
+
+def train(config, folder):
+    trainer = start_run(config, folder, lambda line: None)
+    trainer.train()
+    return trainer
+
+
+def with_model(config, **changes):
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+
+def fork_jobs(n, jobs, folder):
+    """As `run_jobs`, but in forks of this process, which spare the imports; it holds the store in place of torchrun."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    for slow_import in ("torch._dynamo", "torch.distributed.fsdp"):  # once, rather than in each fork
+        importlib.import_module(slow_import)
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    environment = {"WORLD_SIZE": n, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+
+    def fork(rank):
+        os.environ.update({name: str(value) for name, value in {**environment, "RANK": rank}.items()})
+        together.run_jobs(folder / "jobs.json")
+
+    processes = [multiprocessing.get_context("fork").Process(target=fork, args=(rank,)) for rank in range(n)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * n
+    return read_outcomes(n, len(jobs), folder)
+
+
+def read_outcomes(n, n_jobs, folder):
+    """What the processes wrote, by job and rank."""
+    return [[(folder / f"outcome-{job}-rank-{rank}.txt").read_text() for rank in range(n)] for job in range(n_jobs)]
+
+
+def as_dict(config, **changes):
+    return {**dataclasses.asdict(config), **changes}
 
 
 def losses(run):
-    """Training and validation losses by row, and what else is measured."""
+    """The loss columns of metrics.csv, and tokens_seen."""
     columns = read_metrics(run / "metrics.csv")
     return {name: np.array(column) for name, column in columns.items() if "loss" in name or name == "tokens_seen"}
 
 
 def assert_same_losses(run, truth):
+    """Equal but for float32's rounding, which training amplifies."""
     a, b = losses(run), losses(truth)
     assert np.isfinite(b["train_loss"]).sum() >= 3
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5, err_msg=f"{name} of {run.name}")
+
+
+def assert_same_run(run, truth):
+    """Bit for bit, but for the times measured."""
+    a, b = (RunFolder(folder).load("last") for folder in (run, truth))
+    for x, y in ((a.weights, b.weights), (a.training_state, b.training_state)):
+        x, y = dict(tensors_of(x)), dict(tensors_of(y))
+        assert x.keys() == y.keys()
+        assert all(torch.equal(x[name], y[name]) for name in x)
+    assert (a.state["step"], a.state["best_loss"]) == (b.state["step"], b.state["best_loss"])
+    for name, column in losses(truth).items():
+        np.testing.assert_array_equal(losses(run)[name], column)
+    assert RunFolder(run).samples.read_text() == RunFolder(truth).samples.read_text()
+
+
+def tensors_of(tree, path=()):
+    """(path, tensor) for each tensor in nested dictionaries and lists."""
+    if isinstance(tree, torch.Tensor):
+        yield path, tree
+    elif isinstance(tree, (dict, list)):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from tensors_of(value, (*path, key))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +188,10 @@ def documents(tmp_path_factory):
     return prepare_data(corpus_of(folder / "texts", *lines), "char", folder / "data").folder
 
 
-def cases(documents, shelf):  # noqa: F811
-    """Configs by name, each with dropout 0 in float32."""
-    plain = TrainConfig(
+def packed_config(documents):
+    return TrainConfig(
         seed=5,
-        max_steps=STEPS,
+        max_steps=50,
         batch_size=8,
         log_every=1,
         eval_every=25,
@@ -94,181 +204,78 @@ def cases(documents, shelf):  # noqa: F811
         data=DataConfig(path=str(documents)),
         optim=OptimConfig(lr=3e-3, min_lr=3e-4, warmup_steps=10),
     )  # fmt: skip
-    by_document = dataclasses.replace(
-        plain,
+
+
+def document_config(documents):
+    """Micro-batches of unequal token counts, and Muon."""
+    return dataclasses.replace(
+        packed_config(documents),
         batch_size=3,
         grad_accum_steps=4,
         data=DataConfig(path=str(documents), packing="document"),
         optim=OptimConfig(name="muon", lr=3e-3, min_lr=3e-4, warmup_steps=10),
     )
-    found = {
-        "packed": plain,
-        "documents": by_document,  # unequal counts, in passes, by Muon
-        "uneven": dataclasses.replace(by_document, batch_size=5, grad_accum_steps=3, optim=plain.optim, max_steps=20),
-        "untied": change(
-            plain, model_tie_embeddings=False, model_implementation="reference", max_steps=6, eval_every=3
-        ),
-        "lstm": change(plain, model_backbone="lstm", max_steps=6, eval_every=3),
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
+def test_two_processes_train_as_one(documents, tmp_path):
+    """With DDP and with FSDP2; stopped, resumed, and refused where the processes differ."""
+    config = dataclasses.replace(document_config(documents), max_steps=4, eval_every=2, sample_every=0)
+    dropout = with_model(config, drop_rate=0.1)
+    differing_data = []
+    for number, text in enumerate(("to be or not to be. " * 30, "to be or not to eb. " * 30)):
+        folder = tmp_path / f"place-{number}"
+        folder.mkdir()
+        prepare_data(corpus_of(tmp_path / f"texts-{number}", text), "char", folder / "data")
+        differing_data.append({"folder": str(folder), "config": {"data": dataclasses.asdict(DataConfig(path="data"))}})
+    jobs = {
+        "ddp": {"config": as_dict(config, parallel="ddp")},
+        "fsdp": {"config": as_dict(config, parallel="fsdp")},
+        "dropout": {"config": as_dict(dropout, parallel="fsdp")},
+        "resumed": {"config": as_dict(dropout, parallel="fsdp"), "stop_at": 2},
+        "resumed again": {"config": as_dict(dropout, parallel="fsdp"), "resume": True},
+        "ddp again": {"config": as_dict(config, parallel="ddp")},
+        "other data": {"config": as_dict(packed_config(documents)), "by_rank": differing_data},
+        "other config": {"config": as_dict(config), "by_rank": [{}, {"config": {"seed": 8}}]},
+        "indivisible": {"config": as_dict(config, batch_size=1, grad_accum_steps=1)},
     }
-    for name in ("reverse", "masked", "infilling", "sft", "distill"):
-        found[name] = config_of(name, shelf, model_drop_rate=0.0, log_every=1)
-    return found
+    runs = {name: tmp_path / "runs" / name.removesuffix(" again") for name in jobs}
+    outcomes = fork_jobs(2, [{**job, "run": str(runs[name])} for name, job in jobs.items()], tmp_path / "jobs")
+    outcomes = dict(zip(jobs, outcomes, strict=True))
+
+    train(config, tmp_path / "runs" / "one")
+    assert_same_losses(runs["ddp"], tmp_path / "runs" / "one")
+    assert_same_losses(runs["fsdp"], tmp_path / "runs" / "one")
+    assert all(outcome.endswith("averaged 4 times") for outcome in outcomes["ddp"])  # once per step
+    assert_same_run(runs["resumed"], runs["dropout"])  # bit for bit
+
+    refusals = ("ddp again", "other data", "other config", "indivisible")
+    for name in refusals:
+        first, second = outcomes[name]
+        assert first == second  # both processes raise it
+        assert first.startswith("ValueError: ")
+    assert "has a checkpoint" in outcomes["ddp again"][0]
+    assert re.search(r"SHA-256 of the train tokens is '\w{64}' on rank 1 and '\w{64}' on rank 0", outcomes["other data"][0])
+    assert "seed is 8 on rank 1 and 5 on rank 0: all processes need the same config" in outcomes["other config"][0]
+    assert "1 examples per step (batch_size x grad_accum_steps)" in outcomes["indivisible"][0]
+    assert not any((runs[name] / "config.toml").exists() for name in refusals[1:])
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, documents, shelf):  # noqa: F811
-    """A folder of runs, by one process and by several: ONE/NAME, ddp-2/NAME, ..."""
-    folder = tmp_path_factory.mktemp("together")
-    configs = cases(documents, shelf)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
-        for name, config in configs.items():
-            train(config, folder / "one" / name)
-        lora = dataclasses.replace(
-            configs["packed"], max_steps=6, eval_every=3, init_from=str(folder / "one" / "packed"),
-            adapter=AdapterConfig(name="lora"), model=GPTConfig(vocab_size=0, drop_rate=0.0),
-        )  # fmt: skip
-        train(lora, folder / "one" / "lora")
-    dropped = change(configs["documents"], model_drop_rate=0.1, max_steps=8, eval_every=5)
-    for n in SIZES:
-        jobs = []
-        for kind in ("ddp", "fsdp"):
-            place = folder / f"{kind}-{n}"
-            for name, config in {**configs, "lora": lora}.items():
-                if n == 4 and name not in WHOLE:
-                    continue
-                jobs.append({"run": str(place / name), "config": as_dict(config, parallel=kind)})
-            for name, stops in {"half": [25], "dropped": [], "dropped-stopped": [3]}.items():
-                config = configs["packed"] if name == "half" else dropped
-                job = {"run": str(place / name), "config": as_dict(config, parallel=kind)}
-                ends = [*stops, None] if name != "half" else stops
-                jobs += [{**job, "stop_at": end, "resume": number > 0} for number, end in enumerate(ends)]
-            if n == 4:  # what two have begun
-                shutil.copytree(folder / f"{kind}-2" / "half", place / "half-of-two")
-                config = as_dict(configs["packed"], parallel="fsdp" if kind == "ddp" else "ddp")
-                jobs.append({"run": str(place / "half-of-two"), "config": config, "resume": True})
-        told = together(n, jobs, folder / f"jobs-{n}")
-        (folder / f"told-{n}.json").write_text(
-            json.dumps({job["run"]: words for job, words in zip(jobs, told, strict=True)})
-        )
-    return folder
+# --- processes that end -----------------------------------------------------------------------------------------------
 
 
-def as_dict(config, **changes):
-    return {**dataclasses.asdict(config), **changes}
-
-
-OTHERS = ("uneven", "untied", "lstm", "lora", "reverse", "masked", "infilling", "sft", "distill")
-
-
-def test_several_processes_are_as_one(runs, tmp_path):
-    """All in one test, since it is the runs that take the time, and two workers would each make them."""
-    for by in (f"{kind}-{n}" for kind in ("ddp", "fsdp") for n in SIZES):
-        for name in WHOLE + OTHERS * by.endswith("2"):
-            assert_same_losses(runs / by / name, runs / "one" / name)
-        check_what_is_saved(runs, by)
-        check_that_one_goes_on(runs, by, tmp_path / by)
-        check_that_a_stopped_run_goes_on_bit_for_bit(runs, by)
-    for kind in ("ddp", "fsdp"):  # begun by two, whose model was shared out where now each has all of it, or otherwise
-        assert_same_losses(runs / f"{kind}-4" / "half-of-two", runs / "one" / "packed")
-    for n in SIZES:
-        check_that_gradients_are_added_up_once_a_step(runs, n)
-
-
-def check_that_gradients_are_added_up_once_a_step(runs, n):
-    """Of 12 windows in passes of 3, two processes make two passes each, and four one."""
-    told = json.loads((runs / f"told-{n}.json").read_text())
-    assert set(re.findall(r"added up \d+ times", " ".join(told[str(runs / f"ddp-{n}" / "documents")]))) == {
-        f"added up {STEPS} times"
-    }
-
-
-def check_what_is_saved(runs, by):
-    """A run like any other: whole tensors, by the same names."""
-    one, several = (RunFolder(runs / place / "documents").load("last") for place in ("one", by))
-    assert one.weights.keys() == several.weights.keys()
-    for name, tensor in one.weights.items():
-        torch.testing.assert_close(several.weights[name], tensor, rtol=0, atol=1e-4)
-    means, found = (c.training_state["optimizer"]["state"] for c in (one, several))
-    assert {k: v.keys() for k, v in means.items()} == {k: v.keys() for k, v in found.items()}
-    assert all(type(t) is torch.Tensor for state in found.values() for t in state.values())
-    assert len(several.training_state["random"]) == int(by[-1])
-
-
-def check_that_one_goes_on(runs, by, tmp_path):
-    shutil.copytree(runs / by / "half", tmp_path / "run")
-    words = []
-    trainer = resume_run(tmp_path / "run", log=words.append)
-    assert trainer.step == 25
-    trainer.draw = lambda: None
-    trainer.train()
-    assert f"processes 1 in place of {by[-1]}: the last digits of what follows may differ" in words
-    assert_same_losses(tmp_path / "run", runs / "one" / "packed")
-
-
-def check_that_a_stopped_run_goes_on_bit_for_bit(runs, by):
-    """With dropout, whose draws are each process's own."""
-    assert_same_run(runs / by / "dropped-stopped", runs / by / "dropped")
-    one = losses(runs / by / "dropped")["train_loss"]
-    assert not np.allclose(one[1:], losses(runs / "one" / "documents")["train_loss"][1 : len(one)], atol=1e-4)
-
-
-def test_processes_that_differ_are_refused(documents, tmp_path):
-    """Another config, another token file under the same name, too few windows: all are told, none waits."""
-    config = TrainConfig(
-        max_steps=2, device="cpu", data=DataConfig(path="data"),
-        model=GPTConfig(vocab_size=0, context_length=16, emb_dim=16, n_heads=2, n_layers=1),
-    )  # fmt: skip
-    for number, words in enumerate(("to be or not to be. " * 30, "to be or not to eb. " * 30)):
-        (tmp_path / f"place-{number}").mkdir()
-        prepare_data(corpus_of(tmp_path / f"texts-{number}", words), "char", tmp_path / f"place-{number}" / "data")
-    here, there = ({"folder": str(tmp_path / f"place-{number}")} for number in (0, 1))
-    jobs = [
-        {"config": as_dict(config), "by_rank": [here, there]},
-        {"config": as_dict(config), "by_rank": [here, {**here, "config": {"seed": 8}}]},
-        {"config": as_dict(config, batch_size=1), "by_rank": [here, here]},
-        {"config": as_dict(config), "by_rank": [here, here]},
-        {"config": as_dict(config), "by_rank": [here, here]},  # the run is there already
-    ]
-    runs = ["data", "config", "windows", "good", "good"]
-    told = together(2, [{**job, "run": str(tmp_path / run)} for run, job in zip(runs, jobs, strict=True)], tmp_path)
-    for words in told[:3]:
-        assert len(set(words)) == 1  # the same for both
-    assert re.match(r"ValueError: rank 1 has train tokens of SHA-256 '\w{64}', and rank 0 '\w{64}': ", told[0][0])
-    assert told[1][0].startswith("ValueError: rank 1 has seed 8, and rank 0 1337: all processes need the same config")
-    assert told[2][0].startswith(
-        "ValueError: a step has 1 windows (batch_size x grad_accum_steps), which 2 processes cannot"
-    )
-    assert told[3][0].startswith("step 2, loss ")
-    assert "has a checkpoint" in told[4][0]
-    assert sorted(path.name for path in tmp_path.iterdir() if (path / "config.toml").exists()) == ["good"]
-
-
-# --- the end --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("kind", "rank"), [("ddp", 1), ("fsdp", 0)])
-def test_a_killed_process_ends_the_others_and_is_named(documents, shelf, tmp_path, kind, rank):  # noqa: F811
-    run = tmp_path / "run"
-    arguments = ["--config", tmp_path / "run.toml", "--run", run, "--parallel", kind, "--max_steps", 10**6]
-    endless = dataclasses.replace(cases(documents, shelf)["packed"], save_every=5, eval_every=10**6)
-    (tmp_path / "run.toml").write_text(to_toml(endless))
-    process = start_together(2, PROJECT / "scripts" / "train.py", *arguments)
+def hurt(process, run, rank, number):
+    """Send a signal to one process of a run that has begun to train. Return its id, and all output of the run."""
     try:
         wait_until(lambda: (run / "checkpoints" / "last").exists())
         (victim,) = (p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == str(rank))
-        victim.kill()
-        start = time.monotonic()
-        words, _ = process.communicate(timeout=30)
-        assert time.monotonic() - start < 30
+        victim.send_signal(number)
+        output, _ = process.communicate(timeout=60)
     finally:
-        for left in psutil.Process(process.pid).children() if process.poll() is None else ():
-            left.kill()
+        for child in psutil.Process(process.pid).children() if process.poll() is None else ():
+            child.kill()
         process.kill()
-    assert process.returncode == 1
-    assert re.search(rf"^rank {rank} \(process {victim.pid} on .*\) is gone: all end\. With --resume", words, re.M)
-    step = resume_run(run, log=lambda line: None).step
-    assert step >= 5
+    return victim.pid, output
 
 
 def wait_until(condition, seconds=60):
@@ -279,44 +286,141 @@ def wait_until(condition, seconds=60):
     raise TimeoutError
 
 
-def test_a_mistake_of_all_is_told_once():
-    process = start_together(2, PROJECT / "scripts" / "train.py", "--config", "configs/story.toml", "--max_stepz", "3")
-    words, _ = process.communicate(timeout=60)
+def start_endless_run(documents, tmp_path, parallel):
+    config = dataclasses.replace(packed_config(documents), save_every=5, eval_every=10**6, max_steps=10**6)
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    arguments = ["--config", tmp_path / "run.toml", "--run", tmp_path / "run", "--parallel", parallel]
+    return start_torchrun(2, PROJECT / "scripts" / "train.py", *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("parallel", "rank"), [("ddp", 1), ("fsdp", 0)])
+def test_a_killed_process_ends_the_others(documents, tmp_path, parallel, rank):
+    process, run = start_endless_run(documents, tmp_path, parallel), tmp_path / "run"
+    victim, output = hurt(process, run, rank, signal.SIGKILL)
     assert process.returncode == 1
-    assert words.count("error: unknown option --max_stepz: did you mean --max_steps?") == 1
+    assert output.count("another process is gone: ending. --resume continues from the last checkpoint") == 1
+    assert output.count("Traceback (most recent call last)") == 1  # torchrun's own
+    assert re.search(rf"rank +: {rank} .*\n *exitcode +: -9 \(pid: {victim}\)", output)  # torchrun's report
+    assert resume_run(run, log=lambda line: None).step >= 5
 
 
-# --- alone ----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_a_frozen_process_ends_the_others_and_is_named(documents, tmp_path):
+    process, run = start_endless_run(documents, tmp_path, "ddp"), tmp_path / "run"
+    victim, output = hurt(process, run, 1, signal.SIGSTOP)
+    assert process.returncode == 1
+    assert re.search(rf"^rank 1 \(process {victim} on .*\) has sent no heartbeat for 15 seconds: ending", output, re.M)
+    assert resume_run(run, log=lambda line: None).step >= 5
 
 
-def test_one_process_does_all():
-    assert SINGLE_PROCESS.is_main
-    assert SINGLE_PROCESS.shard(range(5)) == range(5)
-    assert SINGLE_PROCESS.all_reduce_sum([1.5, 2]).tolist() == [1.5, 2]
-    assert SINGLE_PROCESS.all_reduce_max(3) == 3
-    assert SINGLE_PROCESS.all_gather("a") == ["a"]
-    assert SINGLE_PROCESS.broadcast("a") == "a"
-    module = torch.nn.Linear(2, 2)
-    assert SINGLE_PROCESS.wrap_fsdp(module, "fsdp") is module
-    assert SINGLE_PROCESS.wrap_ddp(module, torch.device("cpu")) is module
-    assert SINGLE_PROCESS.full_state_dict({"a": [module.weight]}) == {"a": [module.weight]}
-    with pytest.raises(KeyError, match="own"):
-        SINGLE_PROCESS.fail(KeyError("own"))
+@pytest.mark.slow
+def test_a_mistake_of_all_processes_is_reported_once():
+    process = start_torchrun(2, PROJECT / "scripts" / "train.py", "--config", "configs/story.toml", "--max_stepz", "3")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.count("error: unknown option --max_stepz: did you mean --max_steps?") == 1
 
 
-@pytest.mark.parametrize(("n_windows", "batch_size", "world_size"), SHARES)
-def test_every_window_is_in_one_pass_of_one_process(n_windows, batch_size, world_size):
-    group = [DistContext(rank, world_size) for rank in range(world_size)]
-    try:
-        passes = [one.passes(range(n_windows), batch_size) for one in group]
-    except ValueError:
-        assert world_size > 1
-        assert n_windows % world_size or n_windows < world_size
-        return
-    assert sorted(window for of_one in passes for portion in of_one for window in portion) == list(range(n_windows))
-    assert len({len(of_one) for of_one in passes}) == 1  # each waits for the others as often
-    assert all(1 <= len(portion) <= batch_size for of_one in passes for portion in of_one)
+# --- every objective and backbone, two and four processes -------------------------------------------------------------
+
+SIZES = (2, 4)
+ON_ALL_SIZES = ("packed", "documents")
+OTHERS = ("uneven", "untied", "lstm", "lora", "reverse", "masked", "infilling", "sft", "distill")  # on two processes
 
 
-def test_one_process_cuts_a_step_into_batches():
-    assert SINGLE_PROCESS.micro_batches(range(12), 4) == [range(4), range(4, 8), range(8, 12)]
+def all_configs(documents, pairs, teacher):
+    """Configs by name, each with dropout 0 in float32."""
+    packed, by_document = packed_config(documents), document_config(documents)
+    short = dataclasses.replace(packed, max_steps=6, eval_every=3, sample_every=3)
+    configs = {
+        "packed": packed,
+        "documents": by_document,
+        "uneven": dataclasses.replace(by_document, batch_size=5, grad_accum_steps=3, optim=packed.optim, max_steps=20),
+        "untied": with_model(short, tie_embeddings=False, implementation="reference"),
+        "lstm": with_model(short, backbone="lstm"),
+    }
+    for name in ("reverse", "masked", "infilling", "sft", "distill"):
+        configs[name] = dataclasses.replace(
+            short, batch_size=4, grad_accum_steps=2,
+            data=DataConfig(path=str(pairs if name == "sft" else documents), packing="document"),
+            objective=ObjectiveConfig(name=name, teacher=str(teacher) if name == "distill" else ""),
+        )  # fmt: skip
+    return configs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, documents):
+    """A folder of runs, in one process and in several: one/NAME, ddp-2/NAME, ..."""
+    folder = tmp_path_factory.mktemp("runs")
+    examples = [(f"{n % 7} and {n % 5}", f"{n % 7 + n % 5}.") for n in range(60)]
+    pairs = prepare_data(pairs_of(folder / "texts", examples), "char", folder / "pairs", 0.2).folder
+    configs = all_configs(documents, pairs, teacher=folder / "one" / "documents")
+    for name, config in configs.items():
+        train(config, folder / "one" / name)
+    configs["lora"] = dataclasses.replace(
+        configs["packed"], max_steps=6, eval_every=3, init_from=str(folder / "one" / "packed"),
+        adapter=AdapterConfig(name="lora"), model=GPTConfig(vocab_size=0, drop_rate=0.0),
+    )  # fmt: skip
+    train(configs["lora"], folder / "one" / "lora")
+    dropout = with_model(dataclasses.replace(configs["documents"], max_steps=8, eval_every=5), drop_rate=0.1)
+    for n in SIZES:
+        jobs = []
+        for parallel in ("ddp", "fsdp"):
+            place = folder / f"{parallel}-{n}"
+            for name in ON_ALL_SIZES + OTHERS * (n == 2):
+                jobs.append({"run": str(place / name), "config": as_dict(configs[name], parallel=parallel)})
+            half = as_dict(configs["packed"], parallel=parallel)
+            jobs.append({"run": str(place / "half"), "config": half, "stop_at": 25})
+            whole = as_dict(dropout, parallel=parallel)
+            jobs.append({"run": str(place / "dropout"), "config": whole})
+            jobs.append({"run": str(place / "dropout-stopped"), "config": whole, "stop_at": 3})
+            jobs.append({"run": str(place / "dropout-stopped"), "config": whole, "resume": True})
+            if n == 4:  # resume a run of two processes, with the other kind of parallelism
+                shutil.copytree(folder / f"{parallel}-2" / "half", place / "half-of-two")
+                config = as_dict(configs["packed"], parallel="fsdp" if parallel == "ddp" else "ddp")
+                jobs.append({"run": str(place / "half-of-two"), "config": config, "resume": True})
+        outcomes = run_jobs(n, jobs, folder / f"jobs-{n}")
+        by_run = {job["run"]: outcome for job, outcome in zip(jobs, outcomes, strict=True)}
+        (folder / f"outcomes-{n}.json").write_text(json.dumps(by_run))
+    return folder
+
+
+@pytest.mark.slow
+def test_every_run_of_several_processes_is_that_of_one(runs, tmp_path):
+    for place in (f"{parallel}-{n}" for parallel in ("ddp", "fsdp") for n in SIZES):
+        for name in ON_ALL_SIZES + OTHERS * place.endswith("2"):
+            assert_same_losses(runs / place / name, runs / "one" / name)
+        check_what_is_saved(runs, place)
+        check_resuming_in_one_process(runs, place, tmp_path / place)
+        assert_same_run(runs / place / "dropout-stopped", runs / place / "dropout")  # bit for bit
+        dropped = losses(runs / place / "dropout")["train_loss"]
+        undropped = losses(runs / "one" / "documents")["train_loss"]
+        assert not np.allclose(dropped[1:], undropped[1 : len(dropped)], atol=1e-4)
+    for parallel in ("ddp", "fsdp"):
+        assert_same_losses(runs / f"{parallel}-4" / "half-of-two", runs / "one" / "packed")
+    for n in SIZES:  # gradients are averaged once per step: 12 examples in micro-batches of 3
+        outcomes = json.loads((runs / f"outcomes-{n}.json").read_text())
+        assert all(outcome.endswith("averaged 50 times") for outcome in outcomes[str(runs / f"ddp-{n}" / "documents")])
+
+
+def check_what_is_saved(runs, place):
+    """Whole tensors by the same names as those of one process, and the random state of each process."""
+    one, several = (RunFolder(runs / folder / "documents").load("last") for folder in ("one", place))
+    assert one.weights.keys() == several.weights.keys()
+    for name, tensor in one.weights.items():
+        torch.testing.assert_close(several.weights[name], tensor, rtol=0, atol=1e-4)
+    expected, found = (c.training_state["optimizer"]["state"] for c in (one, several))
+    assert {k: v.keys() for k, v in expected.items()} == {k: v.keys() for k, v in found.items()}
+    assert all(type(t) is torch.Tensor for state in found.values() for t in state.values())
+    assert len(several.training_state["random"]) == int(place[-1])
+
+
+def check_resuming_in_one_process(runs, place, tmp_path):
+    shutil.copytree(runs / place / "half", tmp_path / "run")
+    lines = []
+    trainer = resume_run(tmp_path / "run", log=lines.append)
+    assert trainer.step == 25
+    trainer.train()
+    assert any("processes" in line and "last digits" in line for line in lines)
+    assert_same_losses(tmp_path / "run", runs / "one" / "packed")

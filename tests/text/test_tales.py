@@ -443,19 +443,19 @@ def test_there_is_one_villain(sampled):
 def test_a_verdict_counts_the_tales_and_the_rules_broken():
     wrong = [text.replace(said, new) for text, said, new, rule in WRONG if rule in ("thing", "trial")]
     texts = [ANNA, *wrong, TOM, "", TOM, VERA, ANNA + "\n"]
-    verdict = tales.judge(iter(texts), known={ANNA, "something else"})
+    verdict = tales.check_tales(iter(texts), known={ANNA, "something else"})
     assert verdict.texts == len(texts) == len(wrong) + 6
     assert (verdict.accepted, verdict.unseen) == (4, 3)
     mean = -(ln(*OPTIONS[ANNA]) + 2 * ln(*OPTIONS[TOM]) + ln(*OPTIONS[VERA])) / 4
     assert verdict.log_probability == pytest.approx(mean, abs=1e-11)
     assert verdict.broken == {"thing": 4, "trial": 2, "unknown sentence": 2}
     assert next(iter(verdict.broken)) == "thing"  # the most frequent first
-    assert tales.judge([ANNA, VERA]).unseen == 2
+    assert tales.check_tales([ANNA, VERA]).unseen == 2
 
 
 @pytest.mark.parametrize("texts", [[], ["", "Once upon a time."]])
 def test_a_verdict_without_a_tale_has_no_mean(texts):
-    verdict = tales.judge(texts)
+    verdict = tales.check_tales(texts)
     assert (verdict.texts, verdict.accepted, verdict.unseen) == (len(texts), 0, 0)
     assert math.isnan(verdict.log_probability)
     assert verdict.broken == ({"unknown sentence": 2} if texts else {})

@@ -1,7 +1,6 @@
-"""The command line: what wins over what, how options are typed, where runs are, and how a program ends."""
+"""The command line: precedence of settings, how values are typed, where runs are found, and exit statuses."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working folder, beside an empty project."""
+    """An empty working folder next to an empty project."""
     (tmp_path / "here").mkdir()
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -33,7 +32,7 @@ def write(path: Path, text: str = "") -> Path:
 
 
 def config(*arguments: str, file: str | Path | None = None) -> TrainConfig:
-    """The config of a file and of what is typed after the script's name."""
+    """Return the config of a file, overridden by arguments."""
     parser = Parser("A program.")
     add_config_options(parser)
     typed = parser.parse_args(list(arguments))
@@ -41,14 +40,14 @@ def config(*arguments: str, file: str | Path | None = None) -> TrainConfig:
 
 
 def typed(value) -> str | None:
-    """A test's name where its parameter is a list of arguments."""
+    """Return the test id of a list of arguments."""
     return " ".join(value) if isinstance(value, list) else None
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(here):
+def test_command_line_overrides_file_overrides_defaults(here):
     file = write(here / "x.toml", "max_steps = 5\nbatch_size = 3\n[model]\nn_layers = 2\nemb_dim = 96\n")
     found = config("--batch_size", "7", "--model.n_layers", "4", "--optim.lr", "0.5", file=file)
     assert (found.max_steps, found.batch_size) == (5, 7)
@@ -63,16 +62,16 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(here
     assert found == from_dict(TrainConfig, expected)
 
 
-def test_without_anything_all_is_default(here):
+def test_defaults(here):
     assert config() == TrainConfig()
     assert config(file=write(here / "empty.toml")) == TrainConfig()
 
 
-def test_every_setting_can_be_typed():
-    """Each with a value that is not its default."""
+def test_every_setting_has_an_option():
+    """Every field gets a value other than its default."""
     options = {
         "--seed": 1, "--max_steps": 2, "--batch_size": 3, "--grad_accum_steps": 4, "--log_every": 5, "--eval_every": 6,
-        "--eval_batches": 7, "--save_every": 8, "--keep": 9, "--sample_every": 10, "--sample_prompt": "a b",
+        "--eval_batches": 7, "--save_every": 8, "--keep_checkpoints": 9, "--sample_every": 10, "--sample_prompt": "a b",
         "--device": "cpu", "--dtype": "bfloat16", "--compile": "true", "--model.vocab_size": 11,
         "--model.context_length": 12, "--model.emb_dim": 26, "--model.n_heads": 13, "--model.n_layers": 14,
         "--model.drop_rate": 0.15, "--model.qkv_bias": "true", "--model.tie_embeddings": "true",
@@ -104,11 +103,11 @@ def test_every_setting_can_be_typed():
     ],
     ids=typed,
 )
-def test_a_flag_with_and_without_its_value(arguments, expected):
+def test_flags_with_and_without_a_value(arguments, expected):
     assert config(*arguments).compile is expected
 
 
-def test_a_flag_can_be_turned_off_that_the_file_turned_on(here):
+def test_an_option_turns_off_a_flag_of_the_file(here):
     file = write(here / "x.toml", "compile = true\n[model]\nqkv_bias = true\ntie_embeddings = true\n")
     found = config("--compile", "false", "--model.qkv_bias=false", file=file)
     assert (found.compile, found.model.qkv_bias, found.model.tie_embeddings) == (False, False, True)
@@ -127,21 +126,21 @@ def test_a_flag_can_be_turned_off_that_the_file_turned_on(here):
     ],
     ids=typed,
 )
-def test_values_as_they_are_typed(arguments, name, expected):
+def test_text_values(arguments, name, expected):
     assert getattr(config(*arguments), name) == expected
 
 
 @pytest.mark.parametrize("text, value", [("1e-3", 1e-3), ("1", 1.0), (".5", 0.5), ("5_0", 50.0)])
-def test_numbers_as_they_are_typed(text, value):
+def test_number_formats(text, value):
     assert config("--optim.lr", text, "--optim.min_lr", "0").optim.lr == value
 
 
-def test_names_are_not_abbreviated():
+def test_options_cannot_be_abbreviated():
     with pytest.raises(ValueError, match="unknown option --max_step: did you mean --max_steps"):
         config("--max_step", "3")
 
 
-def test_a_mistake_in_the_file_is_told_apart_from_one_on_the_command_line(here):
+def test_a_mistake_in_the_file_names_the_file(here):
     file = write(here / "x.toml", "[model]\nemb_dim = 16\nn_heads = 4\n")
     with pytest.raises(ValueError, match=r"^model\.emb_dim 16 is not divisible by n_heads 3"):
         config("--model.n_heads", "3", file=file)
@@ -163,7 +162,7 @@ def test_next_run_counts_up(here):
     assert next_run("y.toml") == Path("runs/y-001")
 
 
-def test_next_run_passes_a_file_of_that_name_and_goes_beyond_999(here):
+def test_next_run_skips_files_and_counts_beyond_999(here):
     write(here / "runs/x-001")
     assert next_run("x.toml") == Path("runs/x-002")
     for number in range(2, 1000):
@@ -202,7 +201,7 @@ def test_an_existing_run_is_found_by_name_and_by_path(here):
     assert existing_run(str(here / "runs/mine")) == here / "runs/mine"
 
 
-def test_an_unknown_run_is_answered_with_what_is_there(here):
+def test_an_unknown_run_lists_the_existing_ones(here):
     with pytest.raises(ValueError, match="unknown run 'mine': there are none under runs/ yet"):
         existing_run("mine")
     for name in ("story-001", "story-002", "sort-001"):
@@ -233,11 +232,11 @@ def test_a_shipped_config_is_found_from_another_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- ends -------------------------------------------------------------------------------------------------------------
+# --- exit statuses -----------------------------------------------------------------------------------------------------
 
 
-def ends(main, monkeypatch, capsys) -> tuple[int, str]:
-    """The exit status of a program, and what it writes to stderr."""
+def run_main(main, monkeypatch, capsys) -> tuple[int, str]:
+    """Return the exit status of a main function and what it writes to stderr."""
     monkeypatch.setattr(sys, "argv", ["scripts/program.py"])
     monkeypatch.delenv("GPT_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as end:
@@ -253,8 +252,8 @@ def raising(error: BaseException):
 
 
 @pytest.mark.parametrize("returned, status", [(None, 0), (0, 0), (130, 130), (143, 143)])
-def test_the_status_is_what_main_returns(monkeypatch, capsys, returned, status):
-    assert ends(lambda: returned, monkeypatch, capsys) == (status, "")
+def test_exit_status_is_what_main_returns(monkeypatch, capsys, returned, status):
+    assert run_main(lambda: returned, monkeypatch, capsys) == (status, "")
 
 
 @pytest.mark.parametrize(
@@ -264,43 +263,29 @@ def test_the_status_is_what_main_returns(monkeypatch, capsys, returned, status):
         (FileNotFoundError(2, "No such file", "a.txt"), 2, "program.py: error: No such file: a.txt\n"),
         (OSError(28, "No space left on device"), 2, "program.py: error: No space left on device\n"),
         (FloatingPointError("the loss is nan"), 1, "program.py: error: the loss is nan\n"),
-        (MemoryError(), 2, "program.py: error: not enough memory: a smaller batch, context or text takes less\n"),
-        (
-            RuntimeError("can't allocate memory: you tried to allocate 9 bytes"),
-            2,
-            "program.py: error: not enough memory: a smaller batch, context or text takes less\n",
-        ),
         (KeyboardInterrupt(), 130, ""),
     ],
     ids=repr,
 )
-def test_a_mistake_is_one_line(monkeypatch, capsys, error, status, said):
-    assert ends(raising(error), monkeypatch, capsys) == (status, said)
+def test_errors_are_one_line(monkeypatch, capsys, error, status, said):
+    assert run_main(raising(error), monkeypatch, capsys) == (status, said)
 
 
-def test_a_message_of_many_lines_is_told_in_two_at_most(monkeypatch, capsys):
-    status, said = ends(raising(ValueError("unknown file 'a\nb\nc\nd'\n\n")), monkeypatch, capsys)
-    assert status == 2
-    assert len(said.splitlines()) <= 2
-    assert all(letter in said for letter in "abcd")
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes differ"), RecursionError()], ids=repr)
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes differ")], ids=repr)
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         run(raising(error))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a program without asking it")
-def test_sigterm_leaves_nothing_half_done(tmp_path):
-    """Also where nobody has prepared for it: it passes through as an exception does."""
+def test_sigterm_leaves_no_partial_folder(tmp_path):
     program = """if True:
         import sys, time, pathlib
         from gpt.run.cli import run
-        from gpt.system.files import whole_folder
+        from gpt.system.files import atomic_folder
 
         def main():
-            with whole_folder(pathlib.Path(sys.argv[1]) / "x"):
+            with atomic_folder(pathlib.Path(sys.argv[1]) / "x"):
                 print("inside", flush=True)
                 time.sleep(60)
 
@@ -314,21 +299,13 @@ def test_sigterm_leaves_nothing_half_done(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
-def test_ctrl_c_among_the_imports_shows_no_traceback():
-    program = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background
-    program += "import gpt.run.cli; os.kill(os.getpid(), signal.SIGINT)"  # has it ignored
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
-
-
-def test_a_mistake_shows_its_traceback_where_it_is_asked_for(monkeypatch):
+def test_traceback_on_request(monkeypatch):
     monkeypatch.setitem(os.environ, "GPT_TRACEBACK", "1")
     with pytest.raises(ValueError, match="a mistake"):
         run(raising(ValueError("a mistake")))
 
 
-def test_the_parser_raises_instead_of_printing(capsys):
+def test_parser_raises_instead_of_printing(capsys):
     parser = Parser("A program.")
     parser.add_argument("--needed", required=True, type=int)
     for arguments in (
@@ -345,17 +322,10 @@ def test_the_parser_raises_instead_of_printing(capsys):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_console_that_lacks_characters_shows_question_marks(encoding):
+def test_a_console_shows_question_marks_for_missing_characters(encoding):
     program = "from gpt.run.cli import run\nrun(lambda: print('caf\\u00e9 \\u4e2d \\U0001f600'))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode(encoding).split() == [{"ascii": "caf?"}.get(encoding, "caf\u00e9"), "?", "?"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="sh closes the streams")
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_closed_streams_are_no_error(closed):
-    command = f"'{sys.executable}' -c 'from gpt.run.cli import run; run(lambda: print(1))' {closed}"
-    assert subprocess.run(["sh", "-c", command]).returncode == 0

@@ -25,18 +25,9 @@ from torch import Tensor, nn
 
 from gpt.config import TrainConfig, from_dict, read_toml, to_toml
 from gpt.model import GPTModel
+from gpt.system import files
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
-from gpt.system.files import (
-    FolderLock,
-    atomic_file,
-    atomic_folder,
-    checksummed,
-    flush,
-    read_checksummed,
-    recover,
-    sha256,
-    write_text,
-)
+from gpt.system.files import atomic_file, atomic_folder, checksummed, sha256, write_text
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 3  # of a checkpoint
@@ -109,7 +100,7 @@ class Checkpoint:
 def read_state(folder: Path) -> dict[str, Any]:
     """Return a checkpoint's state.json. ValueError if it is missing, damaged or of another format."""
     try:
-        state = read_checksummed(folder / "state.json")
+        state = files.read_checksummed(folder / "state.json")
     except FileNotFoundError:
         raise ValueError(f"{folder} is incomplete: state.json is missing") from None
     if state["format"] != FORMAT:
@@ -166,29 +157,22 @@ class RunFolder:
         self.metrics, self.samples = self.path / "metrics.csv", self.path / "samples.txt"
         self.plot, self.grammar_plot = self.path / "loss.png", self.path / "grammar.png"
         self.frozen, self.not_finite = self.path / "frozen.safetensors", self.path / "not_finite.safetensors"
-        self.folder_lock = FolderLock(self.path)
+        self.folder_lock = files.FolderLock(self.path)
         self._tokenizer_sha256 = self._frozen_sha256 = ""
         self._corrupt: set[str] = set()  # checkpoints that failed their checks: neither counted nor deleted
 
     @contextlib.contextmanager
-    def lock(self, ctx: DistContext = SINGLE_PROCESS) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Take the lock and keep it unless the block fails; first clean up after a save that was killed.
 
-        Rank 0 does so; the other processes start after it. ValueError if the lock is taken, or if the folder holds
-        something other than a run.
+        ValueError if the lock is taken, or if the folder holds something other than a run.
         """
-        with self._lock() if ctx.is_main else contextlib.nullcontext():
-            ctx.barrier()
-            yield
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
         visible = self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir())
         if visible and not self.config_file.is_file() and not self.steps():
             raise ValueError(f"{self.path} exists and is not a run: name another folder")
         with self.folder_lock.lock_or_fail():
             for aside in self.checkpoints.glob(".step-*.old"):
-                recover(self.checkpoints / aside.name[1:-4])
+                files.recover(self.checkpoints / aside.name[1:-4])
             for unfinished in (*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp")):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
             yield
@@ -196,7 +180,7 @@ class RunFolder:
     def create(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
         """Make the folder, write config and tokenizer, and remove the logs of a run that never saved."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_config(config)  # first: it marks the folder as a run
+        write_text(self.config_file, to_toml(config))  # first: it marks the folder as a run
         self.write_tokenizer(tokenizer)
         self.checkpoints.mkdir(exist_ok=True)
         for old in (self.metrics, self.samples, self.plot, self.grammar_plot, self.not_finite, self.frozen):
@@ -204,11 +188,7 @@ class RunFolder:
         self.samples.touch()
         self._frozen_sha256 = ""
         for folder in (self.path, self.path.parent):
-            flush(folder)
-
-    def write_config(self, config: TrainConfig) -> None:
-        """Write config.toml."""
-        write_text(self.config_file, to_toml(config))
+            files.flush(folder)
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Write tokenizer.json; later checkpoints carry its checksum."""
@@ -255,7 +235,8 @@ class RunFolder:
         name = f"step-{state['step']:06d}"
         _check_finite(name, weights, training_state)
         try:
-            folder = self._write(name, weights, frozen, training_state, {**state, "best": self._best(name, is_best)})
+            best = name if is_best else self._pointer("best")
+            folder = self._write(name, weights, frozen, training_state, {**state, "best": best})
             write_text(self.checkpoints / "last", name + "\n")
             if is_best:
                 write_text(self.checkpoints / "best", name + "\n")
@@ -288,9 +269,6 @@ class RunFolder:
             text = checksummed({"format": FORMAT, **state, "sha256": digests})
             (temporary / "state.json").write_text(text, encoding="utf-8", newline="\n")
         return folder
-
-    def _best(self, name: str, is_best: bool) -> str | None:
-        return name if is_best else self._pointer("best")
 
     def _delete_old(self, keep_checkpoints: int) -> None:
         valid = [step for step in self.steps() if step not in self._corrupt]
@@ -356,10 +334,6 @@ class RunFolder:
     def load(self, which: str = "last", training: bool = True) -> Checkpoint:
         """Read the checkpoint that `find` finds; see `read_checkpoint`."""
         return read_checkpoint(self.find(which), training)
-
-    def state(self, which: str = "last") -> dict[str, Any]:
-        """Return the state.json of a checkpoint: step, tokens_seen, best_loss, ..."""
-        return read_state(self.find(which))
 
     def load_newest_valid(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest valid checkpoint, or None, and the errors of newer ones."""

@@ -51,7 +51,7 @@ import torch._dynamo  # noqa: E402 - the first optimizer would, in each fork ane
 
 import gpt.run.plots  # noqa: E402
 import gpt.trainer  # noqa: E402, F401 - here, so that a fork has it
-from gpt.checkpoint import RunFolder  # noqa: E402
+from gpt.checkpoint import RunFolder, read_state  # noqa: E402
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig, to_toml  # noqa: E402
 from gpt.text.prepare import prepare_data  # noqa: E402
 from gpt.text.sources import Corpus  # noqa: E402
@@ -59,8 +59,8 @@ from gpt.text.sources import Corpus  # noqa: E402
 TRAIN = PROJECT / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork") if sys.platform == "linux" else None
 TIMES = ("tokens_per_second", "elapsed_s")  # the columns of metrics.csv that no two runs share
-RECORDS = ("metrics.csv", "samples.txt")
-SAVED = ("model.safetensors", "training_state.pt", "state.json", *RECORDS)
+LOGS = ("metrics.csv", "samples.txt")
+SAVED = ("model.safetensors", "training_state.pt", "state.json", *LOGS)
 OUTCOMES = ("identical", "found", "refused", "lost")
 PATIENCE = 120  # seconds after which a process hangs
 
@@ -372,12 +372,12 @@ class Bench:
             outcome = story(self, run, faults, *arguments)
         except Lost as lost:
             outcome = "lost"
-            self.keep_checkpoints(run.path, f"{', '.join(faults)}: {lost}")
+            self.keep(run.path, f"{', '.join(faults)}: {lost}")
         for fault, count in faults.items():
             self.results[fault][outcome] += count
         shutil.rmtree(run.path, ignore_errors=True)
 
-    def keep_checkpoints(self, path: Path, words: str) -> None:
+    def keep(self, path: Path, words: str) -> None:
         """Keep a folder to be looked at, and say why."""
         kept = self.folder / f"lost-{path.name}-{sum(count['lost'] for count in self.results.values())}"
         if path.is_dir():
@@ -515,7 +515,7 @@ def _demand_nothing_lost(run: RunFolder, before: list[str], attempt: Attempt) ->
     for name in set(before) - set(after):
         newer = [other for other in after if other > name]
         demand(len(newer) >= CONFIG.keep_checkpoints, f"{name} went, and only {after} are there: {attempt}")
-        demand(run.state(after[-1])["best"] != name, f"{name} went, the best one: {attempt}")
+        demand(read_state(run.find(after[-1]))["best"] != name, f"{name} went, the best one: {attempt}")
     return after
 
 
@@ -539,7 +539,7 @@ def damages(bench: Bench, flips: int, others: int, resumed: int) -> None:
                 outcome = "found"
             except Lost as lost:
                 outcome = "lost"
-                bench.keep_checkpoints(run.path, f"{what} in {file.parent.name}: {lost}")
+                bench.keep(run.path, f"{what} in {file.parent.name}: {lost}")
             bench.results[f"{fault} in a checkpoint, loaded"][outcome] += 1
             file.write_bytes(content)
     shutil.rmtree(run.path)
@@ -549,9 +549,10 @@ def damages(bench: Bench, flips: int, others: int, resumed: int) -> None:
         origin = half if number % 5 else bench.truth
         damage = (flip, cut, delete)[number % 3]
         bench.settle("damage in the newest checkpoint, resumed", _corrupt, damage, dice, origin=origin)
-    beside = ("config.toml", "tokenizer.json", "checkpoints/last", "checkpoints/best", *RECORDS)
+    beside = ("config.toml", "tokenizer.json", "checkpoints/last", "checkpoints/best", *LOGS)
     for number in range(resumed):
         name, damage = beside[number % len(beside)], (flip, cut)[number // len(beside) % 2]
+        damage = delete if name == "config.toml" else damage  # any other change of it is a person's edit
         origin = (half, bench.truth)[(number + number // len(beside)) % 2]  # each of both kinds
         bench.settle(f"damage in {name}, resumed", _put_right, name, damage, dice, origin=origin)
     data = ("train.bin", "meta.json", "val.bin", "tokenizer.json")
@@ -584,7 +585,7 @@ def _corrupt(bench: Bench, run: RunFolder, damage: Callable, dice: random.Random
     what = damage(run.checkpoints / newest / dice.choice(SAVED), dice)
     with bench.attempt(run) as attempt:
         attempt.wait()
-        demand(f"passed over: {run.checkpoints / newest}" in attempt.said, f"{what}, not said: {attempt}")
+        demand(f"skipped: {run.checkpoints / newest}" in attempt.said, f"{what}, not said: {attempt}")
         return bench.ended_well(attempt, run)
 
 

@@ -32,8 +32,8 @@ def test_killed_and_stopped_a_run_ends_as_if_left_alone(bench):
 
 
 def test_damage_is_found_and_made_good(bench):
-    faults.damages(bench, flips=50, others=10, resumed=2)
-    assert_survived(bench, 76)
+    faults.damages(bench, flips=12, others=3, resumed=2)
+    assert_survived(bench, 24)
 
 
 def test_without_room_nothing_is_lost(bench):

@@ -195,7 +195,7 @@ def test_whatever_is_trained_is_resumed_exactly(tiny_config, tmp_path, changes):
     assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
-@settings(deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, derandomize=True, max_examples=4, suppress_health_check=list(HealthCheck))
 @given(
     every=st.fixed_dictionaries({f"{w}_every": st.integers(w == "log", 5) for w in ("log", "eval", "save", "sample")}),
     max_steps=st.integers(1, 14),

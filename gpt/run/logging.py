@@ -5,6 +5,7 @@ import shlex
 import textwrap
 from dataclasses import replace
 
+from gpt.checkpoint import read_state
 from gpt.evaluation.baselines import Baselines
 from gpt.evaluation.samples import describe_verdict, judge_samples
 from gpt.loss import Evaluation, perplexity
@@ -87,7 +88,7 @@ def _needs(trainer: Trainer, n_trained: int) -> str:
 def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> str:
     """Describe the results of a run, where its files are, and what to type next."""
     run, max_steps = trainer.run, trainer.config.max_steps
-    last = run.state("last")
+    last = read_state(run.find("last"))
     in_runs = run.path.parent in (RUNS, PROJECT / RUNS)
     name = shlex.quote(run.path.name if in_runs else str(run.path.absolute()))
     if last["step"] < max_steps:

@@ -1,18 +1,20 @@
 """Start or resume a run: check config, data and resources, build the objective, attach the callbacks."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from gpt.checkpoint import Checkpoint, RunFolder, load_weights
-from gpt.config import TrainConfig, check_resumable, differences
+from gpt.config import TrainConfig, check_resumable, differences, to_toml
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.objectives.objective import example_rng
 from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.system.files import write_text
 from gpt.system.memory import oom_hint
 from gpt.system.paths import find_path
 from gpt.token_files import load_data
@@ -29,7 +31,7 @@ def start_run(config: TrainConfig, run: str | Path, log: Log = print, ctx: DistC
     """
     ctx.init_process_group(choose_device(config.device))
     folder = RunFolder(run)
-    with folder.lock(ctx):
+    with _lock(folder, ctx):
         if folder.steps():
             raise ValueError(
                 f"the run {folder.path} has a checkpoint, {folder.steps()[-1]}: "
@@ -51,7 +53,7 @@ def resume_run(
     config = config or folder.config()
     ctx.init_process_group(choose_device(config.device))
     progress = _progress(log, ctx)
-    with folder.lock(ctx):
+    with _lock(folder, ctx):
         checkpoint, errors = folder.load_newest_valid()
         for error in errors:
             progress.log(f"skipped: {error}")
@@ -73,6 +75,14 @@ def resume_run(
         if ctx.is_main:
             _recover_files(trainer, checkpoint)
         return trainer
+
+
+@contextlib.contextmanager
+def _lock(folder: RunFolder, ctx: DistContext) -> Iterator[None]:
+    """Rank 0 holds the lock of the run; the other processes start after it has cleaned up."""
+    with folder.lock() if ctx.is_main else contextlib.nullcontext():
+        ctx.barrier()
+        yield
 
 
 def _progress(log: Log, ctx: DistContext) -> Progress:
@@ -129,4 +139,4 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
     except ValueError as error:
         trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
     folder.write_tokenizer(trainer.data.tokenizer)
-    folder.write_config(trainer.config)  # the next --resume starts from these settings
+    write_text(folder.config_file, to_toml(trainer.config))  # the next --resume starts from these settings

@@ -157,7 +157,7 @@ def test_evaluate_judges_every_checkpoint(tale_run, monkeypatch, capsys):
     status, (out, _) = evaluate(monkeypatch, capsys, *arguments)
     assert status == 0
     assert re.findall(r"^step-\d+", out, re.MULTILINE) == trainer.run.steps() == ["step-000003", "step-000006"]
-    assert (trainer.run.path / "learnt.png").read_bytes().startswith(b"\x89PNG")
+    assert (trainer.run.path / "grammar.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_evaluate_has_no_grammar_to_judge_other_texts_by(tiny_config, tmp_path, monkeypatch, capsys):

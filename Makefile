@@ -1,11 +1,13 @@
-# make train    set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
-# make test     set up, then check the style and run the tests
-# make faults   set up, then kill, damage and starve runs, and see that none is lost: twenty minutes on two cores
-# make scaling  set up, then measure how loss falls with compute, and plans beside what runs take: an hour
-# make objectives   set up, then train every config of configs/objectives and write the tables of docs/objectives.md
-# make notebooks    set up, then run every notebook and its solutions from the first cell to the last: ten minutes
-# make bench    set up, then time it beside Hugging Face transformers and a plain GPT: a quarter of an hour on two cores
-# make clean    remove .venv and caches; runs and data stay
+# make train       set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
+# make test        set up, then check the style and run the tests: under 4 minutes
+# make test-slow   the tests that take longer: several processes, peak memory, compilers
+# make test-numeric    the tests that compare numbers, for running them under other CPU settings
+# make faults      kill, damage and starve runs, and check that none is lost: twenty minutes
+# make scaling     measure how loss falls with compute, and compare plans with what runs take: an hour
+# make objectives  train every config of configs/objectives and write the tables of docs/objectives.md
+# make notebooks   run every notebook and its solutions from the first cell to the last: ten minutes
+# make bench       time training and decoding next to Hugging Face transformers and a plain GPT: a quarter of an hour
+# make clean       remove .venv and caches; runs and data stay
 
 PYTHON ?= python3
 CONFIG ?= configs/tales.toml
@@ -16,13 +18,22 @@ else
   BIN := .venv/bin/python
 endif
 
-.PHONY: train test notebooks faults scaling objectives bench lint clean
+NUMERIC := tests/ops tests/variants tests/objectives tests/evaluation tests/test_model.py tests/test_loss.py \
+  tests/test_optim.py tests/test_generation.py tests/test_trainer.py
+
+.PHONY: train test test-slow test-numeric notebooks faults scaling objectives bench lint clean
 
 train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
 
 test: .venv/installed-dev lint
 	"$(BIN)" -m pytest -n 2 --dist worksteal
+
+test-slow: .venv/installed-dev
+	"$(BIN)" -m pytest -n 2 --dist worksteal -m slow
+
+test-numeric: .venv/installed-dev
+	"$(BIN)" -m pytest -n 2 --dist worksteal $(NUMERIC)
 
 faults: .venv/installed
 	"$(BIN)" tests/faults.py

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gpt.checkpoint import read_state
 from gpt.evaluation.baselines import Baselines
-from gpt.evaluation.samples import describe_verdict, judge_samples
+from gpt.evaluation.samples import check_samples, describe_grammar
 from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
@@ -99,8 +99,8 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
     has_grammar = baselines.entropy_floor is not None
     lines = ["", comparison(baselines, f"this run, step {last['step']:,}", evaluation), ""]
     if has_grammar:
-        texts, report = judge_samples(trainer.objective, trainer.data, FINAL_SAMPLES)
-        lines += [describe_verdict(report), "", "the first three:"]
+        texts, report = check_samples(trainer.objective, trainer.data, FINAL_SAMPLES)
+        lines += [describe_grammar(report), "", "the first three:"]
         for text in texts[:3]:
             rule = first_broken_rule(text)
             lines += ["", indent(text), f"    ({f'breaks the rule: {rule}' if rule else 'accepted'})"]

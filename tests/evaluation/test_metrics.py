@@ -24,10 +24,11 @@ from gpt.evaluation.metrics import (
     tokenize_13a,
     top_k_accuracy,
 )
-from gpt.evaluation.samples import describe_blind_spots, describe_continuations, judge_continuations, split_windows
+from gpt.evaluation.samples import continue_prompts, split_prompts
 from gpt.generation import generate_text_simple
 from gpt.loss import evaluate
 from gpt.ops import fused
+from gpt.run.evaluate import describe_continuations, describe_limits
 from gpt.tokenizer import CharTokenizer
 from gpt.variants import create_model
 from gpt.variants.int8 import Int8GPTModel, int8_obstacle
@@ -358,7 +359,7 @@ def brute_accuracy(model, spans, tokens, k):
 @pytest.mark.parametrize("rows", [3, 1000])
 def test_accuracy_comes_from_the_pass_of_the_loss(backbone, implementation, rows, monkeypatch):
     """The same loss to the last bit, never more logits at once than a chunk holds, in documents too."""
-    monkeypatch.setattr(fused, "CHUNK_LOGITS", rows * 31)
+    monkeypatch.setattr(fused, "MAX_LOGITS", rows * 31)
     model = tiny(backbone, implementation).double()
     held = []
     model.out_head.register_forward_hook(lambda module, inputs, logits: held.append(logits.numel()))
@@ -405,27 +406,27 @@ def test_the_accuracy_of_a_diverged_model_is_an_error():
 
 def test_windows_of_a_text_are_cut_in_two():
     tokens = np.arange(100, dtype=np.uint16)
-    prompts, rest = split_windows(tokens, 8, 4)  # 12 windows of 8 tokens, every third
+    prompts, rest = split_prompts(tokens, 8, 4)  # 12 windows of 8 tokens, every third
     assert prompts.tolist() == [[start, start + 1, start + 2, start + 3] for start in (0, 24, 48, 72)]
     assert rest == [[start + 4, start + 5, start + 6, start + 7] for start in (0, 24, 48, 72)]
-    assert len(split_windows(tokens, 8, 1000)[1]) == 12
-    prompts, rest = split_windows(tokens[:5], 8, 4)  # a text shorter than a window
+    assert len(split_prompts(tokens, 8, 1000)[1]) == 12
+    prompts, rest = split_prompts(tokens[:5], 8, 4)  # a text shorter than a window
     assert (prompts.tolist(), rest) == ([[0, 1]], [[2, 3, 4]])
-    prompts, rest = split_windows(tokens[:2], 8, 4)
+    prompts, rest = split_prompts(tokens[:2], 8, 4)
     assert (prompts.tolist(), rest) == ([[0]], [[1]])
-    assert split_windows(np.arange(5000), 1024, 1)[0].shape == (1, 128)  # a long context costs no more
+    assert split_prompts(np.arange(5000), 1024, 1)[0].shape == (1, 128)  # a long context costs no more
 
 
 def test_windows_of_documents_begin_and_end_with_them():
     """Documents of 6, 0, 2, 5 and 9 tokens, each behind an end-of-text token: 7, 1, 3, 6, 10; their median is 6."""
     tokens = np.array([EOT, 1, 2, 3, 4, 5, 6, EOT, EOT, 7, 8, EOT, 11, 12, 13, 14, 15, EOT, *range(21, 30), EOT])
-    prompts, rest = split_windows(tokens, 8, 9, EOT)
+    prompts, rest = split_prompts(tokens, 8, 9, EOT)
     assert prompts.tolist() == [[EOT, 1, 2], [EOT, 11, 12], [EOT, 21, 22]]
     assert rest == [[3, 4, 5], [13, 14, 15], [23, 24, 25]]
-    prompts, rest = split_windows(tokens, 4, 9, EOT)  # the context is shorter
+    prompts, rest = split_prompts(tokens, 4, 9, EOT)  # the context is shorter
     assert prompts.tolist() == [[EOT, 1], [EOT, 7], [EOT, 11], [EOT, 21]]
     assert rest == [[2, 3], [8], [12, 13], [22, 23]]
-    prompts, rest = split_windows(np.array([EOT, EOT, EOT]), 8, 9, EOT)  # nothing to continue
+    prompts, rest = split_prompts(np.array([EOT, EOT, EOT]), 8, 9, EOT)  # nothing to continue
     assert (prompts.shape[0], rest) == (0, [])
 
 
@@ -440,14 +441,14 @@ def test_continuations_are_greedy(backbone):
             pytest.skip(obstacle)
         model = Int8GPTModel(model)
     tokens = np.array(LETTERS.encode("the cat sat on the mat. a dog ran after the cat!"))
-    result = judge_continuations(model, tokens, LETTERS, 8, 3)
-    prompts, _ = split_windows(tokens, 8, 3)
+    result = continue_prompts(model, tokens, LETTERS, 8, 3)
+    prompts, _ = split_prompts(tokens, 8, 3)
     written = generate_text_simple(model, prompts, 4, 8)[:, 4:]
     assert result.references == ["cat ", "he m", "an a"][:1] + result.references[1:]
     assert all(len(text) == 4 for text in (*result.hypotheses, *result.references))
     if backbone != "int8":  # whose rows move a little with what stands beside them
         assert result.hypotheses == [LETTERS.decode(row) for row in written.tolist()]
-    assert (result.prompt_tokens, result.most_tokens) == (4, 4)
+    assert (result.prompt_tokens, result.max_new_tokens) == (4, 4)
 
 
 def test_a_model_that_knows_the_text_scores_100(monkeypatch):
@@ -455,23 +456,23 @@ def test_a_model_that_knows_the_text_scores_100(monkeypatch):
     text = "the cat sat here. a dog ran far. " * 2
     tokens = np.array(LETTERS.encode(text))
     model = tiny(vocab_size=LETTERS.vocab_size)
-    _, rest = split_windows(tokens, 66, 1)
+    _, rest = split_prompts(tokens, 66, 1)
     known = [torch.tensor([0] * 33 + ids) for ids in rest]
     monkeypatch.setattr(samples, "generate", lambda *arguments, **options: known)
-    result = judge_continuations(model, tokens, LETTERS, 66, 1)
+    result = continue_prompts(model, tokens, LETTERS, 66, 1)
     assert result.hypotheses == result.references == ["the cat sat here. a dog ran far. "]
     assert result.bleu.score == 100
     assert set(result.rouge.values()) == {(1, 1, 1)}
     wrong = torch.tensor(LETTERS.encode("the cat zzz zzzz. z zzz ran zzz. "))
     monkeypatch.setattr(samples, "generate", lambda *arguments, **options: [torch.cat([known[0][:33], wrong])])
-    result = judge_continuations(model, tokens, LETTERS, 66, 1)
+    result = continue_prompts(model, tokens, LETTERS, 66, 1)
     assert result.rouge["ROUGE-1"].f1 == result.rouge["ROUGE-L"].recall == 3 / 8
     assert result.rouge["ROUGE-2"].precision == 1 / 7
     said = describe_continuations(result).splitlines()
     assert said[0].split() == ["1", "greedy", "continuation", "precision", "recall", "F1"]
     assert said[1].split() == ["ROUGE-1", "37.5%", "37.5%", "37.5%"]
     assert said[4].split()[-1] == f"{result.bleu.score:.2f}"
-    assert "Each of up to 33 tokens, after 33 of the text" in said[-2]
+    assert "Each prompt has 33 tokens of the text, each continuation up to 33." in said[-2]
     assert said[-1].startswith("BLEU's precisions of 1 to 4 words: 50.0 / ")
 
 
@@ -486,14 +487,14 @@ def test_a_continuation_ends_where_the_model_ends_it():
         model.out_head.weight.zero_()
         model.out_head.weight[eot_id] = 1.0
     tokens = np.array([eot_id, *tokenizer.encode("abc abc"), eot_id, *tokenizer.encode("cab cab"), eot_id])
-    result = judge_continuations(model, tokens, tokenizer, 8, 5, eot_id)
+    result = continue_prompts(model, tokens, tokenizer, 8, 5, eot_id)
     assert result.hypotheses == ["", ""]
     assert result.references == [" abc", " cab"]
     assert result.bleu.score == 0
-    assert judge_continuations(model, np.array([eot_id, eot_id]), tokenizer, 8, 5, eot_id) is None
+    assert continue_prompts(model, np.array([eot_id, eot_id]), tokenizer, 8, 5, eot_id) is None
 
 
 def test_each_score_says_what_it_cant_see():
-    lines = describe_blind_spots(["accuracy", "BLEU"]).splitlines()
+    lines = describe_limits(["accuracy", "BLEU"]).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["accuracy", "BLEU"]
     assert all(len(line) <= 120 for line in lines)

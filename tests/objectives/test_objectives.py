@@ -21,7 +21,7 @@ from gpt.checkpoint import RunFolder
 from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, TrainConfig, from_dict, read_toml
 from gpt.evaluation.baselines import compute_baselines
 from gpt.evaluation.ngrams import ngram_log_probabilities
-from gpt.evaluation.samples import judge_samples
+from gpt.evaluation.samples import check_samples
 from gpt.exchange.models import create_objective, load_model, load_objective, resolve_config
 from gpt.generation import generate, generate_text_simple
 from gpt.model import GPTModel
@@ -451,9 +451,9 @@ def test_tales_that_are_written_from_their_end_are_judged_as_tales(some_tales, m
     data, model = Reverse.transform(some_tales), GPTModel(GPTConfig(vocab_size=5, emb_dim=8, n_heads=2, n_layers=1))
     written = [data.tokenizer.encode(text)[::-1] for text in (known, new, new[::-1])]
     monkeypatch.setattr("gpt.objectives.reverse.sample_documents", lambda model, eot_id, n, seed: written)
-    texts, verdict = judge_samples(Reverse(model), data, 3)
+    texts, report = check_samples(Reverse(model), data, 3)
     assert texts == [known, new, new[::-1]]
-    assert (verdict.texts, verdict.accepted, verdict.unseen) == (3, 2, 1)
+    assert (report.texts, report.accepted, report.unseen) == (3, 2, 1)
 
 
 @pytest.mark.parametrize("prepend_eot", [True, False])

@@ -75,7 +75,7 @@ def test_without_a_floor_the_table_says_nothing_of_one():
 
 
 def test_a_verdict_in_words():
-    text = samples.describe_verdict(GrammarReport(200, 150, 149, -70.25, {"order": 40, "thing": 10}))
+    text = samples.describe_grammar(GrammarReport(200, 150, 149, -70.25, {"order": 40, "thing": 10}))
     assert text.splitlines()[0].startswith("200 sampled tales")
     figures = dict(re.findall(r"^(\S.*?)\s{2,}(\d+\s+[\d.]+%)$", text, re.MULTILINE))
     assert {name: figure.split() for name, figure in figures.items()} == {
@@ -84,8 +84,8 @@ def test_a_verdict_in_words():
         "first rule broken: thing": ["10", "5.0%"],
     }
     assert "149 (99.3%) are not in the training set" in text
-    assert f"mean ln p is -70.2 nats (that of the grammar's own tales: {-tales.entropy():.1f})" in text
-    assert "mean" not in samples.describe_verdict(GrammarReport(5, 0, 0, math.nan, {"unknown sentence": 5}))
+    assert f"mean ln p is -70.2 nats (mean over all tales: {-tales.entropy():.1f})" in text
+    assert "mean" not in samples.describe_grammar(GrammarReport(5, 0, 0, math.nan, {"unknown sentence": 5}))
 
 
 def test_a_run_on_tales_ends_with_table_verdict_and_three_tales(tale_run):
@@ -112,7 +112,7 @@ def test_what_the_model_writes_is_judged_by_the_grammar(tale_run, monkeypatch):
     written = [*known, *tales.generate(2, seed=99), known[0].replace("found", "kept")]
     encoded = [trainer.data.tokenizer.encode(text) for text in written]
     monkeypatch.setattr("gpt.objectives.objective.sample_documents", lambda model, eot_id, n, seed: encoded)
-    texts, verdict = samples.judge_samples(trainer.objective, trainer.data, 6)
+    texts, verdict = samples.check_samples(trainer.objective, trainer.data, 6)
     assert texts == written
     assert (verdict.texts, verdict.accepted, verdict.unseen) == (6, 5, 2)
     assert verdict.log_probability == pytest.approx(np.mean([tales.log_probability(text) for text in written[:5]]))

@@ -1,0 +1,127 @@
+"""Evaluate a model as a whole: its loss, baselines, sampled tales and continuations."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from gpt.data import encode_documents
+from gpt.evaluation.baselines import Baselines, compute_baselines
+from gpt.evaluation.samples import Continuations, check_samples, continue_prompts
+from gpt.exchange.models import LoadedModel
+from gpt.loss import Evaluation, evaluate
+from gpt.text.sources import open_corpus
+from gpt.text.tales import GrammarReport
+from gpt.token_files import PreparedData
+from gpt.tokenizer import Tokenizer
+from gpt.variants.int8 import Int8GPTModel
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How a model is evaluated."""
+
+    context_length: int | None = None  # None: the model's
+    stride: int | None = None  # None: the context
+    batch_size: int = 16
+    int8: bool = False  # also evaluate int8 weights, and generate with them
+    n_samples: int = 500  # tales to sample if the run was trained on tales
+    n_continuations: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no truth value
+class TextTokens:
+    """A text to evaluate on."""
+
+    name: str
+    tokens: np.ndarray  # token ids
+    bytes_per_token: float  # UTF-8 bytes per predicted token
+
+
+@dataclass(frozen=True, eq=False)
+class ModelReport:
+    """The results of evaluating a model."""
+
+    evaluation: Evaluation
+    text: str  # the name of the text
+    int8: Evaluation | None = None  # the same with int8 weights
+    baselines: Baselines | None = None  # known for the run's own validation split
+    grammar: GrammarReport | None = None  # on sampled tales
+    continuations: Continuations | None = None
+
+
+def split_tokens(data: PreparedData) -> TextTokens:
+    """Return the validation split of prepared data."""
+    return TextTokens(f"validation split of {data.folder}", data.val.tokens, data.bytes_per_token)
+
+
+def encode_text(name: str, tokenizer: Tokenizer, prepend_eot: bool) -> TextTokens:
+    """Return the token ids of a text, named as in `gpt.text.sources.open_corpus`; ValueError if it cannot be read.
+
+    With `prepend_eot` end-of-text tokens separate its documents; otherwise it is one text.
+    """
+    corpus = open_corpus(name)
+    texts = ["".join(document) for document in corpus.documents()]
+    tokens = encode_documents(texts if prepend_eot else ["".join(texts)], tokenizer, prepend_eot)
+    n_bytes = sum(len(text.encode()) for text in texts)
+    return TextTokens(corpus.name, tokens, n_bytes / max(1, len(tokens) - prepend_eot))
+
+
+def report_on_objective(
+    loaded: LoadedModel, data: PreparedData, options: ReportOptions, device: torch.device
+) -> ModelReport:
+    """Evaluate a run by its own objective on the whole validation split of `data`."""
+    objective = loaded.objective
+    data = objective.transform(data)
+    config = replace(loaded.checkpoint.config, eval_batches=0, batch_size=options.batch_size)
+    evaluation = objective.evaluate(config, data, device)
+    baselines = compute_baselines(objective, config, data)
+    grammar = _check_tales(loaded, data, baselines, options)
+    return ModelReport(evaluation, split_tokens(data).name, baselines=baselines, grammar=grammar)
+
+
+def report_on_text(
+    loaded: LoadedModel, text: TextTokens, data: PreparedData | None, options: ReportOptions, device: torch.device
+) -> ModelReport:
+    """Evaluate next-token prediction on a text, with baselines if it is the validation split of `data`.
+
+    ValueError for a context longer than the model's or a stride longer than the context.
+    """
+    model = loaded.objective.model
+    context_length = model.config.context_length if options.context_length is None else options.context_length
+    eot_id = loaded.tokenizer.eot_id if loaded.prepend_eot else None
+    evaluate_model = partial(
+        evaluate,
+        tokens=text.tokens,
+        context_length=context_length,
+        batch_size=options.batch_size,
+        stride=context_length if options.stride is None else options.stride,
+        eot_id=eot_id,
+        bytes_per_token=text.bytes_per_token,
+        device=device,
+        top_k=(1, 5),
+    )
+    int8_model = Int8GPTModel(model) if options.int8 else None
+    int8 = evaluate_model(int8_model) if int8_model else None
+    evaluation = evaluate_model(model)
+    baselines = grammar = continuations = None
+    if data is not None:
+        baselines = compute_baselines(loaded.objective, replace(loaded.checkpoint.config, eval_batches=0), data)
+        if context_length < model.config.context_length:
+            baselines = replace(baselines, entropy_floor=None)  # it holds for whole documents only
+        grammar = _check_tales(loaded, data, baselines, options)
+    if options.n_continuations:
+        continuations = continue_prompts(
+            int8_model or model, text.tokens, loaded.tokenizer, context_length, options.n_continuations, eot_id
+        )
+    return ModelReport(evaluation, text.name, int8, baselines, grammar, continuations)
+
+
+def _check_tales(
+    loaded: LoadedModel, data: PreparedData, baselines: Baselines, options: ReportOptions
+) -> GrammarReport | None:
+    if baselines.entropy_floor is None or not options.n_samples:
+        return None
+    return check_samples(loaded.objective, data, options.n_samples, options.seed)[1]

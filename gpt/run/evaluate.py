@@ -1,0 +1,152 @@
+"""The output of scripts/evaluate.py: a model's evaluation as text, and the grammar's reports on all checkpoints."""
+
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpt.checkpoint import RunFolder
+from gpt.evaluation.report import (
+    ModelReport,
+    ReportOptions,
+    encode_text,
+    report_on_objective,
+    report_on_text,
+    split_tokens,
+)
+from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar
+from gpt.exchange.models import LoadedModel, open_model, run_data
+from gpt.run.logging import comparison, describe_evaluation
+from gpt.system.device import choose_device
+from gpt.system.memory import set_allocator_flags
+
+LIMITS = {  # what each score does not measure
+    "accuracy": "how sure the model was: at 30% or at 99%, the likeliest token counts the same",
+    "top-5 accuracy": "which of the five it would write, and how close the decision was",
+    "BLEU": "another wording that says the same; whether the text is true",
+    "ROUGE": "ROUGE-1: word order; ROUGE-2: order beyond two words; ROUGE-L: words in between; all: truth",
+}
+
+
+def evaluate_checkpoints(folder: Path, arguments: Namespace) -> None:
+    """Print the grammar's report on tales sampled by each checkpoint of a run, and draw all of them."""
+    from gpt.run.plots import plot_verdicts  # importing matplotlib takes half a second
+
+    set_allocator_flags()
+    reports, n = {}, arguments.samples
+    for name, tokens_seen, report in check_checkpoints(folder, n, arguments.seed, choose_device(arguments.device)):
+        reports[tokens_seen] = report
+        broken = ", ".join(f"{rule} {count / n:.1%}" for rule, count in report.broken.items())
+        print(f"{name}  accepted {report.accepted / n:.1%}{' | ' * bool(broken)}{broken}")
+    if len(reports) > 1:  # keep_checkpoints says how many there are
+        out = RunFolder(folder).grammar_plot
+        plot_verdicts(reports, out)
+        print(f"picture      {out}")
+
+
+def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
+    """Evaluate the checkpoint of a run, or published weights if `folder` is None, and print the results."""
+    set_allocator_flags()
+    device = choose_device(arguments.device)
+    loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
+    loaded.objective.to(device)
+    int8 = arguments.weights == "int8"
+    options = ReportOptions(
+        context_length=arguments.context,
+        stride=arguments.stride,
+        batch_size=arguments.batch_size,
+        int8=int8,
+        n_samples=arguments.samples,
+        n_continuations=arguments.continuations,
+        seed=arguments.seed,
+    )
+    if not loaded.objective.reads_any_text:
+        given = [f"--{option}" for option in ("text", "context", "stride") if getattr(arguments, option) is not None]
+        if given or int8:
+            raise ValueError(
+                f"{given[0] if given else '--weights int8'} is for models that predict the next token; this one was "
+                f"trained with the objective {loaded.objective.config.name} and is evaluated on its validation split"
+            )
+        report = report_on_objective(loaded, run_data(folder, loaded.checkpoint), options, device)
+        print(describe_objective(loaded, report))
+        return
+    data = run_data(folder, loaded.checkpoint) if arguments.text is None else None
+    text = split_tokens(data) if data else encode_text(arguments.text, loaded.tokenizer, loaded.prepend_eot)
+    report = report_on_text(loaded, text, data, options, device)
+    print(describe_next_token(loaded, report, options))
+
+
+def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:
+    """Return the results of an objective other than next-token prediction as text."""
+    lines = [
+        f"model           {loaded.name}",
+        f"objective       {loaded.objective.config.name}",
+        f"text            {report.text}: {report.evaluation.n_tokens:,} targets",
+        describe_evaluation(report.evaluation),
+    ]
+    return "\n".join(lines + _describe_comparison(report))
+
+
+def describe_next_token(loaded: LoadedModel, report: ModelReport, options: ReportOptions) -> str:
+    """Return the results of next-token prediction as text."""
+    result, model = report.evaluation, loaded.objective.model
+    context = model.config.context_length if options.context_length is None else options.context_length
+    stride = context if options.stride is None else options.stride
+    examples = "examples of one document" if loaded.prepend_eot else f"stride {stride}"
+    lines = [
+        f"model           {loaded.name}",
+        f"text            {report.text}: {result.n_tokens:,} tokens predicted",
+        f"settings        tokenizer {loaded.tokenizer.name}, context {context}, {examples}",
+        f"loss            {result.loss:.4f} nats per token, standard error {result.standard_error:.4f}",
+    ]
+    if report.int8:
+        lines.append(
+            f"int8 weights    loss {report.int8.loss:.4f} nats per token, {report.int8.loss - result.loss:+.4f}; "
+            f"accuracy {report.int8.accuracy():.2%}"
+        )
+    lines += [
+        f"perplexity      {result.perplexity:,.2f}",
+        f"bits per token  {result.bits_per_token:.4f}",
+        f"bits per byte   {result.bits_per_byte:.4f}",
+        f"accuracy        {result.accuracy():.2%} of tokens, standard error {result.accuracy_error():.2%}",
+        f"top-5 accuracy  {result.accuracy(5):.2%} of tokens, standard error {result.accuracy_error(5):.2%}",
+        *_describe_comparison(report),
+    ]
+    scores = ["accuracy", "top-5 accuracy"]
+    if report.continuations:
+        scores += ["BLEU", "ROUGE"]
+        lines += ["", describe_continuations(report.continuations)]
+    elif options.n_continuations:
+        lines += ["", "No document is long enough to be continued."]
+    return "\n".join([*lines, "", describe_limits(scores)])
+
+
+def _describe_comparison(report: ModelReport) -> list[str]:
+    lines = []
+    if report.baselines:
+        lines += ["", comparison(report.baselines, "this run", report.evaluation)]
+    if report.grammar:
+        lines += ["", describe_grammar(report.grammar)]
+    return lines
+
+
+def describe_continuations(continuations: Continuations) -> str:
+    """Return a table of ROUGE and BLEU."""
+    bleu, n = continuations.bleu, len(continuations.references)
+    title = f"{n} greedy continuation{'s' * (n > 1)}"
+    lines = [f"{title:<32}{'precision':>12}{'recall':>12}{'F1':>12}"]
+    for name, scores in continuations.rouge.items():
+        lines.append(f"{name:<32}" + "".join(f"{score:>12.1%}" for score in scores))
+    precisions = " / ".join(f"{precision:.1f}" for precision in bleu.precisions)
+    lines += [
+        f"{'BLEU, 0 to 100':<32}{bleu.score:>12.2f}",
+        "",
+        f"Each prompt has {continuations.prompt_tokens} tokens of the text, each continuation up to "
+        f"{continuations.max_new_tokens}.",
+        f"BLEU's precisions of 1 to 4 words: {precisions}%; its brevity penalty: {bleu.brevity_penalty:.3f}.",
+    ]
+    return "\n".join(lines)
+
+
+def describe_limits(scores: Iterable[str]) -> str:
+    """Return what the named scores do not measure, a line for each."""
+    return "\n".join(["what a score does not measure", *(f"{name:<16}{LIMITS[name]}" for name in scores)])

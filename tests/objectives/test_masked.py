@@ -158,9 +158,7 @@ def test_without_next_sentence_there_is_one_loss(data):
     batch = objective.batch(objective.examples(config, data, data.val), [0], (0,))
     assert set(batch) == {"inputs", "targets", "lengths"}
     assert (batch["inputs"] == data.tokenizer.special_tokens["[SEP]"]).sum() == 1
-    assert objective.trivial_losses(config, data)["uniform"] == pytest.approx(
-        math.log(data.tokenizer.base_vocab_size)
-    )
+    assert objective.trivial_losses(config, data)["uniform"] == pytest.approx(math.log(data.tokenizer.base_vocab_size))
 
 
 def test_masks_are_filled_in_and_only_they(data):

@@ -8,7 +8,6 @@ import torch
 from conftest import corpus_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_bad_input import execute
 from torch import nn
 
 from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
@@ -22,6 +21,7 @@ from gpt.text.hf_tokenizer import load_any_tokenizer
 from gpt.text.prepare import prepare_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer, with_special_tokens
 from gpt.variants import adapt, create_model
+from scripts import run_script
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 
@@ -320,12 +320,12 @@ def shelf(tmp_path_factory):
 def test_a_run_goes_out_and_comes_in_again(name, shelf, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(shelf)
     out = tmp_path / "out"
-    assert execute(f"export --run {name} --out {out}") == 0
+    assert run_script(f"export --run {name} --out {out}") == 0
     assert f"runs/{name}, step 2 -> {out}: " in capfd.readouterr()[0]
     options = "--prompt '7 green' --max_new_tokens 10 --temperature 0"
     written = []
     for source in (f"--run {name}", f"--pretrained {out}"):
-        assert execute(f"generate {source} {options}") == 0
+        assert run_script(f"generate {source} {options}") == 0
         written.append(capfd.readouterr()[0])
     theirs, tokenizer = theirs_of(out)
     ids = tokenizer("7 green", return_tensors="pt")
@@ -333,13 +333,13 @@ def test_a_run_goes_out_and_comes_in_again(name, shelf, tmp_path, monkeypatch, c
     assert written[0] == written[1] == text.replace("<|endoftext|>", "") + "\n"
     figures = []
     for source in (f"--run {name}", f"--pretrained {out}"):
-        assert execute(f"evaluate {source} --text texts --continuations 0") == 0
+        assert run_script(f"evaluate {source} --text texts --continuations 0") == 0
         figures.append(capfd.readouterr()[0].splitlines()[1:])
     assert figures[0] == figures[1]
     assert any(line.startswith("measured with   tokenizer char, context 48, ") for line in figures[0])
     subject = open_model(None, "", str(out))
     assert subject.prepend_eot == (name != "packed")
-    assert execute(f"export --run {name} --out {out}") == 2
+    assert run_script(f"export --run {name} --out {out}") == 2
     assert f"{out} exists already: name another folder" in capfd.readouterr()[1]
 
 
@@ -362,7 +362,7 @@ def test_a_run_goes_out_and_comes_in_again(name, shelf, tmp_path, monkeypatch, c
 ])  # fmt: skip
 def test_mistakes(command, words, shelf, monkeypatch, capfd):
     monkeypatch.chdir(shelf)
-    assert execute(command) == 2
+    assert run_script(command) == 2
     err = capfd.readouterr()[1]
     assert words in err
     assert "Traceback" not in err

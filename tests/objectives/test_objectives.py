@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from conftest import corpus_of, pairs_of
 from runs import assert_same_run, change, quiet, stop_at, train
-from test_bad_input import execute
 from torch import nn
 
 from gpt.checkpoint import RunFolder
@@ -40,6 +39,7 @@ from gpt.text.sources import open_corpus
 from gpt.token_files import load_data
 from gpt.tokenizer import CharTokenizer
 from gpt.trainer import Trainer
+from scripts import run_script
 
 NAMES = pytest.mark.parametrize("name", OBJECTIVES)
 TEXTS = [f"{n} green bottles, {'one ' * (n % 5)}more" for n in range(40)]
@@ -172,7 +172,7 @@ def test_a_run_can_be_measured_and_writes_or_says_why_not(name, shelf, tmp_path,
     monkeypatch.chdir(tmp_path)
     train(config_of(name, shelf, sample_every=0), tmp_path / "runs" / "mine")
     capfd.readouterr()
-    assert execute("evaluate --run mine --continuations 2") == 0
+    assert run_script("evaluate --run mine --continuations 2") == 0
     out, _ = capfd.readouterr()
     assert "this run" in out
     best = np.nanmin(read_metrics(tmp_path / "runs" / "mine" / "metrics.csv")["val_loss"][1:])
@@ -181,7 +181,7 @@ def test_a_run_can_be_measured_and_writes_or_says_why_not(name, shelf, tmp_path,
     commands += ["evaluate --run mine --text story --stride 3", "evaluate --run mine --checkpoint all"]
     commands += ["evaluate --run mine --weights int8", "generate --run mine --prompt '7' --weights int8"]
     for command in commands:
-        status = execute(command)
+        status = run_script(command)
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         if status:
@@ -196,15 +196,15 @@ def test_prompts_are_continued_or_their_blanks_filled(name, shelf, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     objective = train(config_of(name, shelf, max_steps=2), tmp_path / "runs" / "mine").objective
     prompt = "7 green" if objective.continues_prompts else "7 green[MASK] more"
-    assert execute(f"generate --run mine --prompt '{prompt}' --max_new_tokens 5") == 0
+    assert run_script(f"generate --run mine --prompt '{prompt}' --max_new_tokens 5") == 0
     out, _ = capfd.readouterr()
     assert "7 green" in out
     assert "[MASK]" not in out
     if not objective.continues_prompts:
-        assert execute("generate --run mine --prompt '7 green'") == 2
+        assert run_script("generate --run mine --prompt '7 green'") == 2
         assert "write [MASK] into the prompt" in capfd.readouterr()[1]
     for arguments in ("--text story", "--weights int8") if not objective.reads_any_text else ():
-        assert execute(f"evaluate --run mine {arguments}") == 2
+        assert run_script(f"evaluate --run mine {arguments}") == 2
         words = f"{arguments.removesuffix(' story')} is for models that predict the next token"
         assert words in capfd.readouterr()[1]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import corpus_of
-from test_bad_input import execute
 
 from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, TrainConfig
 from gpt.data import create_examples, packed_spans, padded_batch
@@ -25,6 +24,7 @@ from gpt.planning.plan import (
     summarize_plan,
 )
 from gpt.text.prepare import prepare_data
+from scripts import run_script
 
 SMALL = GPTConfig(vocab_size=65, context_length=64, emb_dim=64, n_heads=4, n_layers=3, drop_rate=0.0)
 LARGE = dataclasses.replace(SMALL, vocab_size=5000, context_length=512, emb_dim=512, n_layers=8)
@@ -183,10 +183,10 @@ def test_plan_script(prepared, tmp_path, capfd):
     config.write_text('device = "cpu"\nmax_steps = 2\n[model]\nvocab_size = 0\ncontext_length = 16\nemb_dim = 12\n')
     command = f"plan --config {config} --data.path {prepared.folder}"
     out = tmp_path / "sweep.png"
-    assert execute(f"{command} --sweep model.n_layers=1,2 --out {out} --hardware h100x8") == 0
+    assert run_script(f"{command} --sweep model.n_layers=1,2 --out {out} --hardware h100x8") == 0
     assert out.read_bytes().startswith(b"\x89PNG")
     assert "seconds" in capfd.readouterr().out
     for wrong in ("model.n_layer=1", "model.n_layers"):
-        assert execute(f"{command} --sweep {wrong}") == 2
-    assert execute(command) == 0
+        assert run_script(f"{command} --sweep {wrong}") == 2
+    assert run_script(command) == 0
     assert f"token embedding       {12 * prepared.tokenizer.vocab_size:,}" in capfd.readouterr().out

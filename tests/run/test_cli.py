@@ -232,7 +232,7 @@ def test_a_shipped_config_is_found_from_another_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- exit statuses -----------------------------------------------------------------------------------------------------
+# --- exit statuses ----------------------------------------------------------------------------------------------------
 
 
 def run_main(main, monkeypatch, capsys) -> tuple[int, str]:

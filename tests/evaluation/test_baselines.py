@@ -26,12 +26,12 @@ from gpt.model import GPTModel, KVCache
 from gpt.objectives.next_token import NextToken
 from gpt.text import tales
 from gpt.text.prepare import prepare_data
-from gpt.text.sources import BUNDLED, open_corpus
+from gpt.text.sources import KNOWN, open_corpus
 from gpt.tokenizer import get_tokenizer
 from gpt.variants import create_model
 from gpt.variants.lstm import LSTMModel
 
-STORY = list(BUNDLED["story"].read_bytes())
+STORY = list(KNOWN["story"].path.read_bytes())
 
 # --- n-grams ----------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""gpt/text/download.py: what a server sends is whole or not there, and what comes out of an archive stays in its folder.
+"""gpt/text/download.py: downloads and archives are complete or absent.
 
-The servers are true ones, on 127.0.0.1, that behave and misbehave as told.
+The servers are real ones on 127.0.0.1, which each test makes behave or misbehave.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ import io
 import os
 import random
 import re
+import shutil
 import socket
-import stat
 import subprocess
 import sys
 import tarfile
@@ -20,17 +20,14 @@ import time
 import zipfile
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 import gpt.text.download
-import gpt.text.sources
 from gpt.system.files import FolderLock
 from gpt.text.download import download, file_name, unpack
-from gpt.text.sources import open_corpus
+from gpt.text.sources import KNOWN, open_corpus
 
 DATA = random.Random(1).randbytes(300_000)
 SUM = hashlib.sha256(DATA).hexdigest()
@@ -125,18 +122,18 @@ def test_a_file_is_downloaded_once(server, tmp_path, sha256):
     assert names(tmp_path) == ["new", "new/.mine.txt.from", "new/mine.txt"]
 
 
-def test_into_a_folder_it_goes_under_its_own_name(server, tmp_path):
+def test_a_download_into_a_folder_keeps_its_name(server, tmp_path):
     assert download(f"{server.url}?download=1#top", tmp_path) == tmp_path / "book.txt"
     assert names(tmp_path) == WHOLE
 
 
 @pytest.mark.parametrize("body", [b"", b"x", DATA])
-def test_a_length_need_not_be_announced(server, tmp_path, body):
+def test_a_server_need_not_announce_the_length(server, tmp_path, body):
     server.answer = lambda handler: handler.reply(200, body, length=False) or True
     assert download(server.url, tmp_path).read_bytes() == body
 
 
-def test_chunks_are_put_together(server, tmp_path):
+def test_a_chunked_answer_is_complete_or_broken(server, tmp_path):
     def answer(handler):
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
@@ -155,7 +152,7 @@ def test_chunks_are_put_together(server, tmp_path):
     assert download(server.url, tmp_path, SUM).read_bytes() == DATA
 
 
-def test_characters_that_a_url_does_not_hold_are_encoded(server, tmp_path):
+def test_unusual_characters_of_a_url_are_encoded(server, tmp_path):
     path = download(server.url.replace("book", "à la carte%20b"), tmp_path)
     assert path.name == "à_la_carte_b.txt"
     assert server.seen[0][0] == "/folder/%C3%A0%20la%20carte%20b.txt"
@@ -172,7 +169,7 @@ def test_redirects_are_followed(server, tmp_path):
     assert names(tmp_path) == WHOLE
 
 
-def test_a_file_of_another_url_is_not_taken_for_it(server, tmp_path):
+def test_an_existing_file_of_another_url_is_refused(server, tmp_path):
     download(server.url, tmp_path)
     other = server.url.replace("folder", "another")
     with pytest.raises(ValueError, match=re.escape(f"book.txt was downloaded from {server.url}: move it away")):
@@ -180,7 +177,7 @@ def test_a_file_of_another_url_is_not_taken_for_it(server, tmp_path):
     assert download(other, tmp_path, SUM).read_bytes() == DATA  # its content says that it is
 
 
-def test_a_file_that_is_there_with_another_checksum_is_kept(server, tmp_path):
+def test_an_existing_file_with_another_checksum_is_kept(server, tmp_path):
     (tmp_path / "book.txt").write_bytes(OTHER)
     assert download(server.url, tmp_path).read_bytes() == OTHER  # put there by hand
     with pytest.raises(ValueError, match=rf"book\.txt has the SHA-256 {WRONG}, not {SUM}: move it away"):
@@ -189,7 +186,7 @@ def test_a_file_that_is_there_with_another_checksum_is_kept(server, tmp_path):
     assert server.seen == []
 
 
-def test_another_content_is_refused_and_the_next_try_begins_anew(server, tmp_path):
+def test_a_wrong_checksum_is_refused_and_nothing_is_kept(server, tmp_path):
     with pytest.raises(ValueError, match=f"book.txt has the SHA-256 {SUM}, not {WRONG}: .*nothing was kept"):
         download(server.url, tmp_path / "new", WRONG)
     assert names(tmp_path) == []
@@ -198,14 +195,16 @@ def test_another_content_is_refused_and_the_next_try_begins_anew(server, tmp_pat
     assert server.asked() == [None, None]
 
 
-# --- breaking off, and going on ---------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def broken(server, tmp_path):
     """A download that broke off after 100,000 bytes."""
     server.most = 100_000
-    with pytest.raises(ValueError, match=r"book\.txt broke off after 100,000 of 300,000 bytes: the same command, run"):
+    with pytest.raises(
+        ValueError, match=r"book\.txt broke off after 100,000 of 300,000 bytes: run the same command again to resume"
+    ):
         download(server.url, tmp_path)
     assert names(tmp_path) == KEPT
     assert (tmp_path / ".book.txt.part").read_bytes() == DATA[:100_000]
@@ -214,7 +213,7 @@ def broken(server, tmp_path):
     return tmp_path
 
 
-def test_only_the_rest_is_asked_for(server, broken):
+def test_a_resumed_download_asks_for_the_rest_only(server, broken):
     server.most = 50_000
     with pytest.raises(ValueError, match="after 150,000 of 300,000"):
         download(server.url, broken)
@@ -225,31 +224,28 @@ def test_only_the_rest_is_asked_for(server, broken):
     assert names(broken) == WHOLE
 
 
-def test_a_file_that_has_changed_since_is_downloaded_anew(server, broken):
+def test_a_file_that_has_changed_on_the_server_is_downloaded_again(server, broken):
     server.data, server.etag = OTHER, '"two"'
     assert download(server.url, broken).read_bytes() == OTHER
     assert (broken / ".book.txt.from").read_text() == f'{server.url}\n"two"\n'
 
 
-def test_a_server_without_ranges_sends_the_whole(server, broken):
+def test_a_server_without_ranges_sends_the_whole_file(server, broken):
     server.ranges = False
     assert download(server.url, broken).read_bytes() == DATA
     assert server.asked() == ["bytes=100000-"]
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("status", "headers"),
     [
-        {},
-        {"Content-Range": "bytes 99999-299999/300000"},
-        {"Content-Range": "bytes 0-299999/300000"},
-        {"Content-Range": "bytes 100000-299999/*"},
-        {"Content-Range": "bytes */300000"},
-        {"Content-Range": "100000"},
+        (206, {}),
+        (206, {"Content-Range": "bytes 0-299999/300000"}),
+        (206, {"Content-Range": "bytes 100000-299999/*"}),
+        (416, {}),
     ],
 )
-@pytest.mark.parametrize("status", [206, 416])
-def test_a_rest_that_does_not_fit_is_not_taken(server, broken, status, headers):
+def test_a_resumed_answer_that_does_not_fit_is_not_used(server, broken, status, headers):
     def answer(handler):
         if "Range" in handler.headers:
             handler.reply(status, OTHER[:200_000], headers)
@@ -260,7 +256,7 @@ def test_a_rest_that_does_not_fit_is_not_taken(server, broken, status, headers):
     assert server.asked() == ["bytes=100000-", None]
 
 
-def test_a_rest_in_two_halves_is_not_the_whole(server, broken):
+def test_a_partial_rest_is_resumed_again(server, broken):
     """A server may send less than was asked for."""
 
     def answer(handler):
@@ -276,21 +272,14 @@ def test_a_rest_in_two_halves_is_not_the_whole(server, broken):
     assert server.asked() == ["bytes=100000-", "bytes=200000-"]
 
 
-def test_a_rest_that_is_too_long_is_read_to_the_end_of_the_file(server, broken):
-    server.answer = lambda handler: handler.reply(
-        206, DATA[100_000:] + b"more", {"Content-Range": "bytes 100000-299999/300000"}
-    )
-    assert download(server.url, broken).read_bytes() == DATA
-
-
 @pytest.mark.parametrize("extra", [b"", b"too much"])
-def test_a_part_that_holds_all_takes_its_place(server, broken, extra):
+def test_a_part_that_is_already_complete_or_too_long_is_downloaded_again(server, broken, extra):
     (broken / ".book.txt.part").write_bytes(DATA + extra)
     assert download(server.url, broken).read_bytes() == DATA
-    assert server.asked() == [f"bytes={300_000 + len(extra)}-", *([None] if extra else [])]
+    assert server.asked() == [f"bytes={300_000 + len(extra)}-", None]
 
 
-def test_a_part_of_another_url_is_not_gone_on_with(server, broken):
+def test_a_part_of_another_url_is_not_resumed(server, broken):
     server.data = OTHER
     assert download(server.url.replace("folder", "another"), broken).read_bytes() == OTHER
     assert server.asked() == [None]
@@ -306,7 +295,7 @@ def test_a_part_of_another_url_is_not_gone_on_with(server, broken):
         (None, None, SUM, "bytes=100000-", None),  # but the checksum will
     ],
 )
-def test_what_a_rest_is_held_against(server, tmp_path, tag, date, sha256, asked, version):
+def test_resuming_needs_a_strong_version_or_a_checksum(server, tmp_path, tag, date, sha256, asked, version):
     def answer(handler):
         if "Range" not in handler.headers:
             handler.reply(200, DATA, {"ETag": tag, "Last-Modified": date})
@@ -321,7 +310,7 @@ def test_what_a_rest_is_held_against(server, tmp_path, tag, date, sha256, asked,
     assert server.seen[1][1].get("If-Range") == version
 
 
-def test_a_rest_of_another_file_is_found_out_by_the_checksum(server, broken):
+def test_the_checksum_finds_a_part_of_another_file(server, broken):
     (broken / ".book.txt.part").write_bytes(OTHER[:100_000])
     with pytest.raises(ValueError, match=f"not {SUM}"):
         download(server.url, broken, SUM)
@@ -329,15 +318,15 @@ def test_a_rest_of_another_file_is_found_out_by_the_checksum(server, broken):
     assert download(server.url, broken, SUM).read_bytes() == DATA
 
 
-def test_a_program_that_is_killed_goes_on_when_it_is_run_again(server, tmp_path):
+def test_a_killed_program_resumes_when_run_again(server, tmp_path):
     def trickle(handler):
         handler.send_response(200)
         for name, value in (("Content-Length", len(DATA)), ("ETag", server.etag)):
             handler.send_header(name, str(value))
         handler.end_headers()
-        for start in range(0, len(DATA), 1000):
-            handler.wfile.write(DATA[start : start + 1000])
-            time.sleep(0.02)
+        for start in range(0, len(DATA), 10_000):
+            handler.wfile.write(DATA[start : start + 10_000])
+            time.sleep(0.1)
         return True
 
     server.answer = trickle
@@ -362,7 +351,7 @@ def test_a_program_that_is_killed_goes_on_when_it_is_run_again(server, tmp_path)
     assert server.asked() == [None, f"bytes={size}-"]
 
 
-def test_two_programs_do_not_write_one_part(server, tmp_path):
+def test_two_programs_do_not_download_the_same_file(server, tmp_path):
     lock = FolderLock(tmp_path)
     lock.acquire()
     with pytest.raises(ValueError, match="is being written by this process"):
@@ -371,7 +360,7 @@ def test_two_programs_do_not_write_one_part(server, tmp_path):
     assert (server.seen, names(tmp_path)) == ([], [])
 
 
-# --- what cannot be downloaded ----------------------------------------------------------------------------------------
+# --- failures ---------------------------------------------------------------------------------------------------------
 
 
 def refused_port():
@@ -390,12 +379,12 @@ def assert_refused(url, folder, words, **options):
     assert names(folder) == []
 
 
-def test_nobody_listens(server, tmp_path):
+def test_a_refused_connection_is_reported(server, tmp_path):
     url = f"http://127.0.0.1:{refused_port()}/book.txt"
     assert_refused(url, tmp_path, f"{url} cannot be downloaded .*refused.*without a network, download it by other")
 
 
-def test_no_network(server, tmp_path, monkeypatch):
+def test_a_missing_network_is_reported(server, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
@@ -403,29 +392,14 @@ def test_no_network(server, tmp_path, monkeypatch):
     assert_refused("https://example.org/a.txt", tmp_path, "a.txt cannot be downloaded .*name resolution.*without a net")
 
 
-@pytest.mark.parametrize("status", [204, 206, 304, 400, 403, 404, 416, 500, 503])
-def test_an_answer_of_failure(server, tmp_path, status):
+@pytest.mark.parametrize("status", [304, 404, 416, 503])
+def test_an_http_error_is_reported(server, tmp_path, status):
     server.answer = lambda handler: handler.reply(status, b"<html>sorry</html>") or True
     assert_refused(server.url, tmp_path, rf"book\.txt cannot be downloaded .*{status}")
 
 
-@pytest.mark.parametrize(
-    ("place", "words"),
-    [
-        ("file:///etc/passwd", "302.*file:///etc/passwd"),
-        ("ftp://127.0.0.1/book.txt", "unknown url type: ftp"),
-        ("data:text/plain,hello", "302"),
-        ("/folder/book.txt", "infinite loop"),
-        (None, "302"),
-    ],
-)
-def test_a_redirect_that_leads_nowhere(server, tmp_path, place, words):
-    server.answer = lambda handler: handler.reply(302, b"", {"Location": place}) or True
-    assert_refused(server.url, tmp_path, words)
-
-
 @pytest.mark.parametrize("answer", [b"", b"hello\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 70_000])
-def test_what_is_no_answer(server, tmp_path, answer):
+def test_an_answer_that_is_not_http_is_reported(server, tmp_path, answer):
     def speak(handler):
         handler.wfile.write(answer)
         handler.close_connection = True
@@ -436,7 +410,7 @@ def test_what_is_no_answer(server, tmp_path, answer):
 
 
 @pytest.mark.parametrize("sent", [None, 0, 1000])
-def test_a_server_that_falls_silent(server, tmp_path, monkeypatch, sent):
+def test_a_silent_server_times_out(server, tmp_path, monkeypatch, sent):
     done = threading.Event()
 
     def answer(handler):
@@ -461,74 +435,13 @@ def test_a_server_that_falls_silent(server, tmp_path, monkeypatch, sent):
     done.set()
 
 
-def test_what_goes_beyond_the_announced_length_is_not_read(server, tmp_path):
-    server.answer = lambda handler: handler.reply(200, DATA, {"Content-Length": 1000}) or True
-    assert download(server.url, tmp_path).read_bytes() == DATA[:1000]
-
-
-@pytest.mark.parametrize("announced", [True, False])
-def test_a_file_above_the_limit(server, tmp_path, announced):
-    server.answer = lambda handler: handler.reply(200, DATA, length=announced) or True
-    words = "is 300,000 bytes long, above the limit of 299,999" if announced else "longer than the limit of 299,999"
-    assert_refused(server.url, tmp_path, words, size_limit=299_999)
-    assert download(server.url, tmp_path, size_limit=300_000).read_bytes() == DATA
-
-
-def test_an_endless_file_is_stopped_at_the_limit(server, tmp_path):
-    def answer(handler):
-        handler.send_response(200)
-        handler.end_headers()
-        with contextlib.suppress(OSError):
-            while True:
-                handler.wfile.write(DATA)
-        return True
-
-    server.answer = answer
-    assert_refused(server.url, tmp_path, "longer than the limit of 5,000,000 bytes", size_limit=5_000_000)
-
-
-@pytest.mark.parametrize("sha256", ["xyz", "0" * 63, "0" * 65, "g" * 64, SUM + "\n", "\N{FULLWIDTH DIGIT ONE}" * 64])
-def test_the_form_of_a_checksum(server, tmp_path, sha256):
+@pytest.mark.parametrize("sha256", ["xyz", "0" * 63, "g" * 64, SUM + "\n"])
+def test_a_checksum_must_be_64_hexadecimal_digits(server, tmp_path, sha256):
     assert_refused(server.url, tmp_path, "a SHA-256 is 64 hexadecimal digits, not '", sha256=sha256)
     assert server.seen == []
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, derandomize=True, max_examples=500)
-@given(
-    path=st.text() | st.text(st.sampled_from("./\\%2eEfFcC05:~ -_aé\0\n?#|*")) | st.from_regex(r"(%[0-9a-fA-F]{2}|\.)+")
-)
-@example(path="..%2f..%2fetc%2fpasswd")
-@example(path="%2e%2e")
-@example(path="..%5c..%5cwin.ini")
-@example(path="a%00.txt")
-@example(path="c%3a.txt")
-@example(path="COM1.txt")
-@example(path="%6eul")
-@example(path="x" * 300)
-@example(path="\ud800")
-def test_any_url_gives_a_plain_name_inside_the_folder_or_none(path):
-    try:
-        name = file_name(f"https://example.org/{path}")
-    except ValueError as error:
-        assert "name the file" in str(error)
-        return
-    folder = Path("/some/folder")
-    assert Path(os.path.normpath(folder / name)).parent == folder
-    windows = PureWindowsPath("C:/folder") / name
-    assert (windows.parent, windows.name) == (PureWindowsPath("C:/folder"), name)
-    assert not name.startswith(".") and not name.endswith((".", " "))
-    assert not re.search(r'[\x00-\x1f\x7f<>:"/\\|?*]', name)
-    assert name.split(".")[0].lower() not in {
-        "con",
-        "prn",
-        "aux",
-        "nul",
-        *(f"{x}{n}" for x in ("com", "lpt") for n in "123456789"),
-    }
-    assert len(name.encode()) <= 200
+# --- file names -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -537,12 +450,13 @@ def test_any_url_gives_a_plain_name_inside_the_folder_or_none(path):
         ("https://example.org/books/my%20book.txt", "my_book.txt"),
         ("HTTP://example.org/a/b/c.tar.gz?x=/y/z.txt#/w", "c.tar.gz"),
         ("https://example.org/..%2Fpasswd", "_passwd"),
+        ("https://example.org/..%5C..%5Cwin.ini", "_.._win.ini"),
         ("https://example.org/.hidden.txt", "hidden.txt"),
+        ("https://example.org/a%00b:c.txt", "a_b_c.txt"),
         ("https://example.org/caf%C3%A9.txt", "café.txt"),
-        ("https://example.org/NUL.txt", "_NUL.txt"),
     ],
 )
-def test_names_by_hand(url, name):
+def test_the_file_name_of_a_url(url, name):
     assert file_name(url) == name
 
 
@@ -551,7 +465,7 @@ def test_names_by_hand(url, name):
     ["https://example.org", "https://example.org/", "https://example.org/a/", "https://example.org/..", "https:///a.txt",
      "https://example.org/?a.txt", "ftp://example.org/a.txt", "file:///a.txt", "a.txt", "", "http:/a.txt", "http://"],
 )  # fmt: skip
-def test_urls_without_a_name(url):
+def test_a_url_without_a_file_name_is_refused(url):
     with pytest.raises(ValueError, match="name the file"):
         file_name(url)
 
@@ -578,11 +492,11 @@ def pack(path, members):
     return path
 
 
-def assert_not_unpacked(archive, words, **options):
+def assert_not_unpacked(archive, words):
     """One line that names the archive, and no trace of it on disk."""
     before = names(archive.parent)
     with pytest.raises(ValueError, match=words) as error:
-        unpack(archive, archive.parent / "new" / "out", **options)
+        unpack(archive, archive.parent / "new" / "out")
     assert str(error.value).startswith(f"{archive} ")
     assert len(str(error.value).splitlines()) == 1
     assert names(archive.parent) == before
@@ -593,7 +507,7 @@ BOTH = pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
 
 
 @EVERY
-def test_an_archive_is_unpacked_as_it_was_packed(tmp_path, suffix):
+def test_unpacking_gives_what_was_packed(tmp_path, suffix):
     archive = pack(tmp_path / f"books{suffix}", [("deep", None), ("./", None), *BOOKS.items(), ("empty", None)])
     out = tmp_path / "new" / "out"
     assert unpack(archive, out) == out
@@ -603,185 +517,80 @@ def test_an_archive_is_unpacked_as_it_was_packed(tmp_path, suffix):
 
 
 @BOTH
-def test_a_folder_that_is_there_is_left_alone(tmp_path, suffix):
-    archive = pack(tmp_path / f"books{suffix}", BOOKS.items())
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="out exists: name another folder"):
-        unpack(archive, tmp_path / "out")
-    assert names(tmp_path / "out") == ["mine.txt"]
-
-
-@BOTH
-@pytest.mark.parametrize(
-    "name",
-    ["../evil.txt", "a/../../evil.txt", "..", "/evil.txt", "//host/evil.txt", "C:/evil.txt", "c:evil.txt",
-     "..\\evil.txt", "a\\..\\..\\evil.txt", "\\evil.txt", "\\\\host\\share\\evil.txt", "C:\\evil.txt"],
-)  # fmt: skip
-def test_an_archive_that_leads_out_of_its_folder(tmp_path, suffix, name):
+@pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/evil.txt"])
+def test_nothing_is_unpacked_outside_the_folder(tmp_path, suffix, name):
     archive = pack(tmp_path / f"books{suffix}", [("a.txt", b"one"), (name, b"evil")])
-    assert_not_unpacked(archive, f"holds {re.escape(repr(name))}, which leads out of a folder")
+    with contextlib.suppress(ValueError):
+        unpack(archive, tmp_path / "new" / "out")
+    assert not Path("/evil.txt").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {archive.name, "new"}
+    assert not (tmp_path / "new").exists() or {path.name for path in (tmp_path / "new").iterdir()} == {"out"}
 
 
-@BOTH
-@pytest.mark.parametrize("name", ["a\nb.txt", "\x1b[2J.txt"])
-def test_a_name_of_control_characters(tmp_path, suffix, name):
-    assert_not_unpacked(pack(tmp_path / f"books{suffix}", [(name, b"x")]), "which is no name for a file")
-
-
-def test_a_name_with_backslashes_is_a_path_everywhere(tmp_path):
-    out = unpack(pack(tmp_path / "books.zip", [("deep\\er\\b.txt", b"x")]), tmp_path / "out")
-    assert names(out) == ["deep", "deep/er", "deep/er/b.txt"]
-
-
-@pytest.mark.parametrize("kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE"])
-def test_a_tar_of_links_or_devices(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["SYMTYPE", "CHRTYPE", "FIFOTYPE"])
+def test_a_tar_with_devices_or_links_to_outside_is_refused(tmp_path, kind):
     member = tarfile.TarInfo("trap.txt")
     member.type, member.linkname = getattr(tarfile, kind), "/etc/passwd"
-    archive = pack(tmp_path / "books.tar.gz", [("a.txt", b"one"), (member, b""), ("trap.txt", b"evil")])
-    assert_not_unpacked(archive, "holds a link or device, 'trap.txt'")
-
-
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
-def test_a_zip_of_links_or_devices(tmp_path, kind):
-    member = zipfile.ZipInfo("trap.txt")
-    member.external_attr = (kind | 0o777) << 16
-    archive = pack(tmp_path / "books.zip", [("a.txt", b"one"), (member, b"/etc/passwd")])
-    assert_not_unpacked(archive, "holds a link or device, 'trap.txt'")
-
-
-def test_no_file_becomes_a_program(tmp_path):
-    member = tarfile.TarInfo("run.txt")
-    member.mode = 0o6777
-    out = unpack(pack(tmp_path / "books.tar", [(member, b"x")]), tmp_path / "out")
-    assert (out / "run.txt").stat().st_mode & 0o6111 == 0
-
-
-@EVERY
-def test_a_bomb_is_stopped_at_the_limit(tmp_path, suffix):
-    archive = pack(tmp_path / f"bomb{suffix}", [(f"{n}.txt", bytes(1_000_000)) for n in range(5)])
-    assert_not_unpacked(archive, "holds more than 4,999,999 bytes", size_limit=4_999_999)
-    assert len(names(unpack(archive, tmp_path / "out", size_limit=5_000_000))) == 5
-
-
-@pytest.mark.parametrize("says", [0, 10, 999_999])
-def test_a_bomb_whose_header_lies(tmp_path, says):
-    """Its directory says few bytes, and a million come out."""
-    archive = pack(tmp_path / "bomb.zip", [("0.txt", bytes(1_000_000))])
-    data = archive.read_bytes()
-    true = (1_000_000).to_bytes(4, "little")
-    assert data.count(true) == 2
-    archive.write_bytes(data.replace(true, says.to_bytes(4, "little")))
-    assert_not_unpacked(archive, "is damaged", size_limit=2_000_000)
-
-
-def test_a_tar_that_is_larger_than_its_header_says_it_can_be(tmp_path):
-    """A sparse file: 512 bytes of header that stand for a gigabyte."""
-    member = tarfile.TarInfo("huge.txt")
-    member.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,0",
-                          "GNU.sparse.size": "1000000000", "GNU.sparse.name": "huge.txt"}  # fmt: skip
-    archive = pack(tmp_path / "bomb.tar", [(member, b"")])
-    assert archive.stat().st_size < 20_000
-    assert_not_unpacked(archive, "holds more than 1,000,000 bytes", size_limit=1_000_000)
+    assert_not_unpacked(pack(tmp_path / "books.tar.gz", [("a.txt", b"one"), (member, b"")]), "trap.txt.* is a")
 
 
 @BOTH
-def test_an_archive_of_too_many_members(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(gpt.text.download, "MEMBERS_LIMIT", 20)
-    archive = pack(tmp_path / f"books{suffix}", [(str(n), None if n % 2 else b"") for n in range(21)])
-    assert_not_unpacked(archive, "holds more than 20 files and folders")
-    monkeypatch.setattr(gpt.text.download, "MEMBERS_LIMIT", 21)
-    assert len(names(unpack(archive, tmp_path / "out"))) == 21
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@BOTH
-def test_a_name_that_comes_twice(tmp_path, suffix):
-    assert_not_unpacked(
-        pack(tmp_path / f"books{suffix}", [("a.txt", b"1"), ("./a.txt", b"2")]), "'./a.txt' twice|twice"
-    )
-
-
-@BOTH
-def test_what_macos_packs_beside_a_file_is_left_out(tmp_path, suffix):
+def test_the_metadata_files_of_macos_are_not_texts(work, suffix):
     members = [("a.txt", b"one"), ("._a.txt", b"\0\5\x16\7"), ("__MACOSX/._a.txt", b"\0\5\x16\7")]
-    assert names(unpack(pack(tmp_path / f"books{suffix}", members), tmp_path / "out")) == ["a.txt"]
+    pack(work / f"books{suffix}", members)
+    assert text_of(open_corpus(f"books{suffix}")) == "one"
 
 
-def test_an_encrypted_zip(tmp_path):
+def test_an_encrypted_zip_is_refused(tmp_path):
     archive = pack(tmp_path / "books.zip", [("a.txt", b"one")])
     data = bytearray(archive.read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flags of the directory's entry, and of the member itself
     data[6] |= 1
     archive.write_bytes(data)
-    assert_not_unpacked(archive, "holds an encrypted file, 'a.txt': unpack it by other means")
+    assert_not_unpacked(archive, "cannot be unpacked .*encrypted.* name the folder")
 
 
 @EVERY
-def test_an_archive_that_is_cut_short_anywhere(tmp_path, suffix):
-    """Even where a tar's member ends: its own end is marked."""
-    whole = pack(tmp_path / f"whole{suffix}", [("a.txt", b"one" * 300), ("b.txt", DATA[:2000])])
-    data, archive = whole.read_bytes(), tmp_path / f"books{suffix}"
-    end = len(data) if suffix != ".tar" else data.index(DATA[1990:2000]) + 10
-    for size in {*range(0, end, 37), *range(0, end, 512), end - 1}:
-        archive.write_bytes(data[:size])
-        assert_not_unpacked(archive, "is damaged, cut short, or not what its name says")
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.8])
+def test_an_archive_that_is_cut_short_is_refused(tmp_path, suffix, share):
+    data = pack(tmp_path / f"whole{suffix}", [("a.txt", b"one" * 300), ("b.txt", DATA)]).read_bytes()
+    archive = tmp_path / f"books{suffix}"
+    archive.write_bytes(data[: int(share * len(data))])
+    assert_not_unpacked(archive, "cannot be unpacked")
 
 
-@EVERY
-def test_a_damaged_archive_is_whole_or_refused(tmp_path, suffix):
-    """As far as its format carries checksums: those of a zip are its files', which none in its directory completes,
-    those of a plain tar its headers'."""
-    contents = {"a.txt": b"one" * 300, "b.txt": DATA[:2000]}
-    data = pack(tmp_path / f"whole{suffix}", contents.items()).read_bytes()
-    draw, archive, refused = random.Random(3), tmp_path / f"books{suffix}", 0
-    for n in range(300):
-        damaged = bytearray(data)
-        for _ in range(draw.randint(1, 3)):
-            damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        archive.write_bytes(damaged)
-        try:
-            out = unpack(archive, tmp_path / str(n))
-        except ValueError as error:
-            assert str(error).startswith(f"{archive} ")
-            refused += 1
-            continue
-        found = {p.read_bytes() for p in out.rglob("*") if p.is_file()}
-        assert suffix == ".tar" or found <= {*contents.values()}
-        assert suffix in (".tar", ".zip") or len(found) == 2
-    assert refused > 20
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.bz2", ".tar.xz"])
+def test_a_damaged_archive_is_refused(tmp_path, suffix):
+    data = bytearray(pack(tmp_path / f"whole{suffix}", [("a.txt", DATA)]).read_bytes())
+    data[len(data) // 2] ^= 1
+    archive = tmp_path / f"books{suffix}"
+    archive.write_bytes(data)
+    assert_not_unpacked(archive, "cannot be unpacked")
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
-def test_what_is_no_archive(tmp_path, suffix):
+@pytest.mark.parametrize(
+    "data", [b"", b"a text\n", gzip.compress(b"a text\n"), DATA], ids=["empty", "text", "gz", "random"]
+)
+def test_a_file_that_is_no_archive_is_refused(tmp_path, suffix, data):
     archive = tmp_path / f"books{suffix}"
-    for data in (b"", b"a text\n", gzip.compress(b"a text\n"), bytes(100), DATA):
-        archive.write_bytes(data)
-        assert_not_unpacked(archive, "is damaged, cut short, or not what its name says")
+    archive.write_bytes(data)
+    assert_not_unpacked(archive, "cannot be unpacked")
 
 
-def test_an_archive_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        unpack(tmp_path / "books.zip", tmp_path / "out")
-    assert names(tmp_path) == []
-
-
-def test_a_full_disk_is_no_damaged_archive(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_as_such(tmp_path, monkeypatch):
     archive = pack(tmp_path / "books.zip", BOOKS.items())
-    written = Path.open
 
-    def full(path, mode="r", *arguments, **options):
-        if mode == "wb":
-            raise OSError(28, "No space left on device", str(path))
-        return written(path, mode, *arguments, **options)
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(OSError, match="No space left"):
         unpack(archive, tmp_path / "out")
     assert names(tmp_path) == ["books.zip"]
 
 
-# --- the doors --------------------------------------------------------------------------------------------------------
+# --- open_corpus ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -792,10 +601,10 @@ def work(tmp_path, monkeypatch):
 
 
 def text_of(corpus):
-    return "".join(corpus.pieces())
+    return "".join(corpus.chunks())
 
 
-def test_a_url_is_a_corpus(server, work):
+def test_a_url_can_be_the_input(server, work):
     server.data = b"Once upon a time"
     for _ in range(2):
         corpus = open_corpus(server.url, sha256=hashlib.sha256(server.data).hexdigest())
@@ -805,7 +614,7 @@ def test_a_url_is_a_corpus(server, work):
 
 
 @EVERY
-def test_the_url_of_an_archive_is_a_folder_unpacked_once(server, work, suffix):
+def test_the_url_of_an_archive_is_unpacked_once(server, work, suffix):
     members = [("b/2.txt", b"two"), ("1.md", b"one "), ("no.jpg", b"\xff")]
     server.data = pack(work / f"made{suffix}", members).read_bytes()
     url = f"http://127.0.0.1:{server.server_port}/books{suffix.upper()}"
@@ -818,13 +627,13 @@ def test_the_url_of_an_archive_is_a_folder_unpacked_once(server, work, suffix):
     assert len(list(Path("data/downloads").iterdir())) == 3  # the archive, its note, its folder
 
 
-def test_another_archive_of_the_same_name_is_another_corpus(work):
+def test_another_archive_of_the_same_name_is_unpacked_too(work):
     for text in (b"one", b"two", b"one"):
         pack(work / "books.zip", [("a.txt", text)])
         assert text_of(open_corpus("books.zip")) == text.decode()
 
 
-def test_an_archive_without_texts(work):
+def test_an_archive_without_texts_is_refused(work):
     pack(work / "books.zip", [("a.jpg", b"\xff")])
     with pytest.raises(ValueError, match=r"books\.zip.* holds no \.txt or \.md file"):
         open_corpus("books.zip")
@@ -832,16 +641,11 @@ def test_an_archive_without_texts(work):
 
 @pytest.fixture
 def shakespeare(server, work, monkeypatch):
-    """The table's entry, led to the server."""
-    url, known, name = gpt.text.sources.DOWNLOADABLE["shakespeare"]
-    assert (url, known, name) == (
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        "shakespeare.txt",
-    )
+    """The known text, served from 127.0.0.1."""
     server.data = b"First Citizen:\n"
-    known = hashlib.sha256(server.data).hexdigest()
-    monkeypatch.setitem(gpt.text.sources.DOWNLOADABLE, "shakespeare", (server.url, known, name))
+    sha256 = hashlib.sha256(server.data).hexdigest()
+    text = KNOWN["shakespeare"]._replace(url=server.url, sha256=sha256)
+    monkeypatch.setitem(KNOWN, "shakespeare", text)
     return server
 
 
@@ -853,7 +657,7 @@ def test_shakespeare_is_downloaded_by_name(shakespeare, work):
     assert len(shakespeare.seen) == 1
 
 
-def test_another_text_is_not_shakespeare(shakespeare, work):
+def test_a_known_text_with_another_checksum_is_refused(shakespeare, work):
     shakespeare.data = b"Marlowe"
     with pytest.raises(ValueError, match="nothing was kept"):
         open_corpus("shakespeare")
@@ -865,7 +669,7 @@ def test_another_text_is_not_shakespeare(shakespeare, work):
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_a_file_or_folder_of_that_name_is_read_in_its_place(shakespeare, work, folder):
+def test_a_file_or_folder_takes_precedence_over_a_known_name(shakespeare, work, folder):
     path = work / "shakespeare" / "mine.txt" if folder else work / "shakespeare"
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")
@@ -873,7 +677,7 @@ def test_a_file_or_folder_of_that_name_is_read_in_its_place(shakespeare, work, f
     assert shakespeare.seen == []
 
 
-def test_the_checksum_of_a_file_that_is_not_downloaded(work):
+def test_the_checksum_of_a_local_file_is_checked(work):
     (work / "a.txt").write_text("a")
     right, wrong = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))
     assert text_of(open_corpus("a.txt", sha256=right.upper())) == "a"
@@ -887,17 +691,17 @@ def test_the_checksum_of_a_file_that_is_not_downloaded(work):
 
 
 @pytest.mark.parametrize("source", ["ftp://127.0.0.1/a.txt", "file:///etc/passwd", "s3://bucket/a.txt", "https://a"])
-def test_what_only_looks_like_a_download(work, source):
+def test_other_urls_than_http_are_refused(work, source):
     with pytest.raises(ValueError, match=f"'{source}' .*name the file"):
         open_corpus(source)
 
 
-def test_an_unknown_name_is_told_what_can_be_downloaded(work):
+def test_an_unknown_name_lists_the_known_texts(work):
     with pytest.raises(ValueError, match=r"no text of that name \(story, tales, .*shakespeare, tinystories"):
         open_corpus("shakespear")
 
 
-def test_the_terminal_alone_sees_a_bar(server, tmp_path, monkeypatch, capsys):
+def test_only_a_terminal_shows_a_progress_bar(server, tmp_path, monkeypatch, capsys):
     download(server.url, tmp_path)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

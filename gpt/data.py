@@ -104,8 +104,10 @@ class PackedExamples(Examples):
     """
 
     def __init__(self, tokens: Tokens, context_length: int, stride: int = 0):
-        if context_length < 1 or stride < 0:
-            raise ValueError(f"context_length must be at least 1 and stride 0, not {context_length} and {stride}")
+        if context_length < 1:
+            raise ValueError(f"context_length must be at least 1, not {context_length}")
+        if stride < 0:
+            raise ValueError(f"stride must be at least 0, not {stride}")
         tokens, stride = np.asarray(tokens), stride or context_length
         if tokens.ndim != 1 or (len(tokens) and tokens.dtype.kind not in "iu"):
             raise ValueError(f"tokens must be a list of integers, not {tokens.dtype} of shape {tokens.shape}")

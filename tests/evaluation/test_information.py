@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.evaluation import information as info
+from gpt.evaluation.markov import create_gpt, sample_words, split_examples, train_gpt, transition_matrix
 from gpt.loss import perplexity
 from gpt.ops import fused, reference
 from gpt.run import plots
@@ -290,34 +290,29 @@ def test_calibration_equals_a_loop_over_the_bins(bins):
     assert info.expected_calibration_error(p, labels, bins=bins) == pytest.approx(float(error), abs=1e-12)
 
 
-@pytest.fixture(scope="module")
-def script():
-    return runpy.run_path(str(PROJECT / "scripts" / "information.py"))
-
-
-def test_label_smoothing_calibrates_an_overconfident_model(script):
-    first = script["source"](1)
-    inputs, targets = script["windows"](script["write"](first, 4001, seed=4))
-    text = script["write"](first, 400, seed=3)
+def test_label_smoothing_calibrates_an_overconfident_model():
+    first = transition_matrix(1)
+    inputs, targets = split_examples(sample_words(first, 4001, seed=4))
+    text = sample_words(first, 400, seed=3)
     errors = []
     for smoothing in (0.0, 0.2):
-        logits = script["train"](text, 60, smoothing)(inputs)
+        logits = train_gpt(text, 60, smoothing)(inputs)
         errors.append(info.expected_calibration_error(logits, targets, from_logits=True))
     assert errors[1] < 0.8 * errors[0] and errors[0] > 0.1
 
 
-def test_domain_shift_is_lowest_on_the_diagonal(script):
-    sources = [script["source"](seed) for seed in (1, 2)]
-    models = [script["train"](script["write"](s, 400, seed=3), 40) for s in sources]
-    corpora = [script["write"](s, 800, seed=6) for s in sources]
+def test_domain_shift_is_lowest_on_the_diagonal():
+    sources = [transition_matrix(seed) for seed in (1, 2)]
+    models = [train_gpt(sample_words(s, 400, seed=3), 40) for s in sources]
+    corpora = [sample_words(s, 800, seed=6) for s in sources]
     shift = info.domain_shift(models, corpora)
     assert shift.shape == (2, 2) and shift.dtype == torch.float64
     assert shift[0, 0] < shift[0, 1] and shift[0, 0] < shift[1, 0] and shift[1, 1] < shift[0, 1]
-    inputs, targets = script["windows"](corpora[1][:513])
+    inputs, targets = split_examples(corpora[1][:513])
     loss = F.cross_entropy(models[0](inputs).flatten(0, 1), targets.flatten()).item()
     exact = info.domain_shift(models[:1], [corpora[1][:513]], unit="bits", batch_size=5).item()
     assert exact == pytest.approx(loss / math.log(2), abs=1e-5)
-    untrained = script["new_model"]()
+    untrained = create_gpt()
     assert info.domain_shift([untrained], corpora)[0].tolist() == pytest.approx([math.log(7)] * 2, abs=0.1)
     with pytest.raises(ValueError, match="token 7"):
         info.domain_shift(models, [np.array([1, 7])])
@@ -325,9 +320,9 @@ def test_domain_shift_is_lowest_on_the_diagonal(script):
         info.domain_shift(models, [])
 
 
-def test_untrained_targets_are_about_one_in_seven(script):
-    inputs, targets = script["windows"](script["write"](script["source"](1), 65, seed=3))
-    p = torch.softmax(script["new_model"]()(inputs), -1).gather(-1, targets[..., None])
+def test_untrained_targets_are_about_one_in_seven():
+    inputs, targets = split_examples(sample_words(transition_matrix(1), 65, seed=3))
+    p = torch.softmax(create_gpt()(inputs), -1).gather(-1, targets[..., None])
     assert p.mean().item() == pytest.approx(1 / 7, abs=0.02)
 
 

@@ -1,4 +1,4 @@
-"""Small things that several test files share."""
+"""Fixtures and helpers that several test files share."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import Corpus
 
-torch.set_num_threads(1)  # the models here are tiny: threads would wait for each other, and for other jobs
+torch.set_num_threads(1)  # the models are tiny: more threads would be slower
 
 TEXT = "".join(
     f"{n} green bottles hanging on the wall, and if {n % 7} should fall there is more to sing.\n" for n in range(120)
@@ -18,7 +18,7 @@ TEXT = "".join(
 
 
 def corpus_of(folder, *texts, separator=""):
-    """A corpus of one file per text, each a document, or as many as the separator makes of it."""
+    """Return a corpus of one file per text: a document each, or several with a separator."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{n:03}.txt" for n in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
@@ -27,7 +27,7 @@ def corpus_of(folder, *texts, separator=""):
 
 
 def pairs_of(folder, pairs):
-    """A corpus of pairs, which are a .jsonl there."""
+    """Return a corpus of pairs, written as a .jsonl file."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps({"q": prompt, "a": target}) for prompt, target in pairs)
     (folder / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -35,7 +35,7 @@ def pairs_of(folder, pairs):
 
 
 def saved_state(step, config):
-    """What a checkpoint says of a run after so many steps."""
+    """Return the state that a checkpoint stores after some steps."""
     return {
         "step": step,
         "tokens_seen": 9 * step,
@@ -53,7 +53,7 @@ def saved_state(step, config):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A folder of prepared data: a few thousand characters, char tokenizer."""
+    """Prepare a few thousand characters with a char tokenizer."""
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "bottles.txt").write_text(TEXT, encoding="utf-8")
     return prepare_data(Corpus("bottles", [folder / "bottles.txt"]), "char", folder / "bottles")
@@ -61,7 +61,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def tiny_config(prepared):
-    """A run of seconds: one that has dropout, accumulation, and several evaluations, saves and epochs."""
+    """Return the config of a short run with dropout, gradient accumulation, and more than one epoch."""
     return TrainConfig(
         seed=7,
         max_steps=12,

@@ -10,12 +10,12 @@ CALLS = ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "chmod")  # o
 
 
 class Killed(BaseException):
-    """In place of SIGKILL."""
+    """Raised in place of SIGKILL."""
 
 
 class Disk:
-    """Counts and records the calls that change the disk; from call number `last` on, each is a death: nothing that is
-    done about it afterwards, in whatever `finally`, reaches the disk either."""
+    """Record the calls that change the disk, and raise Killed from call number `last` on: nothing that a `finally`
+    block does afterwards reaches the disk either."""
 
     def __init__(self, patch: pytest.MonkeyPatch, last: float = float("inf")):
         self.calls, self.last = [], last
@@ -36,8 +36,8 @@ class Disk:
 
 
 def killed_at_every_call(act):
-    """Call `act` again and again, killed at its first call that changes the disk, its second, ... until it ends well;
-    yields after each death."""
+    """Call `act` repeatedly, killed at its first call that changes the disk, then its second, ..., until it ends well.
+    Yield after each kill."""
     for n in range(1000):
         with pytest.MonkeyPatch.context() as patch:
             Disk(patch, last=n)

@@ -1,26 +1,25 @@
-"""Faults injected into real runs of scripts/train.py: whatever happens, a run ends as the one that nothing happened to.
+"""Inject faults into real runs of scripts/train.py: whatever happens, a run ends as an uninterrupted one.
 
     python tests/faults.py
     python tests/faults.py --kills 20 --flips 100 --fills 5 --seed 3 --folder faults
 
-One run is left alone: the truth. It has dropout, accumulation, several epochs, and rows, evaluations, samples and saves
-on different intervals; a good part of its time goes into saves. Other runs of the same config are hurt:
+One run is left alone: the truth. It has dropout, gradient accumulation, several epochs, and rows, evaluations, samples
+and saves at different intervals; much of its time goes into saves. Other runs of the same config are
 
-- killed, at random moments: while they start, while they train, while they save; or stopped by SIGTERM, SIGINT, or two
-  signals. After each, every checkpoint there is must be whole, the newest no older than before and no older than
-  save_every demands; and the next start must not be refused. In the end all of it must be the truth's, bit for bit:
-  weights, optimizer, random state, counters, rows (but for times), samples, pointers;
-- damaged: a bit flipped, a file cut short or deleted. In a checkpoint it must be found, and the newest whole checkpoint
-  taken instead; beside the checkpoints it must be put right; in the data it must be refused in one line;
-- left without room on the disk, by a limit on the size of files and, where this process may mount, by a small file
-  system of its own: refused in one line, the checkpoints whole, no half of one left; with room the run goes on.
+- killed at random moments, while they start, train or save; or stopped by SIGTERM, SIGINT, or two signals. After each,
+  every checkpoint must be valid, the newest no older than before and no older than save_every demands, and the run must
+  resume. In the end everything must equal the truth, bit for bit: weights, optimizer, random state, counters, rows
+  (except times), samples, pointers;
+- damaged: a bit is flipped, a file is truncated or deleted. In a checkpoint this must be detected, and the newest valid
+  checkpoint used instead; elsewhere in the run it must be repaired; in the data it must be refused with one line;
+- left without disk space, by a limit on the size of files and, if this process may mount one, on a small file system:
+  refused with one line, all checkpoints valid, nothing half written; with space the run continues.
 
-Every tenth process is a fresh one, with all its imports. The others are forks of this one, which has imported PyTorch,
-where the system is Linux: what they run is scripts/train.py all the same. What is lost is kept, and said where. With a
-seed the faults are the same again, as far as clocks allow. Status 1 where anything was lost.
+Every tenth process is new, with all its imports. The others are forks of this one, which has imported PyTorch, on
+Linux; they run scripts/train.py all the same. A run that lost something is kept for inspection. The same seed gives the
+same faults, as far as clocks allow. Exit status 1 if anything was lost.
 
-A kill leaves the system alive, which still writes what it was given: that a loss of power does no harm, no kill can
-show.
+A kill leaves the system running, which still writes its buffers: the effect of a power failure is not tested.
 """
 
 import argparse
@@ -87,11 +86,11 @@ CONFIG = TrainConfig(
 
 
 class Lost(Exception):  # noqa: N818 - an outcome
-    """What should have held and did not."""
+    """Raised when a run lost something."""
 
 
 def demand(condition: Any, words: str) -> None:
-    """Lost(words) unless the condition holds."""
+    """Raise Lost(words) unless the condition holds."""
     if not condition:
         raise Lost(words)
 
@@ -100,8 +99,8 @@ def demand(condition: Any, words: str) -> None:
 
 
 class Attempt:
-    """A process of scripts/train.py, fresh or forked, which may not write files larger than `room` bytes. It ends with
-    the block at the latest."""
+    """A process of scripts/train.py, new or forked, that may not write files larger than `room` bytes. It ends with the
+    block at the latest."""
 
     def __init__(self, *arguments: str | Path, fresh: bool = False, room: int | None = None):
         self.arguments = [str(argument) for argument in arguments]
@@ -178,7 +177,7 @@ def _limit(room: int | None) -> None:
 
 
 def _train(arguments: list[str], writers: list[int], room: int | None) -> None:
-    """What a fork does: the script's own main, with its own streams."""
+    """Run the script's main in a fork, with its own streams."""
     for number, writer in enumerate(writers, start=1):
         os.dup2(writer, number)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
@@ -193,7 +192,7 @@ def _train(arguments: list[str], writers: list[int], room: int | None) -> None:
 
 
 def whole(run: RunFolder) -> list[str]:
-    """The names of the checkpoints that are whole, oldest first."""
+    """Return the names of the valid checkpoints, oldest first."""
 
     def is_whole(name: str) -> bool:
         with contextlib.suppress(ValueError):
@@ -204,36 +203,36 @@ def whole(run: RunFolder) -> list[str]:
 
 
 def contents(run: RunFolder) -> dict[Path, bytes]:
-    """All that is in a run folder."""
+    """Return the content of all files of a run folder."""
     return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
 
 
 def step_of(names: list[str]) -> int:
-    """The step of the newest of some checkpoints, 0 where there is none."""
+    """Return the step of the newest of some checkpoints, or 0."""
     return int(names[-1].removeprefix("step-")) if names else 0
 
 
 def is_saving(run: RunFolder) -> bool:
-    """Whether a save has begun and not ended."""
+    """Return whether a save is under way."""
     with contextlib.suppress(FileNotFoundError):
         return any(path.name.startswith(".step-") for path in run.checkpoints.iterdir())
     return False
 
 
 def last_row(run: RunFolder) -> int:
-    """The step of the last row of metrics.csv that ends with its line."""
+    """Return the step of the last complete row of metrics.csv."""
     lines = run.metrics.read_text().split("\n")[1:-1] if run.metrics.is_file() else []
     return int(lines[-1].split(",")[0]) if lines else 0
 
 
 def rows(run: RunFolder) -> list[dict[str, str]]:
-    """All that metrics.csv says, but for times."""
+    """Return the rows of metrics.csv without times."""
     found = csv.DictReader(io.StringIO(run.metrics.read_text()))
     return [{name: value for name, value in row.items() if name not in TIMES} for row in found]
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two nests of dictionaries, lists and tensors are equal, bit for bit."""
+    """Return whether two nested dictionaries or lists of tensors are equal, bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -244,7 +243,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def demand_the_same(run: RunFolder, truth: RunFolder) -> None:
-    """Lost, with what differs, unless a finished run is what the truth is."""
+    """Raise Lost, naming the differences, unless a finished run equals the uninterrupted one."""
     demand(step_of(whole(run)) == CONFIG.max_steps, f"finished, but {whole(run)} are the checkpoints that are whole")
     differing = []
     for pointer in ("last", "best"):
@@ -274,7 +273,7 @@ def demand_the_same(run: RunFolder, truth: RunFolder) -> None:
 
 
 def flip(file: Path, dice: random.Random) -> str:
-    """Flip one bit of a file; says which."""
+    """Flip one bit of a file; return which."""
     data = bytearray(file.read_bytes())
     place, bit = dice.randrange(len(data)), dice.randrange(8)
     data[place] ^= 1 << bit
@@ -283,7 +282,7 @@ def flip(file: Path, dice: random.Random) -> str:
 
 
 def cut(file: Path, dice: random.Random) -> str:
-    """Cut a file short; says where."""
+    """Truncate a file; return where."""
     length = dice.randrange(file.stat().st_size)
     os.truncate(file, length)
     return f"{file.name} cut to {length} bytes"
@@ -299,7 +298,7 @@ def delete(file: Path, dice: random.Random) -> str:
 
 
 class Bench:
-    """Where runs are hurt: prepared data, a config, the truth, and the tally of what came out."""
+    """Prepared data, a config, the uninterrupted run, and the outcome of every fault."""
 
     def __init__(self, folder: Path, seed: int = 0):
         self.folder, self.seed = folder, seed
@@ -335,7 +334,7 @@ class Bench:
         return random.Random(f"{self.seed} {section}")
 
     def attempt(self, run: RunFolder, fresh: bool | None = None, **options: Any) -> Attempt:
-        """The run, started or resumed by one line, as a machine does that starts its jobs anew."""
+        """Start or resume the run with one command, as a restarted job does."""
         self._attempts += 1
         fresh = self._attempts % 10 == 0 if fresh is None else fresh
         return Attempt("--config", self.config, "--run", run.path, "--resume", fresh=fresh, **options)
@@ -378,7 +377,7 @@ class Bench:
         shutil.rmtree(run.path, ignore_errors=True)
 
     def keep(self, path: Path, words: str) -> None:
-        """Keep a folder to be looked at, and say why."""
+        """Keep a folder for inspection, with the reason."""
         kept = self.folder / f"lost-{path.name}-{sum(count['lost'] for count in self.results.values())}"
         if path.is_dir():
             shutil.copytree(path, kept, dirs_exist_ok=True)
@@ -433,7 +432,7 @@ STOPS = {
 
 
 def kills(bench: Bench, count: int) -> None:
-    """At least `count` kills, and a stop for every five, run after run: each is begun and killed until it has ended."""
+    """Inject at least `count` kills, and a stop for every five; each run is resumed and killed until it ends."""
     dice = bench.dice("kills")
     planned = [KILLS[number % 3] for number in range(count)] + [[*STOPS][n % 3] for n in range(count // 5)]
     dice.shuffle(planned)
@@ -458,7 +457,7 @@ def _hurt_until_it_ends(
 
 
 def _kill(bench: Bench, attempt: Attempt, run: RunFolder, moment: str, dice: random.Random) -> bool:
-    """Kill at a random moment; whether it was still at work then."""
+    """Kill at a random moment; return whether it was still running."""
     if moment == "killed at the start":
         start = bench.fresh_start if isinstance(attempt.process, subprocess.Popen) else bench.start
         attempt.wait(seconds=dice.uniform(0, 1.2 * start))
@@ -476,7 +475,7 @@ def _kill(bench: Bench, attempt: Attempt, run: RunFolder, moment: str, dice: ran
 
 
 def _stop(bench: Bench, attempt: Attempt, run: RunFolder, fault: str, dice: random.Random) -> bool:
-    """Stop at a random moment of the training; whether it was still at work then. It must save the step at hand, unless
+    """Stop at a random moment of training; return whether it was still running. It must save the current step, unless
     a second signal ends it at once."""
     attempt.wait(lambda: "\nstep " in attempt.said)
     attempt.wait(seconds=dice.uniform(0, bench.training / 3))
@@ -503,7 +502,7 @@ def _stop(bench: Bench, attempt: Attempt, run: RunFolder, fault: str, dice: rand
 
 
 def _demand_nothing_lost(run: RunFolder, before: list[str], attempt: Attempt) -> list[str]:
-    """The checkpoints after a kill: each is whole, and those that were there before are, or went when they had to."""
+    """Return the valid checkpoints after a kill: all there are, with earlier ones unless due to be deleted."""
     after = whole(run)
     for name in run.steps():
         demand(name in after, f"{name} is not whole: {attempt}")
@@ -523,7 +522,7 @@ def _demand_nothing_lost(run: RunFolder, before: list[str], attempt: Attempt) ->
 
 
 def damages(bench: Bench, flips: int, others: int, resumed: int) -> None:
-    """Damage checkpoints in place; each must be found. Then resume copies of runs so damaged."""
+    """Damage checkpoints; each damage must be detected. Then resume copies of damaged runs."""
     dice = bench.dice("damages")
     run = RunFolder(bench.folder / "damaged")
     shutil.copytree(bench.truth.path, run.path)
@@ -573,11 +572,11 @@ def _demand_found(run: RunFolder, names: list[str], file: Path) -> None:
     else:
         raise Lost("was not found")
     try:
-        checkpoint, complaints = run.load_newest_valid()
+        checkpoint, errors = run.load_newest_valid()
     except Exception as error:
         raise Lost(f"{expected} was not taken instead: {type(error).__name__}: {error}") from error
     demand(checkpoint and checkpoint.path.name == expected, f"{expected} was not taken instead")
-    demand(len(complaints) == (step == names[-1]), f"complained of {complaints}")
+    demand(len(errors) == (step == names[-1]), f"reported {errors}")
 
 
 def _corrupt(bench: Bench, run: RunFolder, damage: Callable, dice: random.Random) -> str:
@@ -621,7 +620,7 @@ def _refused(bench: Bench, run: RunFolder, name: str, dice: random.Random) -> st
 
 
 def _demand_refusal(attempt: Attempt) -> None:
-    """Status 2, and one line that says why."""
+    """Demand status 2 and one line that says why."""
     one_line = attempt.complained.startswith("train.py: error: ") and attempt.complained.count("\n") == 1
     demand(attempt.status == 2 and one_line, f"was not refused in one line: {attempt}")
 
@@ -630,7 +629,7 @@ def _demand_refusal(attempt: Attempt) -> None:
 
 
 def fills(bench: Bench, count: int) -> None:
-    """Runs that may write no file beyond a random size; then runs on a small disk, where one can be mounted."""
+    """Limit the size of files; then run on a small disk, if one can be mounted."""
     dice = bench.dice("fills")
     largest = max(file.stat().st_size for file in bench.truth.checkpoints.rglob("*") if file.is_file())
     half = bench.half
@@ -705,7 +704,7 @@ def _on_a_full_disk(bench: Bench, run: RunFolder, disk: Path, origin: RunFolder 
 
 @contextlib.contextmanager
 def bench_in(folder: Path | None, seed: int) -> Iterator[Bench]:
-    """A bench in a folder, or in a temporary one, of which nothing stays but what is lost."""
+    """Yield a bench in a folder, or in a temporary one that is kept only if something was lost."""
     torch.set_num_threads(1)  # as in the fresh processes
     place = Path(tempfile.mkdtemp(prefix="faults-")) if folder is None else folder.resolve()
     place.mkdir(parents=True, exist_ok=True)

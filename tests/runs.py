@@ -13,11 +13,11 @@ TIMES = ("tokens_per_second", "elapsed_s")
 
 
 def quiet(line):
-    """No word of progress."""
+    """Discard a line of progress."""
 
 
 def change(config, **changes):
-    """A config with other fields; model_drop_rate=0 stands for model.drop_rate."""
+    """Return a config with other values; model_drop_rate=0 sets model.drop_rate."""
     for name in [n for n in changes if n.startswith("model_")]:
         model = dataclasses.replace(changes.get("model", config.model), **{name[6:]: changes.pop(name)})
         changes["model"] = model

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, found damaged when they are, and never more than they should be."""
+"""Checkpoints are written whole or not at all, damage is detected, and old ones are deleted."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def save(run, step, is_best=False, keep_checkpoints=2, objective=None):
     return run.save(weights, set(), training_state, state, is_best, keep_checkpoints)
 
 
-def test_what_is_saved_is_loaded(run):
+def test_a_saved_checkpoint_is_loaded(run):
     objective = NextToken(GPTModel(MODEL))
     path = save(run, 3, objective=objective)
     assert path.name == "step-000003"
@@ -58,7 +58,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int
 
 @st.composite
 def tensors(draw):
-    """Of any shape and kind, with any bits but those of infinities and NaN."""
+    """Draw tensors of any shape and dtype, with any finite values."""
     dtype, shape = draw(st.sampled_from(DTYPES)), draw(st.lists(st.integers(0, 4), max_size=3))
     size = math.prod(shape) * dtype.itemsize
     data = torch.tensor(list(draw(st.binary(min_size=size, max_size=size))), dtype=torch.uint8)
@@ -85,7 +85,7 @@ NUMBERS = st.none() | st.integers(0, 2**62) | st.floats(0, allow_infinity=False,
     rows=st.binary(max_size=50),
     words=st.text(max_size=20),
 )
-def test_whatever_is_saved_comes_back_bit_for_bit(
+def test_saved_tensors_and_counters_load_bit_for_bit(
     tmp_path_factory, buffers, moments, random, best_loss, grad_norm, rows, words
 ):
     run = RunFolder(tmp_path_factory.mktemp("any") / "run")
@@ -140,7 +140,7 @@ def test_steps_are_ordered_by_number(run):
 
 
 @pytest.mark.parametrize("where", ["safetensors.torch.save_file", "torch.save", "gpt.system.files.flush", "json.dumps"])
-def test_a_failure_during_a_save_leaves_the_checkpoint_before(run, monkeypatch, where):
+def test_a_failed_save_leaves_the_previous_checkpoint(run, monkeypatch, where):
     save(run, 1)
     with monkeypatch.context() as patch:
         patch.setattr(where, lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -151,7 +151,7 @@ def test_a_failure_during_a_save_leaves_the_checkpoint_before(run, monkeypatch, 
     assert save(run, 2).is_dir()
 
 
-def test_a_full_disk_is_said_in_words(run):
+def test_a_full_disk_is_reported(run):
     resource = pytest.importorskip("resource", reason="file-size limits are POSIX")
     save(run, 1)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -168,7 +168,7 @@ def test_a_full_disk_is_said_in_words(run):
 
 
 def test_a_kill_between_the_two_renames_of_a_repeated_save_loses_nothing(run):
-    """A reader finds the first one where it was set aside; the next to write moves it back."""
+    """A reader finds the first one where it was set aside; the next writer moves it back."""
     save(run, 1)
     path = save(run, 2)
     path.rename(run.checkpoints / ".step-000002.old")
@@ -183,7 +183,7 @@ def test_a_kill_between_the_two_renames_of_a_repeated_save_loses_nothing(run):
 @pytest.mark.parametrize("again", [False, True], ids=["new", "again"])
 @pytest.mark.parametrize("keep_checkpoints", [1, 2])
 def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep_checkpoints):
-    """At each call that changes the disk in turn: step 3, anew or for a second time, with older ones to prune."""
+    """Kill at each call that changes the disk, while step 3 is saved for the first or second time."""
     deaths, newest = 0, set()
     for n in range(100):
         run = RunFolder(tmp_path / str(n))
@@ -201,9 +201,9 @@ def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep_checkpoin
                 deaths += 1
         assert run.load("last").state["step"] >= before  # a reader, while nobody has cleared up
         with run.lock():
-            checkpoint, complaints = run.load_newest_valid()
+            checkpoint, errors = run.load_newest_valid()
             assert checkpoint.state["step"] >= before
-            assert not complaints
+            assert not errors
             run.update_pointers(checkpoint)
             assert run.find("best").name == checkpoint.state["best"]
             assert not [p for p in run.checkpoints.iterdir() if p.name.startswith(".step-")]
@@ -214,7 +214,7 @@ def test_a_save_killed_at_any_call_loses_nothing(tmp_path, again, keep_checkpoin
     assert newest == ({3} if again else {2, 3})
 
 
-def test_the_remains_of_a_killed_save_do_no_harm(run):
+def test_remains_of_a_killed_save_are_removed(run):
     remains = run.checkpoints / ".step-000002.x7.tmp"
     remains.mkdir()
     (remains / "model.safetensors").write_bytes(b"half")
@@ -234,7 +234,7 @@ def flip(path, place):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "state.json"])
 @pytest.mark.parametrize("damage", ["flip first", "flip middle", "flip last", "truncate", "empty", "delete"])
-def test_a_damaged_checkpoint_is_found_and_passed_over(run, name, damage):
+def test_a_damaged_checkpoint_is_detected_and_skipped(run, name, damage):
     save(run, 1)
     file = save(run, 2) / name
     size = file.stat().st_size
@@ -248,14 +248,14 @@ def test_a_damaged_checkpoint_is_found_and_passed_over(run, name, damage):
         assert file.read_bytes()[-1:] == b"\x0e"
     with pytest.raises(ValueError, match="step-000002"):
         run.load("last")
-    checkpoint, complaints = run.load_newest_valid()
+    checkpoint, errors = run.load_newest_valid()
     assert checkpoint.state["step"] == 1
-    assert len(complaints) == 1
-    assert "step-000002" in complaints[0]
+    assert len(errors) == 1
+    assert "step-000002" in errors[0]
 
 
 def test_a_damaged_checkpoint_is_neither_counted_nor_deleted(run):
-    """Of three, keep = 2 keeps two that are whole. What is damaged may be of a newer version of this program."""
+    """keep_checkpoints = 2 keeps two valid ones. A damaged one may be of a newer version, so it stays."""
     save(run, 1)
     flip(save(run, 2) / "model.safetensors", 1000)
     assert run.load_newest_valid()[0].state["step"] == 1
@@ -268,8 +268,7 @@ def test_a_damaged_checkpoint_is_neither_counted_nor_deleted(run):
     assert run.steps() == ["step-000004", "step-000005"]
 
 
-def test_each_bit_of_state_json_is_watched(run):
-    """A flipped bit in a checksum, a counter or a name is found, wherever it is."""
+def test_a_flipped_bit_of_state_json_is_detected(run):
     file = save(run, 2) / "state.json"
     whole = file.read_bytes()
     for place in range(0, len(whole), 7):
@@ -300,7 +299,7 @@ def test_a_pickle_with_code_in_it_is_not_executed(run, tmp_path):
         torch.load(folder / "training_state.pt", weights_only=True)
 
 
-def test_a_checkpoint_of_another_format_is_refused_in_words(run):
+def test_a_checkpoint_of_another_format_is_refused(run):
     folder = save(run, 1)
     state = json.loads((folder / "state.json").read_text()) | {"format": 99}
     (folder / "state.json").write_text(checksummed(state))
@@ -308,7 +307,7 @@ def test_a_checkpoint_of_another_format_is_refused_in_words(run):
         run.load("last")
 
 
-def test_no_checkpoint_is_said_in_words(run):
+def test_a_missing_checkpoint_is_named_with_those_available(run):
     with pytest.raises(ValueError, match=r"no checkpoint 'best' .* available: none"):
         run.load("best")
     save(run, 1)
@@ -327,7 +326,7 @@ def test_a_tied_weight_is_saved_once_and_loaded_tied(run):
     assert other.out_head.weight is other.tok_emb.weight
 
 
-def test_an_objectives_own_tensors_stand_apart():
+def test_an_objectives_own_tensors_have_a_prefix():
     objective = NextToken(GPTModel(MODEL))
     objective.head = torch.nn.Linear(8, 2)
     weights = named_weights(objective)

@@ -1,4 +1,4 @@
-"""The fault suite in small: `make faults` injects a hundred times as many."""
+"""The fault suite in a short form: `make faults` injects a hundred times as many."""
 
 import os
 import shutil
@@ -22,28 +22,28 @@ def assert_survived(bench, injected):
     bench.results.clear()
 
 
-def test_a_fork_trains_as_a_fresh_process_does(bench):
+def test_a_forked_process_trains_as_a_new_one(bench):
     assert_survived(bench, 1)
 
 
-def test_killed_and_stopped_a_run_ends_as_if_left_alone(bench):
+def test_a_killed_or_stopped_run_ends_as_an_uninterrupted_one(bench):
     faults.kills(bench, 5)
     assert_survived(bench, 6)
 
 
-def test_damage_is_found_and_made_good(bench):
+def test_damage_is_detected_and_repaired(bench):
     faults.damages(bench, flips=12, others=3, resumed=2)
     assert_survived(bench, 24)
 
 
-def test_without_room_nothing_is_lost(bench):
+def test_a_full_disk_loses_nothing(bench):
     faults.fills(bench, 1)
     assert_survived(bench, 1)
 
 
 @pytest.mark.parametrize("name", ["samples.txt", "metrics.csv", "checkpoints/last", "checkpoints/best"])
-def test_a_run_that_differs_is_lost(bench, tmp_path, name):
-    """The comparison that all of it rests on can fail."""
+def test_the_comparison_detects_a_difference(bench, tmp_path, name):
+    """The whole suite relies on this comparison."""
     run = RunFolder(tmp_path / "run")
     shutil.copytree(bench.truth.path, run.path)
     faults.demand_the_same(run, bench.truth)

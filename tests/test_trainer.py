@@ -1,4 +1,4 @@
-"""The training loop against a loop written out by hand, and a stopped run against one that never stopped."""
+"""Compare the training loop with one written by hand, and interrupted runs with uninterrupted ones."""
 
 import contextlib
 import dataclasses
@@ -40,19 +40,19 @@ from gpt.trainer import Trainer
 
 @pytest.fixture
 def drawn():
-    """For a test that needs the picture."""
+    """Draw loss.png in this test."""
 
 
 @pytest.fixture(autouse=True)
 def _undrawn(request, monkeypatch):
-    """Pictures and long samples take most of the time of a tiny run."""
+    """Skip plots and shorten samples, which take most of the time of a tiny run."""
     monkeypatch.setattr("gpt.objectives.objective.SAMPLE_TOKENS", 20)
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
 
 
 def by_hand(config, data, steps, double=False):
-    """The same run in plain PyTorch: one big batch per step, mean loss, clipping, AdamW."""
+    """Train in plain PyTorch: one large batch per step, mean loss, clipping, AdamW."""
     torch.manual_seed(config.seed)
     model = GPTModel(dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size))
     if double:
@@ -94,7 +94,7 @@ def double_trainer(config, data, folder, objective=NextToken):
 
 
 @pytest.mark.parametrize("grad_accum_steps", [1, 2, 8])
-def test_steps_are_those_of_a_loop_by_hand(tiny_config, prepared, tmp_path, grad_accum_steps):
+def test_steps_equal_a_loop_written_by_hand(tiny_config, prepared, tmp_path, grad_accum_steps):
     config = change(
         tiny_config,
         model_drop_rate=0.0,
@@ -110,13 +110,13 @@ def test_steps_are_those_of_a_loop_by_hand(tiny_config, prepared, tmp_path, grad
 
 
 class EvenTokensOnly(NextToken):
-    """Counts only targets with an even id: micro-batches of unequal token counts."""
+    """Count only targets with an even id, so that micro-batches have different token counts."""
 
     def forward(self, inputs, targets):
         return super().forward(inputs, torch.where(targets % 2 == 0, targets, -100))
 
 
-def test_micro_batches_of_unequal_counts_make_one_big_batchs_step(tiny_config, prepared, tmp_path):
+def test_micro_batches_of_unequal_token_counts_equal_one_large_batch(tiny_config, prepared, tmp_path):
     weights = []
     for batch_size, grad_accum_steps in ((8, 1), (2, 4), (1, 8)):
         config = change(
@@ -129,7 +129,7 @@ def test_micro_batches_of_unequal_counts_make_one_big_batchs_step(tiny_config, p
     torch.testing.assert_close(weights[0], weights[2], rtol=0, atol=1e-12)
 
 
-def test_metrics_are_what_they_say(tiny_config, prepared, tmp_path):
+def test_metrics_equal_those_computed_by_hand(tiny_config, prepared, tmp_path):
     config = change(tiny_config, model_drop_rate=0.0, log_every=2, eval_every=4, max_steps=8)
     trainer = train(config, tmp_path / "run")
     _, losses, norms = by_hand(config, prepared, 8)
@@ -159,8 +159,8 @@ def test_a_run_learns(tiny_config, tmp_path):
     assert val[-1] < 1.7
 
 
-def test_a_run_stopped_after_each_step_is_the_run_that_never_stopped(tiny_config, tmp_path):
-    """With dropout and accumulation, across ends of epochs, on and off the intervals of logs, evaluations and saves."""
+def test_a_run_stopped_after_each_step_equals_an_uninterrupted_one(tiny_config, tmp_path):
+    """With dropout and gradient accumulation, across epochs, on and off the reporting intervals."""
     truth, broken = tmp_path / "truth", tmp_path / "broken"
     trainer = train(tiny_config, truth)
     assert len(trainer.examples) < 12 * 8 / 2  # the third epoch begins
@@ -175,13 +175,14 @@ def test_a_run_stopped_after_each_step_is_the_run_that_never_stopped(tiny_config
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model_backbone": "lstm"}, {"model_implementation": "reference"}, {"dtype": "bfloat16"}, {"model_tie_embeddings": True},
+    [{"model_backbone": "lstm"}, {"model_implementation": "reference"}, {"dtype": "bfloat16"},
+     {"model_tie_embeddings": True},
      {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"packing": "document"},
      {"optim": OptimConfig(name="muon", lr=0.02)},
      {"eval_batches": 1, "eval_every": 1, "keep_checkpoints": 1}],
     ids=str,
 )  # fmt: skip
-def test_whatever_is_trained_is_resumed_exactly(tiny_config, tmp_path, changes):
+def test_every_kind_of_run_resumes_exactly(tiny_config, tmp_path, changes):
     if changes.pop("packing", None):
         texts = [f"{n} green bottles, hanging on the wall, {'one ' * (n % 5)}more" for n in range(40)]
         prepare_data(corpus_of(tmp_path / "texts", *texts), "char", tmp_path / "data")
@@ -203,10 +204,10 @@ def test_whatever_is_trained_is_resumed_exactly(tiny_config, tmp_path, changes):
     stops=st.lists(st.integers(0, 14), max_size=6),
     kills=st.lists(st.integers(0, 14), max_size=4),
 )  # fmt: skip
-def test_stopped_and_killed_anywhere_at_any_intervals(
+def test_runs_stopped_or_killed_anywhere_end_in_the_same_bits(
     tiny_config, tmp_path_factory, every, max_steps, grad_accum_steps, stops, kills
 ):
-    """Stops save at once; kills, before the step is done, throw away what came after the last checkpoint."""
+    """A stop saves at once; a kill loses the steps since the last checkpoint, which are then repeated."""
     folder = tmp_path_factory.mktemp("any")
     config = change(tiny_config, max_steps=max_steps, grad_accum_steps=grad_accum_steps, **every)
     train(config, folder / "truth")
@@ -233,8 +234,8 @@ def test_stopped_and_killed_anywhere_at_any_intervals(
     assert_same_run(folder / "run", folder / "truth")
 
 
-def test_what_was_done_after_the_last_checkpoint_is_done_again(tiny_config, tmp_path):
-    """Killed at step 8, the run goes on from the checkpoint of step 5 (or a best one), and nothing stands twice."""
+def test_steps_after_the_last_checkpoint_are_repeated(tiny_config, tmp_path):
+    """Killed at step 8, the run continues from the checkpoint of step 5, and no row or sample appears twice."""
     truth, broken = tmp_path / "truth", tmp_path / "broken"
     config = change(tiny_config, eval_every=0)
     train(config, truth)
@@ -257,15 +258,15 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again(tiny_config, tmp_
     assert_same_run(broken, truth)
 
 
-def test_a_finished_run_resumed_is_unchanged(tiny_config, drawn, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(tiny_config, drawn, tmp_path):
     train(tiny_config, tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     resume_run(tmp_path / "run", log=quiet).train()
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
-def test_a_kill_in_the_last_drawing_leaves_no_run_without_its_picture(tiny_config, drawn, tmp_path, monkeypatch):
-    """All is saved then, so that a resumed run has nothing else to do."""
+def test_a_plot_missing_after_a_kill_is_drawn_on_resume(tiny_config, drawn, tmp_path, monkeypatch):
+    """Everything else has been saved, so the resumed run only draws."""
     trainer = start_run(tiny_config, tmp_path / "run", quiet)
 
     def killed(*args):
@@ -285,7 +286,7 @@ def test_a_kill_in_the_last_drawing_leaves_no_run_without_its_picture(tiny_confi
 
 
 def test_a_finished_run_can_be_extended(tiny_config, tmp_path):
-    """As one that was meant to be that long, where decay_steps fixes the schedule."""
+    """With decay_steps fixed it equals a run planned with more steps from the start."""
     long = change(tiny_config, max_steps=20, optim=dataclasses.replace(tiny_config.optim, decay_steps=12))
     train(long, tmp_path / "truth")
     train(tiny_config, tmp_path / "run")
@@ -296,7 +297,7 @@ def test_a_finished_run_can_be_extended(tiny_config, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_reporting_changes_nothing_in_training(tiny_config, tmp_path):
+def test_reports_do_not_affect_training(tiny_config, tmp_path):
     a = train(change(tiny_config, eval_every=1, sample_every=1, save_every=1, log_every=1), tmp_path / "a")
     b = train(change(tiny_config, eval_every=0, sample_every=0, save_every=0, log_every=100), tmp_path / "b")
     for p, q in zip(a.objective.parameters(), b.objective.parameters(), strict=True):
@@ -343,7 +344,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tiny_config, tmp_p
 
 
 def test_the_batch_that_was_not_finite_is_saved(tiny_config, prepared, tmp_path):
-    """All of the step's windows: those that the sampler's definition says, cut out by hand."""
+    """All examples of the step, cut by hand as the sampler's definition says."""
     stop_at(start_run(change(tiny_config, eval_every=0), tmp_path / "run", quiet), 7)
     trainer = resume_run(tmp_path / "run", log=quiet)
     poison(trainer)
@@ -364,7 +365,7 @@ def test_the_batch_that_was_not_finite_is_saved(tiny_config, prepared, tmp_path)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tiny_config, tmp_path):
-    """An update that overflows is only seen in the next loss: the checkpoint before stays the last one."""
+    """An update that overflows shows only in the next loss; the checkpoint before it stays the last one."""
     trainer = start_run(change(tiny_config, eval_every=0, sample_every=0, save_every=2), tmp_path / "run", quiet)
     inner = trainer._train_step
 
@@ -382,7 +383,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_config, tmp_path):
     assert trainer.run.load("last").state["step"] == 2
 
 
-def test_a_validation_loss_that_is_not_finite_stops_too(tiny_config, tmp_path):
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
     trainer = start_run(tiny_config, tmp_path / "run", quiet)
     with torch.no_grad():
         trainer.objective.model.out_head.weight[0, 0] = math.nan
@@ -391,7 +392,7 @@ def test_a_validation_loss_that_is_not_finite_stops_too(tiny_config, tmp_path):
 
 
 def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tiny_config, tmp_path):
-    """A learning rate that blows up after the first evaluations: the best is not the last."""
+    """A learning rate that diverges after the first evaluations, so that the best is not the last."""
     config = change(
         tiny_config, max_steps=40, eval_every=5, save_every=10,
         optim=OptimConfig(lr=1.0, min_lr=1.0, warmup_steps=40, schedule="constant", grad_clip=0.0),
@@ -414,21 +415,21 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tiny_con
      ({"optim": OptimConfig(weight_decay=0.0)}, "optim.weight_decay is 0.1")],
     ids=str,
 )  # fmt: skip
-def test_a_resumed_run_computes_what_it_did(tiny_config, tmp_path, changes, words):
+def test_settings_that_change_the_computation_are_refused_on_resume(tiny_config, tmp_path, changes, words):
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 2)
     config = change(RunFolder(tmp_path / "run").config(), **changes)
     with pytest.raises(ValueError, match=words):
         resume_run(tmp_path / "run", config, quiet)
 
 
-def test_a_run_is_not_started_over(tiny_config, tmp_path):
+def test_a_run_with_a_checkpoint_is_not_started_again(tiny_config, tmp_path):
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 2)
     with pytest.raises(ValueError, match="--resume"):
         start_run(tiny_config, tmp_path / "run", quiet)
 
 
-def test_other_data_are_refused(tiny_config, prepared, tmp_path):
-    """Prepared anew in the same place, from other text and with another tokenizer."""
+def test_other_data_is_refused(tiny_config, prepared, tmp_path):
+    """Prepared again in the same folder, from another text and with another tokenizer."""
     folder = tmp_path / "data"
     shutil.copytree(prepared.folder, folder)
     config = change(tiny_config, data=dataclasses.replace(tiny_config.data, path=str(folder)))
@@ -484,13 +485,12 @@ def test_a_deleted_config_toml_is_written_again(tiny_config, tmp_path):
 
 
 def test_a_setting_changed_on_resume_is_logged(tiny_config, tmp_path):
-    """The learning rate: from here on it is what a run with that rate has at these steps. Killed before the next
-    checkpoint, the run still knows."""
+    """A new learning rate holds from here on, also after a kill before the next checkpoint."""
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
-    said = []
+    lines = []
     optim = dataclasses.replace(RunFolder(tmp_path / "run").config().optim, lr=1e-3)
-    resume_run(tmp_path / "run", change(RunFolder(tmp_path / "run").config(), optim=optim), said.append)
-    assert "optim.lr 0.003 → 0.001" in said
+    resume_run(tmp_path / "run", change(RunFolder(tmp_path / "run").config(), optim=optim), lines.append)
+    assert "optim.lr 0.003 → 0.001" in lines
     resume_run(tmp_path / "run", log=quiet).train()
     columns = read_metrics(tmp_path / "run" / "metrics.csv")
     assert columns["lr"][-1] == pytest.approx(learning_rate(11, optim, 12))
@@ -498,7 +498,7 @@ def test_a_setting_changed_on_resume_is_logged(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["delete", "empty", "shorten", "garble", "flip"])
-def test_damaged_metrics_are_put_right(tiny_config, tmp_path, damage):
+def test_damaged_logs_are_restored(tiny_config, tmp_path, damage):
     train(tiny_config, tmp_path / "truth")
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     run = RunFolder(tmp_path / "run")
@@ -510,34 +510,34 @@ def test_damaged_metrics_are_put_right(tiny_config, tmp_path, damage):
         flipped = before[:-9] + bytes([before[-9] ^ 1]) + before[-8:]
         damaged = {"empty": b"", "shorten": before[:-9], "garble": b"x" * len(before), "flip": flipped}
         run.metrics.write_bytes(damaged[damage])
-    said = []
-    resume_run(run.path, log=said.append).train()
+    lines = []
+    resume_run(run.path, log=lines.append).train()
     for name in ("metrics.csv", "samples.txt"):
-        assert any(f"{name} was damaged: restored as of step 5" in line for line in said)
+        assert any(f"{name} was damaged: restored as of step 5" in line for line in lines)
     assert_same_run(run.path, tmp_path / "truth")
 
 
 @pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
-def test_a_best_checkpoint_that_is_damaged_is_said_and_not_needed(tiny_config, tmp_path, name):
-    """It is older than the one to go on from; the run ends well, with the words on what was best."""
+def test_a_damaged_best_checkpoint_is_reported_and_not_needed(tiny_config, tmp_path, name):
+    """It is older than the checkpoint to resume from, and the run ends well."""
     config = change(tiny_config, eval_every=4, save_every=5, max_steps=11)
     trainer = start_run(config, tmp_path / "run", quiet)
     stop_at(trainer, 5)
     assert (trainer.run.find("best").name, trainer.run.find("last").name) == ("step-000004", "step-000005")
     path = trainer.run.find("best") / name
     path.write_bytes(path.read_bytes()[:-1])
-    said = []
-    trainer = resume_run(tmp_path / "run", log=said.append)
+    lines = []
+    trainer = resume_run(tmp_path / "run", log=lines.append)
     assert any(
         f"the best checkpoint is lost, which does not affect the run: {path.parent}" in line.replace(f"/{name}", "")
-        for line in said
+        for line in lines
     )
     trainer.best_loss = 0.0  # no other becomes the best
     trainer.train()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a disk that is always full")
-def test_a_row_that_finds_no_room_says_so(tiny_config, tmp_path):
+def test_a_full_disk_is_reported_when_a_row_is_written(tiny_config, tmp_path):
     trainer = start_run(tiny_config, tmp_path / "run", quiet)
     trainer.run.metrics.unlink()
     trainer.run.metrics.symlink_to("/dev/full")
@@ -547,7 +547,7 @@ def test_a_row_that_finds_no_room_says_so(tiny_config, tmp_path):
         trainer.train()
 
 
-def test_a_record_deleted_while_a_run_is_at_work_does_not_end_it(tiny_config, tmp_path):
+def test_a_log_deleted_during_a_run_does_not_end_it(tiny_config, tmp_path):
     trainer = start_run(tiny_config, tmp_path / "run", quiet)
     stop_at(trainer, 3)
     trainer = resume_run(tmp_path / "run", log=quiet)
@@ -557,8 +557,8 @@ def test_a_record_deleted_while_a_run_is_at_work_does_not_end_it(tiny_config, tm
     assert trainer.run.load("last").state["step"] == 12
 
 
-def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_config, tmp_path, monkeypatch):
-    """The best checkpoint is written, the run killed before `best` and `last` name it."""
+def test_a_kill_between_a_checkpoint_and_its_pointers_is_repaired(tiny_config, tmp_path, monkeypatch):
+    """Killed after writing the best checkpoint, before `best` and `last` point to it."""
     trainer = start_run(tiny_config, tmp_path / "run", quiet)
 
     def replace(path, text):
@@ -578,7 +578,7 @@ def test_a_kill_between_a_checkpoint_and_its_pointers_changes_nothing(tiny_confi
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
-def test_a_reader_that_leaves_does_not_end_a_run(tiny_config, tmp_path, error):
+def test_a_closed_output_does_not_end_a_run(tiny_config, tmp_path, error):
     def broken(line):
         raise error
 
@@ -592,17 +592,17 @@ def test_a_plot_that_cannot_be_written_does_not_end_a_run(tiny_config, drawn, tm
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("gpt.run.plots.plot_losses", full)
-    said = []
-    trainer = start_run(tiny_config, tmp_path / "run", said.append)
+    lines = []
+    trainer = start_run(tiny_config, tmp_path / "run", lines.append)
     trainer.train()
     assert trainer.step == 12
-    assert any("loss.png was not drawn (No space left on device)" in line for line in said)
+    assert any("loss.png was not drawn (No space left on device)" in line for line in lines)
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------
 
 
-def test_a_second_trainer_is_refused_until_the_first_has_done(tiny_config, tmp_path):
+def test_a_second_trainer_is_refused_until_the_first_is_done(tiny_config, tmp_path):
     first = start_run(tiny_config, tmp_path / "run", quiet)
     for second in (resume_run, lambda run, log: start_run(tiny_config, run, log)):
         with pytest.raises(ValueError, match=r"run is being written by this process: wait .* or name another"):
@@ -614,7 +614,7 @@ def test_a_second_trainer_is_refused_until_the_first_has_done(tiny_config, tmp_p
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_killed_trainer_leaves_no_lock_behind(tiny_config, tmp_path):
-    """Another process holds the run, is named in the refusal, and killed."""
+    """Another process holds the lock, is named in the error, and is killed."""
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     program = "import sys, time; from gpt.checkpoint import RunFolder; run = RunFolder(sys.argv[1])\n"
     program += "with run.lock(): print('held', flush=True); time.sleep(60)"
@@ -629,7 +629,7 @@ def test_a_killed_trainer_leaves_no_lock_behind(tiny_config, tmp_path):
     assert resume_run(tmp_path / "run", log=quiet).step == 5
 
 
-def test_a_refused_start_or_resume_lets_go(tiny_config, tmp_path):
+def test_a_refused_start_or_resume_releases_the_lock(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="vocab_size is 30"):
         start_run(change(tiny_config, model_vocab_size=30), tmp_path / "new" / "run", quiet)
     assert not (tmp_path / "new").exists()
@@ -640,8 +640,8 @@ def test_a_refused_start_or_resume_lets_go(tiny_config, tmp_path):
     assert resume_run(tmp_path / "run", log=quiet).step == 5
 
 
-def test_a_start_that_was_killed_is_no_obstacle(tiny_config, tmp_path):
-    """Before config.toml was in its place the folder holds nothing but names with a dot; after it, a run."""
+def test_a_killed_start_can_be_repeated(tiny_config, tmp_path):
+    """Before config.toml is written the folder has only hidden files; after it, it is a run."""
     run = tmp_path / "run"
     run.mkdir()
     (run / ".config.toml.tmp.toml").write_text("max_st")
@@ -654,17 +654,17 @@ def test_a_start_that_was_killed_is_no_obstacle(tiny_config, tmp_path):
     assert RunFolder(run).load("last").state["step"] == 12
 
 
-def test_another_machine_is_said(tiny_config, tmp_path, monkeypatch):
+def test_another_machine_is_reported(tiny_config, tmp_path, monkeypatch):
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     monkeypatch.setattr("torch.get_num_threads", lambda: 17)
-    said = []
-    resume_run(tmp_path / "run", log=said.append)
-    assert any(line.startswith("threads: 1 → 17; the last digits") for line in said)
+    lines = []
+    resume_run(tmp_path / "run", log=lines.append)
+    assert any(line.startswith("threads: 1 → 17; the last digits") for line in lines)
 
 
 @pytest.mark.parametrize("damage", ["", "step-000008\n", "step-000004\n", "\0"])
 @pytest.mark.parametrize("pointer", ["last", "best"])
-def test_pointers_are_put_right(tiny_config, tmp_path, pointer, damage):
+def test_damaged_pointers_are_repaired(tiny_config, tmp_path, pointer, damage):
     train(tiny_config, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / pointer
     before = path.read_bytes()
@@ -673,7 +673,7 @@ def test_pointers_are_put_right(tiny_config, tmp_path, pointer, damage):
     assert path.read_bytes() == before
 
 
-def test_a_run_gets_its_tokenizer_back(tiny_config, tmp_path):
+def test_a_replaced_tokenizer_is_restored(tiny_config, tmp_path):
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     path = tmp_path / "run" / "tokenizer.json"
     before = path.read_bytes()
@@ -684,14 +684,14 @@ def test_a_run_gets_its_tokenizer_back(tiny_config, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_resumed_run_cannot_end_before_it_is(tiny_config, tmp_path):
+def test_max_steps_below_the_current_step_is_refused(tiny_config, tmp_path):
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
     with pytest.raises(ValueError, match="is at step 5, beyond max_steps 3"):
         resume_run(tmp_path / "run", change(tiny_config, max_steps=3), quiet)
 
 
-def test_the_same_batch_may_be_cut_anew_on_resume(tiny_config, tmp_path):
-    """What the advice after an out-of-memory error asks for."""
+def test_a_step_may_be_split_differently_on_resume(tiny_config, tmp_path):
+    """As the hint after an out-of-memory error suggests."""
     config = change(tiny_config, model_drop_rate=0.0)
     truth = train(config, tmp_path / "truth")
     stop_at(start_run(config, tmp_path / "run", quiet), 5)
@@ -701,7 +701,7 @@ def test_the_same_batch_may_be_cut_anew_on_resume(tiny_config, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, monkeypatch):
+def test_compile_without_a_compiler_is_reported_and_skipped(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("gpt.system.device.shutil.which", lambda name: None)
     lines = []
     trainer = start_run(change(tiny_config, compile=True, max_steps=1), tmp_path / "run", lines.append)
@@ -711,7 +711,7 @@ def test_compile_without_a_compiler_goes_on_and_says_so(tiny_config, tmp_path, m
 
 
 def test_a_compiled_model_is_saved_as_the_plain_one_and_resumed_exactly(tiny_config, tmp_path, monkeypatch):
-    """torch.compile wraps the module, and with it its names; what it does to the formulas does not matter here."""
+    """torch.compile wraps the module and prefixes its names. The eager backend is enough to test that."""
     monkeypatch.setattr("gpt.system.device.compile_obstacle", lambda device: None)
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="eager"))
     config = change(tiny_config, compile=True, max_steps=6)
@@ -724,13 +724,13 @@ def test_a_compiled_model_is_saved_as_the_plain_one_and_resumed_exactly(tiny_con
 
 
 @pytest.mark.parametrize("vocab_size", [30, 64])
-def test_data_of_another_tokenizer_are_refused(tiny_config, tmp_path, vocab_size):
+def test_data_of_another_tokenizer_is_refused(tiny_config, tmp_path, vocab_size):
     with pytest.raises(ValueError, match="prepared with the tokenizer char of 31 tokens"):
         start_run(change(tiny_config, model_vocab_size=vocab_size), tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_run_folder_holds_what_it_should(tiny_config, drawn, tmp_path):
+def test_the_files_of_a_run_folder(tiny_config, drawn, tmp_path):
     trainer = train(tiny_config, tmp_path / "run")
     found = {p.relative_to(trainer.run.path).as_posix() for p in trainer.run.path.rglob("*") if p.is_file()}
     top = {

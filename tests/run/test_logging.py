@@ -1,4 +1,4 @@
-"""What a run tells: its table against figures by hand, and what the grammar says of the tales that it writes."""
+"""The text that a run prints: tables computed by hand, and tales checked by the grammar."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def tale_run(tmp_path_factory):
-    """A run of six steps on tales, and what it said."""
+    """Train six steps on tales; return the trainer and what it printed."""
     folder = tmp_path_factory.mktemp("tales")
     prepare_data(open_corpus("tales:60"), "bpe:700", folder / "data", 0.2)
     config = TrainConfig(
@@ -36,21 +36,21 @@ def tale_run(tmp_path_factory):
         data=DataConfig(path=str(folder / "data"), packing="document"),
         optim=OptimConfig(warmup_steps=2),
     )  # fmt: skip
-    said = []
-    trainer = start_run(config, folder / "run", said.append)
+    printed = []
+    trainer = start_run(config, folder / "run", printed.append)
     trainer.callbacks.append(Summary())
     trainer.train()
-    return trainer, "\n".join(said)
+    return trainer, "\n".join(printed)
 
 
 def rows(text):
-    """The rows of a table: name -> figures."""
+    """Return the rows of a table: name -> numbers."""
     found = re.findall(r"^(\S.*?)\s{2,}([\d.,]+)\s+([\d.,]+)\s+([\d.,]+)(?:\s+([\d.,]+))?$", text, re.MULTILINE)
     return {name: [float(figure.replace(",", "")) for figure in figures if figure] for name, *figures in found}
 
 
-def test_a_table_by_hand():
-    """Three documents of 10, 20 and 10 tokens with floors of 4, 10 and 6 nats; the model needs 6, 11 and 9."""
+def test_the_comparison_equals_one_computed_by_hand():
+    """Three documents of 10, 20 and 10 tokens, with floors of 4, 10 and 6 nats and losses of 6, 11 and 9."""
     measured = Baselines({"uniform": 5.0, "trigram": 1.5}, np.array([4.0, 10.0, 6.0]), 40)
     evaluation = Evaluation(np.arange(3), np.array([6.0, 11.0, 9.0]), np.array([10.0, 20.0, 10.0]), 4.0)
     text = logging.comparison(measured, "mine", evaluation)
@@ -67,14 +67,14 @@ def test_a_table_by_hand():
     assert losses == sorted(losses, reverse=True)
 
 
-def test_without_a_floor_the_table_says_nothing_of_one():
+def test_without_a_floor_the_comparison_has_no_floor_rows():
     text = logging.comparison(Baselines({"uniform": 5.0}, None, 40), "mine", Evaluation(np.arange(2), *np.ones((2, 2))))
     assert list(rows(text)) == ["uniform", "mine"]
     assert "byte" not in text  # nor of bytes, where their number is not known
     assert "floor" not in text
 
 
-def test_a_verdict_in_words():
+def test_a_grammar_report_is_formatted():
     text = samples.describe_grammar(GrammarReport(200, 150, 149, -70.25, {"order": 40, "thing": 10}))
     assert text.splitlines()[0].startswith("200 sampled tales")
     figures = dict(re.findall(r"^(\S.*?)\s{2,}(\d+\s+[\d.]+%)$", text, re.MULTILINE))
@@ -88,9 +88,9 @@ def test_a_verdict_in_words():
     assert "mean" not in samples.describe_grammar(GrammarReport(5, 0, 0, math.nan, {"unknown sentence": 5}))
 
 
-def test_a_run_on_tales_ends_with_table_verdict_and_three_tales(tale_run):
-    trainer, said = tale_run
-    table = rows(said)
+def test_a_run_on_tales_ends_with_comparison_report_and_three_tales(tale_run):
+    trainer, printed = tale_run
+    table = rows(printed)
     measured = compute_baselines(trainer.objective, trainer.config, trainer.data)
     for name, loss in measured.losses.items():
         assert table[name][0] == pytest.approx(loss, abs=1e-4)
@@ -99,14 +99,14 @@ def test_a_run_on_tales_ends_with_table_verdict_and_three_tales(tale_run):
     information = [-tales.log_probability(text) for text in texts]
     tokens = sum(len(trainer.data.tokenizer.encode(text)) + 1 for text in texts)  # the end of a tale counts
     assert table["floor: -ln p of these tales"][0] == pytest.approx(sum(information) / tokens, abs=1e-4)
-    assert re.search(r"^100 sampled tales .*\naccepted by the grammar +0 +0.0%$", said, re.MULTILINE)
-    assert str(trainer.run.plot) in said
-    shown = said.split("the first three:\n\n")[1].split("finished")[0]
+    assert re.search(r"^100 sampled tales .*\naccepted by the grammar +0 +0.0%$", printed, re.MULTILINE)
+    assert str(trainer.run.plot) in printed
+    shown = printed.split("the first three:\n\n")[1].split("finished")[0]
     assert shown.count("    (breaks the rule: unknown sentence)\n") == 3
 
 
-def test_what_the_model_writes_is_judged_by_the_grammar(tale_run, monkeypatch):
-    """The grammar's own tales in place of the model's: those of the training set are not unseen."""
+def test_sampled_tales_are_checked_by_the_grammar(tale_run, monkeypatch):
+    """With the grammar's own tales in place of the model's. Those in the training set are not new."""
     trainer, _ = tale_run
     known = list(trainer.data.documents(trainer.data.train))[:3]
     written = [*known, *tales.generate(2, seed=99), known[0].replace("found", "kept")]
@@ -125,11 +125,11 @@ def evaluate(monkeypatch, capsys, *arguments):
     return end.value.code, capsys.readouterr()
 
 
-def test_evaluate_measures_a_run_on_tales(tale_run, monkeypatch, capsys):
-    trainer, said = tale_run
+def test_evaluate_prints_the_loss_of_a_run_on_tales(tale_run, monkeypatch, capsys):
+    trainer, printed = tale_run
     status, (out, _) = evaluate(monkeypatch, capsys, "--run", trainer.run.path, "--samples", 5, "--device", "cpu")
     assert status == 0
-    assert list(rows(out).values()) == list(rows(said).values())
+    assert list(rows(out).values()) == list(rows(printed).values())
     for name in ("accuracy", "top-5 accuracy", "ROUGE-1", "ROUGE-2", "ROUGE-L", "BLEU, 0 to 100"):
         score = re.search(rf"^{name}\s+([\d.]+)(?:%|$)", out, re.MULTILINE)[1]
         assert 0 <= float(score) <= 100
@@ -138,8 +138,8 @@ def test_evaluate_measures_a_run_on_tales(tale_run, monkeypatch, capsys):
     assert re.search(r"^5 sampled tales .*\naccepted by the grammar +0 +0.0%$", out, re.MULTILINE)
 
 
-def test_evaluate_measures_tales_in_a_text_file_from_their_beginnings(tale_run, monkeypatch, capsys, tmp_path):
-    """The validation tales as files, a document each: the same loss."""
+def test_evaluate_reads_tales_from_text_files(tale_run, monkeypatch, capsys, tmp_path):
+    """The validation tales as one file each give the same loss."""
     trainer, _ = tale_run
     for n, text in enumerate(trainer.data.documents(trainer.data.val)):
         (tmp_path / f"{n:03}.txt").write_text(text, encoding="utf-8")
@@ -151,7 +151,7 @@ def test_evaluate_measures_tales_in_a_text_file_from_their_beginnings(tale_run, 
     assert float(re.search(r"bits per byte +(\S+)", out)[1]) == pytest.approx(evaluation.bits_per_byte, abs=1e-4)
 
 
-def test_evaluate_judges_every_checkpoint(tale_run, monkeypatch, capsys):
+def test_evaluate_checks_the_tales_of_every_checkpoint(tale_run, monkeypatch, capsys):
     trainer, _ = tale_run
     arguments = ("--run", trainer.run.path, "--samples", 4, "--checkpoint", "all", "--device", "cpu")
     status, (out, _) = evaluate(monkeypatch, capsys, *arguments)
@@ -160,7 +160,7 @@ def test_evaluate_judges_every_checkpoint(tale_run, monkeypatch, capsys):
     assert (trainer.run.path / "grammar.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_evaluate_has_no_grammar_to_judge_other_texts_by(tiny_config, tmp_path, monkeypatch, capsys):
+def test_evaluate_all_checkpoints_needs_tales(tiny_config, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(tiny_config, max_steps=1)
     start_run(config, tmp_path / "run", lambda line: None).train()
     status, (_, err) = evaluate(monkeypatch, capsys, "--run", tmp_path / "run", "--checkpoint", "all")

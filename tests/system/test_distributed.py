@@ -255,7 +255,9 @@ def test_two_processes_train_as_one(documents, tmp_path):
         assert first == second  # both processes raise it
         assert first.startswith("ValueError: ")
     assert "has a checkpoint" in outcomes["ddp again"][0]
-    assert re.search(r"SHA-256 of the train tokens is '\w{64}' on rank 1 and '\w{64}' on rank 0", outcomes["other data"][0])
+    assert re.search(
+        r"SHA-256 of the train tokens is '\w{64}' on rank 1 and '\w{64}' on rank 0", outcomes["other data"][0]
+    )
     assert "seed is 8 on rank 1 and 5 on rank 0: all processes need the same config" in outcomes["other config"][0]
     assert "1 examples per step (batch_size x grad_accum_steps)" in outcomes["indivisible"][0]
     assert not any((runs[name] / "config.toml").exists() for name in refusals[1:])

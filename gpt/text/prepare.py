@@ -81,7 +81,7 @@ def prepare_data(
     ]
     name = " + ".join(part.name for part in parts)
     has_eot = len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1
-    pieces = itertools.chain.from_iterable(source.pieces() for source in everything)
+    pieces = itertools.chain.from_iterable(source.chunks() for source in everything)
     tokenizer = open_tokenizer(tokenizer_name, _watched(pieces, total))
     if has_eot and tokenizer_name == "char":
         tokenizer = CharTokenizer(tokenizer.characters, end_of_text=True)

@@ -1,4 +1,4 @@
-"""Settings: the published ones, their way to TOML and back, and what no text and no dictionary may do: crash."""
+"""gpt/config.py: published values, round trips, errors, resuming, and the configs and scripts of the project."""
 
 import ast
 import dataclasses
@@ -21,6 +21,7 @@ from gpt.config import (
     GPTConfig,
     OptimConfig,
     TrainConfig,
+    check_resumable,
     config_fields,
     from_dict,
     model_config,
@@ -36,7 +37,7 @@ CONFIGS = sorted((PROJECT / "configs").rglob("*.toml"))
 SCRIPTS = sorted((PROJECT / "scripts").glob("*.py"))
 
 
-# --- what is published ------------------------------------------------------------------------------------------------
+# --- published values ---------------------------------------------------------------------------------------------------
 
 
 def test_the_book_configuration():
@@ -66,7 +67,7 @@ def test_gpt2_sizes_have_the_published_parameter_counts(name, count):
 
 
 def values_of(field):
-    """Any value that a field allows by itself."""
+    """Any value that a field allows."""
     low, high = field.metadata["low"], field.metadata["high"]
     if get_origin(field.type) is Literal:
         return st.sampled_from(get_args(field.type))
@@ -85,7 +86,7 @@ def configs(draw, kind=TrainConfig):
         for f in dataclasses.fields(kind)
     }
     if kind is GPTConfig:
-        widest = FIELDS["model.emb_dim"].metadata["high"] or 2**40
+        widest = FIELDS["model.emb_dim"].metadata["high"]
         values["n_heads"] = min(values["n_heads"], int(widest))
         values["emb_dim"] = values["n_heads"] * draw(st.integers(1, int(widest) // values["n_heads"]))
     if kind is OptimConfig:
@@ -93,7 +94,7 @@ def configs(draw, kind=TrainConfig):
     if kind is DataConfig and values["packing"] == "document":
         values["stride"] = 0
     for f in dataclasses.fields(kind):
-        if f.metadata.get("of") and values["name"] not in f.metadata["of"].split(", "):
+        if f.metadata.get("applies_to") and values["name"] not in f.metadata["applies_to"].split(", "):
             values[f.name] = f.default
     return kind(**values)
 
@@ -108,26 +109,26 @@ def test_a_setting_of_another_objective_or_adapter_is_refused():
         from_dict(TrainConfig, {"adapter": {"rank": 4}})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(configs())
-def test_every_config_comes_back_from_toml(tmp_path_factory, config):
+def test_every_config_survives_the_round_trip_through_toml(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     assert from_dict(TrainConfig, read_toml(path)) == config
     assert from_dict(TrainConfig, dataclasses.asdict(config)) == config
 
 
-def test_what_is_left_out_keeps_its_default():
+def test_settings_left_out_keep_their_defaults():
     config = from_dict(TrainConfig, {"max_steps": 5, "model": {"n_layers": 3}})
     assert config == dataclasses.replace(TrainConfig(), max_steps=5, model=GPTConfig(n_layers=3))
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+def test_windows_files_are_read(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbfmax_steps = 5\r\n[model]\r\nn_layers = 3\r\n")
     assert read_toml(tmp_path / "x.toml") == {"max_steps": 5, "model": {"n_layers": 3}}
 
 
-# --- whatever comes, a TrainConfig or a ValueError --------------------------------------------------------------------
+# --- any input gives a TrainConfig or a ValueError ---------------------------------------------------------------------
 
 
 def is_config_or_value_error(make) -> bool:
@@ -138,73 +139,44 @@ def is_config_or_value_error(make) -> bool:
 
 
 LEAVES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=5),
-    st.dates(),
-    st.times(),
-    st.datetimes(),
-    st.sampled_from([0, 1, -1, 0.5, 10**400, "auto", "float32", b"1", 1j, (), {1}, int, GPTConfig, GPTConfig()]),
-)
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=5), st.datetimes(),
+    st.sampled_from([0, 1, -1, 0.5, "auto", "float32", b"1", 1j, (), {1}, int, GPTConfig, GPTConfig()]),
+)  # fmt: skip
 NAMES = st.sampled_from(["model", "data", "optim", "objective", "x", "", *{n.rpartition(".")[2] for n in FIELDS}])
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.dictionaries(NAMES | st.text(max_size=3), VALUES, max_size=4))
-@example({"seed": 10**400})
-@example({"optim": {"lr": 10**400}})
-@example({"optim": {"lr": -(10**400)}})
-@example({"model": {"n_heads": 10**400, "emb_dim": 10**400}})
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(NAMES, VALUES, max_size=4))
 @example({"model": {"init": ["gpt2"]}})
 @example({"max_steps": datetime.date(2020, 1, 1)})
-@example({1: 2})
-@example({"model": {None: 2}})
+@example({"model": OptimConfig()})
+@example({"model": None})
 def test_any_dictionary(values):
     assert is_config_or_value_error(lambda: from_dict(TrainConfig, values))
 
 
-WORDS = st.sampled_from(
-    [*FIELDS, "model", "optim", "x", "=", ".", "[", "]", "[[", "]]", "{", "}", ",", '"', "'", '"""', "#", "\n", "\r"]
-    + ["1", "0", "-1", "0.5", "1e400", "nan", "-inf", "true", '"gpt2"', "[1]", "{a = 1}", "2020-01-01", "0x1F", "1_0"]
-    + [f"{name} = {value}\n" for name in FIELDS for value in ("1", "0.5", '"auto"', "true")]
-    + [f"[{name}]\n" for name in ("model", "data", "optim", "objective")]
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    b"max_steps = ", b"\xff\xfe", b"[model\n", b"max_steps = 1\nmax_steps = 2", b"seed = 0000-00-00", b"lr = [1]",
+    b"model = 3", b"[[model]]\nn_layers = 1", b"[model]\ndrop_rate = nan", b'device = "\\uD800"', b"seed = 1.5",
+])  # fmt: skip
+def test_a_toml_file_with_a_mistake_is_refused(tmp_path, text):
+    (tmp_path / "x.toml").write_bytes(text)
+    with pytest.raises(ValueError):
+        from_dict(TrainConfig, read_toml(tmp_path / "x.toml"))
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(WORDS, max_size=12).map(lambda words: " ".join(words).encode()) | st.text().map(str.encode) | st.binary()
-)
-@example(b"lr = " + b"[" * 100_000)
-@example(b"lr = " + b"{a = " * 100_000)
-@example(b"a." * 2000 + b"a = 1")
-@example(b"seed." + b"a." * 2000 + b"a = 1")
-@example(b"seed = 1" + b"0" * 5000)
-@example(b"[optim]\nlr = 1" + b"0" * 400)
-@example(b"[model]\ndrop_rate = 1e-99999")
-@example(b"seed = 0000-00-00")
-@example(b'device = "\\uD800"')
-def test_any_text(tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "text.toml"
-    path.write_bytes(text)
-    assert is_config_or_value_error(lambda: from_dict(TrainConfig, read_toml(path)))
-
-
-@pytest.mark.parametrize(
-    "values", [None, 3, "max_steps", [("max_steps", 3)], TrainConfig()], ids=lambda v: repr(v)[:30]
-)
-def test_what_is_no_dictionary(values):
-    assert is_config_or_value_error(lambda: from_dict(TrainConfig, values))
+def test_a_missing_file_and_a_folder_are_no_config(tmp_path):
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ValueError, match="no config file"):
+            read_toml(path)
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_field_says_what_it_means_and_its_default_is_within_its_bounds(name):
+def test_a_field_has_a_help_text_and_its_default_is_within_its_bounds(name):
     field = FIELDS[name]
     assert len(field.metadata["help"]) >= 10
     low, high = field.metadata["low"], field.metadata["high"]
@@ -214,7 +186,7 @@ def test_a_field_says_what_it_means_and_its_default_is_within_its_bounds(name):
 
 
 @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.metadata["low"] is not None])
-def test_bounds_are_kept_and_named(name):
+def test_bounds_are_enforced_and_named(name):
     field = FIELDS[name]
     for bound, beyond, words in (("low", -1, "at least"), ("high", 1, "at most")):
         limit = field.metadata[bound]
@@ -232,23 +204,23 @@ def test_configs_are_frozen(config):
             setattr(config, field.name, getattr(config, field.name))
 
 
-def test_an_int_is_accepted_where_a_float_is_due():
+def test_an_int_is_accepted_as_a_float():
     config = OptimConfig(lr=1, min_lr=0)
     assert config == OptimConfig(lr=1.0, min_lr=0.0)
     assert type(config.lr) is float
 
 
-def test_windows_of_documents_take_no_stride():
+def test_document_packing_has_no_stride():
     assert DataConfig(stride=3).packing == "packed"
     assert DataConfig(packing="document").stride == 0
-    with pytest.raises(ValueError, match="stride is 3, but windows of documents begin where documents do"):
+    with pytest.raises(ValueError, match="stride is 3, but packing 'document' has no stride"):
         DataConfig(packing="document", stride=3)
     with pytest.raises(ValueError, match=r"^data\.stride is 3"):
         from_dict(TrainConfig, {"data": {"packing": "document", "stride": 3}})
 
 
 @pytest.mark.parametrize(("table", "name", "wrong"), [("data", "packing", "files"), ("model", "backbone", "rnn")])
-def test_a_choice_that_there_is_not_is_refused_and_the_others_are_named(table, name, wrong):
+def test_an_unknown_choice_is_refused_and_the_known_ones_are_listed(table, name, wrong):
     choices = ", ".join(map(repr, get_args(FIELDS[f"{table}.{name}"].type)))
     with pytest.raises(ValueError, match=rf"^{table}\.{name} must be one of {choices}, not '{wrong}'"):
         from_dict(TrainConfig, {table: {name: wrong}})
@@ -267,27 +239,75 @@ def test_a_choice_that_there_is_not_is_refused_and_the_others_are_named(table, n
         ("batchsize", "batch_size"),
     ],
 )
-def test_the_nearest_name_is_offered(name, near):
+def test_the_nearest_name_is_suggested(name, near):
     assert did_you_mean(name, list(FIELDS)) == f"did you mean {near}?"
 
 
 @pytest.mark.parametrize("name", ["zzz", "learning_rate"])
-def test_a_name_that_is_near_none_is_answered_with_all_of_them(name):
+def test_a_name_near_none_gets_the_list_of_all(name):
     """A wrong guess (learning_rate: drop_rate?) is worse than none."""
     said = did_you_mean(name, list(FIELDS))
     assert said == "did you mean optim.lr?" or all(known in said for known in FIELDS)
 
 
-# --- what ships with the project --------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_configs_and_scripts():
+def changed(config, **settings):
+    """The config with settings changed, given as model__n_layers=3 for model.n_layers."""
+    values = dataclasses.asdict(config)
+    for name, value in settings.items():
+        table, _, last = name.rpartition("__")
+        (values[table] if table else values)[last] = value
+    return from_dict(TrainConfig, values)
+
+
+RUN = changed(TrainConfig(), model__vocab_size=300, optim__decay_steps=1000)
+
+
+def test_a_resumed_run_may_change_its_length_learning_rate_and_hardware():
+    new = {"max_steps": 5000, "optim__lr": 5e-4, "dtype": "float32", "recompute": True, "data__path": "data/moved"}
+    after = changed(RUN, **new)
+    assert check_resumable(RUN, after) == after
+
+
+@pytest.mark.parametrize(
+    "name", ["seed", "model.n_layers", "model.drop_rate", "data.stride", "optim.beta1", "init_from"]
+)
+def test_a_resumed_run_must_keep_what_it_learns(name):
+    value = {"seed": 1, "model.n_layers": 3, "init_from": "gpt2"}.get(
+        name, FIELDS[name].default + 0.25 if FIELDS[name].type is float else 7
+    )
+    value = min(value, 0.5) if FIELDS[name].type is float else value
+    with pytest.raises(ValueError, match=rf"^{re.escape(name)} is .* in this run, not .*: it cannot change"):
+        check_resumable(RUN, changed(RUN, **{name.replace(".", "__"): value}))
+
+
+def test_a_resumed_run_may_split_its_steps_differently():
+    assert check_resumable(RUN, changed(RUN, batch_size=4, grad_accum_steps=4)).grad_accum_steps == 4
+    with pytest.raises(ValueError, match="batch_size is 16 in this run, not 8"):
+        check_resumable(RUN, changed(RUN, batch_size=8))
+
+
+def test_the_run_fills_in_what_a_config_leaves_open():
+    """As the config that the run was started with does."""
+    assert check_resumable(RUN, changed(RUN, model__vocab_size=0, optim__decay_steps=0)) == RUN
+    student = changed(RUN, objective__name="distill", objective__teacher="tales-001:step-000500")
+    assert check_resumable(student, changed(student, objective__teacher="tales-001")) == student
+    tuned = changed(RUN, init_from="gpt2", model__n_layers=3, model__drop_rate=0.0)
+    assert check_resumable(tuned, changed(tuned, model__n_layers=GPTConfig().n_layers)) == tuned
+
+
+# --- shipped configs and scripts ----------------------------------------------------------------------------------------
+
+
+def test_configs_and_scripts_are_found():
     assert "story.toml" in [path.name for path in CONFIGS]
     assert len(SCRIPTS) >= 4
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_a_shipped_config_loads_and_its_header_says_how_to_use_it(path):
+def test_a_shipped_config_loads_and_its_header_has_its_command(path):
     assert isinstance(from_dict(TrainConfig, read_toml(path)), TrainConfig)
     header = []
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,6 +1,6 @@
 """gpt/config.py: published values, round trips, errors, resuming, and the configs and scripts of the project."""
 
-import ast
+import argparse
 import dataclasses
 import datetime
 import re
@@ -37,7 +37,7 @@ CONFIGS = sorted((PROJECT / "configs").rglob("*.toml"))
 SCRIPTS = sorted((PROJECT / "scripts").glob("*.py"))
 
 
-# --- published values ---------------------------------------------------------------------------------------------------
+# --- published values -------------------------------------------------------------------------------------------------
 
 
 def test_the_book_configuration():
@@ -128,7 +128,7 @@ def test_windows_files_are_read(tmp_path):
     assert read_toml(tmp_path / "x.toml") == {"max_steps": 5, "model": {"n_layers": 3}}
 
 
-# --- any input gives a TrainConfig or a ValueError ---------------------------------------------------------------------
+# --- any input gives a TrainConfig or a ValueError --------------------------------------------------------------------
 
 
 def is_config_or_value_error(make) -> bool:
@@ -272,13 +272,10 @@ def test_a_resumed_run_may_change_its_length_learning_rate_and_hardware():
 
 
 @pytest.mark.parametrize(
-    "name", ["seed", "model.n_layers", "model.drop_rate", "data.stride", "optim.beta1", "init_from"]
+    ("name", "value"),
+    [("seed", 1), ("init_from", "gpt2"), ("model.n_layers", 3), ("data.stride", 7), ("optim.beta1", 0.5)],
 )
-def test_a_resumed_run_must_keep_what_it_learns(name):
-    value = {"seed": 1, "model.n_layers": 3, "init_from": "gpt2"}.get(
-        name, FIELDS[name].default + 0.25 if FIELDS[name].type is float else 7
-    )
-    value = min(value, 0.5) if FIELDS[name].type is float else value
+def test_a_resumed_run_must_keep_what_it_learns(name, value):
     with pytest.raises(ValueError, match=rf"^{re.escape(name)} is .* in this run, not .*: it cannot change"):
         check_resumable(RUN, changed(RUN, **{name.replace(".", "__"): value}))
 
@@ -298,7 +295,7 @@ def test_the_run_fills_in_what_a_config_leaves_open():
     assert check_resumable(tuned, changed(tuned, model__n_layers=GPTConfig().n_layers)) == tuned
 
 
-# --- shipped configs and scripts ----------------------------------------------------------------------------------------
+# --- shipped configs and scripts --------------------------------------------------------------------------------------
 
 
 def test_configs_and_scripts_are_found():
@@ -320,23 +317,22 @@ def test_a_shipped_config_loads_and_its_header_has_its_command(path):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_help_documents_every_option(path, monkeypatch, capsys):
+    parsers = []
+    original = argparse.ArgumentParser.print_help
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "print_help", lambda self, *args: (parsers.append(self), original(self, *args))
+    )
     monkeypatch.setattr(sys, "argv", [path.name, "--help"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(path), run_name="__main__")
     assert end.value.code in (0, None)
     out, err = capsys.readouterr()
     assert err == ""
-
-    def said(text):  # wherever the lines are broken
-        return re.sub(r"\s", "", text) in re.sub(r"\s", "", out)
-
-    source = path.read_text(encoding="utf-8")
-    for option, words in re.findall(r'add_argument\(\s*"(--\w+)".*?help="(.*?)"', source, re.DOTALL):
-        assert re.search(rf"^  {option}\b", out, re.MULTILINE)
-        assert said(ast.literal_eval(f'"{words}"'))
-    assert source.count("add_argument(") == source.count("help=")
+    assert len(parsers[0]._actions) > 1
+    assert all(action.help for action in parsers[0]._actions)
     if path.name == "train.py":
         for name, field in FIELDS.items():
             default = str(field.default).lower() if field.type is bool else field.default
             assert re.search(rf"^  --{re.escape(name)} ", out, re.MULTILINE)
-            assert said(f"{field.metadata['help']} (default: {'empty' if default == '' else default})")
+            text = f"{field.metadata['help']} (default: {'empty' if default == '' else default})"
+            assert re.sub(r"\s", "", text) in re.sub(r"\s", "", out), "wherever the lines are broken"

@@ -262,7 +262,7 @@ def find_encoding(name: str) -> str:
         names = {*encodings.aliases.aliases, *encodings.aliases.aliases.values()} - {name}
         near = difflib.get_close_matches(name.lower().replace("-", "_"), sorted(names), n=1)
         advice = f"did you mean {near[0]}?" if near else "Python knows utf-8, latin-1, utf-16, gb18030 and many more"
-        raise ValueError(f"unknown text encoding {name!r}: {advice}") from None
+        raise ValueError(f"unknown encoding {name!r}: {advice}") from None
 
 
 def read_chunks(path: Path, encoding: str = "utf-8") -> Iterator[str]:

@@ -1,11 +1,10 @@
-"""gpt/text/prepare.py: what the token files hold, and that they are written whole or not at all."""
+"""gpt/text/prepare.py: the content of the token files, written whole or not at all."""
 
 import gzip
 import hashlib
 import json
 import math
 import runpy
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,7 +32,7 @@ STORY = (Path(__file__).parents[2] / "data" / "story.txt").read_text(encoding="u
 PREPARE = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 FILES = ["train.bin", "val.bin", "tokenizer.json", "meta.json"]
 BYTES, EOT = "bpe:257", 256  # a tokenizer without merges: its ids are the UTF-8 bytes, and 256 ends a text
-quick = settings(deadline=None, derandomize=True, max_examples=60)
+quick = settings(deadline=None, derandomize=True, max_examples=40)
 
 
 def snapshot(folder):
@@ -46,11 +45,11 @@ def gpt2():
     return get_tokenizer("gpt2")
 
 
-# --- preparing: what the files hold -----------------------------------------------------------------------------------
+# --- the files --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.05, 0.5])
-def test_the_story_is_split_at_the_right_character(tmp_path, gpt2, val_fraction):
+def test_a_single_text_is_split_at_a_character(tmp_path, gpt2, val_fraction):
     """As by hand: encode text[:n] and text[n:]."""
     data = prepare_data(open_corpus("story"), "gpt2", tmp_path / "out", val_fraction)
     n = int(len(STORY) * (1 - Fraction(str(val_fraction))))
@@ -61,9 +60,9 @@ def test_the_story_is_split_at_the_right_character(tmp_path, gpt2, val_fraction)
     assert data.tokenizer.name == "gpt2"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "char", "bpe:300"])
-def test_a_file_that_is_read_in_many_pieces_gives_the_same_tokens(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(gpt.text.sources, "PIECE", 700)
+@pytest.mark.parametrize("name", ["char", "bpe:300"])
+def test_chunks_do_not_change_the_tokens(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 700)
     data = prepare_data(open_corpus("story"), name, tmp_path / "out", 0.3)
     n = int(len(STORY) * Fraction("0.7"))
     tokenizer = get_tokenizer(name, [STORY])
@@ -75,11 +74,11 @@ def test_a_file_that_is_read_in_many_pieces_gives_the_same_tokens(tmp_path, monk
 @given(
     texts=st.lists(st.text("ab 1.\né中😀", min_size=1, max_size=12), min_size=1, max_size=9),
     percent=st.integers(1, 99),
-    piece=st.sampled_from([1, 5, 1 << 20]),
+    chunk=st.sampled_from([5, 1 << 20]),
     separator=st.sampled_from(["", "|", "<|endoftext|>"]),
 )
-def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece, separator):
-    """The last percent, rounded up, validate. Each document, or part of one, stands between EOTs."""
+def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, chunk, separator):
+    """The last percent, rounded up, is for validation. Each document, or part of one, is between EOTs."""
     files = [separator.join(texts)] if separator else texts
     if separator:
         texts = [text.strip() for text in texts if text.strip()]
@@ -95,7 +94,7 @@ def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece,
     expected = [[*mark, *(i for part in parts for i in [*part.encode(), *mark])] for parts in (train, val)]
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpt.text.sources, "PIECE", piece)
+        patch.setattr(gpt.text.sources, "CHUNK_BYTES", chunk)
         corpus, out = corpus_of(Path(folder, "in"), *files, separator=separator), Path(folder, "out")
         if total < 2 or min(map(len, expected)) < 2 + len(mark):
             with pytest.raises(ValueError, match=r"too short|no text to learn from"):
@@ -109,7 +108,7 @@ def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, piece,
 
 
 @pytest.mark.parametrize(("n", "val_fraction", "n_val"), [(50, 0.14, 7), (25, 0.28, 7), (100, 0.07, 7), (51, 0.14, 8)])
-def test_the_split_is_that_of_exact_fractions(tmp_path, n, val_fraction, n_val):
+def test_the_split_does_not_suffer_from_rounding(tmp_path, n, val_fraction, n_val):
     """In floating point 50 * 0.14 is a little more than 7, which must not round up to 8."""
     assert (n * val_fraction > n_val) == (n != 51)
     data = prepare_data(corpus_of(tmp_path / "in", "a" * n), "char", tmp_path / "out", val_fraction)
@@ -121,8 +120,8 @@ def test_the_split_is_that_of_exact_fractions(tmp_path, n, val_fraction, n_val):
 )
 @pytest.mark.parametrize("separator", ["", "\n", "\n\n"])
 def test_ten_or_more_documents_are_split_by_documents(tmp_path, monkeypatch, n, val_fraction, n_val, separator):
-    """In a file each, or all in one, which is read in pieces that end within documents and separators."""
-    monkeypatch.setattr(gpt.text.sources, "PIECE", 50)
+    """One per file, or all in one file, read in chunks that end within documents and separators."""
+    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 50)
     texts = [" ".join([f"text {i}."] * (i + 1)) for i in range(n)]
     files = [separator.join(texts)] if separator else texts
     data = prepare_data(corpus_of(tmp_path / "in", *files, separator=separator), BYTES, tmp_path / "out", val_fraction)
@@ -133,8 +132,8 @@ def test_ten_or_more_documents_are_split_by_documents(tmp_path, monkeypatch, n, 
 
 
 @pytest.mark.parametrize("texts", [["", "abcd", "", "efgh", ""], ["", *["ab"] * 9, ""], ["", "abcdefgh" * 2]], ids=str)
-def test_empty_files_leave_no_trace(tmp_path, texts):
-    """Wherever they stand, and however the split falls: a model is not to learn that documents may be empty."""
+def test_empty_files_are_ignored(tmp_path, texts):
+    """Wherever they are: a model must not learn that documents may be empty."""
     full = [text for text in texts if text]
     for n in (1, 4, 7):
         data, expected = (
@@ -153,8 +152,8 @@ def test_a_split_that_leaves_no_document_to_train_on_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["char", "bpe:300", "gpt2"])
-def test_each_of_several_documents_stands_between_two_end_of_text_tokens(tmp_path, name):
+@pytest.mark.parametrize("name", ["char", "bpe:300"])
+def test_documents_are_separated_by_end_of_text_tokens(tmp_path, name):
     texts = ["One fine day.", "Two geese <|endoftext|> flew.", "Three \nmen.", "Four: é"]
     lengths = [13, 29, 11, 7]
     data = prepare_data(corpus_of(tmp_path / "in", *texts), name, tmp_path / "out", (7 + 8) / sum(lengths))
@@ -169,14 +168,14 @@ def test_each_of_several_documents_stands_between_two_end_of_text_tokens(tmp_pat
     assert load_data(tmp_path / "out", verify=True).tokenizer.eot_id == eot
 
 
-def test_several_documents_of_characters_by_hand(tmp_path):
+def test_documents_of_characters_by_hand(tmp_path):
     data = prepare_data(corpus_of(tmp_path / "in", "abab", "baba"), "char", tmp_path / "out", 0.25)
     assert (data.tokenizer.characters, data.tokenizer.eot_id, data.tokenizer.vocab_size) == (["a", "b"], 2, 3)
     assert data.train.tokens.tolist() == [2, 0, 1, 0, 1, 2, 1, 0, 2]
     assert data.val.tokens.tolist() == [2, 1, 0, 2]
 
 
-@pytest.mark.parametrize("name", ["char", "bpe:300", "gpt2"])
+@pytest.mark.parametrize("name", ["char", "bpe:300"])
 @pytest.mark.parametrize("separator", ["", "|"])
 def test_a_single_document_has_no_end_of_text(tmp_path, name, separator):
     corpus = corpus_of(tmp_path / "in", "one document alone", separator=separator)
@@ -199,7 +198,7 @@ def test_a_saved_char_tokenizer_separates_documents_if_it_has_an_end_of_text(tmp
     assert (data.train.documents, data.val.documents, data.tokenizer.vocab_size) == (1, 1, 3 + end_of_text)
 
 
-def test_a_validation_corpus_validates_and_the_whole_corpus_trains(tmp_path):
+def test_a_validation_corpus_leaves_the_whole_corpus_for_training(tmp_path):
     corpus, val_corpus = corpus_of(tmp_path / "in", "the training text"), corpus_of(tmp_path / "val", "Zoë")
     data = prepare_data(corpus, "char", tmp_path / "out", val_corpus=val_corpus)
     assert data.tokenizer.decode(data.train.tokens) == "the training text"
@@ -209,7 +208,7 @@ def test_a_validation_corpus_validates_and_the_whole_corpus_trains(tmp_path):
 
 
 @pytest.mark.parametrize("files", [["ab", "cd"], ["ab|cd"]])
-def test_several_validation_documents_separate_both_splits(tmp_path, files):
+def test_several_validation_documents_put_end_of_text_in_both_splits(tmp_path, files):
     corpus = corpus_of(tmp_path / "in", "the training text")
     data = prepare_data(corpus, BYTES, tmp_path / "out", val_corpus=corpus_of(tmp_path / "val", *files, separator="|"))
     assert (data.train.documents, data.val.documents) == (1, 2)
@@ -221,7 +220,7 @@ def test_several_validation_documents_separate_both_splits(tmp_path, files):
     ("typed", "separator"),
     [("\\n", "\n"), ("\\n\\n", "\n\n"), ("<|endoftext|>", "<|endoftext|>"), ("\\t", "\t"), ("#", "#")],
 )
-def test_a_separator_is_typed_as_in_python(tmp_path, monkeypatch, capsys, typed, separator):
+def test_a_separator_is_typed_with_escapes(tmp_path, monkeypatch, capsys, typed, separator):
     """Both the text and the validation text are divided by it."""
     monkeypatch.chdir(tmp_path)
     texts = [f"text {n}{' and' if separator == chr(10) else chr(10)} its end" for n in range(4)]
@@ -247,7 +246,7 @@ def test_tales_are_documents(tmp_path):
     assert [*data.documents(data.val)] == gpt.text.tales.generate(20)[15:]
 
 
-def test_learned_tokenizers_learn_from_both_splits(tmp_path):
+def test_tokenizers_are_learned_from_both_splits(tmp_path):
     corpus = corpus_of(tmp_path / "in", "a" * 90 + "xy" * 5)
     assert prepare_data(corpus, "char", tmp_path / "char").tokenizer.characters == ["a", "x", "y"]
     merges = prepare_data(corpus, "bpe:1000", tmp_path / "bpe").tokenizer.merges
@@ -261,13 +260,7 @@ def test_a_saved_tokenizer_can_prepare_other_data(tmp_path):
     assert again.train.tokens.tolist() == first.tokenizer.encode(STORY[:450])
 
 
-def test_a_text_of_one_repeated_character(tmp_path):
-    data = prepare_data(corpus_of(tmp_path / "in", "a" * 40), "char", tmp_path / "out")
-    assert data.tokenizer.vocab_size == 1
-    assert (data.train.tokens.tolist(), data.val.tokens.tolist()) == ([0] * 36, [0] * 4)
-
-
-def test_meta_json_counts_what_the_files_hold(tmp_path):
+def test_meta_json_has_the_counts_of_the_files(tmp_path):
     texts = ["Ein Bär\r\nging. ", "中文 😀", "the end"]
     data = prepare_data(corpus_of(tmp_path / "in", *texts), "bpe:260", tmp_path / "out", 0.4)
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
@@ -300,14 +293,14 @@ def test_meta_json_counts_what_the_files_hold(tmp_path):
 
 
 @pytest.mark.parametrize(("n_characters", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
-def test_ids_take_two_bytes_up_to_65536_tokens_and_four_beyond(tmp_path, n_characters, dtype):
+def test_ids_are_uint16_up_to_65536_tokens(tmp_path, n_characters, dtype):
     text = "".join(map(chr, range(0x10000, 0x10000 + n_characters)))
     data = prepare_data(corpus_of(tmp_path / "in", text), "char", tmp_path / "out")
     assert (data.tokenizer.vocab_size, data.train.tokens.dtype, data.val.tokens.dtype) == (n_characters, dtype, dtype)
     assert [*data.train.tokens, *data.val.tokens] == list(range(n_characters))
 
 
-def test_describe_names_the_counts(tmp_path):
+def test_describe_shows_the_counts(tmp_path):
     data = prepare_data(corpus_of(tmp_path / "in", "é" * 30), BYTES, tmp_path / "out")
     lines = describe(data).splitlines()
     assert "257 tokens" in lines[0]
@@ -318,8 +311,8 @@ def test_describe_names_the_counts(tmp_path):
 @pytest.mark.parametrize("separator", ["", "\n"])
 def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     """A file of 2 MB is prepared in a fraction of that: nothing holds the whole text or all of its ids."""
-    monkeypatch.setattr(gpt.text.sources, "PIECE", 10_000)
-    monkeypatch.setattr(gpt.text.prepare, "BATCH", 5_000)
+    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(gpt.text.prepare, "BATCH_CHARACTERS", 5_000)
     monkeypatch.setattr(gpt.text.prepare, "WORKERS", 2)
     corpus = corpus_of(tmp_path / "in", ("some words " * 100 + "\n") * 1800, separator=separator)
     prepare_data(corpus_of(tmp_path / "warm-up", "some words "), "char", tmp_path / "out")
@@ -330,16 +323,16 @@ def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     assert peak < 1_000_000
 
 
-# --- preparing: pairs -------------------------------------------------------------------------------------------------
+# --- pairs ------------------------------------------------------------------------------------------------------------
 
 PAIRS = [(f"what is {n}? é中"[: 3 * n], f"{n * n}, I say") for n in range(12)]  # the first prompt is empty
 
 
-@pytest.mark.parametrize("tokenizer", [BYTES, "char", "gpt2"])
+@pytest.mark.parametrize("tokenizer", [BYTES, "char"])
 @pytest.mark.parametrize(
     ("n", "val_fraction", "n_val"), [(2, 0.1, 1), (2, 0.5, 1), (3, 0.3, 1), (5, 0.5, 2), (12, 0.1, 1), (12, 0.25, 3)]
 )
-def test_pairs_stand_between_marks_and_none_is_parted(tmp_path, tokenizer, n, val_fraction, n_val):
+def test_pairs_are_kept_together(tmp_path, tokenizer, n, val_fraction, n_val):
     data = prepare_data(pairs_of(tmp_path / "in", PAIRS[:n]), tokenizer, tmp_path / "out", val_fraction)
     assert data.paired
     assert data.has_eot
@@ -355,17 +348,13 @@ def test_pairs_stand_between_marks_and_none_is_parted(tmp_path, tokenizer, n, va
     assert again.checksums == data.checksums
 
 
-def test_what_is_no_pair_is_not_paired_nor_are_folders_that_do_not_say(tmp_path):
+def test_documents_without_fields_are_not_paired(tmp_path):
     data = prepare_data(corpus_of(tmp_path / "in", *["one", "two"] * 6), "char", tmp_path / "out")
     assert not data.paired
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert meta.pop("paired") is False
-    (tmp_path / "out" / "meta.json").write_text(checksummed({key: meta[key] for key in meta if key != "seal"}))
+    (tmp_path / "out" / "meta.json").write_text(checksummed(meta))  # as an older version wrote it
     assert load_data(tmp_path / "out", verify=True).paired is False
-    for wrong in (1, None, "yes"):
-        (tmp_path / "out" / "meta.json").write_text(checksummed({**meta, "paired": wrong}))
-        with pytest.raises(ValueError, match=r"meta\.json is damaged"):
-            load_data(tmp_path / "out")
 
 
 def test_pairs_validate_on_pairs(tmp_path):
@@ -393,7 +382,7 @@ def test_pairs_validate_on_pairs(tmp_path):
     ],
     ids=["one", "empty target", "empty", "none"],
 )
-def test_pairs_that_cannot_be_learnt_are_refused_and_nothing_left_behind(tmp_path, pairs, words):
+def test_pairs_that_cannot_be_learned_are_refused(tmp_path, pairs, words):
     corpus = pairs_of(tmp_path / "in", pairs)
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=words):
@@ -401,7 +390,7 @@ def test_pairs_that_cannot_be_learnt_are_refused_and_nothing_left_behind(tmp_pat
     assert snapshot(tmp_path) == before
 
 
-def test_a_tokenizer_that_cannot_end_a_text_is_refused_for_pairs(tmp_path):
+def test_pairs_need_an_end_of_text_token(tmp_path):
     get_tokenizer("char", ["".join(map("".join, PAIRS))]).save(tmp_path / "char.json")
     corpus = pairs_of(tmp_path / "in", PAIRS)
     before = snapshot(tmp_path)
@@ -419,11 +408,11 @@ def test_summaries_are_pairs(tmp_path):
     ]
 
 
-# --- preparing: several inputs ----------------------------------------------------------------------------------------
+# --- several inputs ---------------------------------------------------------------------------------------------------
 
 
 def by_hand(texts, val_fraction):
-    """The training and the validation documents of one input, as they have always been told apart."""
+    """The training and validation documents of one input."""
     if len(texts) >= 10:
         n = len(texts) - max(1, round(len(texts) * val_fraction))
         return texts[:n], texts[n:]
@@ -436,7 +425,7 @@ def by_hand(texts, val_fraction):
     return train, val
 
 
-def times_by_hand(i, weight):
+def repeats_by_hand(i, weight):
     weight = Fraction(str(weight))
     return math.floor((i + 1) * weight) - math.floor(i * weight)
 
@@ -450,11 +439,11 @@ def times_by_hand(i, weight):
     ),
     percent=st.sampled_from([10, 25, 50]),
 )
-def test_each_input_is_read_as_often_as_its_weight_says_and_validates_once(inputs, percent):
+def test_weights_repeat_training_documents_only(inputs, percent):
     texts = [[f"{chr(97 + k)}, text {i} of {n} texts" for i in range(n)] for k, (n, _) in enumerate(inputs)]
     weights = [weight for _, weight in inputs]
     parts = [by_hand(some, percent / 100) for some in texts]
-    counts = [[times_by_hand(i, w) for i in range(len(train))] for (train, _), w in zip(parts, weights, strict=True)]
+    counts = [[repeats_by_hand(i, w) for i in range(len(train))] for (train, _), w in zip(parts, weights, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         corpora = [corpus_of(Path(folder, str(k)), "|".join(some), separator="|") for k, some in enumerate(texts)]
         out = Path(folder, "out")
@@ -481,7 +470,7 @@ def test_each_input_is_read_as_often_as_its_weight_says_and_validates_once(input
     assert train == order
 
 
-def test_every_other_document_for_a_half(tmp_path):
+def test_a_half_weight_takes_every_other_document(tmp_path):
     texts = [f"text {n}" for n in range(20)]
     data = prepare_data(corpus_of(tmp_path / "in", *texts), BYTES, tmp_path / "out", weights=[2.5])
     assert list(data.documents(data.train)) == [*texts[:18], *texts[:18], *texts[1:18:2]]
@@ -496,7 +485,7 @@ def test_weights_of_one_change_nothing(tmp_path):
         assert snapshot(tmp_path / "plain") == snapshot(tmp_path / "weighted")
 
 
-def test_several_inputs_are_several_documents_that_may_be_the_same(tmp_path):
+def test_the_same_input_may_come_several_times(tmp_path):
     corpus = corpus_of(tmp_path / "in", "abcdefghij")
     data = prepare_data([corpus, corpus, corpus], BYTES, tmp_path / "out", weights=(1, 2, 1))
     assert data.has_eot
@@ -504,7 +493,7 @@ def test_several_inputs_are_several_documents_that_may_be_the_same(tmp_path):
     assert list(data.documents(data.val)) == ["j"] * 3
 
 
-def test_pairs_count_as_one_and_are_repeated_whole(tmp_path):
+def test_weights_repeat_whole_pairs(tmp_path):
     one, other = [(f"q{n}", f"a{n}") for n in range(24)], [("", f"alone {n}") for n in range(4)]
     corpora = [pairs_of(tmp_path / "1", one), pairs_of(tmp_path / "2", other)]
     data = prepare_data(corpora, BYTES, tmp_path / "out", 0.25, weights=(1.5, 2))
@@ -515,14 +504,14 @@ def test_pairs_count_as_one_and_are_repeated_whole(tmp_path):
         prepare_data(corpora, BYTES, tmp_path / "out", 0.25, weights=(1, 1.5))
 
 
-def test_a_validation_corpus_leaves_all_inputs_to_training(tmp_path):
+def test_a_validation_corpus_leaves_all_inputs_for_training(tmp_path):
     corpora = [corpus_of(tmp_path / "1", "one text"), corpus_of(tmp_path / "2", *"abcdefghijkl")]
     data = prepare_data(corpora, BYTES, tmp_path / "out", 0.5, corpus_of(tmp_path / "3", "to validate"), (2, 0.5))
     assert list(data.documents(data.train)) == ["one text", "one text", *"bdfhjl"]
     assert list(data.documents(data.val)) == ["to validate"]
 
 
-def test_several_inputs_are_named_with_their_weights_and_shares(tmp_path):
+def test_describe_shows_the_weights_and_shares_of_several_inputs(tmp_path):
     corpora = [open_corpus("story"), open_corpus("tales:100"), corpus_of(tmp_path / "in", "a text")]
     data = prepare_data(corpora, "char", tmp_path / "out", weights=(3, 0.5, 1))
     tales = f"tales:100:0 of grammar {gpt.text.tales.fingerprint()}"
@@ -535,12 +524,7 @@ def test_several_inputs_are_named_with_their_weights_and_shares(tmp_path):
     for line, name, weight, characters in zip(lines[1:4], ("story", tales, "a corpus"), (3, 0.5, 1), n, strict=True):
         assert line.strip() == f"{name}: weight {weight}, {characters / sum(n):.1%} of the training characters"
     assert lines[4].startswith("train: ")
-    del meta["seal"]
-    for wrong in (3, [3], {}, [{}], [{"name": "a", "weight": "3", "characters": 5}], None):
-        (tmp_path / "out" / "meta.json").write_text(checksummed({**meta, "sources": wrong}))
-        with pytest.raises(ValueError, match=r"meta\.json is damaged"):
-            load_data(tmp_path / "out")
-    meta.pop("sources")  # as folders were written before
+    meta.pop("sources")  # as an older version wrote it
     (tmp_path / "out" / "meta.json").write_text(checksummed(meta))
     assert load_data(tmp_path / "out").sources == ()
 
@@ -558,7 +542,7 @@ def test_several_inputs_are_named_with_their_weights_and_shares(tmp_path):
         ((0.09, 1), "a weight of 0.09 takes none of the 11 training documents .* at least 0.0909"),
     ],
 )
-def test_weights_that_say_nothing_are_refused_and_nothing_left_behind(tmp_path, weights, words):
+def test_wrong_weights_are_refused(tmp_path, weights, words):
     corpora = [corpus_of(tmp_path / "1", *["a text"] * 12), corpus_of(tmp_path / "2", "another text")]
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=words):
@@ -568,7 +552,7 @@ def test_weights_that_say_nothing_are_refused_and_nothing_left_behind(tmp_path, 
     assert snapshot(tmp_path) == before
 
 
-# --- preparing: any text ----------------------------------------------------------------------------------------------
+# --- any text ---------------------------------------------------------------------------------------------------------
 
 WORLD = {
     "Chinese": "从前有一只猫，它住在山上。每天早晨，它都去河边看鱼。\n“你好！”鱼说。\n",
@@ -581,7 +565,7 @@ WORLD = {
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "char", "bpe:400"])
 @pytest.mark.parametrize("language", WORLD)
-def test_a_text_of_any_language_comes_back_exactly(tmp_path, tokenizer, language):
+def test_a_text_of_any_language_round_trips(tmp_path, tokenizer, language):
     text = WORLD[language] * 7
     data = prepare_data(corpus_of(tmp_path / "in", text), tokenizer, tmp_path / "out", 0.3)
     n = len(text) - math.ceil(len(text) * Fraction("0.3"))
@@ -589,8 +573,8 @@ def test_a_text_of_any_language_comes_back_exactly(tmp_path, tokenizer, language
     assert data.tokenizer.decode(data.val.tokens.tolist()) == text[n:]
 
 
-@pytest.mark.parametrize("tokenizer", ["gpt2", "char", "bpe:400"])
-def test_languages_beside_each_other_come_back_exactly(tmp_path, tokenizer):
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:400"])
+def test_several_languages_round_trip_together(tmp_path, tokenizer):
     corpora = [corpus_of(tmp_path / language, *[text] * 10) for language, text in WORLD.items()]
     data = prepare_data(corpora, tokenizer, tmp_path / "out", weights=(1, 2, 1, 3, 1))
     counts = Counter(data.documents(data.train))
@@ -598,9 +582,9 @@ def test_languages_beside_each_other_come_back_exactly(tmp_path, tokenizer):
     assert [*data.documents(data.val)] == [*WORLD.values()]
 
 
-@pytest.mark.parametrize("tokenizer", ["gpt2", "char", "bpe:400"])
-def test_the_same_text_in_seven_encodings_and_packed_gives_the_same_tokens(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(gpt.text.sources, "PIECE", 101)
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:400"])
+def test_encodings_and_gz_do_not_change_the_tokens(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 101)
     text = "Déjà vu: «Öl», ½ naïve façade.\r\nSo it ends; or does it?\n" * 30
     found = []
     for encoding in ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-32-be", "gb18030"):
@@ -621,7 +605,7 @@ def prepare(monkeypatch, *arguments):
     return end.value.code or 0
 
 
-def test_the_script_takes_inputs_weights_an_encoding_and_a_field(tmp_path, monkeypatch, capsys):
+def test_the_script_with_several_inputs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("café " * 20, encoding="latin-1")
     lines = "".join(json.dumps({"t": f"né {n}"}, ensure_ascii=False) + "\n" for n in range(12))
@@ -637,7 +621,7 @@ def test_the_script_takes_inputs_weights_an_encoding_and_a_field(tmp_path, monke
     assert "b.jsonl.gz: weight 0.5" in capsys.readouterr().out
 
 
-def test_the_script_fills_templates_of_pairs(tmp_path, monkeypatch):
+def test_the_script_with_templates_of_pairs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     records = [{"instruction": f"Count {n}\\n", "output": f"{{{n}}}"} for n in range(4)]
     Path("a.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -648,21 +632,21 @@ def test_the_script_fills_templates_of_pairs(tmp_path, monkeypatch):
     assert [*data.documents(data.val)] == ["### Task:\nCount 3\\n\n\n", "{3}\t"]
 
 
-def test_the_list_needs_no_input(tmp_path, monkeypatch, capsys):
+def test_the_script_lists_the_known_texts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert prepare(monkeypatch, "--list") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*gpt.text.sources.KNOWN]
     assert [*tmp_path.iterdir()] == []
 
 
-# --- preparing: in threads --------------------------------------------------------------------------------------------
+# --- threads ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("separator", ["", "\n\n"])
-def test_any_number_of_threads_writes_what_tiktoken_gives(tmp_path, monkeypatch, gpt2, separator):
-    """A thread gets parts of documents, or several at once; tiktoken is handed each document whole."""
-    monkeypatch.setattr(gpt.text.sources, "PIECE", 700)
-    monkeypatch.setattr(gpt.text.prepare, "BATCH", 500)
+def test_the_number_of_threads_does_not_change_the_tokens(tmp_path, monkeypatch, gpt2, separator):
+    """A thread gets parts of documents, or several at once; the expected ids come from whole documents."""
+    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(gpt.text.prepare, "BATCH_CHARACTERS", 500)
     files = [STORY, "one\r\nline \r\n\r\n\n  <|endoftext|> 中文 😀\r", *[f"{n} geese.\n\n" * n for n in range(1, 12)]]
     texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in files]
     if separator:
@@ -681,7 +665,7 @@ def test_any_number_of_threads_writes_what_tiktoken_gives(tmp_path, monkeypatch,
     assert found[0] == found[1] == found[2]
 
 
-def test_ordered_map_keeps_the_order_and_looks_no_further_ahead_than_two_items_per_thread(monkeypatch):
+def test_ordered_map_keeps_the_order_and_is_bounded(monkeypatch):
     monkeypatch.setattr(gpt.text.prepare, "WORKERS", 2)
     taken = []
 
@@ -700,7 +684,7 @@ def test_ordered_map_keeps_the_order_and_looks_no_further_ahead_than_two_items_p
     assert len(taken) == 20
 
 
-def test_what_an_item_raises_is_raised_at_its_turn(monkeypatch):
+def test_ordered_map_raises_an_exception_in_turn(monkeypatch):
     """The first of several, and all before it come out; no thread is left behind."""
     monkeypatch.setattr(gpt.text.prepare, "WORKERS", 3)
     threads = threading.active_count()
@@ -711,17 +695,10 @@ def test_what_an_item_raises_is_raised_at_its_turn(monkeypatch):
     assert threading.active_count() == threads
 
 
-def test_preparing_needs_no_pytorch():
-    """Its import takes longer than a book takes to prepare."""
-    program = "import sys, gpt.run.cli, gpt.text.prepare; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+# --- all or nothing ---------------------------------------------------------------------------------------------------
 
 
-# --- preparing: all or nothing ----------------------------------------------------------------------------------------
-
-
-def test_preparing_anew_replaces_what_was_there(tmp_path):
+def test_preparing_again_replaces_the_folder(tmp_path):
     out = tmp_path / "out"
     prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
     data = prepare_data(corpus_of(tmp_path / "in", "another text"), BYTES, out)
@@ -731,7 +708,7 @@ def test_preparing_anew_replaces_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json"])
-def test_a_folder_that_lost_a_file_may_be_prepared_anew(tmp_path, name):
+def test_an_incomplete_folder_can_be_prepared_again(tmp_path, name):
     """As the complaint about it advises."""
     corpus = corpus_of(tmp_path / "in", STORY[:100])
     prepare_data(corpus, "char", tmp_path / "out")
@@ -741,19 +718,13 @@ def test_a_folder_that_lost_a_file_may_be_prepared_anew(tmp_path, name):
     assert prepare_data(corpus, "char", tmp_path / "out").train.characters == 90
 
 
-def test_an_empty_folder_may_be_prepared_into(tmp_path):
+def test_an_empty_folder_can_be_used(tmp_path):
     (tmp_path / "out").mkdir()
     assert prepare_data(corpus_of(tmp_path / "in", STORY[:100]), "char", tmp_path / "out").train.characters == 90
 
 
-def test_missing_parents_are_made_and_permissions_are_the_usual_ones(tmp_path):
-    prepare_data(corpus_of(tmp_path / "in", STORY[:100]), "char", tmp_path / "a" / "b" / "out")
-    (tmp_path / "usual").mkdir()
-    assert (tmp_path / "a" / "b" / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
-
-
 @pytest.mark.parametrize("names", [["thesis.txt"], ["thesis.txt", "train.bin"], ["thesis.txt", "meta.json"]], ids=str)
-def test_a_folder_that_holds_other_things_is_refused_and_left_alone(tmp_path, names):
+def test_a_folder_with_other_files_is_refused(tmp_path, names):
     """Even if one of them is called meta.json, as other programs' files are too."""
     out, corpus = tmp_path / "out", corpus_of(tmp_path / "in", STORY[:500])
     out.mkdir()
@@ -765,23 +736,11 @@ def test_a_folder_that_holds_other_things_is_refused_and_left_alone(tmp_path, na
     assert snapshot(tmp_path) == before
 
 
-def test_a_file_in_place_of_the_folder_is_refused_and_left_alone(tmp_path):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("years of work")
     with pytest.raises(ValueError, match="out exists and is not a folder of prepared data"):
         prepare_data(corpus_of(tmp_path / "in", STORY[:500]), "char", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "years of work"
-
-
-def test_a_link_to_a_folder_on_another_disk_may_be_prepared_into(tmp_path):
-    (tmp_path / "disk").mkdir()
-    try:
-        (tmp_path / "out").symlink_to(tmp_path / "disk", target_is_directory=True)
-    except OSError:
-        pytest.skip("this system makes no symbolic links")
-    assert prepare_data(corpus_of(tmp_path / "in", STORY[:100]), "char", tmp_path / "out").train.characters == 90
-    assert (tmp_path / "out").is_symlink()
-    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == sorted(FILES)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "in", "out"]
 
 
 @pytest.mark.parametrize(
@@ -801,7 +760,7 @@ def test_a_link_to_a_folder_on_another_disk_may_be_prepared_into(tmp_path):
         (["some text", "binary \0"], BYTES, 0.1),
     ],
 )
-def test_what_cannot_be_prepared_is_refused_and_nothing_left_behind(tmp_path, texts, tokenizer, val_fraction):
+def test_bad_input_leaves_nothing_behind(tmp_path, texts, tokenizer, val_fraction):
     corpus = corpus_of(tmp_path / "in", *texts)
     before = snapshot(tmp_path)
     with pytest.raises(ValueError):
@@ -809,7 +768,7 @@ def test_what_cannot_be_prepared_is_refused_and_nothing_left_behind(tmp_path, te
     assert snapshot(tmp_path) == before
 
 
-def test_a_character_outside_a_given_vocabulary_is_refused_and_nothing_left_behind(tmp_path):
+def test_an_unknown_character_leaves_nothing_behind(tmp_path):
     get_tokenizer("char", ["abc "]).save(tmp_path / "abc.json")
     corpus = corpus_of(tmp_path / "in", "abc cab bad")
     before = snapshot(tmp_path)
@@ -818,7 +777,7 @@ def test_a_character_outside_a_given_vocabulary_is_refused_and_nothing_left_behi
     assert snapshot(tmp_path) == before
 
 
-def test_an_interruption_leaves_the_old_data_as_it_was(tmp_path, monkeypatch):
+def test_an_interruption_keeps_the_old_data(tmp_path, monkeypatch):
     out = tmp_path / "out"
     prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
     corpus = corpus_of(tmp_path / "new", *["another text"] * 3)
@@ -839,7 +798,7 @@ def test_an_interruption_leaves_the_old_data_as_it_was(tmp_path, monkeypatch):
     assert snapshot(tmp_path) == before
 
 
-def test_new_data_that_cannot_be_put_in_place_leaves_the_old_as_it_was(tmp_path, monkeypatch):
+def test_a_failed_rename_keeps_the_old_data(tmp_path, monkeypatch):
     out = tmp_path / "out"
     prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
     corpus = corpus_of(tmp_path / "new", "another text")

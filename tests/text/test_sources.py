@@ -210,11 +210,11 @@ def test_a_file_that_cannot_be_decoded_is_named(tmp_path, encoding, data, messag
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("latn-1", "unknown text encoding 'latn-1': did you mean latin"),
-        ("zz", "unknown text encoding 'zz': Python knows utf-8, latin-1"),
-        ("", "unknown text encoding '': Python knows"),
-        ("base64", "unknown text encoding 'base64'"),
-        ("rot13", "unknown text encoding 'rot13'"),
+        ("latn-1", "unknown encoding 'latn-1': did you mean latin"),
+        ("zz", "unknown encoding 'zz': Python knows utf-8, latin-1"),
+        ("", "unknown encoding '': Python knows"),
+        ("base64", "unknown encoding 'base64'"),
+        ("rot13", "unknown encoding 'rot13'"),
     ],
 )
 def test_an_unknown_encoding_is_refused(name, message):

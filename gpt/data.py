@@ -9,7 +9,6 @@ token.
 A span (start, end) names an example within a text: inputs tokens[start:end], targets tokens[start+1:end+1].
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -219,32 +218,3 @@ def create_examples(config: TrainConfig, data: PreparedData, split: TokenFile | 
     if config.data.packing == "document":
         return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id)
     return PackedExamples(tokens, config.model.context_length, config.data.stride)
-
-
-def resolve_config(config: TrainConfig, data: PreparedData) -> TrainConfig:
-    """Return the config with vocab_size and decay_steps filled in. ValueError if it does not fit the data."""
-    model, tokenizer = config.model, data.tokenizer
-    if model.vocab_size not in (0, tokenizer.vocab_size):
-        raise ValueError(
-            f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
-            f"{tokenizer.name} of {tokenizer.vocab_size} tokens: set model.vocab_size to 0, or prepare the data again"
-        )
-    if config.data.packing == "document" and not data.has_eot:
-        raise ValueError(
-            f"data.packing is 'document', but the text of {data.folder} is not divided into documents: set it to "
-            f"'packed', or prepare several files, or a file with a --separator"
-        )
-    if config.data.packing == "packed" and len(data.train.tokens) <= model.context_length:
-        raise ValueError(
-            f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one example of "
-            f"context_length {model.context_length}: lower model.context_length or use a longer text"
-        )
-    try:
-        tokenizer.encode(config.sample_prompt)
-    except ValueError as error:  # a char tokenizer may not know the prompt's characters
-        raise ValueError(f"sample_prompt: {error}") from None
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(model, vocab_size=tokenizer.vocab_size),
-        optim=dataclasses.replace(config.optim, decay_steps=config.decay_steps),
-    )

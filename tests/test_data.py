@@ -22,8 +22,8 @@ from gpt.data import (
     document_spans,
     encode_documents,
     packed_spans,
-    resolve_config,
 )
+from gpt.objectives.next_token import NextToken
 from gpt.text.prepare import prepare_data
 from gpt.tokenizer import CharTokenizer, get_tokenizer
 
@@ -36,6 +36,8 @@ def book_examples(ids, context_length, stride):
     starts = range(0, len(ids) - context_length, stride)
     return [(ids[i : i + context_length], ids[i + 1 : i + context_length + 1]) for i in starts]
 
+
+resolve_config = NextToken.resolve_config
 
 # --- packed examples --------------------------------------------------------------------------------------------------
 

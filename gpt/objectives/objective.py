@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.data import create_examples, resolve_config
+from gpt.data import create_examples
 from gpt.generation import generate_ids, sample_documents
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
@@ -61,8 +61,32 @@ class Objective(nn.Module):
 
     @classmethod
     def resolve_config(cls, config: TrainConfig, data: PreparedData) -> TrainConfig:
-        """Return the config with the fields that the data determine. ValueError if they contradict each other."""
-        return resolve_config(config, data)
+        """Return the config with vocab_size and decay_steps filled in. ValueError if it does not fit the data."""
+        model, tokenizer = config.model, data.tokenizer
+        if model.vocab_size not in (0, tokenizer.vocab_size):
+            raise ValueError(
+                f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
+                f"{tokenizer.name} of {tokenizer.vocab_size} tokens: set model.vocab_size to 0, or prepare the data again"
+            )
+        if config.data.packing == "document" and not data.has_eot:
+            raise ValueError(
+                f"data.packing is 'document', but the text of {data.folder} is not divided into documents: set it to "
+                f"'packed', or prepare several files, or a file with a --separator"
+            )
+        if config.data.packing == "packed" and len(data.train.tokens) <= model.context_length:
+            raise ValueError(
+                f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one example of "
+                f"context_length {model.context_length}: lower model.context_length or use a longer text"
+            )
+        try:
+            tokenizer.encode(config.sample_prompt)
+        except ValueError as error:  # a char tokenizer may not know the prompt's characters
+            raise ValueError(f"sample_prompt: {error}") from None
+        return dataclasses.replace(
+            config,
+            model=dataclasses.replace(model, vocab_size=tokenizer.vocab_size),
+            optim=dataclasses.replace(config.optim, decay_steps=config.decay_steps),
+        )
 
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
         """Return the examples of a split, from which `batch` makes batches."""

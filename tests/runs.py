@@ -44,7 +44,7 @@ def assert_same_run(run, truth):
         for name, tensor in state.items():
             assert torch.equal(tensor, b.training_state["optimizer"]["state"][key][name])
     assert torch.equal(a.training_state["random"][0]["cpu"], b.training_state["random"][0]["cpu"])
-    timed = ("elapsed_s", "sha256", "seal")
+    timed = ("elapsed_s", "sha256", "checksum")
     assert {k: v for k, v in a.state.items() if k not in timed} == {k: v for k, v in b.state.items() if k not in timed}
     assert rows(run) == rows(truth)
     assert RunFolder(run).samples.read_text() == RunFolder(truth).samples.read_text()

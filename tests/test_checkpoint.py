@@ -290,7 +290,7 @@ def test_a_pickle_with_code_in_it_is_not_executed(run, tmp_path):
     digest = __import__("hashlib").sha256((folder / "training_state.pt").read_bytes()).hexdigest()
     state = json.loads((folder / "state.json").read_text())
     state["sha256"]["training_state.pt"] = digest
-    state.pop("seal", None)
+    state.pop("checksum", None)
     (folder / "state.json").write_text(checksummed(state))
     with pytest.raises(ValueError, match="damaged"):
         run.load("last")

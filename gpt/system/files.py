@@ -1,18 +1,15 @@
-"""Files and folders that are written whole or not at all, and the lock that lets one process at a time write a run.
+"""Write files and folders whole or not at all, and let one process at a time write a run.
 
-Whatever is written here first gets another name, is flushed to the disk itself, and only then takes its place by a
-rename, which a file system does wholly or not at all. So a program that is killed, or a machine that loses its power,
-leaves what was there before or what was to be there. Pillai et al. 2014, "All File Systems Are Not Created Equal",
-OSDI, lists what goes wrong otherwise.
+What is written gets a temporary name first, is flushed to the disk, and takes its place by a rename, which file systems
+do atomically. A program that is killed, or a machine that loses its power, leaves either the old or the new content.
+Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI, lists what goes wrong otherwise.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,38 +17,31 @@ from typing import Any
 import filelock
 
 
-def _refuse_pipe(path: Path) -> None:
-    if path.is_fifo():  # to open it would wait for a writer
-        raise OSError(errno.EINVAL, "A pipe is not a file", str(path))
-
-
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    _refuse_pipe(path)
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksummed(state: dict[str, Any]) -> str:
-    """A text of JSON that ends with the SHA-256 of everything before it."""
-    state = {name: value for name, value in state.items() if name != "seal"}
+    """Return a JSON text whose last entry, "checksum", is the SHA-256 of the JSON text of the others."""
+    state = {name: value for name, value in state.items() if name != "checksum"}
     text = json.dumps(state, indent=2, allow_nan=False)
-    return json.dumps({**state, "seal": hashlib.sha256(text.encode()).hexdigest()}, indent=2) + "\n"
+    return json.dumps({**state, "checksum": hashlib.sha256(text.encode()).hexdigest()}, indent=2) + "\n"
 
 
 def read_checksummed(path: Path, advice: str = "") -> dict[str, Any]:
-    """What a file holds that `sealed` wrote; ValueError, with the advice, where it is damaged."""
-    _refuse_pipe(path)
-    with contextlib.suppress(ValueError, RecursionError):  # JSON's and Unicode's, and that of deep nests
-        text = path.read_bytes()
+    """Read a file that `checksummed` wrote. ValueError, with the advice, where it is damaged."""
+    text = path.read_bytes()
+    with contextlib.suppress(ValueError, RecursionError):  # damaged JSON or UTF-8
         state = json.loads(text)
         if isinstance(state, dict) and text == checksummed(state).encode():
             return state
-    raise ValueError(f"{path} is damaged: its seal is not the SHA-256 of the rest" + (advice and f"; {advice}"))
+    raise ValueError(f"{path} is damaged: its checksum does not match" + (advice and f"; {advice}"))
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or a folder's names, to the disk itself. Windows cannot flush folders."""
+    """Have the system write a file, or a folder's list of names, to the disk. Windows cannot flush folders."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -63,13 +53,13 @@ def flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path, whose file takes the place of `path` when the block ends well, and is gone otherwise."""
-    if path.is_dir() and not path.is_symlink():  # the rename's own complaint names the temporary file
-        raise IsADirectoryError(errno.EISDIR, "A folder is where a file belongs, so move it away", str(path))
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")  # matplotlib goes by the suffix
+    """A temporary path whose file replaces `path` when the block ends, and is deleted if it fails."""
+    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")  # matplotlib derives the format from the suffix
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # safetensors' files are private
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         flush(temporary)
         temporary.replace(path)
         flush(path.parent)
@@ -78,63 +68,61 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Have a small text file hold `text`."""
+    """Write a text file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def append_text(path: Path, text: str) -> None:
-    """Write a text behind what a file holds."""
+    """Append a text to a file."""
     try:
         with path.open("a", encoding="utf-8", newline="") as file:
             file.write(text)
-    except OSError as error:  # that of a full disk names no file
+    except OSError as error:  # a full disk's names no file
         raise OSError(f"{path} could not be written ({error.strerror}): is the disk full?") from error
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block ends well, and leaves no trace otherwise.
+    """A temporary folder that replaces `path` when the block ends, and is deleted if it fails.
 
-    A folder that is there already is set aside as .NAME.old while the new one is moved in: `put_back` undoes that where
-    the program was killed in between.
+    An existing folder is renamed to .NAME.old while the new one takes its place; `recover` undoes that if the program
+    was killed in between.
     """
-    path = path.resolve()  # a link stays one
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    made = [parent for parent in path.parents if not parent.exists()]  # nearest first
-    temporary = aside = None
+    path = path.resolve()  # a link to a folder stays one
+    if path.is_file():
+        raise NotADirectoryError(f"{path} is a file: move it away, or name another folder")
+    temporary, aside = path.with_name(f".{path.name}.{os.getpid()}.tmp"), _aside(path)
+    parents = [parent for parent in path.parents if not parent.exists()]  # nearest first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
+        temporary.mkdir()
         yield temporary
-        for found in (*temporary.rglob("*"), temporary):
-            # mkdtemp's folders are private, and so are safetensors' files
-            found.chmod((0o777 if found.is_dir() else 0o666) & ~_umask())
-            flush(found)
+        for written in (*temporary.rglob("*"), temporary):
+            if written.is_file():
+                written.chmod(
+                    temporary.stat().st_mode & 0o666
+                )  # safetensors makes files that only their owner can read
+            flush(written)
         if path.exists():
-            aside = _aside(path)
             path.rename(aside)
         temporary.rename(path)
         flush(path.parent)
     finally:
-        if aside is not None and not path.exists():
-            aside.rename(path)
-        for left in filter(None, (aside, temporary)):
-            shutil.rmtree(left, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: all went well
+        recover(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: all went well
+            for parent in parents:
                 parent.rmdir()
 
 
 def recover(path: Path) -> None:
-    """Clear up after a `whole_folder(path)` that was killed between its two renames: what it had set aside goes back to
-    its place, unless the new folder has taken it."""
+    """Clean up after an `atomic_folder(path)` that was killed between its two renames: the old folder returns to its
+    place unless the new one has taken it."""
     aside = _aside(path)
-    if aside.is_symlink():
-        aside.unlink()  # not what was set aside, and what it leads to is not ours
-    elif aside.exists():
+    if aside.exists():
         shutil.rmtree(aside) if path.exists() else aside.rename(path)
 
 
@@ -142,34 +130,28 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
 class FolderLock:
-    """Lets one process at a time write a folder. The system itself lets go of it when its holder dies, however it does.
+    """Lets one process at a time write a folder. The system releases it when the process dies.
 
-    The lock is a file .lock in the folder, which holds the number of the process for the message to a second one.
+    The lock is a file .lock in the folder, which holds the process id for the message to a second process.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.file = folder / ".lock"
-        # not bound to the thread that made it: a Trainer may be made in one thread and train in another
+        # thread_local=False: a Trainer may be made in one thread and train in another
         self._lock = filelock.FileLock(self.file, thread_local=False)
-        self._made: list[Path] = []
+        self._created: list[Path] = []  # folders, nearest first
 
     def acquire(self) -> None:
-        """Make the folder if need be, and hold it; nothing happens where it is held already.
+        """Create the folder if need be, and lock it; do nothing if this lock is held already.
 
         ValueError where another process, or another lock of this one, holds it.
         """
         if self._lock.is_locked:
             return
-        self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        for left in reversed(range(100)):
+        self._created = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        for attempts_left in reversed(range(100)):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(blocking=False)
@@ -179,24 +161,24 @@ class FolderLock:
                     f"{self.folder} is being written by {self._holder()}: wait for its end or stop it, or name another"
                 ) from None
             except (FileExistsError, FileNotFoundError):
-                if not left or self.folder.is_file():
-                    raise  # else its last holder has taken the folder away meanwhile
-        with contextlib.suppress(OSError):  # a disk may be full, and Windows keeps a locked file from being written
+                if not attempts_left or self.folder.is_file():
+                    raise  # otherwise the previous holder has just removed the folder
+        with contextlib.suppress(OSError):  # a full disk; and Windows lets nobody write a locked file
             self.file.write_text(str(os.getpid()), encoding="utf-8")
 
     def release(self) -> None:
-        """Let go, and leave nothing behind: neither the file, nor the folder where it was made for it alone."""
+        """Unlock, and remove the lock file, and the folders that `acquire` created if they are empty."""
         if self._lock.is_locked:
             with contextlib.suppress(OSError):  # Windows deletes it on release
                 self.file.unlink()
             self._lock.release()
             with contextlib.suppress(OSError):  # not empty
-                for folder in self._made:
+                for folder in self._created:
                     folder.rmdir()
 
     @contextlib.contextmanager
     def lock_or_fail(self) -> Iterator[None]:
-        """Holds the lock from here on; a block that fails lets go of it."""
+        """Acquire the lock, and keep it after the block unless the block fails."""
         self.acquire()
         try:
             yield
@@ -206,13 +188,13 @@ class FolderLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the lock for a block."""
+        """Hold the lock for the block."""
         with self.lock_or_fail():
             yield
         self.release()
 
     def _holder(self) -> str:
         with contextlib.suppress(OSError, ValueError):
-            number = int(self.file.read_text(encoding="utf-8"))
-            return "this process" if number == os.getpid() else f"process {number}"
+            pid = int(self.file.read_text(encoding="utf-8"))
+            return "this process" if pid == os.getpid() else f"process {pid}"
         return "another process"

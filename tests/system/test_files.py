@@ -1,4 +1,4 @@
-"""What is written whole is whole wherever the program is killed: tried at every single call that changes the disk."""
+"""Atomic writes and locks. Atomic writes are killed at every single call that changes the disk."""
 
 import os
 import subprocess
@@ -8,7 +8,17 @@ import threading
 import pytest
 from crashes import Disk, killed_at_every_call
 
-from gpt.system.files import FolderLock, atomic_file, atomic_folder, recover, sha256, write_text
+from gpt.system.files import (
+    FolderLock,
+    append_text,
+    atomic_file,
+    atomic_folder,
+    checksummed,
+    read_checksummed,
+    recover,
+    sha256,
+    write_text,
+)
 
 
 def contents(folder):
@@ -18,12 +28,32 @@ def contents(folder):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_sha256_is_that_of_the_standard(tmp_path):
+def test_sha256_of_the_standards_example(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-4's example
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_file_is_the_old_or_the_new_one_wherever_it_is_killed(tmp_path):
+def test_a_checksummed_file_is_read_back_unless_it_is_damaged(tmp_path):
+    path = tmp_path / "state.json"
+    text = checksummed({"step": 3, "name": "é"})
+    path.write_text(text)
+    state = read_checksummed(path)
+    assert {name: state[name] for name in ("step", "name")} == {"step": 3, "name": "é"}
+    for damaged in (text.replace("3", "4", 1), text[:-9], "", "[]", "\0"):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"state.json is damaged: its checksum does not match; start again"):
+            read_checksummed(path, "start again")
+
+
+def test_append_text(tmp_path):
+    append_text(tmp_path / "log", "one\n")
+    append_text(tmp_path / "log", "two\n")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    with pytest.raises(OSError, match=r"x/log could not be written \(No such file"):
+        append_text(tmp_path / "x" / "log", "one")
+
+
+def test_a_killed_write_leaves_the_old_or_the_new_file(tmp_path):
     path, deaths = tmp_path / "last", 0
     path.write_text("old")
     for _ in killed_at_every_call(lambda n: write_text(path, "new")):
@@ -35,7 +65,7 @@ def test_a_file_is_the_old_or_the_new_one_wherever_it_is_killed(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_fails_leaves_the_old_one_and_no_trace(tmp_path):
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     with pytest.raises(OSError, match="full"), atomic_file(tmp_path / "a.txt") as temporary:
         temporary.write_text("ne")
@@ -53,8 +83,8 @@ def write_folder(path, text):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "again"])
-def test_a_folder_is_whole_wherever_it_is_killed(tmp_path, there):
-    """Seen by `put_back`, which the next one to write calls."""
+def test_a_killed_write_leaves_the_old_or_the_new_folder(tmp_path, there):
+    """After `recover`, which the next write calls."""
     deaths, seen = 0, set()
 
     def one(n):
@@ -70,13 +100,13 @@ def test_a_folder_is_whole_wherever_it_is_killed(tmp_path, there):
         assert not list(parent.glob(".*.old"))
         seen.add(str(found))
         deaths += 1
-        write_folder(parent / "x", "third")  # what was left is no obstacle
+        write_folder(parent / "x", "third")  # leftovers are no obstacle
         assert (parent / "x" / "a").read_text() == "third"
     assert deaths >= 6
-    assert len(seen) == 2  # the new one too: killed after it had taken its place
+    assert len(seen) == 2  # also the new one: killed after the rename
 
 
-def test_a_folder_that_fails_leaves_the_old_one_and_no_trace(tmp_path):
+def test_a_failed_write_leaves_the_old_folder_alone(tmp_path):
     write_folder(tmp_path / "x", "old")
     with pytest.raises(OSError, match="full"), atomic_folder(tmp_path / "x") as temporary:
         (temporary / "a").write_text("ne")
@@ -89,7 +119,7 @@ def test_a_folder_that_fails_leaves_the_old_one_and_no_trace(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file is flushed")
 def test_everything_is_flushed_before_the_rename_and_the_rename_after_it(tmp_path, monkeypatch):
-    """What a power cut would lose otherwise: a file system may write names before it writes what they stand for."""
+    """Otherwise a power cut could lose content: a file system may write names before contents."""
     disk = Disk(monkeypatch)
     write_folder(tmp_path / "x", "new")
     write_text(tmp_path / "last", "x")
@@ -105,22 +135,24 @@ def test_everything_is_flushed_before_the_rename_and_the_rename_after_it(tmp_pat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
-def test_permissions_are_those_that_the_user_asks_for(tmp_path):
+def test_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         with atomic_folder(tmp_path / "x") as temporary:
-            (temporary / "in").mkdir(0o700)
-            (temporary / "in" / "a").touch(0o600)
+            (temporary / "a").touch(0o600)
+        with atomic_file(tmp_path / "b") as temporary:
+            temporary.unlink()
+            temporary.touch(0o600)
     finally:
         os.umask(before)
-    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "x", tmp_path / "x/in", tmp_path / "x/in/a")]
-    assert modes == [0o750, 0o750, 0o640]
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "x", tmp_path / "x/a", tmp_path / "b")]
+    assert modes == [0o750, 0o640, 0o640]
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------
 
 
-def test_one_holder_at_a_time_in_this_process(tmp_path):
+def test_one_holder_at_a_time_in_one_process(tmp_path):
     first, second = FolderLock(tmp_path / "run"), FolderLock(tmp_path / "run")
     first.acquire()
     first.acquire()  # it holds it already
@@ -136,7 +168,7 @@ def test_one_holder_at_a_time_in_this_process(tmp_path):
 
 
 def test_one_holder_at_a_time_among_processes(tmp_path):
-    """Four processes try again and again: no two are ever inside, or one would find the other's file there."""
+    """Four processes try repeatedly. No two are inside at once, or one would find the other's file there."""
     program = """if True:
         import sys, time
         from pathlib import Path
@@ -154,15 +186,15 @@ def test_one_holder_at_a_time_among_processes(tmp_path):
             inside.unlink()
             lock.release()
         print(won)"""
-    ctx = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
-    won = [int(process.communicate()[0]) for process in ctx]
-    assert all(process.returncode == 0 for process in ctx)
+    won = [int(process.communicate()[0]) for process in processes]
+    assert all(process.returncode == 0 for process in processes)
     assert sum(won) > 20
 
 
-def test_a_failed_claim_leaves_nothing(tmp_path):
+def test_a_failed_block_releases_the_lock_and_leaves_nothing(tmp_path):
     lock = FolderLock(tmp_path / "runs" / "x")
     with pytest.raises(KeyError), lock.lock_or_fail():
         raise KeyError

@@ -1,4 +1,4 @@
-"""gpt/exchange/export.py against transformers, which loads what it writes, and against a GPT of the book's layout."""
+"""Exported models against transformers, which loads them, and against a GPT in the book's layout."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ KINDS = pytest.mark.parametrize("kind", TOKENIZERS)
 
 
 def model_of(tokenizer, **changes):
-    """A small model whose weights are all drawn at random, biases and norms too."""
+    """Return a small model whose weights are all random, biases and norms included."""
     torch.manual_seed(0)
     shape = {"context_length": 24, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "drop_rate": 0.1, **changes}
     model = GPTModel(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).eval()
@@ -62,10 +62,11 @@ def theirs_of(folder):
 # --- Hugging Face's layout --------------------------------------------------------------------------------------------
 
 
-@KINDS
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("qkv_bias", [False, True])
-def test_transformers_computes_and_writes_the_same(kind, tied, qkv_bias, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "tied", "qkv_bias"),
+    [("char with end", True, True), ("bpe", False, False), ("char", True, False), ("with a mask", False, True)],
+)
+def test_transformers_computes_and_generates_the_same(kind, tied, qkv_bias, tmp_path):
     tokenizer = TOKENIZERS[kind]()
     model = model_of(tokenizer, tie_embeddings=tied, qkv_bias=qkv_bias)
     export_hf(model, tokenizer, False, tmp_path / "out")
@@ -75,8 +76,7 @@ def test_transformers_computes_and_writes_the_same(kind, tied, qkv_bias, tmp_pat
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-4)
     torch.manual_seed(1)
-    prompts = [text[start : start + 4] for text in TEXTS.values() for start in (0, 5, 9, 13)]
-    assert len(prompts) >= 20
+    prompts = [text[start : start + 4] for text in TEXTS.values() for start in (0, 9)]
     for prompt in prompts:
         expected = tokenizer.encode(prompt)
         found = their_tokenizer(prompt, return_tensors="pt")
@@ -87,9 +87,8 @@ def test_transformers_computes_and_writes_the_same(kind, tied, qkv_bias, tmp_pat
         assert their_tokenizer.decode(written) == tokenizer.decode(ours.tolist())
 
 
-@KINDS
-@pytest.mark.parametrize("tied", [False, True])
-def test_what_was_written_is_read_again(kind, tied, tmp_path):
+@pytest.mark.parametrize(("kind", "tied"), [("char", False), ("bpe", True), ("char with end", False)])
+def test_open_pretrained_reads_an_export(kind, tied, tmp_path):
     tokenizer = TOKENIZERS[kind]()
     model = model_of(tokenizer, tie_embeddings=tied, qkv_bias=True)
     for write, out in ((export_hf, (False, tmp_path / "hf")), (export_book, (tmp_path / "book",))):
@@ -103,11 +102,9 @@ def test_what_was_written_is_read_again(kind, tied, tmp_path):
         assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-@KINDS
-def test_documents_begin_with_the_end_of_text_token(kind, tmp_path):
+@pytest.mark.parametrize("kind", ["bpe", "char with end"])
+def test_exported_tokenizer_prepends_the_end_of_text_token(kind, tmp_path):
     tokenizer = TOKENIZERS[kind]()
-    if tokenizer.eot_id is None:
-        return
     export_hf(model_of(tokenizer), tokenizer, True, tmp_path / "out")
     _, theirs = theirs_of(tmp_path / "out")
     assert theirs(TEXTS["German"])["input_ids"] == [tokenizer.eot_id, *tokenizer.encode(TEXTS["German"])]
@@ -119,7 +116,7 @@ def test_documents_begin_with_the_end_of_text_token(kind, tmp_path):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Tokenizers by name, ours and what transformers makes of them."""
+    """Tokenizers by name: ours, and the export as transformers loads it."""
     found = {}
     for kind, make in TOKENIZERS.items():
         folder = tmp_path_factory.mktemp("both") / "out"
@@ -130,28 +127,28 @@ def both(tmp_path_factory):
 
 @KINDS
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_texts_of_all_kinds_have_the_same_tokens(both, kind, text):
+def test_tokens_of_many_languages(both, kind, text):
     ours, theirs = both[kind]
     assert theirs(text)["input_ids"] == ours.encode(text)
     assert theirs.decode(ours.encode(text)) == text
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t'aZ0é中😀-")), max_size=40))
 @pytest.mark.parametrize("kind", ["gpt2", "bpe"])
-def test_any_text_has_the_same_tokens(both, kind, text):
+def test_tokens_of_arbitrary_text(both, kind, text):
     ours, theirs = both[kind]
     assert theirs(text)["input_ids"] == ours.encode(text)
 
 
-def test_special_tokens_are_special_there(both):
+def test_special_tokens(both):
     ours, theirs = both["with a mask"]
     text = "a [MASK] b<|endoftext|>"
     assert theirs(text)["input_ids"] == ours.encode(text, special=True)
     assert theirs.eos_token_id == ours.eot_id
 
 
-def test_a_character_that_no_token_stands_for_is_an_error_there_too(both):
+def test_unknown_characters_are_an_error_in_both(both):
     ours, theirs = both["char"]
     with pytest.raises(ValueError, match="is not among"):
         ours.encode("Q")
@@ -162,8 +159,8 @@ def test_a_character_that_no_token_stands_for_is_an_error_there_too(both):
 # --- other models' tokenizers -----------------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_that_others_have_trained(tmp_path):
-    """Byte pairs with ids in another order, and several named tokens in front, as models in other languages have."""
+def test_a_tokenizer_of_another_model(tmp_path):
+    """Byte pairs with ids in another order after several special tokens, as models in other languages have."""
     tokenizers = pytest.importorskip("tokenizers")
     theirs = tokenizers.ByteLevelBPETokenizer()
     theirs.train_from_iterator([*TEXTS.values()] * 3, vocab_size=350, special_tokens=["<s>", "<pad>", "<|endoftext|>"])
@@ -186,7 +183,7 @@ def test_a_tokenizer_that_others_have_trained(tmp_path):
     assert pair.encode(TEXTS["German"]) == ours.encode(TEXTS["German"])
 
 
-def test_the_published_tokenizer_is_known_by_its_files(tmp_path):
+def test_gpt2s_tokenizer_is_recognised(tmp_path):
     export_hf(model_of(get_tokenizer("gpt2")), get_tokenizer("gpt2"), False, tmp_path / "out")
     assert load_any_tokenizer(tmp_path / "out").to_dict() == {"kind": "gpt2"}
 
@@ -199,8 +196,8 @@ def test_the_published_tokenizer_is_known_by_its_files(tmp_path):
     ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "255 of the 256 bytes have no token"),
     ({"model": 7}, "TypeError"),
 ])  # fmt: skip
-def test_a_tokenizer_with_no_like_here_is_refused(change, words, both, tmp_path):
-    export_hf(model_of(get_tokenizer("gpt2")), get_tokenizer("gpt2"), False, tmp_path / "out")
+def test_unsupported_tokenizers(change, words, both, tmp_path):
+    export_hf(model_of(both["bpe"][0]), both["bpe"][0], False, tmp_path / "out")
     file = tmp_path / "out" / "tokenizer.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ValueError, match=words) as caught:
@@ -255,7 +252,7 @@ class BookBlock(nn.Module):
 
 
 class BookModel(nn.Module):
-    """A GPT with the names that the book's checkpoints have, of PyTorch's modules: seven keys, a mask as a buffer."""
+    """A GPT of PyTorch's modules with the book's names, its seven config keys and its mask as a buffer."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -270,9 +267,8 @@ class BookModel(nn.Module):
         return self.out_head(self.final_norm(self.trf_blocks(x)))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("qkv_bias", [False, True])
-def test_the_book_loads_it_with_strict(tied, qkv_bias, tmp_path):
+@pytest.mark.parametrize(("tied", "qkv_bias"), [(False, False), (True, True)])
+def test_the_books_model_loads_an_export(tied, qkv_bias, tmp_path):
     tokenizer = TOKENIZERS["bpe"]()
     model = model_of(tokenizer, tie_embeddings=tied, qkv_bias=qkv_bias)
     export_book(model, tokenizer, tmp_path / "out")
@@ -290,7 +286,7 @@ def test_the_book_loads_it_with_strict(tied, qkv_bias, tmp_path):
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """A folder with runs: of documents, of a text, read from its end, with a prefix, with LoRA, of an LSTM."""
+    """A folder of runs: documents, packed, reverse, masked, with a prefix, with LoRA, and an LSTM."""
     folder = tmp_path_factory.mktemp("shelf")
     prepare_data(
         corpus_of(folder / "texts", *(f"{n} green bottles, one more" for n in range(40))), "char", folder / "data"
@@ -317,7 +313,7 @@ def shelf(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["documents", "packed", "lora"])
-def test_a_run_goes_out_and_comes_in_again(name, shelf, tmp_path, monkeypatch, capfd):
+def test_a_run_and_its_export_generate_the_same(name, shelf, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(shelf)
     out = tmp_path / "out"
     assert run_script(f"export --run {name} --out {out}") == 0
@@ -336,7 +332,7 @@ def test_a_run_goes_out_and_comes_in_again(name, shelf, tmp_path, monkeypatch, c
         assert run_script(f"evaluate {source} --text texts --continuations 0") == 0
         figures.append(capfd.readouterr()[0].splitlines()[1:])
     assert figures[0] == figures[1]
-    assert any(line.startswith("measured with   tokenizer char, context 48, ") for line in figures[0])
+    assert any("tokenizer char" in line and "48" in line for line in figures[0])
     subject = open_model(None, "", str(out))
     assert subject.prepend_eot == (name != "packed")
     assert run_script(f"export --run {name} --out {out}") == 2
@@ -344,21 +340,19 @@ def test_a_run_goes_out_and_comes_in_again(name, shelf, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(("command", "words"), [
-    ("export --run reverse --out new", "predicts the next token, and reverse was trained for reverse"),
+    ("export --run reverse --out new", "reverse was trained for reverse"),
     ("export --run masked --out new", "masked was trained for masked"),
     ("export --run prefix --out new", "a model with a prefix cannot be exported"),
     ("export --run lstm --out new", "the model has the backbone 'lstm'"),
-    ("export --run lstm --out new --format book", "the model has the backbone 'lstm'"),
     ("export --run document --out new", "unknown run 'document': did you mean documents?"),
     ("export --out new", "name a run: --run NAME"),
     ("export --run documents --out texts", "texts exists already: name another folder"),
-    ("generate --prompt x", "name a run (--run NAME) or published weights (--pretrained NAME)"),
-    ("generate --run documents --pretrained gpt2 --prompt x", "name a run (--run NAME) or published weights"),
+    ("generate --prompt x", "name either a run (--run NAME) or published weights (--pretrained NAME)"),
+    ("generate --run documents --pretrained gpt2 --prompt x", "name either a run (--run NAME) or published weights"),
     ("generate --pretrained runs/documents --prompt x", "runs/documents is a run: --run runs/documents"),
-    ("generate --pretrained nothing --prompt x", "no file or folder 'nothing', nor one of gpt2, gpt2-medium"),
+    ("generate --pretrained nothing --prompt x", "no file or folder 'nothing'; known names are gpt2, gpt2-medium"),
     ("generate --pretrained texts --prompt x", "no weights in texts"),
     ("evaluate --pretrained gpt2", "name a text, --text FILE"),
-    ("evaluate --pretrained gpt2 --checkpoint all", "name a text, --text FILE"),
 ])  # fmt: skip
 def test_mistakes(command, words, shelf, monkeypatch, capfd):
     monkeypatch.chdir(shelf)
@@ -369,7 +363,7 @@ def test_mistakes(command, words, shelf, monkeypatch, capfd):
     assert not (shelf / "new").exists()
 
 
-def test_a_model_that_the_layouts_have_no_place_for():
+def test_a_prefix_cannot_be_exported():
     config = GPTConfig(20, 8, 16, 2, 1)
     prefixed = adapt(create_model(config), AdapterConfig("prefix", length=2))
     for export in (

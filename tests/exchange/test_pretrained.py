@@ -1,4 +1,4 @@
-"""gpt/exchange/pretrained.py against transformers, which writes what it reads; and against files that are not what they seem."""
+"""Published weights: files written by transformers and by the book, damaged and unsuitable files, and the hub."""
 
 import json
 import os
@@ -15,8 +15,9 @@ from conftest import corpus_of
 
 import gpt
 from gpt.config import GPT2_SIZES, GPTConfig, TrainConfig, from_dict
+from gpt.exchange.layouts import gpt2_layout
 from gpt.exchange.models import open_model
-from gpt.exchange.pretrained import gpt2_layout, load_pretrained, open_pretrained
+from gpt.exchange.pretrained import load_pretrained, open_pretrained
 from gpt.generation import generate_text_simple
 from gpt.model import GPTModel
 from gpt.run.training import start_run
@@ -42,7 +43,7 @@ SHAPES = {
 
 
 def theirs_of(name):
-    """transformers' GPT-2 of a shape, each of its weights drawn at random, biases and norms too."""
+    """Return transformers' GPT-2 of a shape, with random weights, biases and norms included."""
     torch.manual_seed(len(name))
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **SHAPES[name])).eval()
     with torch.no_grad():
@@ -52,7 +53,7 @@ def theirs_of(name):
 
 
 def save(model, folder, form):
-    """A model as transformers writes it, in one of the forms that are found in the wild."""
+    """Save a model as transformers does, in one of the forms that published models have."""
     model.save_pretrained(folder, max_shard_size="6KB" if form == "in pieces" else "5GB")
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings and form != ".bin":
@@ -79,15 +80,21 @@ def assert_same(ours, theirs):
     torch.manual_seed(0)
     ids = torch.randint(0, ours.config.vocab_size, (3, ours.config.context_length))
     with torch.no_grad():
-        torch.testing.assert_close(ours.double()(ids), theirs.double()(ids).logits, rtol=1e-9, atol=1e-9)
+        logits = theirs.double()(ids).logits
+        # a few blocks of sums of at most 192 products each
+        atol = 1000 * torch.finfo(torch.float64).eps * logits.abs().max().item()
+        torch.testing.assert_close(ours.double()(ids), logits, rtol=0, atol=atol)
 
 
 # --- as transformers writes it ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["whole", "in pieces", ".bin", "old .bin", "no prefix", "masks"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_what_transformers_wrote_computes_the_same(shape, form, tmp_path):
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [("small", "whole"), ("small", "in pieces"), ("small", ".bin"), ("untied", ".bin"), ("small", "old .bin"),
+     ("untied", "no prefix"), ("small", "masks"), ("wide", "whole"), ("untied", "in pieces"), ("gpt2's", "no prefix")],
+)  # fmt: skip
+def test_a_model_of_transformers_computes_the_same(shape, form, tmp_path):
     theirs = theirs_of(shape)
     ours = load_pretrained(save(theirs, tmp_path, form))
     assert not ours.training
@@ -99,16 +106,15 @@ def test_what_transformers_wrote_computes_the_same(shape, form, tmp_path):
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("shape", ["small", "untied"])
-def test_greedy_continuations_of_twenty_prompts_are_those_of_transformers(shape, tmp_path):
-    theirs = theirs_of(shape)
+def test_greedy_continuations_are_those_of_transformers(tmp_path):
+    theirs = theirs_of("untied")
     ours = load_pretrained(save(theirs, tmp_path, "whole"))
-    for prompt in torch.randint(1, 97, (20, 1, 5)):
+    for prompt in torch.randint(1, 97, (10, 1, 5)):
         expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert torch.equal(generate_text_simple(ours, prompt, 12, 24), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_other_precisions_become_float32(dtype, tmp_path):
     theirs = theirs_of("small").to(dtype)
     ours = load_pretrained(save(theirs, tmp_path, "whole"))
@@ -135,8 +141,8 @@ def test_a_file_by_itself(tmp_path):
 @pytest.mark.parametrize(("name", "count"), [
     ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200),
 ])  # fmt: skip
-def test_the_published_sizes_have_the_published_tensors(name, count):
-    """transformers' own names and shapes, on no memory, of the sizes whose numbers of parameters are published."""
+def test_layout_of_the_published_sizes(name, count):
+    """transformers' names and shapes, on the meta device."""
     size = GPT2_SIZES[name]
     shape = {"n_embd": size.emb_dim, "n_layer": size.n_layers, "n_head": size.n_heads}
     with torch.device("meta"):
@@ -146,8 +152,8 @@ def test_the_published_sizes_have_the_published_tensors(name, count):
     assert sum(p.numel() for p in theirs.parameters()) == count
 
 
-def test_the_smallest_published_size_without_a_config(tmp_path):
-    """Its file alone, as the hub has it: no prefix, no head, and a width that says how many heads there are."""
+def test_the_smallest_published_size_without_its_config(tmp_path):
+    """The file alone, as on the hub: no prefix, no head; the number of heads follows from the width."""
     with torch.device("meta"):
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     weights = {
@@ -156,19 +162,17 @@ def test_the_smallest_published_size_without_a_config(tmp_path):
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
     found = open_pretrained(tmp_path / "model.safetensors")
     assert found.config == GPT2_SIZES["gpt2"]
-    assert found.model().num_parameters() == 124_439_808
     assert found.tokenizer().to_dict() == {"kind": "gpt2"}
 
 
 # --- the book's layout ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("tied", "wrapped"), [(False, True), (True, False)])
 def test_a_checkpoint_of_the_book(tied, wrapped, tmp_path):
     config = GPTConfig(50, 12, 768, 12, 1, 0.0, qkv_bias=tied)
     model = GPTModel(config).eval()
-    if tied:  # as published GPT-2 is kept there: one tensor, by two names
+    if tied:  # as the book stores GPT-2: one tensor under two names
         model.out_head.weight.data.copy_(model.tok_emb.weight)
     weights = {**model.state_dict(), "trf_blocks.0.att.mask": torch.ones(12, 12).triu(1)}
     torch.save(
@@ -184,11 +188,11 @@ def test_a_checkpoint_of_the_book(tied, wrapped, tmp_path):
     assert load_pretrained(tmp_path).config.drop_rate == 0.5
 
 
-# --- files that are not what they seem --------------------------------------------------------------------------------
+# --- damaged and unsuitable files --------------------------------------------------------------------------------
 
 
 class Trap:
-    """Whoever unpickles it makes a file."""
+    """Unpickling it makes a folder."""
 
     def __init__(self, path):
         self.path = path
@@ -197,26 +201,25 @@ class Trap:
         return (os.mkdir, (str(self.path),))
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth"])
-def test_a_pickle_with_a_program_in_it_is_refused_and_not_run(name, zipped, tmp_path):
+@pytest.mark.parametrize(("name", "zipped"), [("pytorch_model.bin", True), ("model.pth", False)])
+def test_code_in_a_pickle_is_not_executed(name, zipped, tmp_path):
     sprung = tmp_path / "sprung"
     weights = {"transformer.wte.weight": torch.zeros(3, 4), "x": Trap(sprung)}
     torch.save(weights, tmp_path / name, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match="which might run as a program, so nothing of it was read"):
+    with pytest.raises(ValueError, match="holds code besides tensors and was not loaded"):
         load_pretrained(tmp_path)
     (tmp_path / name).write_bytes(pickle.dumps(Trap(sprung)))
-    with pytest.raises(ValueError, match="nothing of it was read"):
+    with pytest.raises(ValueError, match="was not loaded"):
         load_pretrained(tmp_path)
     assert not sprung.exists()
 
 
-@pytest.mark.parametrize("form", ["whole", ".bin", "old .bin", "in pieces"])
+@pytest.mark.parametrize("form", ["whole", ".bin", "old .bin"])
 def test_a_truncated_file_is_refused(form, tmp_path):
     folder = save(theirs_of("small"), tmp_path, form)
     file = max(folder.glob("*model*[sb]*"), key=lambda path: (path.suffix != ".json", path.stat().st_size))
     whole = file.read_bytes()
-    for length in (0, 1, 7, 100, len(whole) // 2, len(whole) - 1):
+    for length in (0, 100, len(whole) - 1):
         file.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"damaged|incomplete") as caught:
             load_pretrained(folder)
@@ -239,38 +242,18 @@ def change_extra(weights):
     weights["transformer.h.2.ln_1.weight"] = torch.zeros(32)
 
 
-def change_not_finite(weights):
-    weights["transformer.wpe.weight"][3, 5] = torch.nan
-
-
-def change_whole_numbers(weights):
-    weights["transformer.ln_f.bias"] = torch.zeros(32, dtype=torch.int8)
-
-
 def change_everything(weights):
     weights.clear()
     weights["model.embed_tokens.weight"] = torch.zeros(3, 4)
 
 
-def change_dimensions(weights):
-    weights["transformer.wpe.weight"] = torch.tensor(1.0)
-
-
-def change_head(weights):
-    weights["lm_head.weight"] = torch.zeros(97, 32)
-
-
 @pytest.mark.parametrize(("change", "words"), [
-    (change_missing, r"transformer\.h\.1\.mlp\.c_fc\.bias is missing \(1 such"),
+    (change_missing, r"h\.1\.mlp\.c_fc\.bias is missing \(1 missing"),
     (change_shape, r"c_attn\.weight has the shape \(96, 32\), not \(32, 96\)"),
-    (change_extra, r"transformer\.h\.2\.ln_1\.weight is none of a GPT-2's"),
-    (change_not_finite, r"transformer\.wpe\.weight holds numbers that are not finite"),
-    (change_whole_numbers, r"ln_f\.bias is of torch\.int8"),
-    (change_everything, "is no GPT-2"),
-    (change_dimensions, r"wpe\.weight has the shape \(\), not \(24, 32\)"),
-    (change_head, r"lm_head\.weight is not transformer\.wte\.weight, though its config says that they are one"),
+    (change_extra, r"h\.2\.ln_1\.weight does not belong to a GPT-2"),
+    (change_everything, "is not a GPT-2"),
 ])  # fmt: skip
-def test_a_tensor_that_does_not_fit_is_named(change, words, tmp_path):
+def test_a_wrong_tensor_is_named(change, words, tmp_path):
     folder = save(theirs_of("small"), tmp_path, "whole")
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     weights = {name: tensor.clone() for name, tensor in weights.items()}
@@ -281,11 +264,9 @@ def test_a_tensor_that_does_not_fit_is_named(change, words, tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"model_type": "llama"}, "model_type 'llama', but GPTModel has 'gpt2'"),
-    ({"activation_function": "gelu"}, "activation_function 'gelu', but GPTModel has 'gelu_new'"),
-    ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
-    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-    ({"n_inner": 64}, "n_inner 64"),
+    ({"model_type": "llama"}, "model_type is 'llama' in its config.json, but GPTModel has 'gpt2'"),
+    ({"activation_function": "gelu"}, "activation_function is 'gelu' in its config.json, but GPTModel has 'gelu_new'"),
+    ({"n_inner": 64}, "n_inner is 64"),
     ({"n_head": 5}, "emb_dim 32 is not divisible by n_heads 5"),
     ({"n_head": "4"}, "n_heads must be a whole number"),
     ({"vocab_size": 98}, r"wte\.weight has the shape \(97, 32\), not \(98, 32\)"),
@@ -299,38 +280,10 @@ def test_a_config_that_does_not_fit_is_refused(settings, words, tmp_path):
         load_pretrained(folder)
 
 
-@pytest.mark.parametrize("layout", ["wte.weight wpe.weight", "tok_emb.weight pos_emb.weight"])
-@pytest.mark.parametrize(
-    "shapes", [((), (3, 4)), ((3, 4), ()), ((3,), (3, 4)), ((3, 768), (4, 768, 1)), ((3, 4), (3, 4))]
-)
-def test_a_file_without_a_config_that_is_no_model(layout, shapes, tmp_path):
-    torch.save({n: torch.zeros(shape) for n, shape in zip(layout.split(), shapes, strict=True)}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"model\.pth"):
-        load_pretrained(tmp_path / "model.pth")
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 100_000])
-def test_a_config_that_is_none_is_refused(text, tmp_path):
-    folder = save(theirs_of("small"), tmp_path, "whole")
-    (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json is"):
-        load_pretrained(folder)
-
-
-def test_an_index_reaches_no_other_folder(tmp_path):
-    folder = save(theirs_of("small"), tmp_path / "model", "in pieces")
-    index = folder / "model.safetensors.index.json"
-    listed = json.loads(index.read_text())
-    for name in ("../secret.safetensors", "/etc/passwd", 7):
-        index.write_text(json.dumps({"weight_map": {**listed["weight_map"], "x": name}}))
-        with pytest.raises(ValueError, match="does not list the files"):
-            load_pretrained(folder)
-
-
-def test_a_folder_without_weights_and_a_name_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match=r"no weights in .*: a folder of them holds one of model\.safetensors"):
+def test_a_folder_without_weights_and_an_unknown_name(tmp_path):
+    with pytest.raises(ValueError, match=r"no weights in .*: a model's folder has one of model\.safetensors"):
         load_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no file or folder 'gpt3', nor one of gpt2, gpt2-medium"):
+    with pytest.raises(ValueError, match="no file or folder 'gpt3'; known names are gpt2, gpt2-medium"):
         load_pretrained("gpt3")
 
 
@@ -338,7 +291,7 @@ def test_a_folder_without_weights_and_a_name_that_is_none(tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What huggingface_hub asks of the hub, for one model whose files are in `folder`."""
+    """Answers huggingface_hub for one model, whose files are in `folder`."""
 
     folder = None
 
@@ -372,59 +325,60 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def from_hub(tmp_path, endpoint, name="gpt2", hide=""):
-    """Load a model of the hub in a process of its own, whose hub is at `endpoint`; what it printed."""
-    program = f"import sys; sys.modules.update({hide!r} and {{{hide!r}: None}})\n"
-    program += "from gpt import load_pretrained\n"
-    program += f"try: print(load_pretrained({name!r}).num_parameters())\nexcept ValueError as error: print(error)\n"
-    variables = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(tmp_path / "cache"),
-        "PYTHONPATH": str(PROJECT),
-        "NO_PROXY": "*",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **variables}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
+@pytest.mark.slow
 def test_the_hub(tmp_path):
+    """In a process of its own, since huggingface_hub reads its environment once."""
     pytest.importorskip("huggingface_hub")
     theirs = theirs_of("small")
     Hub.folder = save(theirs, tmp_path / "served", "whole")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    count = str(sum(p.numel() for p in theirs.parameters()))
-    assert from_hub(tmp_path, endpoint, "hub:someone/something") == count
-    assert from_hub(tmp_path, endpoint) == count
+    program = "from gpt import load_pretrained\n"
+    program += "for name in ('hub:someone/something', 'gpt2'): print(load_pretrained(name).num_parameters())\n"
+    variables = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(PROJECT), "NO_PROXY": "*",
+    }  # fmt: skip
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **variables})
     server.shutdown()
     server.server_close()
-    assert from_hub(tmp_path, endpoint) == count, "it is kept"
-    by_hand = "download config.json and model.safetensors of https://huggingface.co/openai-community/gpt2-xl and name"
-    offline = from_hub(tmp_path, endpoint, "gpt2-xl")
-    assert offline.startswith("gpt2-xl cannot be downloaded")
-    assert by_hand in offline
-    assert "\n" not in offline
-    missing = from_hub(tmp_path, endpoint, "gpt2-xl", hide="huggingface_hub")
-    assert 'pip install -e ".[hub]"' in missing
-    assert by_hand in missing
+    count = str(sum(p.numel() for p in theirs.parameters()))
+    assert done.stdout.split() == [count, count], done.stderr
 
 
-# --- used -------------------------------------------------------------------------------------------------------------
+BY_HAND = "download config.json and model.safetensors from https://huggingface.co/openai-community/gpt2-xl and name"
+
+
+def test_without_a_network(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def fail(*arguments, **options):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(ValueError, match=f"gpt2-xl cannot be downloaded .ConnectionError.: {BY_HAND}"):
+        load_pretrained("gpt2-xl")
+
+
+def test_without_huggingface_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=f"pip install -e .*hub.*{BY_HAND}"):
+        load_pretrained("gpt2-xl")
+
+
+# --- training from published weights ---------------------------------------------------------------------------------
 
 
 def test_a_run_starts_from_published_weights(tmp_path):
-    """Its first validation loss is that of transformers on the same windows."""
+    """Its first validation loss is that of transformers on the same examples."""
     theirs = theirs_of("gpt2's")
     folder = save(theirs, tmp_path / "model", "whole")
     data = prepare_data(
         corpus_of(tmp_path / "texts", *(f"{n} green bottles, one more" for n in range(60))), "gpt2", tmp_path / "data"
     )
     config = from_dict(TrainConfig, {
-        "max_steps": 2, "batch_size": 4, "eval_every": 1, "sample_every": 0, "device": "cpu", "init_from": str(folder),
+        "max_steps": 1, "batch_size": 4, "eval_every": 0, "sample_every": 0, "device": "cpu", "init_from": str(folder),
         "model": {"context_length": 8, "drop_rate": 0.0}, "data": {"path": str(tmp_path / "data")},
     })  # fmt: skip
     trainer = start_run(config, tmp_path / "run", lambda line: None)
@@ -441,7 +395,7 @@ def test_a_run_starts_from_published_weights(tmp_path):
         n += len(window) - 1
     assert (found.loss, found.n_tokens) == (pytest.approx(total / n, rel=1e-5), n)
     trainer.train()
-    assert trainer.step == 2
+    assert trainer.step == 1
     subject = open_model(str(tmp_path / "run"), "last", None)
     assert subject.tokenizer.to_dict() == {"kind": "gpt2"}
 
@@ -450,7 +404,7 @@ def test_a_run_starts_from_published_weights(tmp_path):
     ({"context_length": 17}, "model.context_length is 17, but 16 in"),
     ({"n_layers": 2}, "model.n_layers is 2, but 1 in"),
 ])  # fmt: skip
-def test_a_config_has_the_shape_of_the_weights_or_says_nothing(model, words, tmp_path):
+def test_a_config_must_agree_with_the_weights(model, words, tmp_path):
     folder = save(theirs_of("gpt2's"), tmp_path / "model", "whole")
     prepare_data(corpus_of(tmp_path / "texts", "some text, " * 50), "gpt2", tmp_path / "data")
     data = {"path": str(tmp_path / "data")}
@@ -459,12 +413,12 @@ def test_a_config_has_the_shape_of_the_weights_or_says_nothing(model, words, tmp
         start_run(config, tmp_path / "run", lambda line: None)
 
 
-def test_another_models_tokens(tmp_path):
+def test_tokenizers_of_another_model(tmp_path):
     folder = save(theirs_of("small"), tmp_path / "model", "whole")
-    with pytest.raises(ValueError, match=r"no tokenizer in .*model: a tokenizer\.json belongs there"):
+    with pytest.raises(ValueError, match=r"no tokenizer in .*model: add its tokenizer\.json"):
         open_pretrained(folder).tokenizer()
     get_tokenizer("bpe:300", ["some text"]).save(folder / "tokenizer.json")
-    with pytest.raises(ValueError, match=r"has 2.. tokens, the model only 97: it is another model's"):
+    with pytest.raises(ValueError, match=r"has 2.. tokens, but the model has only 97"):
         open_pretrained(folder).tokenizer()
     get_tokenizer("char", ["some text"]).save(folder / "tokenizer.json")
     tokenizer = open_pretrained(folder).tokenizer()
@@ -472,5 +426,5 @@ def test_another_models_tokens(tmp_path):
     assert tokenizer.decode([0, 96]) == " <|unused 96|>"
 
 
-def test_it_is_offered_by_name():
+def test_load_pretrained_is_in_the_package():
     assert gpt.load_pretrained is load_pretrained

@@ -1,5 +1,6 @@
 """Prepare text for training: write the token files that gpt/token_files.py reads, whole or not at all."""
 
+import argparse
 import hashlib
 import itertools
 import math
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
 from gpt.text.hf_tokenizer import open_tokenizer
-from gpt.text.sources import Corpus
+from gpt.text.sources import Corpus, open_corpus
 from gpt.token_files import FORMAT, PreparedData, load_data
 from gpt.tokenizer import CharTokenizer, Tokenizer
 
@@ -97,7 +98,7 @@ def prepare_data(
 
 
 def _parse_weights(weights: Sequence[float], n: int) -> list[Fraction]:
-    """Return weights as exact fractions of their decimal digits: three times 0.1 is no more than 0.3."""
+    """Return weights as exact fractions of their decimal digits."""
     weights = [*weights] or [1] * n
     if len(weights) != n:
         raise ValueError(f"weights are one for each input: {n} of them, not {len(weights)}")
@@ -112,7 +113,7 @@ def _check_target(out: Path) -> None:
     if not out.exists():
         return
     names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    if names and not ("meta.json" in names and names <= FILES):
+    if names and not {"meta.json"} <= names <= FILES:
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
 
 
@@ -190,14 +191,12 @@ def _write_folder(
 def _write_split(
     path: Path, documents: Iterable[Document], tokenizer: Tokenizer, has_eot: bool, dtype: str, bar: tqdm
 ) -> dict[str, int | str]:
-    """Write a split's tokens, with an end-of-text token before and after each document if `has_eot`; return its counts
-    and SHA-256."""
+    """Write a split's tokens, with end-of-text tokens around documents if `has_eot`; return its counts and SHA-256."""
     count = {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0}
     digest = hashlib.sha256()
     separator = np.array([tokenizer.eot_id] if has_eot else [], dtype)
 
-    def chunks() -> Iterator[str | None]:
-        """Yield the text, and None where a separator belongs."""
+    def chunks() -> Iterator[str | None]:  # None where a separator belongs
         yield None
         for document in documents:
             count["documents"] += 1
@@ -233,10 +232,9 @@ def _batches(chunks: Iterable[str | None]) -> Iterator[list[str | None]]:
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield function(item) for each item, in order, computed by WORKERS threads. An item's exception is raised in turn.
+    """Yield function(item) for each item, in order, computed by WORKERS threads; raise an item's exception in turn.
 
-    Unlike Executor.map it holds at most two items per thread, so memory stays constant. Threads help because tiktoken's
-    engine releases Python's lock.
+    Unlike Executor.map it holds at most two items per thread. Threads help because tiktoken releases Python's lock.
     """
     pending = deque()
     pool = ThreadPoolExecutor(WORKERS)
@@ -337,3 +335,66 @@ def _tail(document: Document, n: int) -> Iterator[str]:
         if chunk[n:]:
             yield chunk[n:]
         n = max(n - len(chunk), 0)
+
+
+# --- from the command line --------------------------------------------------------------------------------------------
+
+
+def add_prepare_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of scripts/prepare_data.py."""
+    add = parser.add_argument
+    add("--list", action="store_true", help="print the texts known by name, and exit")
+    # fmt: off
+    add(
+        "--input", nargs="+", action="extend", metavar="TEXT",
+        help="a text known by name (--list), a file, a folder, a glob, a URL, or -; several are read in turn",
+    )
+    add(
+        "--weights", type=float, nargs="+", default=[], metavar="X",
+        help="how often each input is repeated in the training split (default: 1 each)",
+    )
+    add("--sha256", default="", metavar="HEX", help="the checksum of the input, a file or a download")
+    add("--out", metavar="FOLDER", help="the folder for the token files, such as data/mine")
+    add(
+        "--tokenizer", default="gpt2", metavar="NAME",
+        help="gpt2, char, bpe:N with N tokens in all, or a tokenizer.json (default: gpt2)",
+    )
+    add(
+        "--val_fraction", type=float, default=0.1, metavar="X",
+        help="share of the text held out for validation (default: 0.1)",
+    )
+    add(
+        "--separator", default="", metavar="TEXT",
+        help="text between the documents of a file, such as '<|endoftext|>' or '\\n\\n' (default: none)",
+    )
+    add("--encoding", default="utf-8", metavar="NAME", help="of the input, any that Python knows (default: utf-8)")
+    add("--field", default="", metavar="NAME", help="the field of each line of a .jsonl that is a document")
+    add("--prompt_field", default="", metavar="NAME", help="the field of each line of a .jsonl that is given")
+    add("--target_field", default="", metavar="NAME", help="the field of each line of a .jsonl to learn")
+    add("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
+    # fmt: on
+
+
+def prepare_from(arguments: argparse.Namespace) -> PreparedData:
+    """Prepare data as these options say. ValueError if they contradict each other."""
+    if missing := [f"--{name}" for name in ("input", "out") if getattr(arguments, name) is None]:
+        raise ValueError(f"the following arguments are required: {', '.join(missing)}")
+    pair = tuple(filter(None, (arguments.prompt_field, arguments.target_field)))
+    if len(pair) == 1:
+        raise ValueError("--prompt_field and --target_field name the two halves of a pair: both are needed")
+    if pair and arguments.field:
+        raise ValueError("--field names a document, --prompt_field and --target_field a pair: one or the other")
+    if pair and arguments.separator:
+        raise ValueError("--separator means nothing with --prompt_field: each line of a .jsonl is a pair")
+    if arguments.sha256 and len(arguments.input) > 1:
+        raise ValueError(f"--sha256 is the checksum of a single input, not of {len(arguments.input)}")
+    separator, *fields = (
+        text.replace("\\n", "\n").replace("\\t", "\t")
+        for text in (arguments.separator, *(pair or filter(None, [arguments.field])))
+    )
+    options = {"separator": separator, "fields": tuple(fields), "encoding": arguments.encoding}
+    corpora = [open_corpus(source, sha256=arguments.sha256, **options) for source in arguments.input]
+    val_corpus = open_corpus(arguments.val_input, **options) if arguments.val_input is not None else None
+    return prepare_data(
+        corpora, arguments.tokenizer, Path(arguments.out), arguments.val_fraction, val_corpus, arguments.weights
+    )

@@ -1,4 +1,4 @@
-"""The model, changed: another backbone, or parameters added to a frozen one."""
+"""Variants of the model: another backbone, or an adapter, which adds parameters to a frozen model."""
 
 from gpt.config import AdapterConfig, GPTConfig
 from gpt.model import GPTModel
@@ -8,20 +8,19 @@ from gpt.variants.prefix import add_prefix
 
 
 def create_model(config: GPTConfig) -> GPTModel:
-    """The backbone that a config names."""
+    """Return a new model with the backbone that the config names."""
     return {"gpt": GPTModel, "lstm": LSTMModel}[config.backbone](config)
 
 
 def adapt(model: GPTModel, config: AdapterConfig) -> GPTModel:
-    """The model itself, frozen but for what the config adds to it; with "none" all of it is trained, as before.
+    """Freeze the model and add the adapter that the config names, in place; return the model. "none" changes nothing.
 
-    ValueError for targets that no layer goes by, for a rank or a length that the model has no room for, and for a model
-    that is no transformer.
+    Raises ValueError for a target that names no layer, a rank or a length that is too large, and another backbone.
     """
     if config.name == "none":
         return model
     if model.config.backbone != "gpt":
-        raise ValueError(f"adapter {config.name!r} belongs to the backbone 'gpt', not to {model.config.backbone!r}")
+        raise ValueError(f"adapter {config.name!r} needs the backbone 'gpt', not {model.config.backbone!r}")
     model.requires_grad_(False)
     {"lora": add_lora, "prefix": add_prefix}[config.name](model, config)
     return model

@@ -87,6 +87,7 @@ class Trainer:
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)  # this one is saved
+        objective.model.recompute = config.recompute
         compiled = compile_module(self.objective, self.device, log) if config.compile else self.objective
         self.forward = ctx.wrap_ddp(compiled, self.device)  # this one is called
         self.optimizer = create_optimizer(self.objective, config.optim)

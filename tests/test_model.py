@@ -436,7 +436,7 @@ def test_both_rooms_train_alike():
 
 def test_the_compiler_sees_one_graph(monkeypatch):
     """A question that it cannot answer, or a branch on data, would cut the graph, and cost more than it gains."""
-    monkeypatch.setattr(ops.fused, "SMALL", 0)
+    monkeypatch.setattr(ops.fused, "ONEDNN_MIN_NUMEL", 0)
     model = GPTModel(GPTConfig(**{**ONEDNN_MIN_NUMEL, "n_layers": 1, "tie_embeddings": True}))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     ids, gradients = tokens(2, 12), []

@@ -67,7 +67,7 @@ class Infilling(Objective):
             inputs,
             mask=infilling_mask(n_context, inputs.size(1)),
             positions=positions,
-            added=self.span_pos_emb(span_positions),
+            extra_embeds=self.span_pos_emb(span_positions),
         )
         counted = targets != IGNORE_INDEX  # (B, T)
         return hidden[counted], targets[counted], span_positions[counted] == 1
@@ -75,7 +75,7 @@ class Infilling(Objective):
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return (loss summed in nats, number of targets), two scalars, for a batch made by `batch`."""
         hidden, targets, _ = self.target_states(**batch)
-        return self.model.losses(hidden, targets, "sum", self.smoothing), torch.tensor(len(targets))
+        return self.model.loss_from_hidden(hidden, targets, "sum", self.smoothing), torch.tensor(len(targets))
 
     def eval_batch(self, **batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the loss and the share of spans that greedy decoding fills exactly, each as a sum and a count."""
@@ -115,8 +115,8 @@ class Infilling(Objective):
             tokens, positions, span_positions = (
                 torch.tensor(numbers, device=device)[None] for numbers in (tokens, positions, span_positions)
             )
-            added = self.span_pos_emb(span_positions)
-            return self.model.hidden_states(tokens, mask=mask, positions=positions, cache=cache, added=added)[:, -1]
+            extra = self.span_pos_emb(span_positions)
+            return self.model.hidden_states(tokens, mask=mask, positions=positions, cache=cache, extra_embeds=extra)[:, -1]
 
         last_state(context, list(range(len(context))), [0] * len(context), "full")
         spans = []

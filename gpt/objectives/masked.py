@@ -127,14 +127,14 @@ class Masked(Objective):
         mask: Tensor | str = "full"
         if torch.compiler.is_compiling() or bool((lengths < inputs.size(1)).any()):
             mask = (torch.arange(inputs.size(1), device=inputs.device) < lengths[:, None])[:, None]  # (B, 1, T)
-        added = None if segments is None else self.segment_emb(segments)  # (B, T, D)
-        return self.model.hidden_states(inputs, mask=mask, added=added)
+        extra_embeds = None if segments is None else self.segment_emb(segments)  # (B, T, D)
+        return self.model.hidden_states(inputs, mask=mask, extra_embeds=extra_embeds)
 
     def forward(self, inputs: Tensor, targets: Tensor, lengths: Tensor, **halves: Tensor) -> tuple[Tensor, Tensor]:
         """Return (loss summed in nats, number of masked tokens), two scalars, for a batch made by `batch`."""
         hidden = self.hidden_states(inputs, lengths, halves.get("segments"))  # (B, T, D)
         masked = targets != IGNORE_INDEX  # (B, T)
-        loss = self.model.losses(hidden[masked], targets[masked], "sum", self.smoothing)
+        loss = self.model.loss_from_hidden(hidden[masked], targets[masked], "sum", self.smoothing)
         if halves:
             sentence_losses = F.cross_entropy(
                 self.sentence_head(hidden[:, 0]), halves["is_next"], reduction="none"

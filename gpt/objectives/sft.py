@@ -64,7 +64,7 @@ class SFT(Objective):
         """Return (loss summed in nats, number of response tokens), two scalars, for inputs and targets (B, T)."""
         counted = targets != IGNORE_INDEX  # (B, T)
         hidden = self.model.hidden_states(inputs)[counted]  # (N, D): prompts need no logits
-        return self.model.losses(hidden, targets[counted], "sum", self.smoothing), counted.sum()
+        return self.model.loss_from_hidden(hidden, targets[counted], "sum", self.smoothing), counted.sum()
 
     def eval_batch(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the loss and the share of exact responses, each as a sum and a count."""

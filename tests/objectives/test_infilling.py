@@ -220,7 +220,7 @@ def test_filling_with_the_cache_is_filling_without(data):
                 torch.tensor([text]),
                 mask=infilling_mask(torch.tensor([len(context)]), len(text)),
                 positions=torch.tensor([positions]),
-                added=objective.span_pos_emb(torch.tensor([places])),
+                extra_embeds=objective.span_pos_emb(torch.tensor([places])),
             )
             logits = objective.model.out_head(hidden[0, -1])
             logits[[ids["[MASK]"], ids["[SOP]"]]] = -torch.inf

@@ -172,7 +172,7 @@ def test_cross_entropy_of_extreme_logits(ops):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("chunk_logits", [1, 25, 2**24], ids=["1row", "2rows", "whole"])
 def test_linear_cross_entropy(ops, dtype, reduction, chunk_logits, monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK_LOGITS", chunk_logits)
+    monkeypatch.setattr(fused, "MAX_LOGITS", chunk_logits)
     hidden, weight = torch.randn(9, 4, dtype=dtype), torch.randn(11, 4, dtype=dtype)
 
     def truth(hidden, weight):
@@ -210,7 +210,7 @@ def test_smoothed_cross_entropy_by_hand(ops):
 @pytest.mark.parametrize("chunk_logits", [1, 25, 2**24], ids=["1row", "2rows", "whole"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.99])
 def test_smoothed_linear_cross_entropy(ops, dtype, reduction, chunk_logits, smoothing, monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK_LOGITS", chunk_logits)
+    monkeypatch.setattr(fused, "MAX_LOGITS", chunk_logits)
     hidden, weight = torch.randn(9, 4, dtype=dtype), torch.randn(11, 4, dtype=dtype)
 
     def ours(hidden, weight):
@@ -227,7 +227,7 @@ def test_smoothed_linear_cross_entropy(ops, dtype, reduction, chunk_logits, smoo
 
 
 def test_smoothed_linear_cross_entropy_passes_gradcheck(monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK_LOGITS", 25)
+    monkeypatch.setattr(fused, "MAX_LOGITS", 25)
     hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
     loss = lambda h, w: fused.linear_cross_entropy(h, w, TARGETS, "mean", 0.2)  # noqa: E731
@@ -281,7 +281,7 @@ def test_no_smoothing_is_the_plain_loss_to_the_last_bit(ops):
 
 
 def test_linear_cross_entropy_passes_gradcheck(monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK_LOGITS", 25)
+    monkeypatch.setattr(fused, "MAX_LOGITS", 25)
     hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda h, w: fused.linear_cross_entropy(h, w, TARGETS, "sum"), (hidden, weight))
@@ -306,7 +306,7 @@ def test_linear_cross_entropy_under_autocast_is_close_and_keeps_float32_gradient
 
 def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
     sizes = []
-    monkeypatch.setattr(fused, "CHUNK_LOGITS", 30)
+    monkeypatch.setattr(fused, "MAX_LOGITS", 30)
     plain = fused.linear
     monkeypatch.setattr(fused, "linear", lambda *a: sizes.append(plain(*a).numel()) or plain(*a))
     hidden = torch.randn(9, 4, requires_grad=True)
@@ -321,7 +321,7 @@ def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
 @pytest.mark.parametrize("shape", [(3, 5, 8), (4, 8), (1, 1, 8), (0, 8), (8,)], ids=str)
 @pytest.mark.parametrize("small", [0, 2**17])
 def test_linear(ops, dtype, has_bias, shape, small, monkeypatch):
-    monkeypatch.setattr(fused, "SMALL", small)
+    monkeypatch.setattr(fused, "ONEDNN_MIN_NUMEL", small)
     inputs = [torch.randn(shape, dtype=dtype), torch.randn(6, 8, dtype=dtype)]
     inputs += [torch.randn(6, dtype=dtype)] * has_bias
     assert_same(ops.linear, F.linear, inputs)
@@ -331,14 +331,14 @@ def test_linear(ops, dtype, has_bias, shape, small, monkeypatch):
 
 @ROOMS
 def test_linear_takes_any_strides(ops, monkeypatch):
-    monkeypatch.setattr(fused, "SMALL", 0)
+    monkeypatch.setattr(fused, "ONEDNN_MIN_NUMEL", 0)
     x = torch.randn(5, 3, 8).transpose(0, 1)
     assert_same(ops.linear, F.linear, [x, torch.randn(8, 6).T, torch.randn(6)])
 
 
 @pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
 def test_fused_linear_is_right_on_either_kind_of_processor(capability, monkeypatch):
-    monkeypatch.setattr(fused, "SMALL", 0)
+    monkeypatch.setattr(fused, "ONEDNN_MIN_NUMEL", 0)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert_same(fused.linear, F.linear, [torch.randn(3, 5, 8), torch.randn(6, 8), torch.randn(6)])
 

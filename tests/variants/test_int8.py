@@ -69,7 +69,7 @@ def test_the_model_shares_what_is_not_rounded_and_stays_close(model):
 
 @here
 def test_losses_are_those_of_its_logits(model, monkeypatch):
-    monkeypatch.setattr("gpt.ops.fused.CHUNK_LOGITS", 61 * 36)  # one chunk: the scale of what is read is one for it
+    monkeypatch.setattr("gpt.ops.fused.MAX_LOGITS", 61 * 36)  # one chunk: the scale of what is read is one for it
     int8 = Int8GPTModel(model)
     ids, targets = torch.randint(0, 61, (2, 3, 12))
     targets[0, :5] = -100
@@ -79,7 +79,7 @@ def test_losses_are_those_of_its_logits(model, monkeypatch):
         torch.testing.assert_close(int8(ids, targets, reduction=reduction).flatten(), truth.flatten())
     with pytest.raises(ValueError, match="no target counts"):
         int8(ids, torch.full_like(ids, -100))
-    monkeypatch.setattr("gpt.ops.fused.CHUNK_LOGITS", 61 * 7)
+    monkeypatch.setattr("gpt.ops.fused.MAX_LOGITS", 61 * 7)
     torch.testing.assert_close(int8(ids, targets), F.cross_entropy(logits, targets.flatten()), rtol=1e-3, atol=0)
 
 

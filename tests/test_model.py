@@ -11,21 +11,28 @@ from gpt import ops
 from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
 from gpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
 from gpt.model import GELU, FeedForward, GPTModel, KVCache, LayerNorm, MultiHeadAttention, TransformerBlock
+from gpt.ops import use_implementation
 from gpt.tokenizer import get_tokenizer
 
 ROOMS = pytest.mark.parametrize("implementation", ["reference", "fused"])
-ONEDNN_MIN_NUMEL = {
+SMALL = {
     "vocab_size": 23, "context_length": 12, "emb_dim": 16, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0,
     "qkv_bias": True,
 }  # fmt: skip
 
 
 def small(**changes):
-    return GPTModel({**ONEDNN_MIN_NUMEL, **changes}).double()
+    return GPTModel({**SMALL, **changes}).double()
+
+
+def using(implementation, module):
+    """The module, computing with the formulas of one implementation."""
+    use_implementation(module, implementation)
+    return module
 
 
 def tokens(*shape):
-    return torch.randint(0, ONEDNN_MIN_NUMEL["vocab_size"], shape)
+    return torch.randint(0, SMALL["vocab_size"], shape)
 
 
 def assert_close(a, b, **kwargs):
@@ -107,7 +114,7 @@ def test_a_checkpoint_in_the_books_layout_loads_with_strict():
     block += ["ff.layers.2.bias", "norm1.scale", "norm1.shift", "norm2.scale", "norm2.shift"]
     names = ["tok_emb.weight", "pos_emb.weight", *(f"trf_blocks.{n}.{name}" for n in range(3) for name in block)]
     names += ["final_norm.scale", "final_norm.shift", "out_head.weight"]
-    model = GPTModel({**ONEDNN_MIN_NUMEL, "qkv_bias": False})
+    model = GPTModel({**SMALL, "qkv_bias": False})
     assert list(model.state_dict()) == names
     theirs = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     masks = {f"trf_blocks.{n}.att.mask": torch.ones(12, 12).triu(1) for n in range(3)}
@@ -130,7 +137,7 @@ def test_a_model_can_be_copied_and_pickled():
 
 @ROOMS
 def test_layer_norm_module(implementation):
-    ours, truth = LayerNorm(8, implementation).double(), nn.LayerNorm(8).double()
+    ours, truth = using(implementation, LayerNorm(8)).double(), nn.LayerNorm(8).double()
     nn.init.normal_(ours.scale), nn.init.normal_(ours.shift)
     truth.load_state_dict({"weight": ours.scale, "bias": ours.shift})
     pairs = [(ours.scale, lambda: truth.weight.grad), (ours.shift, lambda: truth.bias.grad)]
@@ -139,7 +146,7 @@ def test_layer_norm_module(implementation):
 
 @ROOMS
 def test_gelu_module(implementation):
-    assert_same_module(GELU(implementation), nn.GELU(approximate="tanh"), torch.linspace(-5, 5, 50).double())
+    assert_same_module(using(implementation, GELU()), nn.GELU(approximate="tanh"), torch.linspace(-5, 5, 50).double())
 
 
 def copy_attention(ours, theirs):
@@ -153,7 +160,7 @@ def copy_attention(ours, theirs):
 @ROOMS
 @pytest.mark.parametrize("mask", ["causal", "full"])
 def test_attention_module(implementation, mask):
-    ours = MultiHeadAttention({**ONEDNN_MIN_NUMEL, "implementation": implementation}).double()
+    ours = using(implementation, MultiHeadAttention(SMALL)).double()
     truth = nn.MultiheadAttention(16, 4, batch_first=True).double()
     copy_attention(ours, truth)
     hidden = torch.ones(7, 7).triu(1).bool() if mask == "causal" else None  # PyTorch's masks say what is hidden
@@ -169,7 +176,7 @@ def test_attention_module(implementation, mask):
 
 @ROOMS
 def test_block_module(implementation):
-    ours = TransformerBlock({**ONEDNN_MIN_NUMEL, "implementation": implementation}).double()
+    ours = using(implementation, TransformerBlock(SMALL)).double()
     truth = nn.TransformerEncoderLayer(
         16, 4, 64, 0.0, lambda x: nn.functional.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
     ).double()
@@ -193,7 +200,7 @@ def test_block_module(implementation):
 
 @ROOMS
 def test_feed_forward_module(implementation):
-    ours = FeedForward({**ONEDNN_MIN_NUMEL, "implementation": implementation}).double()
+    ours = using(implementation, FeedForward(SMALL)).double()
     truth = nn.Sequential(nn.Linear(16, 64), nn.GELU(approximate="tanh"), nn.Linear(64, 16)).double()
     truth.load_state_dict({name.removeprefix("layers."): w for name, w in ours.state_dict().items()})
     pairs = [(ours.layers[n].weight, lambda n=n: truth[n].weight.grad) for n in (0, 2)]
@@ -293,15 +300,14 @@ def test_positions_pick_rows_of_the_position_table():
 
 
 @ROOMS
-@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [12], [11, 1]])
-@pytest.mark.parametrize(("grad", "qkv_bias"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6]])
+@pytest.mark.parametrize(("grad", "qkv_bias"), [(True, True), (False, False)])
 def test_a_cache_changes_nothing(implementation, pieces, grad, qkv_bias):
     model = small(implementation=implementation, qkv_bias=qkv_bias).eval()
     ids = tokens(2, 12)
     cache = KVCache(model.config.n_layers, 12)
-    with torch.set_grad_enabled(grad):  # without, query, key and value are one product
+    with torch.set_grad_enabled(grad):
         logits = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
-    assert all((stacked is not None) == (not grad and len(pieces) > 1) for stacked in cache.projections)
     assert_close(logits, model(ids))
     assert cache.length == 12
     with pytest.raises(ValueError, match="13 tokens exceed"):
@@ -345,7 +351,7 @@ def test_dropout_where_gpt2_has_it(implementation):
     model.eval()
     assert_close(model(ids), model(ids))
     # embeddings, two residual branches per block; attention weights drop inside the attention op
-    assert sum(isinstance(m, nn.Dropout) for m in model.modules()) == 1 + ONEDNN_MIN_NUMEL["n_layers"]
+    assert sum(isinstance(m, nn.Dropout) for m in model.modules()) == 1 + SMALL["n_layers"]
     model.train()
     model.drop_emb.p = 0.0
     for block in model.trf_blocks:
@@ -383,9 +389,9 @@ def test_a_tied_head_is_the_embedding():
 
 def test_dict_and_config_make_the_same_model():
     torch.manual_seed(1)
-    a = GPTModel(ONEDNN_MIN_NUMEL)
+    a = GPTModel(SMALL)
     torch.manual_seed(1)
-    b = GPTModel(GPTConfig(**ONEDNN_MIN_NUMEL))
+    b = GPTModel(GPTConfig(**SMALL))
     for x, y in zip(a.parameters(), b.parameters(), strict=True):
         assert torch.equal(x, y)
 
@@ -437,7 +443,7 @@ def test_both_rooms_train_alike():
 def test_the_compiler_sees_one_graph(monkeypatch):
     """A question that it cannot answer, or a branch on data, would cut the graph, and cost more than it gains."""
     monkeypatch.setattr(ops.fused, "ONEDNN_MIN_NUMEL", 0)
-    model = GPTModel(GPTConfig(**{**ONEDNN_MIN_NUMEL, "n_layers": 1, "tie_embeddings": True}))
+    model = GPTModel(GPTConfig(**{**SMALL, "n_layers": 1, "tie_embeddings": True}))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     ids, gradients = tokens(2, 12), []
     for call in (model, compiled):
@@ -469,3 +475,94 @@ def test_both_rooms_train_alike_in_float32():
             optimizer.zero_grad()
             losses[implementation].append(loss.item())
     assert losses["fused"] == pytest.approx(losses["reference"], abs=1e-4)
+
+
+def test_recomputed_blocks_have_the_same_gradients_to_the_bit():
+    """With dropout: the second forward pass draws the numbers of the first."""
+    torch.manual_seed(2)
+    model = GPTModel({**SMALL, "drop_rate": 0.3, "tie_embeddings": True})
+    ids, calls = tokens(4, 12), []
+    model.trf_blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    results = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        model.zero_grad()
+        torch.manual_seed(5)
+        loss = model(ids, ids)
+        loss.backward()
+        results.append([loss.detach(), torch.rand(3), *(p.grad.clone() for p in model.parameters())])
+    assert len(calls) == 3  # once without recomputation, twice with it
+    assert all(map(torch.equal, *results))
+
+
+class PlainGPT(nn.Module):
+    """The book's model out of PyTorch's own modules: nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Embedding."""
+
+    def __init__(self, ours):
+        super().__init__()
+        c = ours.config
+        self.n_heads = c.n_heads
+        self.tok_emb, self.pos_emb = nn.Embedding(c.vocab_size, c.emb_dim), nn.Embedding(c.context_length, c.emb_dim)
+        self.drop = nn.Dropout(c.drop_rate)
+        self.blocks = nn.ModuleList()
+        for block in ours.trf_blocks:
+            parts = {name: nn.Linear(c.emb_dim, c.emb_dim, bias=False) for name in ("W_query", "W_key", "W_value")}
+            parts["out_proj"] = nn.Linear(c.emb_dim, c.emb_dim)
+            parts["expand"], parts["project"] = nn.Linear(c.emb_dim, 4 * c.emb_dim), nn.Linear(4 * c.emb_dim, c.emb_dim)
+            for name in ("W_query", "W_key", "W_value", "out_proj"):
+                parts[name].load_state_dict(getattr(block.att, name).state_dict())
+            parts["expand"].load_state_dict(block.ff.layers[0].state_dict())
+            parts["project"].load_state_dict(block.ff.layers[2].state_dict())
+            self.blocks.append(
+                nn.ModuleDict({**parts, "norm1": nn.LayerNorm(c.emb_dim), "norm2": nn.LayerNorm(c.emb_dim)})
+            )
+        self.final_norm = nn.LayerNorm(c.emb_dim)
+        self.out_head = nn.Linear(c.emb_dim, c.vocab_size, bias=False)
+        for name in ("tok_emb", "pos_emb", "out_head"):
+            getattr(self, name).load_state_dict(getattr(ours, name).state_dict())
+        self.gelu = nn.GELU(approximate="tanh")
+
+    def attention(self, block, x):
+        query, key, value = (
+            block[name](x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for name in ("W_query", "W_key", "W_value")
+        )
+        scores = query @ key.transpose(2, 3)
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+        weights = self.drop(torch.softmax(scores / key.shape[-1] ** 0.5, dim=-1))
+        return block["out_proj"]((weights @ value).transpose(1, 2).flatten(2))
+
+    def forward(self, ids):
+        x = self.drop(self.tok_emb(ids) + self.pos_emb(torch.arange(ids.size(1))))
+        for block in self.blocks:
+            x = x + self.drop(self.attention(block, block["norm1"](x)))
+            x = x + self.drop(block["project"](self.gelu(block["expand"](block["norm2"](x)))))
+        return self.out_head(self.final_norm(x))
+
+
+@ROOMS
+def test_dropout_draws_what_pytorchs_modules_draw(implementation):
+    """Ten steps beside PyTorch's own modules, same seed, dropout 0.1.
+
+    Both models compute in float64, whose rounding differs between kernels, and agree to the last bit of float32. A
+    single other draw would change the third digit. The fused attention drops weights inside
+    PyTorch's kernel, which on a CPU draws the same numbers.
+    """
+    torch.manual_seed(123)
+    ours = GPTModel({**SMALL, "qkv_bias": False, "drop_rate": 0.1, "implementation": implementation})
+    theirs = PlainGPT(ours)
+    batches = torch.randint(SMALL["vocab_size"], (10, 2, 13))
+    losses = []
+    for loss_of in (
+        lambda ids: ours(ids[:, :-1], ids[:, 1:]),
+        lambda ids: nn.functional.cross_entropy(theirs(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()),
+    ):
+        model = (theirs if losses else ours).double().train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
+        torch.manual_seed(123)
+        losses.append([])
+        for batch in batches:
+            loss = loss_of(batch)
+            optimizer.zero_grad(), loss.backward(), optimizer.step()
+            losses[-1].append(loss.detach().float())
+        losses[-1].append(torch.rand(()))  # and as many numbers as theirs
+    assert torch.equal(torch.stack(losses[0]), torch.stack(losses[1]))

@@ -116,7 +116,8 @@ class Infilling(Objective):
                 torch.tensor(numbers, device=device)[None] for numbers in (tokens, positions, span_positions)
             )
             extra = self.span_pos_emb(span_positions)
-            return self.model.hidden_states(tokens, mask=mask, positions=positions, cache=cache, extra_embeds=extra)[:, -1]
+            x = self.model.hidden_states(tokens, mask=mask, positions=positions, cache=cache, extra_embeds=extra)
+            return x[:, -1]
 
         last_state(context, list(range(len(context))), [0] * len(context), "full")
         spans = []

@@ -19,7 +19,7 @@ from gpt.config import AdapterConfig, DataConfig, GPTConfig, TrainConfig
 from gpt.exchange.models import create_objective, load_model, load_objective, resolve_config
 from gpt.generation import generate, generate_text_simple
 from gpt.model import GPTModel, Linear, MultiHeadAttention
-from gpt.ops import fused
+from gpt.ops import fused, use_implementation
 from gpt.planning.plan import estimate
 from gpt.run.training import resume_run, start_run
 from gpt.system.files import checksummed
@@ -61,7 +61,8 @@ def tokens(n_batch=2, n_tokens=7):
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_an_update_is_alpha_over_rank_times_b_a(implementation, bias):
-    linear = Linear(5, 4, bias, implementation).double()
+    linear = Linear(5, 4, bias).double()
+    use_implementation(linear, implementation)
     layer = LoRALinear(linear, rank=2, alpha=7.0)
     layer.lora_B.data.normal_()
     x = torch.randn(3, 2, 5, dtype=torch.float64)
@@ -183,15 +184,15 @@ def test_none_trains_all():
 @pytest.mark.parametrize(
     ("config", "changes", "words"),
     [
-        (dataclasses.replace(LORA, targets="W_qeury"), {}, "called 'W_qeury'; there are: att.W_key, .*, ff.layers.0"),
+        (dataclasses.replace(LORA, targets="W_qeury"), {}, "called 'W_qeury'; choose from att.W_key, .*, ff.layers.0"),
         (dataclasses.replace(LORA, targets="query"), {}, "no layer is called 'query'"),
-        (dataclasses.replace(LORA, targets=""), {}, "no layer is called ''; there are: .*out_head"),
+        (dataclasses.replace(LORA, targets=""), {}, "no layer is called ''; choose from .*out_head"),
         (dataclasses.replace(LORA, targets="W_query,"), {}, "no layer is called ''"),
         (dataclasses.replace(LORA, targets="out_head"), {"tie_embeddings": True}, "out_head shares its weight"),
-        (dataclasses.replace(LORA, rank=17), {}, "adapter.rank 17 is more than the 16"),
+        (dataclasses.replace(LORA, rank=17), {}, "adapter.rank 17 exceeds the rank 16"),
         (dataclasses.replace(PREFIX, length=13), {}, "adapter.length 13 exceeds .* context_length 12"),
-        (LORA, {"backbone": "lstm"}, "'lora' belongs to the backbone 'gpt', not to 'lstm'"),
-        (PREFIX, {"backbone": "lstm"}, "'prefix' belongs to the backbone 'gpt', not to 'lstm'"),
+        (LORA, {"backbone": "lstm"}, "'lora' needs the backbone 'gpt', not 'lstm'"),
+        (PREFIX, {"backbone": "lstm"}, "'prefix' needs the backbone 'gpt', not 'lstm'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said(config, changes, words):
@@ -223,7 +224,7 @@ def test_every_query_takes_from_the_prefix_and_from_what_its_mask_allows(impleme
     query = torch.randn(2, 4, n_queries, 4, dtype=torch.float64)
     key, value = torch.randn(2, 2, 4, 5, 4, dtype=torch.float64)
     for mask, allowed in masks(2, 4, n_queries, 5):
-        found = layer._attend(query, key, value, mask)
+        found = layer.attend(query, key, value, mask)
         for b in range(2):
             for h in range(4):
                 for t in range(n_queries):
@@ -286,7 +287,7 @@ def test_a_prefix_under_autocast_is_near_what_it_is_without():
 def test_int8_weights_of_a_model_that_is_merged_and_of_none_that_is_not():
     model = adapted(LORA)
     for unmerged in (model, adapted(PREFIX)):
-        with pytest.raises(ValueError, match=r"(lora_A|prefix_key) besides: use weights float32"):
+        with pytest.raises(ValueError, match=r"(lora_A|prefix_key): use float32"):
             Int8GPTModel(unmerged)
     ids = tokens()
     logits = model(ids)

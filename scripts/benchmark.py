@@ -1,16 +1,16 @@
-"""This project's speed and memory beside what people would use instead: training, decoding, data preparation.
+"""Benchmark training, decoding and data preparation against what people would use instead.
 
     python scripts/benchmark.py
     python scripts/benchmark.py --cases train-30m decode --rounds 1
     python scripts/benchmark.py --cases prepare --text book.txt
     python scripts/benchmark.py --quick
 
-Contenders are Hugging Face transformers where it is installed (pip install -e ".[bench]"), once as its users run it and
-once with this project's allocator settings ("tuned"), a plain GPT in eager PyTorch (benchmarks/plain_gpt.py), and one
-thread of tiktoken. Each runs in a process of its own, in turn over several rounds; the medians are compared. Shares are
-those of the best matrix product and of the fastest memory read that this machine has shown just before; the FLOPs of a
-step are counted by one formula for all (gpt/planning/flops.py). Close other programs meanwhile. It takes a quarter of an
-hour on two cores, and writes a table, a CSV and a bar chart.
+The contenders are Hugging Face transformers, if installed (pip install -e ".[bench]"), with default settings and with
+this project's allocator settings ("tuned"); a plain GPT in eager PyTorch (benchmarks/plain_gpt.py); and tiktoken on one
+thread. Each runs in its own process, in turn over several rounds, and the medians are compared. Shares are relative to
+the fastest matrix product and memory read measured on this machine at the start; one formula counts the FLOPs of all
+(gpt/planning/flops.py). Close other programs first. It takes a quarter of an hour on two cores and writes a table, a
+CSV and a bar chart.
 """
 
 import sys
@@ -26,14 +26,14 @@ def main() -> int:
 
     parser = Parser(__doc__)
     parser.add_argument(
-        "--cases", nargs="+", choices=CASES, metavar="NAME", help=f"of {', '.join(CASES)} (default: all)"
+        "--cases", nargs="+", choices=CASES, metavar="NAME", help=f"any of {', '.join(CASES)} (default: all)"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="times that each contender runs (default: 3)")
-    parser.add_argument("--text", metavar="FILE", help="a UTF-8 text for the data preparation (default: it makes one)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="runs per contender (default: 3)")
+    parser.add_argument("--text", metavar="FILE", help="a UTF-8 text for data preparation (default: a generated one)")
     parser.add_argument(
-        "--out", default="runs/benchmark", metavar="FOLDER", help="where the results go (default: runs/benchmark)"
+        "--out", default="runs/benchmark", metavar="FOLDER", help="folder for the results (default: runs/benchmark)"
     )
-    parser.add_argument("--quick", action="store_true", help="small shapes and one round, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="small shapes and one round, as a smoke test")
     arguments = parser.parse_args()
     rounds = arguments.rounds if arguments.rounds is not None else 1 if arguments.quick else 3
     if rounds < 1:

@@ -1,11 +1,11 @@
-"""Write a trained model in a layout that other programs read.
+"""Export a trained model in a layout that other programs read.
 
     python scripts/export.py --run tales-001 --out exported/tales
     python scripts/export.py --run tales-001 --out exported/tales_book --format book
 
-hf: a folder that transformers loads as a GPT-2, by AutoModelForCausalLM and AutoTokenizer, and with it whatever is
-built on them. book: a checkpoint in the layout of Raschka, "Build a Large Language Model (From Scratch)", that its
-GPTModel loads with strict=True. generate.py and evaluate.py take either folder as --pretrained, a config as init_from.
+hf: a folder that transformers' AutoModelForCausalLM and AutoTokenizer load as a GPT-2. book: a checkpoint that the
+GPTModel of Raschka, "Build a Large Language Model (From Scratch)", loads with strict=True. Either folder works here as
+--pretrained of generate.py and evaluate.py, and as init_from in a config.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def main() -> None:
     prepend_eot = checkpoint.config.data.packing == "document"
     if not objective.left_to_right:
         parser.error(
-            f"what these layouts hold predicts the next token, and {arguments.run} was trained for "
+            f"only a model that predicts the next token can be exported, and {arguments.run} was trained for "
             f"{checkpoint.config.objective.name}"
         )
     if arguments.format == "hf":
@@ -40,7 +40,7 @@ def main() -> None:
         export_book(objective.model, tokenizer, out)
     print(f"{folder}, step {checkpoint.state['step']:,} -> {out}: {objective.model.num_parameters():,} parameters")
     if tokenizer.eot_id is not None and arguments.format == "hf":
-        print("In a text that contains <|endoftext|>, transformers reads that as the token; here it is ordinary text.")
+        print("Note: transformers reads <|endoftext|> inside a text as the special token; here it is ordinary text.")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,18 @@ TOKENIZER_BYTES = 400  # per token of a byte-pair vocabulary, both directions; 2
 NGRAM_BYTES = 32  # per token in which n-grams are counted: four int64 arrays
 
 
-def activation_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: bool = False, device: str = "cpu") -> int:
+def activation_bytes(
+    model: GPTConfig,
+    n_examples: int,
+    n_tokens: int,
+    half: bool = False,
+    device: str = "cpu",
+    recompute: bool = False,
+) -> int:
     """Return the bytes that autograd keeps of one forward pass over (n_examples, n_tokens) ids, final norm included.
 
-    `half`: matrix products run in bfloat16. `logit_bytes` counts the loss. For the LSTM on a CPU the figure is
+    `half`: matrix products run in bfloat16. `recompute`: each block keeps only its input, and backward holds the
+    activations of one block at a time. `logit_bytes` counts the loss. For the LSTM on a CPU the figure is
     approximate: oneDNN chooses the size of its workspace.
     """
     b = 2 if half else 4  # bytes per number out of a matrix product; the residual stream stays float32
@@ -40,7 +48,9 @@ def activation_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: boo
         layer = (b + (46 if half else 64)) * vectors + 8 * (model.emb_dim**2) * half * b
         between = 2 * b * vectors * drops * (model.n_layers - 1)  # dropout between layers: the mask and its result
         return embeddings + model.n_layers * layer + between + b * vectors + norm
-    return embeddings + model.n_layers * _block_bytes(model, n_examples, n_tokens, half, device) + norm
+    block = _block_bytes(model, n_examples, n_tokens, half, device)
+    blocks = model.n_layers * 4 * vectors + block if recompute else model.n_layers * block
+    return embeddings + blocks + norm
 
 
 def _norm_bytes(model: GPTConfig, n_rows: int) -> int:
@@ -79,7 +89,9 @@ def _block_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: bool, d
     return block + 12 * model.emb_dim**2 * b * half  # bfloat16 copies of the block's matrices
 
 
-def fragmentation_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: bool = False) -> int:
+def fragmentation_bytes(
+    model: GPTConfig, n_examples: int, n_tokens: int, half: bool = False, recompute: bool = False
+) -> int:
     """Return the bytes of a step's temporary tensors that glibc's heap cannot reuse.
 
     Each is freed soon, but leaves a gap between two kept tensors in which no tensor of its size fits: posix_memalign
@@ -104,7 +116,7 @@ def fragmentation_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: 
         # query, key, value and the scaled two; the context; scores
         block += (4 * half + 5 * 4 + 4) * vectors + 4 * pairs
         backward = 2 * 4 * pairs
-    return model.n_layers * block + backward
+    return (1 if recompute else model.n_layers) * block + backward
 
 
 def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
@@ -153,11 +165,12 @@ def training_memory(
     model, on_cpu, n_weights = config.model, device == "cpu", n_frozen + n_trained
     passes, n_tokens = n_micro_batches(config, hardware), config.model.context_length
     batch_size = -(-config.batch_size * config.grad_accum_steps // (hardware.n * passes))  # per process and pass
-    activations = activation_bytes(model, batch_size, n_tokens, half, device)
+    activations = activation_bytes(model, batch_size, n_tokens, half, device, config.recompute)
     fragmentation = 0
     if on_cpu and sys.platform == "linux":
         # from the second pass on, gradients lie where activations were, so the activations take new memory
-        fragmentation = fragmentation_bytes(model, batch_size, n_tokens, half) + (passes > 1) * activations
+        fragmentation = fragmentation_bytes(model, batch_size, n_tokens, half, config.recompute)
+        fragmentation += (passes > 1) * activations
     sharded = config.parallel == "fsdp" and hardware.n > 1
     n_shards = hardware.n if sharded else 1
     # unsharded at a time: all weights around the blocks, the block that computes and the next one

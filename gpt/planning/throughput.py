@@ -69,7 +69,8 @@ def estimate_seconds(plan: Plan, throughput: Throughput, first_step: int = 0) ->
     updated = plan.n_parameters / (n if config.parallel == "fsdp" else 1)
     per_step = n_micro_batches(config, plan.hardware) * throughput.overhead
     per_step += updated / throughput.update + throughput.communication
-    training = plan.trained_tokens * per_token + config.max_steps * per_step
+    trained = per_token + (plan.layer_flops / 3 / throughput.layers / n if config.recompute else 0)  # forward again
+    training = plan.trained_tokens * trained + config.max_steps * per_step
     n_batches = plan.evaluated_tokens / (config.batch_size * plan.example_tokens) / n
     evaluations = (plan.evaluated_tokens * per_token + n_batches * throughput.overhead) / 3
     return (training + evaluations) * (1 - first_step / config.max_steps)

@@ -60,6 +60,13 @@ def test_activations_are_what_autograd_keeps(shape, implementation, drop_rate, h
     assert logit_bytes(config, n_examples * n_tokens, half) >= loss
 
 
+def test_recompute_keeps_block_inputs_and_one_block():
+    config = dataclasses.replace(SMALL, n_layers=10)
+    everything, recomputed = (activation_bytes(config, 4, 64, recompute=flag) for flag in (False, True))
+    block = (everything - activation_bytes(SMALL, 4, 64)) / 7
+    assert everything - recomputed == pytest.approx(9 * block - 10 * 4 * 4 * 64 * 64)
+
+
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
 def test_activations_of_the_lstm(drop_rate):
     """In float32 only: not every CPU has a bfloat16 LSTM. oneDNN chooses the workspace, so the tolerance is wide."""

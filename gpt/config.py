@@ -33,9 +33,7 @@ GPT_CONFIG_124M = {
 }
 
 
-def _setting(
-    default: Any, meaning: str, low: float | None = None, high: float | None = None, applies_to: str = ""
-) -> Any:
+def _setting(default: Any, meaning: str, low: Any = None, high: Any = None, applies_to: str = "") -> Any:
     """Return a dataclass field: its meaning, shown by --help, and the closed interval of its values.
 
     `applies_to` lists the objectives or adapters that have this setting; it is an error to set it for others.
@@ -88,21 +86,16 @@ class GPTConfig(_Config):
     qkv_bias: bool = _setting(False, "bias on W_query, W_key and W_value (as in GPT-2)")
     tie_embeddings: bool = _setting(False, "share one weight between out_head and tok_emb (as in GPT-2)")
     init: Literal["pytorch", "gpt2", "lecun"] = _setting(
-        "pytorch",
-        "initial weights: PyTorch's defaults; GPT-2's, with standard deviation 0.02, less in residual branches; or "
-        "the same with 1/sqrt(fan-in), for narrow models",
+        "pytorch", "initial weights; gpt2: standard deviation 0.02; lecun: 1/sqrt(fan-in), for narrow models"
     )
     backbone: Literal["gpt", "lstm"] = _setting("gpt", "transformer blocks, or an LSTM as a baseline")
-    implementation: Literal["fused", "reference"] = _setting(
-        "fused", "functions of gpt/ops to use: the fastest kernels, or the formulas written out"
-    )
+    implementation: Literal["fused", "reference"] = _setting("fused", "gpt/ops: fast kernels, or plain formulas")
 
     def __post_init__(self):
         super().__post_init__()
         if self.backbone == "gpt" and self.emb_dim % self.n_heads:
             raise ValueError(
-                f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: "
-                f"each head has a width of emb_dim / n_heads"
+                f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: choose a multiple of it"
             )
 
     @property
@@ -141,7 +134,7 @@ class OptimConfig(_Config):
     """The optimizer, and the learning rate as a function of the step."""
 
     name: Literal["adamw", "muon"] = _setting(
-        "adamw", "optimizer; muon: Muon for the matrices between embeddings and head, AdamW for the rest"
+        "adamw", "optimizer; muon: Muon for the matrices of the blocks, AdamW for the rest"
     )
     lr: float = _setting(1e-3, "peak learning rate, reached after warm-up", 0)
     min_lr: float = _setting(1e-4, "learning rate at the end of the decay", 0)
@@ -205,7 +198,7 @@ class TrainConfig(_Config):
     sample_prompt: str = _setting("", "prompt of the samples; empty: the first token of the training split")
     device: str = _setting("auto", "auto (the first available of cuda, mps, cpu), cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = _setting(
-        "auto", "precision of matrix products; auto: bfloat16 if the device has it in hardware"
+        "auto", "precision of matrix products; auto: bfloat16 if the hardware has it, otherwise float32"
     )
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")
     recompute: bool = _setting(
@@ -253,14 +246,14 @@ def from_dict(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
     if not isinstance(values, dict):
         table = prefix.rstrip(".")
         raise ValueError(f"{table or 'a config'} is a table of settings, [{table}], not a value: {values!r}")
-    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    types = {f.name: f.type for f in dataclasses.fields(kind)}
     arguments = {}
     for name, value in values.items():
-        if name not in fields:
+        if name not in types:
             known = [key for key, _ in config_fields(TrainConfig if prefix else kind)]
             raise ValueError(f"unknown setting {prefix}{name}: {did_you_mean(f'{prefix}{name}', known)}")
-        nested = dataclasses.is_dataclass(fields[name]) and not dataclasses.is_dataclass(value)
-        arguments[name] = from_dict(fields[name], value, f"{prefix}{name}.") if nested else value
+        nested = dataclasses.is_dataclass(types[name]) and not dataclasses.is_dataclass(value)
+        arguments[name] = from_dict(types[name], value, f"{prefix}{name}.") if nested else value
     try:
         return kind(**arguments)
     except ValueError as error:

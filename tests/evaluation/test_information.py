@@ -81,7 +81,7 @@ def test_confident_errors_cost_more_than_confident_hits_gain():
 # --- of distributions -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pairs())
 def test_distributions_equal_scipy(rows):
     p, q = rows
@@ -237,6 +237,7 @@ def test_binary_cross_entropy_equals_pytorchs(dtype, positive):
     torch.testing.assert_close(bits * math.log(2), truth, **near(dtype))
 
 
+@pytest.mark.slow  # Keras takes ten seconds to import
 @pytest.mark.skipif(find_spec("keras") is None, reason="keras, a development dependency, is not installed")
 def test_keras_gives_the_same_losses(tmp_path):
     program = """
@@ -292,7 +293,7 @@ def test_calibration_equals_a_loop_over_the_bins(bins):
 
 def test_label_smoothing_calibrates_an_overconfident_model():
     first = transition_matrix(1)
-    inputs, targets = split_examples(sample_words(first, 4001, seed=4))
+    inputs, targets = split_examples(sample_words(first, 2001, seed=4))
     text = sample_words(first, 400, seed=3)
     errors = []
     for smoothing in (0.0, 0.2):
@@ -316,7 +317,7 @@ def test_domain_shift_is_lowest_on_the_diagonal():
     assert info.domain_shift([untrained], corpora)[0].tolist() == pytest.approx([math.log(7)] * 2, abs=0.1)
     with pytest.raises(ValueError, match="token 7"):
         info.domain_shift(models, [np.array([1, 7])])
-    with pytest.raises(ValueError, match="a model and a corpus"):
+    with pytest.raises(ValueError, match="at least a model and a corpus"):
         info.domain_shift(models, [])
 
 
@@ -372,26 +373,26 @@ def test_without_scipy_it_says_what_to_install(monkeypatch):
     [
         (lambda: info.entropy([0.5, -0.1, 0.6]), "negative"),
         (lambda: info.entropy([0.5, math.nan]), "NaN"),
-        (lambda: info.entropy([0.5, 0.6]), "sum to 1 but for 0.1"),
+        (lambda: info.entropy([0.5, 0.6]), "differs from 1 by 0.1"),
         (lambda: info.entropy([]), "no distribution"),
         (lambda: info.entropy(1.0), "no distribution"),
         (lambda: info.entropy([0.5, 0.5], unit="bit"), "'nats' or 'bits', not 'bit'"),
         (lambda: info.entropy([0.0, INF], from_logits=True), r"\+inf"),
         (lambda: info.entropy([-INF, -INF], from_logits=True), "no class"),
         (lambda: info.cross_entropy([0.5, 0.5], [1.0]), "2 classes and q has 1"),
-        (lambda: info.kl_divergence(torch.ones(2, 1), torch.ones(3, 1)), "do not fit"),
+        (lambda: info.kl_divergence(torch.ones(2, 1), torch.ones(3, 1)), "do not broadcast"),
         (lambda: info.information_content(1.5), "between 0 and 1"),
         (lambda: info.information_content([]), "between 0 and 1"),
-        (lambda: info.sequence_perplexity([]), "no token"),
+        (lambda: info.sequence_perplexity([]), "no tokens"),
         (lambda: info.cross_entropy_loss(LOGITS, [2, 3]), "0 to 2"),
-        (lambda: info.cross_entropy_loss(LOGITS, [2]), "whole numbers"),
-        (lambda: info.cross_entropy_loss(LOGITS, [-100, -100]), "no label counts"),
+        (lambda: info.cross_entropy_loss(LOGITS, [2]), "must be integers"),
+        (lambda: info.cross_entropy_loss(LOGITS, [-100, -100]), "all labels are ignored"),
         (lambda: info.cross_entropy_loss(LOGITS, LABELS, weight=[1, 2]), "each of the 3 classes"),
         (lambda: info.cross_entropy_loss(LOGITS, LABELS, label_smoothing=2), "0 to 1, not 2"),
         (lambda: info.cross_entropy_loss(LOGITS, LABELS, reduction="all"), "not 'all'"),
-        (lambda: info.binary_cross_entropy([0.5], [0.5, 1]), "as many"),
+        (lambda: info.binary_cross_entropy([0.5], [0.5, 1]), "the same shape"),
         (lambda: info.binary_cross_entropy([0.5], [2]), "between 0 and 1"),
-        (lambda: info.reliability([[0.5, 0.5]], [0], bins=0), "at least one bin"),
+        (lambda: info.reliability([[0.5, 0.5]], [0], bins=0), "at least 1, not 0"),
         (lambda: info.embedding_distances([1.0, 2.0]), r"\(V, D\)"),
         (lambda: info.earth_movers_distance([0.5, 0.5], [0.5, 0.5], LINE), r"distances \(V, V\)"),
         (lambda: info.earth_movers_distance([0.5, 0.5], [1, 0], [[0, -1], [1, 0]]), "not negative"),

@@ -1,17 +1,17 @@
-"""A grammar of small tales whose entropy is known exactly: text on which a loss can be watched falling to its floor.
+"""Short tales from a grammar whose entropy is known exactly, so that a loss can be compared with its minimum.
 
     generate(2, seed=0)         # two tales
-    log_probability(tale)       # ln p(tale) in nats, from the text alone; -inf for what the grammar cannot write
+    log_probability(tale)       # ln p(tale) in nats, from the text alone; -inf if the grammar cannot write it
     entropy()                   # -sum p ln p over all tales, in nats per tale, by recursion
-    first_broken_rule(text)     # None for a tale; else what it gets wrong: "pronoun", "thing", "order", "count", ...
+    first_broken_rule(text)     # None for a tale, else its first error: "pronoun", "thing", "order", "count", ...
 
-What a tale's beginning says binds its end: the hero's name fixes the pronouns, the thing lost in the first sentence is
-the thing found in the last, friends come to help in the order in which they were met, and what shall be done four times
-is done four times. A model has to look back to know any of it.
+The beginning of a tale determines its end: the hero's name fixes the pronouns, the thing lost in the first sentence is
+found in the last, friends help in the order in which they were met, and a trial to be done four times is done four
+times. A model has to look back to get any of it right.
 
-RULES has the sentences and TABLES the words; gpt/text/grammar.py explains the notation. To add a helper, a villain or a kind
-of trial, add it to its table; to add a sentence, add a line to its rule. All figures follow by themselves. One thing
-must hold, and a test holds it: no text has two derivations.
+RULES has the sentences and TABLES the words; gpt/text/grammar.py explains the notation. To add a helper, a villain or a
+trial, add an entry to its table; to add a sentence, add a line to its rule. The entropy and all other figures follow.
+No text may have two derivations; a test checks that.
 """
 
 import hashlib
@@ -116,8 +116,8 @@ BOYS = """Adam, Ben, Carl, David, Erik, Felix, Georg, Hugo, Ivan, Jacob, Karl, L
 Simon, Tom, Victor"""
 COUNT = ["one", "two", "three", "four", "five"]
 
-# words after a colon are an entry's further forms; a text that recalls a wrong entry breaks the rule of the table's
-# name, or the one that `rule` names
+# Words after a colon are further forms of an entry. A text that recalls a wrong entry breaks the rule named like the
+# table, or the one given as `rule`.
 TABLES = {
     "name": table(
         [f"{girl}: girl: she: her: her" for girl in words(GIRLS)]
@@ -200,48 +200,48 @@ TABLES = {
 
 @cache
 def grammar() -> Grammar:
-    """The grammar of RULES and TABLES."""
+    """Return the grammar of RULES and TABLES."""
     return Grammar(RULES, TABLES)
 
 
 @cache
 def fingerprint() -> str:
-    """Eight digits that tell this grammar from one with other sentences or words, whose tales have another entropy."""
+    """Return eight hexadecimal digits that identify this grammar: they change with any rule or table."""
     return hashlib.sha256(repr((RULES, TABLES)).encode()).hexdigest()[:8]
 
 
 def generate(n: int, seed: int = 0) -> list[str]:
-    """n tales, drawn independently; the same seed draws the same tales."""
+    """Return n tales, drawn independently; the seed determines them."""
     return grammar().generate(n, seed)
 
 
 def log_probability(text: str) -> float:
-    """ln p(text) in nats, from the text alone; -inf for a text that the grammar cannot write."""
+    """Return ln p(text) in nats, from the text alone; -inf if the grammar cannot write it."""
     return grammar().log_probability(text)
 
 
 def entropy() -> float:
-    """H = -sum p ln p over all tales, in nats per tale, exactly. Shannon 1948, section 6."""
+    """Return H = -sum p ln p over all tales, in nats per tale, exactly. Shannon 1948, section 6."""
     return grammar().entropy()
 
 
 def first_broken_rule(text: str) -> str | None:
-    """None for a tale, else the first rule that it breaks; see `Grammar.first_broken_rule`."""
+    """Return None for a tale, else the first rule that it breaks; see `Grammar.first_broken_rule`."""
     return grammar().first_broken_rule(text)
 
 
 class Facts(NamedTuple):
-    """What happens in a tale, in its own words."""
+    """Who and what a tale is about, in its own words."""
 
     hero: str
     owner: str  # "his" or "her"
     thing: str
     villain: str
-    friends: list[str]  # in the order in which they come along
+    friends: list[str]  # in the order in which they are met
 
 
 def facts(tale: str) -> Facts:
-    """Who lost what, who took it, and who helped."""
+    """Return who lost what, who took it, and who helped. The text must be a tale."""
     hero, villain = (
         re.search(rf"\b({'|'.join(entry[''] for entry in TABLES[name].entries)})\b", tale)[1]
         for name in ("name", "villain")
@@ -251,7 +251,7 @@ def facts(tale: str) -> Facts:
 
 
 def summary(tale: str) -> str:
-    """What happens in a tale, in one sentence: who lost what, who took it, and who is thanked."""
+    """Return a tale in one sentence: who lost what, who took it, and who is thanked."""
     hero, owner, thing, villain, friends = facts(tale)
     *others, last = (f"the {friend}" for friend in friends)
     return f"{hero} lost {owner} {thing}, the {villain} took it, and {hero} thanked {', '.join(others)} and {last}."
@@ -259,17 +259,17 @@ def summary(tale: str) -> str:
 
 @dataclass(frozen=True)
 class GrammarReport:
-    """What the grammar says of a number of texts."""
+    """How many of some texts are tales, and which rules the others break."""
 
     texts: int
-    accepted: int  # that the grammar can write
-    unseen: int  # of these, how many are not among the texts known before
-    log_probability: float  # mean of the accepted ones', nats per tale; NaN where there are none
-    broken: dict[str, int]  # the first rule that a rejected text breaks -> how many texts
+    accepted: int  # texts that the grammar can write
+    unseen: int  # accepted texts that are not in the training set
+    log_probability: float  # mean over accepted texts, in nats per tale; NaN if there are none
+    broken: dict[str, int]  # first rule broken -> number of rejected texts, most frequent first
 
 
 def check_tales(texts: Iterable[str], known: Collection[str] = ()) -> GrammarReport:
-    """Which of some texts are tales; `known` are those that a model was trained on."""
+    """Count which texts are tales; `known` are the training texts, to count the accepted ones that are new."""
     n, unseen, log_probabilities, broken = 0, 0, [], Counter()
     for text in texts:
         n += 1

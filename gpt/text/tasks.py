@@ -1,6 +1,6 @@
-"""Pairs of a prompt and a target made from tales, to fine-tune on: summaries, questions, and classes.
+"""Pairs of a prompt and a target made from tales, for fine-tuning: summaries, questions, and classes.
 
-Whatever is asked follows from the tale alone, so every answer is right or wrong, and n pairs cost nothing to make.
+The tale alone determines the target, so every answer is right or wrong.
 """
 
 import json
@@ -16,26 +16,26 @@ BEASTS = {"fox", "horse", "donkey", "cat", "bear", "wolf", "mouse", "pig", "shee
 
 
 def generate(kind: str, n: int, seed: int = 0) -> Iterator[str]:
-    """n pairs of a kind of TASKS, each a line of JSON with "prompt" and "target"; the same seed makes the same."""
-    rng = random.Random(f"{kind}:{seed}")  # a text of its own for each, the same on every machine
+    """Yield n pairs of a kind of TASKS, each a line of JSON with "prompt" and "target"; the seed determines them."""
+    rng = random.Random(f"{kind}:{seed}")  # a string seed is the same on every machine
     for tale in tales.generate(n, seed):
         prompt, target = TASKS[kind](tale, rng)
         yield json.dumps({"prompt": prompt, "target": target}) + "\n"
 
 
 def summary(tale: str, rng: random.Random) -> tuple[str, str]:
-    """A tale, and what happens in it in short."""
+    """Return a tale and its summary."""
     return tale, f" {tales.summary(tale)}"
 
 
 def question(tale: str, rng: random.Random) -> tuple[str, str]:
-    """An instruction and its answer: a tale with one of five questions, and a few words of the tale, or a number."""
+    """Return a tale with one of five questions, and the answer: a few words of the tale, or a number."""
     asked, answer = rng.choice(list(answers(tale).items()))
     return QUESTION.format(tale=tale, question=asked), f" {answer}"
 
 
 def answers(tale: str) -> dict[str, str]:
-    """Each question that can be asked of a tale, and its answer."""
+    """Return each question about a tale with its answer."""
     hero, _, thing, villain, friends = tales.facts(tale)
     return {
         "Who lost something?": f"{hero}.",
@@ -47,8 +47,10 @@ def answers(tale: str) -> dict[str, str]:
 
 
 def kind(tale: str, rng: random.Random) -> tuple[str, str]:
-    """A text to be classified, and its class: a tale, and whether who came along first is a bird, a beast or neither.
-    Which animals there are does not tell, since others come along after it."""
+    """Return a tale and its class: whether the first friend is a bird, a beast or neither.
+
+    The set of animals in the tale does not determine the class, since others come along later.
+    """
     first = tales.facts(tale).friends[0]
     return CLASS.format(tale=tale), " bird" if first in BIRDS else " beast" if first in BEASTS else " neither"
 

@@ -29,7 +29,7 @@ LIMITS = {  # what each score does not measure
 
 def evaluate_checkpoints(folder: Path, arguments: Namespace) -> None:
     """Print the grammar's report on tales sampled by each checkpoint of a run, and draw all of them."""
-    from gpt.run.plots import plot_verdicts  # importing matplotlib takes half a second
+    from gpt.run.plots import plot_grammar_reports  # importing matplotlib takes half a second
 
     set_allocator_flags()
     reports, n = {}, arguments.samples
@@ -39,7 +39,7 @@ def evaluate_checkpoints(folder: Path, arguments: Namespace) -> None:
         print(f"{name}  accepted {report.accepted / n:.1%}{' | ' * bool(broken)}{broken}")
     if len(reports) > 1:  # keep_checkpoints says how many there are
         out = RunFolder(folder).grammar_plot
-        plot_verdicts(reports, out)
+        plot_grammar_reports(reports, out)
         print(f"picture      {out}")
 
 

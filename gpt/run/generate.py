@@ -48,7 +48,7 @@ def _notice_context(model: GPTConfig, n_prompt: int, max_new_tokens: int | None,
         n_new = context
     if model.backbone == "gpt" and 0 < n_prompt <= context < n_prompt + n_new:
         print(
-            f"beyond the model's context of {context} tokens each new token reads the whole context again, which is slower",
+            f"generation slows down beyond {context} tokens: each new token reads the whole context again",
             file=sys.stderr,
         )
     if n_prompt > context:

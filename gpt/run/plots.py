@@ -1,4 +1,4 @@
-"""Every picture. Drawn without a display, so that a server and a test draw what a laptop does."""
+"""All plots. They need no display, so they also work on a server and in tests."""
 
 import csv
 import math
@@ -22,28 +22,41 @@ from gpt.system.files import atomic_file
 from gpt.text.grammar import UNKNOWN
 from gpt.text.tales import GrammarReport
 
-TRAIN, VAL, QUIET, FLOOR = "#1f6fb4", "#d9480f", "#868e96", "#2b8a3e"
-RULES = ["#fab005", "#1f6fb4", "#d9480f", "#ae3ec9", "#e64980", "#1098ad", "#7048e8", "#82583a"]  # no grey, no green
+TRAIN, VAL, GREY, FLOOR = "#1f6fb4", "#d9480f", "#868e96", "#2b8a3e"
+RULES = [
+    "#fab005",
+    "#1f6fb4",
+    "#d9480f",
+    "#ae3ec9",
+    "#e64980",
+    "#1098ad",
+    "#7048e8",
+    "#82583a",
+]  # neither grey nor green
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """The columns of a metrics.csv; NaN where a row has no figure."""
+    """Return the columns of a metrics.csv; an empty cell is NaN."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
 def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
-    """Draw training and validation loss (nats per token) and perplexity over tokens seen, among the
-    baselines and above its floor, as a PNG. With a floor, the distance to it is drawn as well: the KL divergence."""
+    """Plot losses in nats per token and perplexity over tokens seen, with baselines, as a PNG.
+
+    With an entropy floor a third panel shows the excess over it, the KL divergence.
+    """
     columns = read_metrics(metrics)
     levels = dict(baselines.losses)
     panels = [("cross-entropy, nats per token", "linear", lambda loss: loss)]
-    panels.append(("perplexity: among how many tokens it is unsure", "log", perplexity))
+    panels.append(("perplexity", "log", perplexity))
     if baselines.entropy_floor is not None:
         floor = baselines.entropy_floor_loss
-        levels["floor"] = floor
-        panels.append(("above the floor: KL divergence, nats per token", "log", lambda loss: loss - floor))
+        levels["entropy floor"] = floor
+        panels.append(
+            ("excess over the entropy floor (KL divergence), nats per token", "log", lambda loss: loss - floor)
+        )
     figure = Figure(figsize=(5.6 * len(panels), 4.6), dpi=110, layout="constrained")
     for axes, (title, scale, level) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.set_yscale(scale)
@@ -58,7 +71,9 @@ def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
         if scale == "log":
             shown = {name: y for name, y in shown.items() if y > 0}
         for name, y in shown.items():
-            axes.axhline(y, color=FLOOR if name == "floor" else QUIET, ls="-" if name == "floor" else "--", lw=1)
+            axes.axhline(
+                y, color=FLOOR if name == "entropy floor" else GREY, ls="-" if name == "entropy floor" else "--", lw=1
+            )
         _label_levels(axes, shown)
         axes.set_title(title, loc="left", fontsize=10)
         _tokens_axis(axes)
@@ -74,26 +89,26 @@ def _save(figure: Figure, out: Path) -> None:
 
 
 def _label_levels(axes: Axes, levels: dict[str, float]) -> None:
-    """Names and values of level lines, right of the axes, pushed apart where they would overlap."""
-    axes.get_ylim()  # until they are asked for, the axes' limits are not made to fit what was drawn
+    """Write names and values of level lines to the right of the axes, moved apart where they would overlap."""
+    axes.get_ylim()  # computes the limits from the data, which happens only on request
     place = axes.transAxes.inverted().transform
     lowest = -0.05
     for name, y in sorted(levels.items(), key=lambda level: level[1]):
         height = float(place(axes.transData.transform((0, y)))[1])
         lowest = max(height, lowest + 0.05)
         text = f"{name} {y:,.{3 if y < 1 else 2 if y < 1000 else 0}f}"
-        colour = FLOOR if name == "floor" else QUIET
+        colour = FLOOR if name == "entropy floor" else GREY
         axes.text(1.01, lowest, text, transform=axes.transAxes, va="center", color=colour, fontsize=8)
 
 
 def _tokens_axis(axes: Axes) -> None:
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
-    _open(axes)
+    _style(axes)
 
 
-def _open(axes: Axes) -> None:
-    """A faint grid, and no frame where there is no axis."""
+def _style(axes: Axes) -> None:
+    """Draw a faint grid, and remove the frame where there is no axis."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -101,42 +116,44 @@ def _open(axes: Axes) -> None:
 
 
 def _plain_log_axis(axes: Axes) -> None:
-    """Plain numbers on a log axis, whatever its range."""
+    """Label a log axis with plain numbers."""
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())  # its own would write 6 x 10^1 where the range is narrow
+    axes.yaxis.set_minor_formatter(NullFormatter())  # the default writes 6 x 10^1 if the range is narrow
 
 
 def plot_mask(mask: Tensor, labels: Sequence[str], out: Path) -> None:
-    """Draw who sees whom, a boolean (T, T) mask of queries and keys with a label for each token, as a PNG."""
+    """Plot a boolean (T, T) attention mask of queries and keys, with a label for each token, as a PNG."""
     figure = Figure(figsize=(1.4 + 0.4 * len(labels), 1.2 + 0.4 * len(labels)), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.pcolormesh(mask.int().numpy(), cmap=ListedColormap(["white", TRAIN]), edgecolor="#ced4da", vmin=0, vmax=1)
     axes.invert_yaxis()
     axes.set_aspect("equal")
-    places = [place + 0.5 for place in range(len(labels))]
-    axes.set_xticks(places, labels, rotation=90)
-    axes.set_yticks(places, labels)
+    positions = [position + 0.5 for position in range(len(labels))]
+    axes.set_xticks(positions, labels, rotation=90)
+    axes.set_yticks(positions, labels)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=9)
-    axes.set_xlabel("is seen", labelpad=8)
+    axes.set_xlabel("key", labelpad=8)
     axes.xaxis.set_label_position("top")
-    axes.set_ylabel("sees")
+    axes.set_ylabel("query")
     for spine in axes.spines.values():
         spine.set_visible(False)
     _save(figure, out)
 
 
-def plot_verdicts(verdicts: dict[int, GrammarReport], out: Path) -> None:
-    """Draw what a model of tales has learnt when, as a PNG: over tokens seen, the share of its tales that the grammar
-    accepts, and of the others the share by the first rule that each breaks."""
-    tokens = sorted(verdicts)
-    rules = sorted({rule for verdict in verdicts.values() for rule in verdict.broken}, key=lambda r: (r == UNKNOWN, r))
-    shares = [[verdicts[t].accepted / verdicts[t].texts for t in tokens]]
-    shares += [[verdicts[t].broken.get(rule, 0) / verdicts[t].texts for t in tokens] for rule in rules]
+def plot_grammar_reports(reports: dict[int, GrammarReport], out: Path) -> None:
+    """Plot the grammar reports of several checkpoints, by tokens seen, as a PNG.
+
+    Areas show the share of sampled tales that the grammar accepts, and of the others by the first rule broken.
+    """
+    tokens = sorted(reports)
+    rules = sorted({rule for report in reports.values() for rule in report.broken}, key=lambda r: (r == UNKNOWN, r))
+    shares = [[reports[t].accepted / reports[t].texts for t in tokens]]
+    shares += [[reports[t].broken.get(rule, 0) / reports[t].texts for t in tokens] for rule in rules]
     figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
     axes = figure.subplots()
-    colours = [FLOOR, *(QUIET if rule == UNKNOWN else RULES[i % len(RULES)] for i, rule in enumerate(rules))]
+    colours = [FLOOR, *(GREY if rule == UNKNOWN else RULES[i % len(RULES)] for i, rule in enumerate(rules))]
     axes.stackplot(tokens, shares, labels=["accepted", *rules], colors=colours, alpha=0.8)
     axes.set_ylim(0, 1)
     axes.set_xlim(tokens[0], tokens[-1])
@@ -148,24 +165,25 @@ def plot_verdicts(verdicts: dict[int, GrammarReport], out: Path) -> None:
 
 
 def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
-    """Draw the rows of a benchmark as a PNG: a group of bars for each case, titled as `titles` say, whose lengths are
-    speeds relative to gpt's. A row has a case, a contender, `times_gpt`, its time over gpt's, and its `rate` in words;
-    or a problem, and then no bar."""
+    """Plot a benchmark as a PNG: for each case a group of bars, whose lengths are speeds relative to gpt.
+
+    A row has a case, a contender, `times_gpt` (its time divided by gpt's) and `rate` (text), or a problem and no bar.
+    """
     groups = {case: [row for row in rows if row["case"] == case] for case in titles}
     height = 1.0 + sum(len(group) + 1.6 for group in groups.values())  # in bars
     figure = Figure(figsize=(9, 0.27 * height + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    y, places, names = 0.0, [], []
-    clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of the line at gpt's speed
+    y, positions, names = 0.0, [], []
+    clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the line at gpt's speed
     for case, group in groups.items():
         axes.text(0, y, titles[case], va="center", fontsize=10, fontweight="bold", bbox=clear)
         for row in group:
             y += 1
-            places.append(y)
+            positions.append(y)
             names.append(row["contender"])
             speed = 1 / row["times_gpt"] if row.get("times_gpt") else 0.0
             ours = row["contender"].startswith("gpt")
-            axes.barh(y, speed, 0.78, color=TRAIN if ours else QUIET, alpha=1 if ours else 0.55)
+            axes.barh(y, speed, 0.78, color=TRAIN if ours else GREY, alpha=1 if ours else 0.55)
             words = "failed" if row.get("problem") else f"{row['rate']}   {speed:.2f} x" if speed else row["rate"]
             colour = TRAIN if ours else "black"
             axes.annotate(
@@ -173,11 +191,11 @@ def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
             )
         y += 1.6
     axes.axvline(1, color=TRAIN, lw=1, ls=":", zorder=0)
-    axes.set_yticks(places, names, fontsize=9)
+    axes.set_yticks(positions, names, fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(y - 0.8, -0.8)
     axes.set_xlim(0, 1.3 * max(1.0, *(bar.get_width() for bar in axes.patches)) if axes.patches else 1)
-    axes.set_xlabel("speed relative to gpt: longer is faster")
+    axes.set_xlabel("speed relative to gpt (longer is faster)")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     _save(figure, out)
@@ -189,16 +207,18 @@ def plot_scaling(
     floor: float,
     out: Path,
 ) -> None:
-    """Draw how the loss falls with compute as a PNG: for each model its parameters in words, and FLOPs spent and loss
-    at each of its evaluations; the law that their ends follow; the floor. Left the loss, right what lies above the
-    floor, where a power law is a straight line."""
+    """Plot loss over training FLOPs for several model sizes as a PNG.
+
+    A curve is a model's size as a label, and the FLOPs and loss (nats per token) of each evaluation. `law` is fitted to
+    the last points. The right panel shows the excess over the entropy floor, where a power law is a straight line.
+    """
     figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
     ends = np.array([flops[-1] for _, flops, _ in curves], float)
     along = np.geomspace(ends.min() / 2, ends.max() * 2, 50)
     for axes, below, title in zip(
         figure.subplots(1, 2),
         (0.0, floor),
-        ("validation loss, nats per token", "above the floor, nats per token"),
+        ("validation loss, nats per token", "excess over the entropy floor, nats per token"),
         strict=True,
     ):
         for number, (name, flops, losses) in enumerate(curves):
@@ -209,11 +229,11 @@ def plot_scaling(
         axes.set_xscale("log")
         axes.set_xlabel("FLOPs")
         axes.set_title(title, loc="left", fontsize=10)
-        _open(axes)
+        _style(axes)
     left, right = figure.axes
     if floor:
         left.axhline(floor, color=FLOOR, lw=1)
-        _label_levels(left, {"floor": floor})
+        _label_levels(left, {"entropy floor": floor})
     right.set_yscale("log")
     _plain_log_axis(right)
     right.legend(frameon=False, fontsize=8, title="parameters", title_fontsize=8)
@@ -221,30 +241,32 @@ def plot_scaling(
 
 
 def plot_plans(name: str, plans: dict[str, Plan], seconds: Sequence[float | None], memory: float, out: Path) -> None:
-    """Draw plans for several values of a setting as a PNG: memory by part, beside what there is, and hours; a plan that
-    does not fit, whose time is None, has none."""
+    """Plot plans for several values of a setting as a PNG: memory by part, and hours.
+
+    A plan that needs more than `memory` bytes has None instead of seconds.
+    """
     figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
-    places, lowest = np.arange(len(plans)), np.zeros(len(plans))
+    positions, lowest = np.arange(len(plans)), np.zeros(len(plans))
     parts = list(dict.fromkeys(part for plan in plans.values() for part, count in plan.memory.items() if count))
-    for part, colour in zip(parts, [*RULES, QUIET, "#495057"], strict=False):
+    for part, colour in zip(parts, [*RULES, GREY, "#495057"], strict=False):
         heights = np.array([plan.memory[part] for plan in plans.values()]) / 1e9
-        left.bar(places, heights, 0.7, lowest, label=part, color=colour)
+        left.bar(positions, heights, 0.7, lowest, label=part, color=colour)
         lowest += heights
-    left.axhline(memory / 1e9, color="black", lw=1, ls="--", label=f"there are {memory / 1e9:,.1f}")
-    left.set_title("memory at the peak of a step, GB", loc="left", fontsize=10)
+    left.axhline(memory / 1e9, color="black", lw=1, ls="--", label=f"available: {memory / 1e9:,.1f}")
+    left.set_title("peak memory, GB", loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8, reverse=True, loc="center left", bbox_to_anchor=(1, 0.5))
     hours = np.array([np.nan if time is None else time / 3600 for time in seconds])
-    right.bar(places, hours, 0.7, color=TRAIN)
-    for place, time in zip(places, hours, strict=True):
+    right.bar(positions, hours, 0.7, color=TRAIN)
+    for position, time in zip(positions, hours, strict=True):
         if np.isnan(time):
-            right.text(place, 0, "too large\n", ha="center", color=VAL, fontsize=8)
-    right.set_title("time of the run, hours", loc="left", fontsize=10)
+            right.text(position, 0, "too large\n", ha="center", color=VAL, fontsize=8)
+    right.set_title("training time, hours", loc="left", fontsize=10)
     for axes in (left, right):
-        axes.set_xticks(places, plans)
-        axes.set_xlim(-0.6, len(plans) - 0.4)  # a plan without a bar has its place too
+        axes.set_xticks(positions, plans)
+        axes.set_xlim(-0.6, len(plans) - 0.4)  # leaves room for a plan without a bar
         axes.set_xlabel(name)
-        _open(axes)
+        _style(axes)
     _save(figure, out)
 
 
@@ -252,24 +274,23 @@ def plot_plans(name: str, plans: dict[str, Plan], seconds: Sequence[float | None
 
 
 def plot_binary_loss(out: Path) -> None:
-    """Draw binary cross-entropy in nats over the predicted probability, as a PNG: a curve for a label that is true, one
-    for a label that is false, and what a guess of 1/2 costs."""
+    """Plot binary cross-entropy in nats over the predicted probability, for a true and a false label, as a PNG."""
     p = torch.linspace(0.002, 0.998, 499, dtype=torch.float64)
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     for label, name, colour in ((1.0, "label true: -ln p", TRAIN), (0.0, "label false: -ln(1 - p)", VAL)):
         losses = binary_cross_entropy(p, torch.full_like(p, label), reduction="none")
         axes.plot(p.tolist(), losses.tolist(), color=colour, label=name)
-    axes.axhline(math.log(2), color=QUIET, ls="--", lw=1, label="a guess of 1/2: ln 2 = 0.693")
+    axes.axhline(math.log(2), color=GREY, ls="--", lw=1, label="p = 1/2: ln 2 = 0.693")
     axes.set(xlim=(0, 1), ylim=(0, 6.5), xlabel="predicted probability of true", ylabel="loss, nats")
-    axes.set_title("a confident error costs without bound", loc="left", fontsize=10)
+    axes.set_title("binary cross-entropy is unbounded", loc="left", fontsize=10)
     axes.legend(loc="upper center", frameon=False)
-    _open(axes)
+    _style(axes)
     _save(figure, out)
 
 
 def plot_coin_entropy(out: Path) -> None:
-    """Draw the entropy of a coin in bits over the probability of heads, as a PNG: 0 at both ends, 1 bit in between."""
+    """Plot the entropy of a coin in bits over the probability of heads, as a PNG."""
     heads = torch.linspace(0, 1, 401, dtype=torch.float64)
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -282,31 +303,35 @@ def plot_coin_entropy(out: Path) -> None:
         sides = {"ha": "center", "va": "top"} if p == 0.5 else {"ha": "left" if p < 0.5 else "right", "va": "center"}
         axes.annotate(f"{height:.3f}", (p, height), **place, **sides, fontsize=9)
     axes.set(xlim=(-0.01, 1.01), ylim=(0, 1.05), xlabel="probability of heads", ylabel="entropy, bits")
-    axes.set_title("entropy of a coin: most where either side is as likely", loc="left", fontsize=10)
-    _open(axes)
+    axes.set_title("entropy of a coin: highest for a fair one", loc="left", fontsize=10)
+    _style(axes)
     _save(figure, out)
 
 
 def plot_target_probabilities(before: Numbers, after: Numbers, vocab_size: int, out: Path) -> None:
-    """Draw what probability a model gave to each target of a batch, before and after training, as a PNG: every target
-    in its place in the batch, and what a guess among all `vocab_size` tokens gives."""
+    """Plot the probability of each target of a batch before and after training, as a PNG.
+
+    A dashed line marks the uniform distribution over `vocab_size` tokens.
+    """
     figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for probabilities, name, colour in ((before, "before training", QUIET), (after, "after training", TRAIN)):
+    for probabilities, name, colour in ((before, "before training", GREY), (after, "after training", TRAIN)):
         flat = torch.as_tensor(probabilities).detach().flatten().tolist()
         axes.plot(range(1, len(flat) + 1), flat, "o", color=colour, ms=4, label=name)
-    axes.axhline(1 / vocab_size, color=VAL, ls="--", lw=1, label=f"a guess: 1/{vocab_size:,} = {1 / vocab_size:.3g}")
+    axes.axhline(1 / vocab_size, color=VAL, ls="--", lw=1, label=f"uniform: 1/{vocab_size:,} = {1 / vocab_size:.3g}")
     axes.set_ylim(0, 1.03)
-    axes.set(xlabel="target of the batch", ylabel="its probability")
-    axes.set_title("what a model gives to the tokens that come", loc="left", fontsize=10)
+    axes.set(xlabel="target", ylabel="probability")
+    axes.set_title("probabilities of the targets", loc="left", fontsize=10)
     figure.legend(loc="outside right center", frameon=False)
-    _open(axes)
+    _style(axes)
     _save(figure, out)
 
 
 def plot_reliability(models: dict[str, Reliability], out: Path) -> None:
-    """Draw reliability diagrams side by side, titled with their names, as a PNG: the accuracy of each bin of confidence
-    beside the diagonal, on which a calibrated model lies, and below it the share of predictions in each bin."""
+    """Plot reliability diagrams side by side, titled with the models' names, as a PNG.
+
+    Bars show accuracy by bin of confidence; a calibrated model lies on the diagonal. Below: the share of predictions.
+    """
     figure = Figure(figsize=(4.4 * len(models), 5.2), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(models), squeeze=False, sharex=True, sharey="row", height_ratios=(4, 1))
     for (above, below), (name, found) in zip(panels.T, models.items(), strict=True):
@@ -318,14 +343,14 @@ def plot_reliability(models: dict[str, Reliability], out: Path) -> None:
         above.bar(
             middles, gaps, 0.92 / bins, accuracy, fc="none", ec=VAL, hatch="///", label="gap to the mean confidence"
         )
-        above.plot([0, 1], [0, 1], color=QUIET, ls="--", lw=1)
+        above.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1)
         above.set(xlim=(0, 1), ylim=(0, 1))
         error = found.expected_calibration_error
         above.set_title(f"{name}\nexpected calibration error {error:.3f}", loc="left", fontsize=10)
-        below.bar(middles, (found.count / found.count.sum()).tolist(), 0.92 / bins, color=QUIET)
+        below.bar(middles, (found.count / found.count.sum()).tolist(), 0.92 / bins, color=GREY)
         below.set_xlabel("confidence")
         for axes in (above, below):
-            _open(axes)
+            _style(axes)
     panels[0, 0].set_ylabel("accuracy")
     panels[1, 0].set_ylabel("share")
     panels[0, 0].legend(loc="upper left", frameon=False, fontsize=8)

@@ -1,4 +1,4 @@
-"""Pictures: that they show what the table says. What they look like is for eyes."""
+"""Plots show the figures of their tables. Their look is not tested."""
 
 import math
 
@@ -15,7 +15,7 @@ from gpt.text.tales import GrammarReport
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The axes of the figure that was saved last."""
+    """A dictionary with the axes of the last saved figure."""
     drawn = {}
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.update(axes=figure.axes) or save(figure, path))
@@ -23,7 +23,7 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.parametrize("floor", [None, np.array([10.0, 14.0])])
-def test_loss_plot_draws_each_figure_of_the_table(tmp_path, drawn, floor):
+def test_loss_plot(tmp_path, drawn, floor):
     metrics, out = tmp_path / "metrics.csv", tmp_path / "loss.png"
     CSVLog.create(metrics)
     for step, train, val in ((0, None, 4.0), (10, 3.0, None), (20, 2.0, 2.5)):
@@ -43,18 +43,18 @@ def test_loss_plot_draws_each_figure_of_the_table(tmp_path, drawn, floor):
         if floor is not None and axes is not drawn["axes"][2]:
             assert heights[2] == pytest.approx(level(1.2))
         named = {text.get_text().split()[0]: text.get_position()[1] for text in axes.texts}
-        assert set(named) == {"uniform", "trigram", *(["floor"] if len(heights) == 3 else [])}
+        assert set(named) == {"uniform", "trigram", *(["entropy"] if len(heights) == 3 else [])}
         uniform = axes.transAxes.inverted().transform(axes.transData.transform((0, level(math.log(65)))))[1]
-        assert named["uniform"] == pytest.approx(uniform, abs=0.01), "a level that stands alone is named at its height"
+        assert named["uniform"] == pytest.approx(uniform, abs=0.01), "a label is at the height of its line"
     assert [axes.get_yscale() for axes in drawn["axes"]] == ["linear", "log", "log"][: len(panels)]
 
 
-def test_verdicts_are_drawn_as_shares_that_add_up(tmp_path, drawn):
-    verdicts = {
+def test_grammar_reports_are_drawn_as_shares_that_add_up(tmp_path, drawn):
+    reports = {
         1000: GrammarReport(10, 2, 2, -70.0, {"order": 5, UNKNOWN: 3}),
         2000: GrammarReport(10, 7, 7, -70.0, {"thing": 1, "order": 2}),
     }
-    plots.plot_verdicts(verdicts, tmp_path / "learnt.png")
+    plots.plot_grammar_reports(reports, tmp_path / "learnt.png")
     assert (tmp_path / "learnt.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = drawn["axes"]
     tops = {}
@@ -72,7 +72,7 @@ def test_read_metrics_of_an_empty_table(tmp_path):
     assert plots.read_metrics(tmp_path / "metrics.csv") == {}
 
 
-def test_benchmark_bars_are_speeds_beside_gpts(tmp_path, drawn):
+def test_benchmark_bars_are_speeds_relative_to_gpt(tmp_path, drawn):
     rows = [
         {"case": "a", "contender": "gpt", "times_gpt": 1.0, "rate": "9 tokens/s"},
         {"case": "a", "contender": "plain", "times_gpt": 4.0, "rate": "2 tokens/s"},

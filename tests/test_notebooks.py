@@ -94,7 +94,11 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse("\n".join(re.sub(r"^(\s*)[!%].*", r"\1pass", line) for line in lines))
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, *SOLUTIONS, FOLDER / "README.md", ROOT / "docs" / "glossary.md"], ids=str)
+@pytest.mark.parametrize(
+    "path",
+    [*NOTEBOOKS, *SOLUTIONS, FOLDER / "README.md", ROOT / "docs" / "glossary.md"],
+    ids=lambda path: path.parent.name + "/" + path.name,
+)
 def test_links_exist(path):
     text = prose(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):

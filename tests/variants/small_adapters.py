@@ -39,5 +39,5 @@ def close(dtype, expected=None):
     Two ways to compute them differ by about sqrt(1000) roundings in each of some 25 products; norms and softmaxes
     amplify that tenfold. A wrong formula is wrong in the first digits.
     """
-    size = 1.0 if expected is None else float(expected.abs().max())
+    size = 1.0 if expected is None else expected.detach().abs().max().item()
     return {"rtol": 0, "atol": 8000 * torch.finfo(dtype).eps * size}

@@ -21,6 +21,10 @@ SMALL = {
 }  # fmt: skip
 
 
+# Three layers of sums of 64 products differ by thousands of roundings at most; a wrong formula by far more.
+EPS = torch.finfo(torch.float64).eps
+
+
 def small(**changes):
     return GPTModel({**SMALL, **changes}).double()
 
@@ -36,7 +40,7 @@ def tokens(*shape):
 
 
 def assert_close(a, b, **kwargs):
-    torch.testing.assert_close(a, b, **{"rtol": 1e-10, "atol": 1e-10, **kwargs})
+    torch.testing.assert_close(a, b, **{"rtol": 1e5 * EPS, "atol": 1e5 * EPS, **kwargs})
 
 
 def assert_same_module(ours, theirs, x, pairs=()):
@@ -73,11 +77,16 @@ def test_parameter_counts(config, count):
         assert GPTModel(config).num_parameters() == count
 
 
-@ROOMS
-def test_the_worked_example(implementation):
-    """Raschka 2024, chapter 5: two texts of three tokens, an untrained model of GPT-2's smallest size."""
+@pytest.fixture(scope="module")
+def untrained_124m():
     torch.manual_seed(123)
-    model = GPTModel({**GPT_CONFIG_124M, "context_length": 256, "implementation": implementation}).eval()
+    return GPTModel({**GPT_CONFIG_124M, "context_length": 256}).eval()
+
+
+@ROOMS
+def test_the_worked_example(implementation, untrained_124m):
+    """Raschka 2024, chapter 5: two texts of three tokens, an untrained model of GPT-2's smallest size."""
+    model = using(implementation, untrained_124m)
     inputs = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])  # "every effort moves", "I really like"
     targets = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])  # " effort moves you", " really like chocolate"
     tokenizer = get_tokenizer("gpt2")
@@ -95,10 +104,14 @@ def test_the_worked_example(implementation):
         assert loss.item() == pytest.approx(10.7940, abs=5e-5)
         assert loss.exp().item() == pytest.approx(48725.82, abs=0.05)  # one float32 step of the loss is 0.046
         assert token_ids_to_text(probabilities[0].argmax(dim=-1), tokenizer) == " Armed heNetflix"
-        idx = text_to_token_ids("Every effort moves you", tokenizer)
-        written = token_ids_to_text(generate_text_simple(model, idx, 10, 256), tokenizer)
-        assert written == "Every effort moves you rentingetic wasnم refres RexMeCHicular stren"
-        assert model.double()(inputs, targets).exp().item() == pytest.approx(48725.82, abs=0.005)
+
+
+def test_the_untrained_models_text(untrained_124m):
+    """Raschka 2024, chapter 5: ten tokens after "Every effort moves you", each the most probable one."""
+    tokenizer = get_tokenizer("gpt2")
+    idx = text_to_token_ids("Every effort moves you", tokenizer)
+    text = token_ids_to_text(generate_text_simple(using("fused", untrained_124m), idx, 10, 256), tokenizer)
+    assert text == "Every effort moves you rentingetic wasnم refres RexMeCHicular stren"
 
 
 def test_a_checkpoint_in_the_books_layout_loads_with_strict():
@@ -248,11 +261,11 @@ def test_whole_model_against_transformers(implementation, tied):
     assert_close(ours.trf_blocks[0].att.W_key.weight.grad, theirs.transformer.h[0].attn.c_attn.weight.grad[:, 16:32].T)
 
 
-# --- what the forward promises ----------------------------------------------------------------------------------------
+# --- the forward pass ----------------------------------------------------------------------------------------
 
 
 @ROOMS
-def test_no_token_sees_a_later_one(implementation):
+def test_causal_mask_hides_later_tokens(implementation):
     model = small(implementation=implementation).eval()
     ids = tokens(1, 12)
     before = model(ids)
@@ -302,7 +315,7 @@ def test_positions_pick_rows_of_the_position_table():
 @ROOMS
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6]])
 @pytest.mark.parametrize(("grad", "qkv_bias"), [(True, True), (False, False)])
-def test_a_cache_changes_nothing(implementation, pieces, grad, qkv_bias):
+def test_cached_logits_equal_uncached_logits(implementation, pieces, grad, qkv_bias):
     model = small(implementation=implementation, qkv_bias=qkv_bias).eval()
     ids = tokens(2, 12)
     cache = KVCache(model.config.n_layers, 12)
@@ -325,7 +338,7 @@ def test_loss_reductions_and_ignored_targets(implementation):
     assert_close(model(ids, targets), losses.sum() / 10)
 
 
-def test_a_loss_over_nothing_is_an_error():
+def test_all_targets_ignored_is_an_error():
     with pytest.raises(ValueError, match="no target counts"):
         small()(tokens(1, 3), torch.full((1, 3), -100))
 
@@ -333,7 +346,7 @@ def test_a_loss_over_nothing_is_an_error():
 @pytest.mark.parametrize(
     "kwargs", [{"mask": "causl"}, {"mask": torch.ones(3, 3)}, {"reduction": "men", "targets": torch.ones(1, 3).long()}]
 )
-def test_a_mistyped_argument_does_not_pass_for_another(kwargs):
+def test_invalid_arguments_are_errors(kwargs):
     with pytest.raises(ValueError, match=r"mask|reduction"):
         small()(tokens(1, 3), **kwargs)
 
@@ -370,7 +383,7 @@ def test_gpt2_initialisation():
     assert not model.trf_blocks[0].att.W_query.bias.any()
 
 
-def test_lecun_initialisation_keeps_the_variance_of_what_passes_through():
+def test_lecun_initialisation_preserves_variance():
     model = GPTModel(GPTConfig(512, 64, 256, 4, 8, 0.0, True, True, "lecun"))
     assert model.tok_emb.weight.std().item() == pytest.approx(0.02, rel=0.02)
     x = torch.randn(2000, 256)
@@ -398,8 +411,8 @@ def test_dict_and_config_make_the_same_model():
 
 @ROOMS
 @pytest.mark.parametrize("tie", [True, False])
-def test_a_tied_weights_gradient_is_whole(implementation, tie):
-    """That of the embedding and that of the head, summed; autograd's own over a copy of the weight for each."""
+def test_gradient_of_a_tied_weight(implementation, tie):
+    """The sum of the embedding's gradient and the head's, as from two separate copies of the weight."""
     model = small(implementation=implementation, tie_embeddings=tie)
     ids = tokens(2, 8)
     for reduction in ("mean", "sum", "none"):
@@ -415,15 +428,15 @@ def test_a_tied_weights_gradient_is_whole(implementation, tie):
         assert_close(model.tok_emb.weight.grad, 2 * expected)
 
 
-def test_hidden_states_alone_give_a_gradient_that_is_whole_too():
+def test_gradient_of_hidden_states_is_dense():
     model = small(tie_embeddings=True)
     model(tokens(1, 5))
     model.hidden_states(tokens(1, 5)).sum().backward()
     assert not model.tok_emb.weight.grad.is_sparse
 
 
-def test_both_rooms_train_alike():
-    """The same weights, data and steps through both rooms at dropout 0: the same losses."""
+def test_both_implementations_train_alike():
+    """Same weights, data and steps, without dropout: the same losses."""
     curves = []
     for implementation in ("reference", "fused"):
         torch.manual_seed(3)
@@ -436,12 +449,14 @@ def test_both_rooms_train_alike():
             losses.append(loss.item())
             optimizer.zero_grad(), loss.backward(), optimizer.step()
         curves.append(losses)
-    assert curves[0] == pytest.approx(curves[1], abs=1e-9)
+    assert curves[0] == pytest.approx(
+        curves[1], rel=1e6 * torch.finfo(torch.float64).eps
+    )  # rounding grows over 20 steps
     assert curves[0][-1] < curves[0][0] - 0.3
 
 
-def test_the_compiler_sees_one_graph(monkeypatch):
-    """A question that it cannot answer, or a branch on data, would cut the graph, and cost more than it gains."""
+def test_compiled_model_is_one_graph(monkeypatch):
+    """A branch on data, or a call that it cannot trace, would split the graph."""
     monkeypatch.setattr(ops.fused, "ONEDNN_MIN_NUMEL", 0)
     model = GPTModel(GPTConfig(**{**SMALL, "n_layers": 1, "tie_embeddings": True}))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -455,7 +470,7 @@ def test_the_compiler_sees_one_graph(monkeypatch):
         torch.testing.assert_close(ours, eager)
 
 
-def test_both_rooms_train_alike_in_float32():
+def test_both_implementations_train_alike_in_float32():
     """The losses of twenty steps in float32, with weights large enough for each kernel of the fused room."""
     losses = {}
     batches = torch.randint(700, (20, 4, 33), generator=torch.Generator().manual_seed(1))

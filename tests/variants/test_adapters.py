@@ -115,7 +115,7 @@ def own_weights(run, which="last"):
     return safetensors.torch.load_file(RunFolder(run).find(which) / "model.safetensors")
 
 
-def test_checkpoints_hold_what_is_trained_and_the_rest_is_written_once(config, base, tmp_path):
+def test_checkpoints_hold_trained_weights_and_frozen_ones_are_saved_once(config, base, tmp_path):
     trainer = train(config, tmp_path / "run")
     run, plain = RunFolder(tmp_path / "run"), RunFolder(base).load("best").weights
     assert own_weights(run.path).keys() == trained(trainer.objective.model).keys()
@@ -131,14 +131,14 @@ def test_checkpoints_hold_what_is_trained_and_the_rest_is_written_once(config, b
     assert len(list(run.path.rglob("frozen.safetensors"))) == 1
 
 
-def test_a_run_without_an_adapter_has_nothing_frozen(tiny_config, tmp_path):
+def test_run_without_an_adapter_has_no_frozen_file(tiny_config, tmp_path):
     run = train(change(tiny_config, max_steps=1), tmp_path / "run").run
     assert not run.frozen.exists()
     assert run.load().state["frozen"] == ""
     resume_run(run.path, run.config(), quiet)
 
 
-def test_stopped_anywhere_it_ends_in_the_same_bits_without_its_base(config, base, tmp_path):
+def test_resumed_run_needs_no_base_and_gives_the_same_bits(config, base, tmp_path):
     train(config, tmp_path / "truth")
     gone = tmp_path / "base"
     shutil.copytree(base, gone)
@@ -157,7 +157,7 @@ def test_stopped_anywhere_it_ends_in_the_same_bits_without_its_base(config, base
     assert a.state["frozen"] == b.state["frozen"] != ""
 
 
-def test_killed_at_any_call_of_its_first_save_it_is_whole_or_not_there(config, tmp_path):
+def test_first_save_is_atomic(config, tmp_path):
     trainer = train(change(config, max_steps=1, eval_every=0), tmp_path / "run")
     run, deaths, whole = trainer.run, 0, 0
 
@@ -178,7 +178,7 @@ def test_killed_at_any_call_of_its_first_save_it_is_whole_or_not_there(config, t
     assert 0 < whole < deaths
 
 
-def test_killed_between_the_frozen_weights_and_the_checkpoint(config, tmp_path, monkeypatch):
+def test_kill_between_frozen_weights_and_checkpoint(config, tmp_path, monkeypatch):
     train(config, tmp_path / "truth")
     with monkeypatch.context() as patch, pytest.raises(Killed):
 
@@ -197,7 +197,7 @@ def test_killed_between_the_frozen_weights_and_the_checkpoint(config, tmp_path, 
 
 
 @pytest.mark.parametrize("damage", ["flip", "empty", "delete", "exchange"])
-def test_frozen_weights_that_are_not_what_was_written(config, base, tmp_path, damage):
+def test_damaged_frozen_weights_are_refused(config, base, tmp_path, damage):
     run = train(change(config, max_steps=2), tmp_path / "run").run
     content = bytearray(run.frozen.read_bytes())
     content[-100] ^= 1
@@ -215,7 +215,7 @@ def test_frozen_weights_that_are_not_what_was_written(config, base, tmp_path, da
             act()
 
 
-def test_a_loaded_run_predicts_what_the_trained_one_did(config, prepared, tmp_path):
+def test_loaded_run_gives_the_same_logits(config, prepared, tmp_path):
     trainer = train(config, tmp_path / "run")
     ids = torch.tensor(prepared.val.tokens[:16].astype(int))[None]
     logits = trainer.objective.model.eval()(ids)
@@ -230,7 +230,7 @@ def test_a_loaded_run_predicts_what_the_trained_one_did(config, prepared, tmp_pa
     assert "".join(objective.generate_text("on the", tokenizer, False, 20, temperature=0)).startswith("on the")
 
 
-def test_a_run_starts_from_a_merged_one_but_from_no_prefix(config, prepared, tmp_path):
+def test_run_can_start_from_a_lora_run_but_not_from_a_prefix(config, prepared, tmp_path):
     train(config, tmp_path / "run")
     after = change(config, init_from=str(tmp_path / "run"), adapter=AdapterConfig(), max_steps=1)
     if config.adapter is PREFIX:
@@ -243,7 +243,7 @@ def test_a_run_starts_from_a_merged_one_but_from_no_prefix(config, prepared, tmp
     assert len(trained(objective)) == len(list(objective.parameters()))
 
 
-def test_the_plan_counts_what_is_trained(config, prepared):
+def test_plan_counts_only_trained_parameters(config, prepared):
     filled, _ = resolve_config(config, prepared)
     model = adapt(create_model(filled.model), filled.adapter)
     own, plain = estimate(filled), estimate(change(filled, adapter=AdapterConfig()))
@@ -256,10 +256,10 @@ def test_the_plan_counts_what_is_trained(config, prepared):
     assert plain.memory["gradients"] == 4 * plain.n_parameters
 
 
-# --- the run that another starts from ---------------------------------------------------------------------------------
+# --- init_from ---------------------------------------------------------------------------------
 
 
-def test_the_shape_of_a_model_is_that_of_the_run_it_starts_from(tiny_config, prepared, base):
+def test_model_shape_comes_from_init_from(tiny_config, prepared, base):
     left_out = GPTConfig(vocab_size=0, drop_rate=0.25, implementation="reference")
     found = resolve_config(change(tiny_config, init_from=str(base), model=left_out), prepared)[0].model
     assert found == dataclasses.replace(load_model(base)[0].config, drop_rate=0.25, implementation="reference")
@@ -279,13 +279,13 @@ def test_the_shape_of_a_model_is_that_of_the_run_it_starts_from(tiny_config, pre
         ({"backbone": "lstm"}, "model.backbone is 'lstm', but 'gpt'"),
     ],
 )
-def test_a_model_of_another_shape_is_refused(tiny_config, prepared, base, setting, words):
+def test_other_model_shape_is_refused(tiny_config, prepared, base, setting, words):
     model = GPTConfig(**{"vocab_size": 0, **setting})
     with pytest.raises(ValueError, match=words):
         resolve_config(change(tiny_config, init_from=str(base), model=model), prepared)
 
 
-def test_other_tokens_an_unknown_run_and_none_are_refused(tiny_config, prepared, base, tmp_path):
+def test_invalid_init_from_is_refused(tiny_config, prepared, base, tmp_path):
     with pytest.raises(ValueError, match="unknown run 'nowhere'"):
         resolve_config(change(tiny_config, init_from="nowhere"), prepared)
     with pytest.raises(ValueError, match=r"adapter 'lora' needs a model to adapt: .* init_from"):
@@ -296,7 +296,7 @@ def test_other_tokens_an_unknown_run_and_none_are_refused(tiny_config, prepared,
         resolve_config(left_out, story)
 
 
-def test_an_objectives_token_that_the_run_lacks_is_named(tiny_config, prepared, base, monkeypatch):
+def test_missing_special_token_is_named(tiny_config, prepared, base, monkeypatch):
     monkeypatch.setattr("gpt.objectives.NextToken.special_tokens", ("[SEP]",))
     with pytest.raises(ValueError, match=r"has no token \[SEP\], which objective.name 'next_token' adds"):
         resolve_config(change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0)), prepared)

@@ -32,7 +32,7 @@ def rounded_product(x, weight, bias, levels):
 
 @here
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5)])
-def test_a_layer_computes_with_rounded_numbers(shape):
+def test_layer_computes_with_rounded_numbers(shape):
     torch.manual_seed(0)
     layer = torch.nn.Linear(32, 24)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_a_layer_computes_with_rounded_numbers(shape):
 
 
 @here
-def test_the_model_shares_what_is_not_rounded_and_stays_close(model):
+def test_model_shares_embeddings_and_stays_close(model):
     ids = torch.randint(0, 61, (3, 12))
     before = {name: w.clone() for name, w in model.state_dict().items()}
     int8 = Int8GPTModel(model)
@@ -68,7 +68,7 @@ def test_the_model_shares_what_is_not_rounded_and_stays_close(model):
 
 
 @here
-def test_losses_are_those_of_its_logits(model, monkeypatch):
+def test_losses_match_the_logits(model, monkeypatch):
     monkeypatch.setattr("gpt.ops.fused.MAX_LOGITS", 61 * 36)  # one chunk: the scale of what is read is one for it
     int8 = Int8GPTModel(model)
     ids, targets = torch.randint(0, 61, (2, 3, 12))
@@ -84,7 +84,7 @@ def test_losses_are_those_of_its_logits(model, monkeypatch):
 
 
 @here
-def test_it_writes_as_the_oracle_does_with_the_same_weights(model):
+def test_generation_follows_the_logits(model):
     """One row: the prompt is one token, since the scale of what is read belongs to all that is read at once."""
     int8 = Int8GPTModel(model)
     cached = generate(int8, torch.tensor([[3]]), 11, temperature=0)
@@ -96,7 +96,7 @@ def test_it_writes_as_the_oracle_does_with_the_same_weights(model):
 
 
 @here
-def test_it_refuses_to_be_trained(model):
+def test_training_is_refused(model):
     int8 = Int8GPTModel(model)
     with pytest.raises(ValueError, match="no gradient: train the float32 model"):
         int8.train()
@@ -104,7 +104,7 @@ def test_it_refuses_to_be_trained(model):
 
 
 @here
-def test_models_that_have_no_int8_weights(model):
+def test_unsupported_models_are_refused(model):
     with pytest.raises(ValueError, match="need a GPTModel, not LSTMModel"):
         Int8GPTModel(LSTMModel(GPTConfig(vocab_size=61, emb_dim=32, n_heads=2, n_layers=1, backbone="lstm")))
     with pytest.raises(ValueError, match=r"float32 model on device cpu, not torch\.float64"):
@@ -114,7 +114,7 @@ def test_models_that_have_no_int8_weights(model):
         Int8GPTModel(model)
 
 
-def test_a_build_without_the_product_is_told_apart(model, monkeypatch):
+def test_missing_int8_product_is_named(model, monkeypatch):
     def linear_prepack(*args):
         raise RuntimeError("Didn't find engine for operation quantized::linear_prepack NoQEngine")
 

@@ -12,7 +12,7 @@ A value of 0 or "" may mean "decide later". `gpt.exchange.models.resolve_config`
 import dataclasses
 import math
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -279,42 +279,3 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def to_toml(config: TrainConfig) -> str:
     """Return all settings as TOML text, defaults included."""
     return f"# Edit a setting and resume: --resume uses this file.\n\n{tomli_w.dumps(asdict(config))}"
-
-
-# --- resuming ---------------------------------------------------------------------------------------------------------
-
-# Duration, learning rate, reports, the data's location and the hardware may change. A change of device, dtype, compile
-# or parallel changes rounding: the run then continues, but not bit for bit.
-CHANGEABLE_ON_RESUME = {
-    "max_steps", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
-    "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints", "sample_every",
-    "sample_prompt", "data.path", "device", "dtype", "compile", "recompute", "parallel",
-}  # fmt: skip
-
-
-def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
-    """Return `after`, with what it leaves open filled in from `before`, the config of the run that is resumed.
-
-    Raises ValueError for a setting that must not change.
-    """
-    model = asdict(after.model)
-    for name, default in asdict(GPTConfig()).items():
-        if (after.init_from and model[name] == default) or (name == "vocab_size" and not model[name]):
-            model[name] = getattr(before.model, name)
-    objective = after.objective
-    if objective.teacher == before.objective.teacher.rpartition(":")[0]:  # without the checkpoint, RUN:step-NNNNNN
-        objective = replace(objective, teacher=before.objective.teacher)
-    optim = replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps)
-    after = replace(after, model=GPTConfig(**model), objective=objective, optim=optim)
-    changeable = CHANGEABLE_ON_RESUME
-    if before.batch_size * before.grad_accum_steps == after.batch_size * after.grad_accum_steps:
-        changeable = changeable | {"batch_size", "grad_accum_steps"}  # same steps, split differently
-    for name, (old, new) in differences(before.flat(), after.flat()).items():
-        if name not in changeable:
-            raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")
-    return after
-
-
-def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the values that differ, by name: (before, after)."""
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt.checkpoint import Checkpoint, RunFolder, frozen_names, named_weights
-from gpt.config import TrainConfig, differences
+from gpt.config import TrainConfig
 from gpt.data import ExampleSampler
 from gpt.loss import Evaluation, perplexity
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
@@ -274,8 +274,9 @@ class Trainer:
             set_random_state(saved["random"][self.ctx.rank], self.device)
         for name in COUNTERS:
             setattr(self, name, state[name])
-        for name, (before, now) in differences(state["environment"], self._environment).items():
-            self.log(f"{name}: {before} → {now}; the last digits of the results may differ")
+        for name, now in self._environment.items():
+            if (before := state["environment"][name]) != now:
+                self.log(f"{name}: {before} → {now}; the last digits of the results may differ")
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

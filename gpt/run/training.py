@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gpt.checkpoint import Checkpoint, RunFolder, load_weights
-from gpt.config import TrainConfig, check_resumable, differences, to_toml
+from gpt.config import GPTConfig, TrainConfig, to_toml
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.objectives.objective import example_rng
 from gpt.planning.plan import plan_or_raise
@@ -140,3 +142,42 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
     folder.write_tokenizer(trainer.data.tokenizer)
     write_text(folder.config_file, to_toml(trainer.config))  # the next --resume starts from these settings
+
+
+# --- settings on resume -----------------------------------------------------------------------------------------------
+
+# Duration, learning rate, reports, the data's location and the hardware may change. A change of device, dtype, compile
+# or parallel changes rounding: the run then continues, but not bit for bit.
+CHANGEABLE_ON_RESUME = {
+    "max_steps", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
+    "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints", "sample_every",
+    "sample_prompt", "data.path", "device", "dtype", "compile", "recompute", "parallel",
+}  # fmt: skip
+
+
+def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
+    """Return `after`, with what it leaves open filled in from `before`, the config of the run that is resumed.
+
+    Raises ValueError for a setting that must not change.
+    """
+    model = asdict(after.model)
+    for name, default in asdict(GPTConfig()).items():
+        if (after.init_from and model[name] == default) or (name == "vocab_size" and not model[name]):
+            model[name] = getattr(before.model, name)
+    objective = after.objective
+    if objective.teacher == before.objective.teacher.rpartition(":")[0]:  # without the checkpoint, RUN:step-NNNNNN
+        objective = replace(objective, teacher=before.objective.teacher)
+    optim = replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps)
+    after = replace(after, model=GPTConfig(**model), objective=objective, optim=optim)
+    changeable = CHANGEABLE_ON_RESUME
+    if before.batch_size * before.grad_accum_steps == after.batch_size * after.grad_accum_steps:
+        changeable = changeable | {"batch_size", "grad_accum_steps"}  # same steps, split differently
+    for name, (old, new) in differences(before.flat(), after.flat()).items():
+        if name not in changeable:
+            raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")
+    return after
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values that differ, by name: (before, after)."""
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

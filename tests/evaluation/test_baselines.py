@@ -436,7 +436,7 @@ def test_create_model_makes_the_backbone_that_is_named():
 
 @pytest.mark.parametrize("backbone", ["gpt", "lstm"])
 def test_a_model_without_a_vocabulary_is_refused(backbone):
-    with pytest.raises(ValueError, match="vocab_size 0"):
+    with pytest.raises(ValueError, match="vocab_size is 0"):
         create_model(GPTConfig(**{**LSTM, "vocab_size": 0, "backbone": backbone}))
 
 

@@ -294,10 +294,10 @@ def test_calibration_equals_a_loop_over_the_bins(bins):
 def test_label_smoothing_calibrates_an_overconfident_model():
     first = transition_matrix(1)
     inputs, targets = split_examples(sample_words(first, 2001, seed=4))
-    text = sample_words(first, 400, seed=3)
+    text = sample_words(first, 130, seed=3)
     errors = []
     for smoothing in (0.0, 0.2):
-        logits = train_gpt(text, 60, smoothing)(inputs)
+        logits = train_gpt(text, 45, smoothing)(inputs)
         errors.append(info.expected_calibration_error(logits, targets, from_logits=True))
     assert errors[1] < 0.8 * errors[0] and errors[0] > 0.1
 

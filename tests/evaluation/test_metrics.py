@@ -94,8 +94,8 @@ NAN = torch.tensor([[0.0, math.nan], [0.0, 1.0]])
 @pytest.mark.parametrize(
     ("logits", "targets", "k", "error", "words"),
     [
-        (torch.zeros(2, 3), torch.full((2,), -100), 1, ValueError, "no target counts"),
-        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), 1, ValueError, "no target counts"),
+        (torch.zeros(2, 3), torch.full((2,), -100), 1, ValueError, "all targets are ignored"),
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), 1, ValueError, "all targets are ignored"),
         (torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 0, ValueError, "k must be at least 1, not 0"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), 1, ValueError, r"do not fit: \(2, 3\) and \(3,\)"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), 1, ValueError, "outside the vocabulary of 3 tokens"),
@@ -144,7 +144,7 @@ def test_averages_by_hand():
     ("arguments", "words"),
     [
         (([], []), "no prediction"),
-        (("ab", "a"), "2 predictions do not fit 1 true"),
+        (("ab", "a"), "2 predictions but 1 true"),
         (("a", "a", "mean"), "not 'mean'"),
         (("a", "a", None, []), "no labels"),
     ],
@@ -289,12 +289,12 @@ def test_bleu_by_hand():
 @pytest.mark.parametrize(
     ("hypotheses", "references", "words"),
     [
-        ([], [], "no hypothesis"),
-        (["a"], [], "1 hypotheses do not fit the references of 0"),
+        ([], [], "no hypotheses"),
+        (["a"], [], "1 hypotheses but references for 0"),
         (["a"], [[]], "no reference"),
-        ("a", [["a"]], "not a text"),
-        (["a"], ["a"], "not a text"),
-        (["a"], "a", "not a text"),
+        ("a", [["a"]], "must be a list of texts"),
+        (["a"], ["a"], "must be a list of texts"),
+        (["a"], "a", "must be a list of texts"),
     ],
 )
 def test_corpora_that_mean_nothing(hypotheses, references, words):

@@ -40,7 +40,7 @@ faults: .venv/installed
 	"$(BIN)" tests/faults_together.py
 
 scaling: .venv/installed
-	"$(BIN)" benchmarks/foretold.py
+	"$(BIN)" benchmarks/plan_accuracy.py
 	"$(BIN)" benchmarks/scaling.py
 	"$(BIN)" benchmarks/scaling.py shakespeare
 

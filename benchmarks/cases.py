@@ -1,4 +1,4 @@
-"""What is timed: the cases, their shapes and their contenders. Nothing heavy is imported here."""
+"""The benchmark's cases: their shapes and contenders. Imports nothing heavy."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from gpt.config import GPTConfig
 TRAIN = ("gpt", "transformers", "transformers tuned", "plain")
 DECODE = ("gpt", "gpt int8", "transformers", "transformers tuned", "plain")
 PREPARE = ("gpt", "tiktoken")
-NEEDS = ("transformers", "tiktoken")  # contenders that are packages of that name, which may not be installed
+NEEDS = ("transformers", "tiktoken")  # optional packages, by the contender's name
 
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work, done by several contenders.
+    """A piece of work that several contenders do.
 
     A train case takes optimizer steps on `batch_size` windows of `n_tokens` tokens; a decode case continues one
     sequence of `n_tokens` by `n_new`; a prepare case turns `megabytes` of text into token files.
@@ -21,17 +21,17 @@ class Case:
 
     title: str
     contenders: tuple[str, ...]
-    seconds: float  # what each contender takes about, on two cores, its start included
+    seconds: float  # per contender on two cores, its start included
     model: GPTConfig | None = None
     batch_size: int = 1
     n_tokens: int = 0
     n_new: int = 0
     megabytes: float = 0.0
-    warmup: int = 1  # how often before the clock counts ...
-    steps: int = 1  # ... and after
+    warmup: int = 1  # untimed runs
+    steps: int = 1  # timed runs
 
     def quick(self) -> "Case":
-        """The same at a shape of milliseconds, to see that it works."""
+        """Return the case at a shape that takes milliseconds, for a smoke test."""
         model = self.model and _model(vocab_size=300, context_length=64, emb_dim=64, n_heads=2, n_layers=2)
         small = {"batch_size": min(self.batch_size, 2), "n_tokens": min(self.n_tokens, 32), "n_new": min(self.n_new, 8)}
         return dataclasses.replace(
@@ -40,21 +40,19 @@ class Case:
 
 
 def _model(**shape: int) -> GPTConfig:
-    """GPT-2 of a shape: with its biases, its tied head and its initial weights, without dropout."""
+    """Return a GPT-2 of a shape: biases, tied head, GPT-2's initial weights, no dropout."""
     return GPTConfig(drop_rate=0.0, qkv_bias=True, tie_embeddings=True, init="gpt2", **shape)
 
 
 GPT2 = _model(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12)
 MIDDLE = _model(vocab_size=50257, context_length=256, emb_dim=384, n_heads=6, n_layers=6)
-ONEDNN_MIN_NUMEL = _model(vocab_size=65, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
+SMALL = _model(vocab_size=65, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
 
 CASES = {
     "train-124m": Case("training, 124M parameters, 4 x 256 tokens", TRAIN, 25, GPT2, 4, 256, steps=2),
     "train-30m": Case("training, 30M parameters, 8 x 256 tokens", TRAIN, 14, MIDDLE, 8, 256, steps=3),
-    "train-0.8m": Case(
-        "training, 0.8M parameters, 12 x 64 tokens", TRAIN, 7, ONEDNN_MIN_NUMEL, 12, 64, warmup=20, steps=150
-    ),
+    "train-0.8m": Case("training, 0.8M parameters, 12 x 64 tokens", TRAIN, 7, SMALL, 12, 64, warmup=20, steps=150),
     "decode": Case("decoding, 124M parameters, one sequence", DECODE, 22, GPT2, 1, 32, n_new=96),
     "prepare": Case("data preparation, GPT-2's tokens", PREPARE, 10, megabytes=32, warmup=0),
 }
-QUICK = ("train-0.8m", "decode", "prepare")  # what --quick takes where --cases says nothing
+QUICK = ("train-0.8m", "decode", "prepare")  # the default of --quick

@@ -1,7 +1,7 @@
-"""What runs in a process of its own: one contender does one case's work, and prints its times as a line of JSON.
+"""Run one contender on one case in its own process, and print its times as a line of JSON.
 
-Each contender works as its users run it. "gpt" calls `tune()` before the first tensor, as all scripts of this
-project do; of the others only those named "tuned" do. A training step is forward, backward, clipping and AdamW:
+Each contender runs as its users run it. "gpt" calls `set_allocator_flags()` before the first tensor, as all scripts of
+this project do; of the others only those named "tuned" do. A training step is forward, backward, clipping and AdamW:
 
     gpt             the Trainer's step: its objective, optimizer and clipping; a test holds it to the Trainer's bits
     transformers    GPT2LMHeadModel with the fused AdamW and without the cache, the defaults of its Trainer, whose loop
@@ -38,7 +38,7 @@ Writer = Callable[[Tensor, int], Tensor]  # a prompt (1, T), how many tokens mor
 
 
 def gpt_step(config: GPTConfig) -> tuple[nn.Module, Step]:
-    """This project's model and its training step, as gpt/trainer.py has it."""
+    """Return this project's model and its training step, the same as the Trainer's."""
     from gpt.objectives.next_token import NextToken
     from gpt.optim import create_optimizer, scale_and_clip
 
@@ -104,7 +104,7 @@ STEPS = {"gpt": gpt_step, "transformers": transformers_step, "plain": plain_step
 
 
 def train(case: Case, contender: str) -> dict:
-    """Optimizer steps on one batch of random tokens, which each contender begins to learn by heart."""
+    """Time optimizer steps on one batch of random tokens, which each contender begins to memorise."""
     model, step = STEPS[contender](case.model)
     windows = torch.randint(case.model.vocab_size, (case.batch_size, case.n_tokens + 1))
     inputs, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
@@ -118,14 +118,14 @@ def train(case: Case, contender: str) -> dict:
 
 
 def check(config: GPTConfig, model: nn.Module, losses: list[float]) -> None:
-    """ValueError unless a model was the config's and learnt something, beginning with a guess among all tokens."""
+    """Raise ValueError unless the model has the config's size, starts at the uniform loss and improves."""
     if count(model) != (expected := sum(count_parameters(config).values())):
         raise ValueError(f"{count(model):,} parameters are not the {expected:,} of the others")
     uniform = math.log(config.vocab_size)
     if not abs(losses[0] - uniform) < 0.1 * uniform:
-        raise ValueError(f"the first loss, {losses[0]:.3f}, is not that of a guess, {uniform:.3f}")
+        raise ValueError(f"the first loss, {losses[0]:.3f}, is not the uniform loss, {uniform:.3f}")
     if not losses[-1] < losses[0]:
-        raise ValueError(f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f}: nothing was learnt")
+        raise ValueError(f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f}: the model learned nothing")
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def prepare(case: Case, contender: str, text: Path, folder: Path) -> dict:
 
 
 def timed(work: Callable[[], object], case: Case) -> float:
-    """The median time of the case's steps, in seconds, after those that only warm up."""
+    """Return the median time of the case's steps in seconds, after its warm-up runs."""
     seconds = []
     for _ in range(case.warmup + case.steps):
         start = time.perf_counter()
@@ -233,12 +233,12 @@ def timed(work: Callable[[], object], case: Case) -> float:
 
 
 def count(model: nn.Module) -> int:
-    """How many numbers are learned; a tied weight counts once."""
+    """Return the number of parameters; a tied weight counts once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def peak_bytes() -> int:
-    """The most memory that this process, or the largest of its children, has had in RAM, as the system counts it."""
+    """Return the peak resident memory in bytes of this process or its largest child."""
     if sys.platform == "win32":
         import psutil
 
@@ -250,7 +250,7 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Do the job that the command line holds as JSON, and print what came of it."""
+    """Run the job given as JSON on the command line, and print its result."""
     job = json.loads(sys.argv[1])
     contender = job["contender"].removesuffix(" tuned")
     if contender.startswith("gpt") or contender != job["contender"]:

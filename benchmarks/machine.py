@@ -1,5 +1,4 @@
-"""What the machine can do: its largest rate of matrix products, and how fast it reads memory. The shares of a benchmark
-are shares of these."""
+"""Measure the machine's peak rates: matrix products and memory reads. The benchmark's shares are relative to these."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +11,8 @@ READ = 2**30  # bytes: far more than any cache holds
 
 
 def rates(quick: bool = False) -> dict[str, float]:
-    """float32 FLOP per second of PyTorch's own matrix product and of oneDNN's (0 where PyTorch has it not), each the
-    best over several large shapes; and bytes per second of a sum over a large tensor by all threads."""
+    """Return the float32 FLOP/s of PyTorch's matrix product and of oneDNN's (0 if PyTorch lacks it), each the best over
+    several large shapes; and the bytes/s of a sum over a large tensor by all threads."""
     shapes, n_bytes = ([(256, 256, 256)], 2**22) if quick else (SHAPES, READ)
     found = {"matmul": 0.0, "onednn": 0.0}
     for rows, columns, inner in shapes:
@@ -30,7 +29,7 @@ def rates(quick: bool = False) -> dict[str, float]:
 
 @torch.no_grad()
 def _best(work: Callable[[], object]) -> float:
-    """The shortest of five times, in seconds, after one that is not counted."""
+    """Return the shortest of five times in seconds, after an untimed run."""
     times = []
     for _ in range(6):
         start = time.perf_counter()

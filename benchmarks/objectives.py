@@ -1,11 +1,11 @@
-"""What each objective reaches: train every config of configs/objectives, measure, and write the tables of a page.
+"""Train every config of configs/objectives, evaluate the runs, and write the tables of docs/objectives.md.
 
     python benchmarks/objectives.py
     python benchmarks/objectives.py --quick
 
-Runs are trained one after the other under runs/, each by a `train.py` of its own; one that is there is gone on with, or
-left as it is where it has finished. The tables replace those in docs/objectives.md. It takes half an hour on two cores.
---quick trains a few steps of each on a few tales in a temporary folder, to see that it works, and writes no page.
+Runs are trained in turn under runs/, each by its own train.py; an unfinished run is resumed and a finished one is left
+alone. It takes half an hour on two cores. --quick trains a few steps of each on a few tales in a temporary folder, as a
+smoke test, and writes no page.
 """
 
 import csv
@@ -25,7 +25,7 @@ from gpt.evaluation.information import expected_calibration_error
 from gpt.exchange.models import load_objective
 from gpt.loss import losses_and_ranks
 from gpt.objectives.glm_spans import cut_spans, sample_spans
-from gpt.objectives.objective import draw
+from gpt.objectives.objective import example_rng
 from gpt.run import cli
 from gpt.system.paths import find_path
 from gpt.token_files import load_data
@@ -34,14 +34,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = PROJECT / "configs"
 PAGE = PROJECT / "docs" / "objectives.md"
 SEEDS = (1, 2, 3)
-BLANKS = 0.15  # share of a text that is to be filled in
+MASK_RATE = 0.15  # share of a text that is filled in
 PREPARED = {  # folder -> how prepare_data.py makes it
     "data/tales": ["--input=tales", "--tokenizer=bpe:2048", "--val_fraction=0.01"],
     "data/summaries": ["--input=summaries:10000:1", "--tokenizer=data/tales/tokenizer.json", "--val_fraction=0.05"],
     "data/tales_few": ["--input=tales:200:1", "--val_input=tales:300:2", "--tokenizer=data/tales/tokenizer.json"],
     "data/story": ["--input=story"],
 }
-BASE = "tales-001"  # what `make train` makes, which others start from or learn from
+BASE = "tales-001"  # the run of `make train`: other runs start from it or have it as a teacher
 RUNS = {  # run -> its config
     BASE: "tales",
     **{name: f"objectives/{name}" for name in ("reverse", "masked", "infilling", "infilling_left")},
@@ -50,7 +50,7 @@ RUNS = {  # run -> its config
     "story": "story",
     "smoothed": "objectives/smoothed",
 }
-LEARNT = {
+TASKS = {
     BASE: "the next token",
     "reverse": "the token before",
     "masked": "masked tokens, from both sides; whether two halves belong together",
@@ -61,26 +61,26 @@ LEARNT = {
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run: its first and its last evaluation as metrics.csv has them, and what was trained."""
+    """A finished run: its first and last evaluation from metrics.csv, and the number of trained parameters."""
 
     run: str
     first: dict[str, str]
     last: dict[str, str]
-    trained: int  # numbers in a checkpoint, which holds what is trained
+    trained: int  # parameters in a checkpoint, which holds only trained ones
 
     @property
     def loss(self) -> float:
-        """Of the last evaluation, in nats per token counted."""
+        """The loss of the last evaluation, in nats per target."""
         return float(self.last["val_loss"])
 
     @property
     def time(self) -> str:
-        """Of training, evaluations included."""
+        """The training time, evaluations included, as text."""
         seconds = float(self.last["elapsed_s"])
         return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
     def figures(self) -> str:
-        """What the objective measures besides its loss."""
+        """The objective's other metrics, as text."""
         names = [name for name in self.last if name.startswith("val_") and name not in STANDARD and self.last[name]]
         return ", ".join(f"{name[4:].replace('_', ' ')} {float(self.last[name]):.3f}" for name in names)
 
@@ -89,7 +89,7 @@ STANDARD = {"val_loss", "val_loss_se", "val_perplexity", "val_bits_per_byte"}
 
 
 def script(name: str, *arguments: str, folder: Path) -> None:
-    """Run a script of scripts/ to its end in a working folder. RuntimeError, with what it said, where it fails."""
+    """Run a script of scripts/ in a working folder. RuntimeError with its stderr if it fails."""
     done = subprocess.run(
         [sys.executable, PROJECT / "scripts" / f"{name}.py", *arguments],
         cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace",
@@ -99,7 +99,7 @@ def script(name: str, *arguments: str, folder: Path) -> None:
 
 
 def train(run: str, folder: Path, settings: list[str]) -> Result:
-    """Train a run of RUNS to its end, or go on with it; `settings` are options of train.py."""
+    """Train or resume a run of RUNS; `settings` are options of train.py."""
     name, _, seed = run.partition("-")
     seeded = [f"--seed={seed}"] if name in ("student", "distill") else []
     config = f"--config={CONFIGS / RUNS[run]}.toml"
@@ -108,7 +108,7 @@ def train(run: str, folder: Path, settings: list[str]) -> Result:
 
 
 def result(run: str, folder: Path) -> Result:
-    """What a finished run has reached."""
+    """Return the result of a finished run."""
     run_folder = RunFolder(folder / "runs" / run)
     with run_folder.metrics.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["val_loss"]]
@@ -120,27 +120,27 @@ def result(run: str, folder: Path) -> Result:
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
-def by_frequency(run: str, folder: Path) -> float:
-    """The loss, in nats, of who knows of the tokens that a run predicts only how often each occurs."""
+def unigram_loss(run: str, folder: Path) -> float:
+    """Return the loss in nats of a unigram model on the targets of a run."""
     objective, _, checkpoint = load_objective(folder / "runs" / run)
     data = objective.transform(load_data(folder / checkpoint.config.data.path))
     return objective.trivial_losses(checkpoint.config, data)["unigram"]
 
 
 def table_of_all(results: dict[str, Result], folder: Path) -> list[str]:
-    """Every objective, its loss beside that of knowing frequencies alone."""
-    lines = ["| objective | learns | time | validation loss | by frequency alone | besides |", f"|{'---|' * 6}"]
-    for run, learnt in LEARNT.items():
+    """Return the table of all objectives, each with its loss and that of a unigram model."""
+    lines = ["| objective | learns | time | validation loss | unigram loss | other metrics |", f"|{'---|' * 6}"]
+    for run, task in TASKS.items():
         one, name = results[run], "next_token" if run == BASE else run
         lines.append(
-            f"| [{name}](../configs/{RUNS[run]}.toml) | {learnt} | {one.time} | {one.loss:.4f} "
-            f"| {by_frequency(run, folder):.3f} | {one.figures()} |"
+            f"| [{name}](../configs/{RUNS[run]}.toml) | {task} | {one.time} | {one.loss:.4f} "
+            f"| {unigram_loss(run, folder):.3f} | {one.metrics()} |"
         )
     return lines
 
 
 def table_of_adapters(results: dict[str, Result], folder: Path) -> list[str]:
-    """One task by all weights, by LoRA and by a prefix."""
+    """Return the table of one task trained with all weights, with LoRA and with a prefix."""
     whole = results[BASE].trained
     lines = ["| | trained numbers | share | time | loss | exact summaries |", "|---|---|---|---|---|---|"]
     before = results["lora"].first  # its updates are 0 at first
@@ -156,7 +156,7 @@ def table_of_adapters(results: dict[str, Result], folder: Path) -> list[str]:
 
 
 def table_of_students(results: dict[str, Result], folder: Path) -> list[str]:
-    """The same student with a teacher and without, by seed."""
+    """Return the table of the same student with and without a teacher, by seed."""
     seeds = " | ".join(f"seed {seed}" for seed in SEEDS)
     lines = [f"| learns from | {seeds} | mean | standard deviation |", f"|---|{'---|' * len(SEEDS)}---|---|"]
     for name, what in (("student", "labels alone"), ("distill", "the teacher, and labels")):
@@ -168,34 +168,34 @@ def table_of_students(results: dict[str, Result], folder: Path) -> list[str]:
 
 @torch.no_grad()
 def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
-    """The same blanks of validation tales, filled from both sides and from the left alone.
+    """Return the table that compares filling the same blanks of validation tales from both sides and from the left.
 
-    Both are scored on the blanks' own tokens, not on their ends, which the one that reads from the left would not know.
-    It reads all of the true text to the left, what fills the blanks there included.
+    Only the blanks' own tokens are scored, not their end tokens. The model that reads from the left sees all of the
+    true text before a token, earlier blanks included.
     """
     both, left = (load_objective(folder / "runs" / run)[0] for run in ("infilling", "infilling_left"))
     checkpoint = RunFolder(folder / "runs" / "infilling").load("best", training=False)
     data = both.transform(load_data(folder / checkpoint.config.data.path))
-    windows = both.windows(checkpoint.config, data, data.val)
+    examples = both.examples(checkpoint.config, data, data.val)
     losses: dict[str, list[float]] = {"both": [], "left": []}
     exact: dict[str, list[bool]] = {"both": [], "left": []}
-    for index in range(len(windows)):
-        text, rng = windows.text(index), draw((0,), index)
-        spans = sample_spans(len(text), BLANKS, both.config.span_length, rng)
+    for index in range(len(examples)):
+        text, rng = examples.text(index), example_rng((0,), index)
+        spans = sample_spans(len(text), MASK_RATE, both.config.span_length, rng)
         blanks = cut_spans(text, spans, range(len(spans)), data.tokenizer.special_tokens)
         batch = {name: torch.from_numpy(getattr(blanks, name))[None] for name in blanks._fields[:-1]}
-        hidden, targets, begins = both.target_states(**batch, n_context=torch.tensor([blanks.n_context]))
-        scored = {"both": (*losses_and_ranks(both.model, hidden, targets), begins.nonzero().flatten().tolist())}
-        before = int(windows.tokens[windows.spans[index][0] - 1])  # a mark, or the token before the stretch
+        hidden, targets, starts_span = both.target_states(**batch, n_context=torch.tensor([blanks.n_context]))
+        scored = {"both": (*losses_and_ranks(both.model, hidden, targets), starts_span.nonzero().flatten().tolist())}
+        before = int(examples.tokens[examples.spans[index][0] - 1])  # the token before the example
         inputs = torch.tensor([[before, *text[:-1]]])
         found = losses_and_ranks(left.model, left.model.hidden_states(inputs)[0], torch.from_numpy(text))
         scored["left"] = (*found, [start for start, _ in spans])
         for name, (nats, ranks, starts) in scored.items():
             for start, (first, end) in zip(starts, spans, strict=True):
-                place = slice(start, start + end - first)
-                losses[name] += nats[place].tolist()
-                exact[name].append(bool((ranks[place] == 0).all()))
-    lines = ["| | blanks | loss per token | filled without a fault |", "|---|---|---|---|"]
+                rows = slice(start, start + end - first)
+                losses[name] += nats[rows].tolist()
+                exact[name].append(bool((ranks[rows] == 0).all()))
+    lines = ["| | blanks | loss per token | filled exactly |", "|---|---|---|---|"]
     for name, run in {"both": "infilling", "left": "infilling_left"}.items():
         what = {"both": "infilling, from both sides", "left": "next_token, from the left"}[name]
         loss, share = statistics.fmean(losses[name]), statistics.fmean(exact[name])
@@ -205,7 +205,7 @@ def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
 
 @torch.no_grad()
 def table_of_smoothing(results: dict[str, Result], folder: Path) -> list[str]:
-    """Calibration with and without smoothed labels, at the end of training."""
+    """Return the table of calibration with and without label smoothing, after training."""
     lines = ["| labels | validation loss | accuracy | mean confidence | calibration error |", "|---|---|---|---|---|"]
     for run, what in (("story", "as they are"), ("smoothed", "smoothed by 0.1")):
         objective, _, checkpoint = load_objective(folder / "runs" / run, "last")
@@ -232,8 +232,7 @@ TABLES: dict[str, Callable[[dict[str, Result], Path], list[str]]] = {
 
 
 def write(page: Path, tables: dict[str, list[str]]) -> None:
-    """Replace each table of a page, which stands between <!-- NAME --> and <!-- end of NAME -->. ValueError where a
-    place is missing."""
+    """Replace the tables of a page, each between <!-- NAME --> and <!-- end of NAME -->. ValueError without them."""
     text = page.read_text(encoding="utf-8")
     for name, lines in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
@@ -245,20 +244,20 @@ def write(page: Path, tables: dict[str, list[str]]) -> None:
 
 
 def measure(folder: Path, prepared: dict[str, list[str]], settings: list[str]) -> dict[str, list[str]]:
-    """Prepare, train and measure all of it in a working folder; the tables by their names."""
+    """Prepare, train and evaluate everything in a working folder; return the tables by name."""
     for path, arguments in prepared.items():
         if not (folder / path / "meta.json").is_file():
             script("prepare_data", *arguments, f"--out={path}", folder=folder)
     results = {}
     for run in RUNS:
         results[run] = train(run, folder, settings)
-        print(f"{run}: {results[run].loss:.4f} after {results[run].time} {results[run].figures()}", flush=True)
+        print(f"{run}: {results[run].loss:.4f} after {results[run].time} {results[run].metrics()}", flush=True)
     return {name: table(results, folder) for name, table in TABLES.items()}
 
 
 def main() -> None:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each, as a smoke test")
     if not parser.parse_args().quick:
         write(PAGE, measure(find_path("."), PREPARED, []))
         return

@@ -1,9 +1,8 @@
-"""A GPT as one would write it in an afternoon, in plain eager PyTorch with nothing tuned: what this project's speed is
-measured against, and a page to compare gpt/model.py with.
+"""A plain GPT in eager PyTorch, without tuning: a baseline for speed, and a page to compare gpt/model.py with.
 
-It is GPT-2 (Radford et al. 2019) with a tied head and no dropout: as many parameters as `GPTModel` with the same config
-and transformers' `GPT2LMHeadModel`. Attention is PyTorch's kernel, as everyone calls it; the logits of a batch are
-written down whole; decoding reads all tokens anew for each one that it writes.
+It is GPT-2 (Radford et al. 2019) with a tied head and no dropout, with as many parameters as `GPTModel` with the same
+config and transformers' `GPT2LMHeadModel`. Attention is PyTorch's kernel, the logits of a batch are materialised, and
+decoding has no KV cache.
 
 Shape letters: B batch, T tokens, D emb_dim, H heads, K head_dim (D = H·K), V vocab_size.
 """

@@ -1,14 +1,13 @@
-"""How the loss falls with compute: train models of six sizes on a text, fit a power law, write the table and the plot.
+"""Train models of six sizes on a text, fit a power law of loss over compute, and write a table and a plot.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py shakespeare
     python benchmarks/scaling.py --quick
 
-Each size is trained on TOKENS_PER_PARAMETER tokens for each of its parameters, under runs/scaling-TEXT-N; a run that is
-there is gone on with, or left as it is where it has finished. The law is fitted to all sizes but the largest, whose
-loss is then foretold. Table and plot replace those of docs/scaling.md. Tales, whose floor is known, take half an hour
-on two cores, Shakespeare ten minutes. --quick trains a few steps of three sizes in a temporary folder, and writes no
-page.
+Each size is trained on TOKENS_PER_PARAMETER tokens per parameter, in runs/scaling-TEXT-WIDTH; an unfinished run is
+resumed and a finished one is left alone. The law is fitted to all sizes but the largest, whose loss it then predicts.
+Table and plot replace those of docs/scaling.md. Tales, whose entropy is known, take half an hour on two cores,
+Shakespeare ten minutes. --quick trains a few steps of three sizes in a temporary folder and writes no page.
 """
 
 import dataclasses
@@ -38,7 +37,7 @@ SIZES = {16: (1, 2), 24: (2, 2), 32: (2, 4), 48: (3, 4), 64: (3, 4), 96: (4, 4)}
 
 @dataclass(frozen=True)
 class Curve:
-    """One size: FLOPs spent, and loss in nats per token, at each evaluation of its run."""
+    """One model size, with the FLOPs spent and the loss in nats per token at each evaluation."""
 
     emb_dim: int
     n_layers: int
@@ -63,10 +62,10 @@ class Law:
         return self.floor + self.factor * (np.asarray(flops) / 1e12) ** -self.exponent
 
 
-def resolve_config(flops: np.ndarray, losses: np.ndarray, floor: float) -> tuple[Law, float]:
-    """The power law of what lies above a floor, by least squares of logarithms; and the root of their mean square.
+def fit_law(flops: np.ndarray, losses: np.ndarray, floor: float) -> tuple[Law, float]:
+    """Fit a power law to the loss above a floor by least squares of logarithms; return it and the RMS residual.
 
-    Kaplan et al. 2020, arXiv:2001.08361; the floor as a term of its own: Hoffmann et al. 2022, arXiv:2203.15556.
+    Kaplan et al. 2020, arXiv:2001.08361; with a separate floor: Hoffmann et al. 2022, arXiv:2203.15556.
     """
     x, y = np.log(flops / 1e12), np.log(losses - floor)
     slope, constant = np.polyfit(x, y, 1)
@@ -75,25 +74,30 @@ def resolve_config(flops: np.ndarray, losses: np.ndarray, floor: float) -> tuple
 
 
 def fit_floor(flops: np.ndarray, losses: np.ndarray) -> Law:
-    """The law with the floor that fits best, as for a text whose entropy nobody knows."""
+    """Fit the law with its floor, for a text of unknown entropy."""
     floors = np.linspace(0, losses.min(), 2000, endpoint=False)
-    return min((resolve_config(flops, losses, floor) for floor in floors), key=lambda fitted: fitted[1])[0]
+    return min((fit_law(flops, losses, floor) for floor in floors), key=lambda fitted: fitted[1])[0]
 
 
 def train(text: str, emb_dim: int, data: PreparedData, folder: Path, settings: list[str]) -> Curve:
-    """Train a size to its end, or go on with it."""
+    """Train one size, or resume its run."""
     path = PROJECT / "configs" / f"{TEXTS[text][0]}.toml"
     n_layers, n_heads = SIZES[emb_dim]
     shape = {"emb_dim": emb_dim, "n_layers": n_layers, "n_heads": n_heads}
     config = from_dict(TrainConfig, read_toml(path))
-    needs = plan.estimate_on(dataclasses.replace(config, model=dataclasses.replace(config.model, **shape)), data)
+    needs = plan.estimate_for_data(dataclasses.replace(config, model=dataclasses.replace(config.model, **shape)), data)
     per_window = config.model.context_length
     if config.data.packing == "document":
         per_window = len(data.train.tokens) / np.count_nonzero(data.train.tokens == data.tokenizer.eot_id)
     steps = round(TOKENS_PER_PARAMETER * needs.n_parameters / (config.batch_size * per_window))
     run = folder / "runs" / f"scaling-{text}-{emb_dim}"
     options = [f"--model.{name}={value}" for name, value in shape.items()]
-    options += [f"--max_steps={steps}", f"--eval_every={max(1, steps // 12)}", "--sample_every=0", "--keep=1"]
+    options += [
+        f"--max_steps={steps}",
+        f"--eval_every={max(1, steps // 12)}",
+        "--sample_every=0",
+        "--keep_checkpoints=1",
+    ]
     script("train", f"--config={path}", f"--run={run}", "--resume", *options, *settings, folder=folder)
     columns = read_metrics(run / "metrics.csv")
     seen, losses = (np.array(columns[name]) for name in ("tokens_seen", "val_loss"))
@@ -105,7 +109,7 @@ def train(text: str, emb_dim: int, data: PreparedData, folder: Path, settings: l
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("text", nargs="?", default="tales", choices=TEXTS, help="tales (the default) or shakespeare")
-    parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="a few steps of three sizes, as a smoke test")
     arguments = parser.parse_args()
     if not arguments.quick:
         text, plot = arguments.text, PAGE.with_name(f"scaling_{arguments.text}.png")
@@ -121,7 +125,7 @@ def main() -> None:
 def measure(
     text: str, folder: Path, prepared: list[str], sizes: list[int], settings: list[str], plot: Path
 ) -> list[str]:
-    """Train sizes in a working folder, draw the plot; the lines of the page."""
+    """Train all sizes, draw the plot, and return the lines of the page."""
     path = from_dict(TrainConfig, read_toml(PROJECT / "configs" / f"{TEXTS[text][0]}.toml")).data.path
     if not (folder / path / "meta.json").is_file():
         script("prepare_data", *prepared, f"--out={path}", folder=folder)
@@ -134,21 +138,21 @@ def measure(
     free = fit_floor(flops[:-1], losses[:-1])
     law = free
     if entropy_floor is not None:
-        law = resolve_config(flops[:-1], losses[:-1], entropy_floor.sum() / (len(data.val.tokens) - 1))[0]
+        law = fit_law(flops[:-1], losses[:-1], entropy_floor.sum() / (len(data.val.tokens) - 1))[0]
     plot_scaling([(f"{c.n_parameters:,}", c.flops, c.losses) for c in curves], law, law.floor, plot)
     lines = [
-        "| width, layers | parameters | tokens | FLOPs | loss | above the floor | by the law |",
+        "| width, layers | parameters | tokens | FLOPs | loss | excess over the floor | by the law |",
         "|---|---|---|---|---|---|---|",
     ]
     for curve in curves:
         lines.append(
             f"| {curve.emb_dim}, {curve.n_layers} | {curve.n_parameters:,} | {curve.tokens / 1e6:.2f}M | "
             f"{curve.flops[-1]:.2e} | {curve.losses[-1]:.4f} | {curve.losses[-1] - law.floor:.4f} | "
-            f"{law(curve.flops[-1]) - law.floor:.4f}{' (foretold)' * (curve is curves[-1])} |"
+            f"{law(curve.flops[-1]) - law.floor:.4f}{' (predicted)' * (curve is curves[-1])} |"
         )
-    lines += ["", f"Fitted to all but the last, with a floor that is {'fitted' if law is free else 'known'}: {law}."]
+    lines += ["", f"Fitted to all but the last, with a {'fitted' if law is free else 'known'} floor: {law}."]
     if law is not free:
-        lines[-1] += f" With a floor that is fitted: {free}, which foretells {free(flops[-1]):.4f} for the last."
+        lines[-1] += f" With a fitted floor: {free}, which predicts {free(flops[-1]):.4f} for the last."
     return lines
 
 

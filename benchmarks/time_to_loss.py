@@ -1,12 +1,12 @@
-"""The race to a loss: how soon the fast settings reach what the usual ones end with.
+"""Measure how soon the fast settings reach the final loss of the plain settings.
 
-    python benchmarks/race.py
-    python benchmarks/race.py --input shakespeare.txt --seeds 1 2 3
+    python benchmarks/time_to_loss.py
+    python benchmarks/time_to_loss.py --input shakespeare.txt --seeds 1 2 3
 
-One seed after another, configs/shakespeare_char_plain.toml and configs/shakespeare_char_fast.toml are trained in turn,
-each as a `train.py` of its own with the cores to itself. The loss to reach is the mean of plain's last ones, over the
-whole validation split. Seconds are those a learner waits: of the whole process, from its start to its end. The text is
-prepared first where it is not; --input names a file of it, for a machine without a network.
+For each seed it trains configs/shakespeare_char_plain.toml and then configs/shakespeare_char_fast.toml, each in its own
+process with all cores. The target is plain's mean final loss over the whole validation split. Seconds are wall-clock
+time from the start of a process to its end. The text is prepared first if necessary; without a network, --input names a
+file with it.
 """
 
 import csv
@@ -31,36 +31,33 @@ DATA = PROJECT / "data" / "shakespeare_char"
 class Run:
     """One finished `train.py`."""
 
-    name: str  # of its settings: plain or fast
+    name: str  # plain or fast
     seed: int
-    seconds: float  # of the process, from its start to its end
-    history: tuple[tuple[int, float, float], ...]  # evaluations: step, seconds of training so far, nats per character
+    seconds: float  # wall-clock time of the process
+    history: tuple[tuple[int, float, float], ...]  # step, seconds, nats per character
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """The number of optimizer steps."""
         return self.history[-1][0]
 
     @property
     def training_seconds(self) -> float:
-        """Seconds of the training loop up to its last evaluation, as metrics.csv has them."""
+        """Seconds of training until the last evaluation, from metrics.csv."""
         return self.history[-1][1]
 
     @property
     def loss(self) -> float:
-        """Nats per character at the end, over the whole validation split."""
+        """The final validation loss in nats per character."""
         return self.history[-1][2]
 
     def seconds_to(self, loss: float) -> float | None:
-        """Seconds of the training loop until an evaluation first gave `loss` or less; None where none did."""
+        """Return the seconds of training until `loss` was reached, or None."""
         return next((seconds for _, seconds, reached in self.history if reached <= loss), None)
 
 
 def train(name: str, seed: int, data: Path, settings: tuple[str, ...] = ()) -> Run:
-    """Train a config of CONFIGS on prepared data in a process of its own; `settings` are options of train.py.
-
-    RuntimeError, with what it said, where the process fails.
-    """
+    """Train a config of CONFIGS in its own process; `settings` are options of train.py. RuntimeError if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         _script("train", f"--config={CONFIGS[name]}", f"--run={folder}/run", f"--seed={seed}", f"--data.path={data}",
@@ -72,15 +69,15 @@ def train(name: str, seed: int, data: Path, settings: tuple[str, ...] = ()) -> R
     return Run(name, seed, seconds, history)
 
 
-def race(data: Path, seeds: list[int], settings: tuple[str, ...] = ()) -> Iterator[Run]:
-    """Each seed's plain and fast run, one after the other, as they end. Arguments as `train` has them."""
+def train_all(data: Path, seeds: list[int], settings: tuple[str, ...] = ()) -> Iterator[Run]:
+    """Yield the plain and the fast run of each seed as they end."""
     return (train(name, seed, data, settings) for seed in seeds for name in CONFIGS)
 
 
 def table(runs: list[Run]) -> list[tuple[str, ...]]:
-    """The rows of the race, a title first: one of each run, and the ratio of the medians, fast to plain.
+    """Return a header, a row for each run, and the ratios of fast's median times to plain's.
 
-    The loss to reach is the mean of plain's last ones.
+    The target is the mean of plain's final losses.
     """
     plain, fast = ([one for one in runs if one.name == name] for name in CONFIGS)
     target = statistics.fmean(one.loss for one in plain)
@@ -97,7 +94,7 @@ def table(runs: list[Run]) -> list[tuple[str, ...]]:
 
 
 def _script(name: str, *arguments: str) -> None:
-    """Run a script of scripts/ to its end. RuntimeError, with what it said, where it fails."""
+    """Run a script of scripts/. RuntimeError with its stderr if it fails."""
     done = subprocess.run(
         [sys.executable, PROJECT / "scripts" / f"{name}.py", *arguments],
         cwd=PROJECT, capture_output=True, text=True, encoding="utf-8", errors="replace",
@@ -110,16 +107,16 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--data", default=DATA, type=Path, metavar="FOLDER", help="default: data/shakespeare_char")
     parser.add_argument(
-        "--input", default="shakespeare", metavar="TEXT", help="what to prepare where FOLDER is not there"
+        "--input", default="shakespeare", metavar="TEXT", help="the text to prepare if FOLDER does not exist"
     )
     parser.add_argument("--seeds", default=[1, 2, 3], type=int, nargs="+", metavar="N", help="default: 1 2 3")
     arguments = parser.parse_args()
     data, text = arguments.data.resolve(), Path(arguments.input)
     if not (data / "meta.json").is_file():
-        text = text.resolve() if text.exists() else text  # or the name of a text that prepare_data.py knows
+        text = text.resolve() if text.exists() else text  # otherwise a name that prepare_data.py knows
         _script("prepare_data", f"--input={text}", "--tokenizer=char", f"--out={data}")
     runs = []
-    for one in race(data, arguments.seeds):
+    for one in train_all(data, arguments.seeds):
         runs.append(one)
         print(f"{one.name}, seed {one.seed}: {one.loss:.4f} after {one.seconds:.1f} s")
     rows = table(runs)

@@ -1,8 +1,8 @@
-"""The race's figures by hand; that its two settings are those of one model on one text."""
+"""The table by hand; both settings train the same model on the same text."""
 
 import dataclasses
 
-from benchmarks.race import CONFIGS, Run, table
+from benchmarks.time_to_loss import CONFIGS, Run, table
 from gpt.config import TrainConfig, from_dict, read_toml
 
 

@@ -249,11 +249,7 @@ def test_tables_have_words_forms_and_articles():
 
 
 def test_the_seed_determines_the_texts():
-    assert (
-        SMALL.generate(50, seed=3)
-        == SMALL.generate(50, seed=3)
-        == SMALL.generate(80, seed=3)[:50]
-    )
+    assert SMALL.generate(50, seed=3) == SMALL.generate(50, seed=3) == SMALL.generate(80, seed=3)[:50]
     assert SMALL.generate(50, seed=3) != SMALL.generate(50, seed=4)
     assert SMALL.generate(0) == []
 

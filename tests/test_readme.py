@@ -1,10 +1,12 @@
-"""Documents that cannot drift: the README's Python runs, its links lead somewhere, its options exist.
+"""The documents match the code: their Python runs, their links resolve, the options and settings they name exist.
 
-Its quick start is run word for word by .ci/quick_start.
+CI runs the commands of the README and of some docs pages word for word (.ci/quick_start).
 """
 
+import importlib.util
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,56 +14,131 @@ import pytest
 from gpt.config import TrainConfig, config_fields
 
 PROJECT = Path(__file__).parent.parent
-PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+README, CHINESE = PROJECT / "README.md", PROJECT / "README.zh-CN.md"
+DOCS = sorted((PROJECT / "docs").glob("*.md"))
+PAGES = [README, CHINESE, PROJECT / "CONTRIBUTING.md", PROJECT / "data" / "README.md", *DOCS]
+SETTINGS = {name for name, _ in config_fields(TrainConfig)}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 
 
-def test_the_readmes_python_runs(monkeypatch, capsys):
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def code_blocks(text: str, language: str = "[a-z]*") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def targets(text: str) -> set[str]:
+    """Return the targets of all links and pictures of a page."""
+    return set(re.findall(r"\]\(([^)\s]+)\)", text))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", read(page), flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def run_python(page: Path) -> None:
+    (program,) = code_blocks(read(page), "python")
+    exec(compile(program, page.name, "exec"), {})
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_python_trains_and_generates(page, monkeypatch, capsys):
     monkeypatch.chdir(PROJECT)
-    (program,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.S)
-    exec(compile(program, "README.md", "exec"), {})
+    run_python(PROJECT / page)
     lines = capsys.readouterr().out.splitlines()
-    losses = [float(re.search(r"loss (\S+),", line)[1]) for line in lines[:5]]
+    losses = [float(re.search(r"loss ([\d.]+)", line)[1]) for line in lines[:5]]
     assert losses == sorted(losses, reverse=True)
     assert "On Monday the Patience" in "\n".join(lines[5:])
 
 
-def test_the_python_of_the_tales_page_runs(capsys):
-    (program,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/tales.md").read_text(encoding="utf-8"), re.S)
-    exec(compile(program, "tales.md", "exec"), {})
+def test_python_of_the_tales_page_runs(capsys):
+    run_python(PROJECT / "docs" / "tales.md")
     log_p, entropy, wrong = map(float, capsys.readouterr().out.split())
     assert -200 < log_p < -40 < 0 < entropy  # nats
     assert wrong == -math.inf
 
 
-def test_the_python_of_the_objectives_page_prints_what_it_says(tmp_path, monkeypatch, capsys):
-    (program,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/objectives.md").read_text(encoding="utf-8"), re.S)
+def test_python_of_the_objectives_page_prints_what_its_comments_say(tmp_path, monkeypatch, capsys):
+    page = PROJECT / "docs" / "objectives.md"
     (tmp_path / "docs").mkdir()
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "objectives.md", "exec"), {})
-    said = re.findall(r"print\(.*?\)  # (\[.*?\])", program)
+    run_python(page)
+    expected = re.findall(r"print\(.*?\)  # (\[.*?\])", read(page))
     printed = capsys.readouterr().out.splitlines()
-    assert len(said) == 4
-    assert [re.findall(r"-?\d+", line) for line in printed] == [re.findall(r"-?\d+", line) for line in said]
+    assert len(expected) == 4
+    assert [re.findall(r"-?\d+", line) for line in printed] == [re.findall(r"-?\d+", line) for line in expected]
     assert (tmp_path / "docs" / "infilling_mask.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link.startswith("http") or (page.parent / link).exists(), link
+@every_page
+def test_links_resolve(page):
+    for link in targets(read(page)):
+        path, _, anchor = link.partition("#")
+        if not path.startswith("http"):
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_settings_that_a_page_names_exist(page):
-    text = page.read_text(encoding="utf-8")
-    known = {name for name, _ in config_fields(TrainConfig)}
-    for name in re.findall(r"(?:--|`)((?:model|optim|data|objective)\.[a-z_0-9]+)\b", text):
-        assert name in known, name
+@every_page
+def test_settings_exist(page):
+    for name in re.findall(r"(?:--|`)((?:model|optim|data|objective|adapter)\.[a-z_0-9]+)\b", read(page)):
+        assert name.endswith((".py", ".path")) or name in SETTINGS, name
 
 
-def test_the_quick_start_has_commands_to_run():
-    section = PAGES[0].read_text(encoding="utf-8").split("## Quick start", 1)[1].split("\n## ", 1)[0]
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", section, re.S) for line in block.splitlines()]
-    assert commands[:2] == ["make train", "make test"]
-    assert len(commands) > 6
+@every_page
+def test_options_of_scripts_exist(page):
+    shared = read(PROJECT / "gpt" / "run" / "cli.py")
+    text = re.sub(r"\s*\\\n\s*", " ", read(page))
+    for script, options in re.findall(r"(scripts/\w+\.py|notebooks/run\.py) ([^\n`]*)", text):
+        source = read(PROJECT / script)
+        for option in re.findall(r"(?<= --)[\w.]+", f" {options}"):
+            assert option in SETTINGS or f'"--{option}"' in source + shared, f"{script} --{option}"
+
+
+def test_every_docs_page_is_in_the_index():
+    index = targets(read(PROJECT / "docs" / "README.md"))
+    assert {page.name for page in DOCS} - {"README.md"} <= index
+
+
+def test_readme_is_short():
+    assert len(read(README).split()) <= 1200
+
+
+def test_ci_runs_the_commands_of_the_readme_and_of_the_pages_it_names():
+    spec = importlib.util.spec_from_file_location("quick_start", PROJECT / ".ci" / "quick_start.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    commands = module.quick_start()
+    assert commands[0] == "make train"
+    assert commands.count("make train") == 1  # a second one would be tales-002
+    for page in module.PAGES:
+        (first, *_) = code_blocks(read(PROJECT / "docs" / f"{page}.md"), "sh")
+        assert first.splitlines()[0] in commands
+    assert all(not command.endswith("\\") for command in commands)  # each line is run by itself
+
+
+def test_chinese_readme_has_the_same_commands_and_python():
+    assert code_blocks(read(CHINESE)) == code_blocks(read(README))
+
+
+def test_chinese_readme_has_the_same_figures():
+    english, chinese = (re.sub(r"\]\([^)]*\)", "]", read(page)) for page in (README, CHINESE))
+    assert Counter(re.findall(r"\d[\d,.]*\d|\d", english)) == Counter(re.findall(r"\d[\d,.]*\d|\d", chinese))
+
+
+def test_chinese_readme_has_the_same_links_and_picture():
+    assert targets(read(CHINESE)) - {"README.md"} == targets(read(README)) - {"README.zh-CN.md"}
+
+
+def test_chinese_readme_has_the_same_structure():
+    def outline(page):
+        text = re.sub(r"^```.*?^```", "", read(page), flags=re.S | re.M)
+        return re.findall(r"^(#+) |^(\|)|^(-) ", text, re.M)
+
+    assert outline(CHINESE) == outline(README)

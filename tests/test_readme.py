@@ -93,12 +93,12 @@ def test_settings_exist(page):
 
 @every_page
 def test_options_of_scripts_exist(page):
-    shared = read(PROJECT / "gpt" / "run" / "cli.py")
+    shared = "".join(map(read, sorted((PROJECT / "gpt" / "run").glob("*.py"))))
     text = re.sub(r"\s*\\\n\s*", " ", read(page))
     for script, options in re.findall(r"(scripts/\w+\.py|notebooks/run\.py) ([^\n`]*)", text):
         source = read(PROJECT / script)
         for option in re.findall(r"(?<= --)[\w.]+", f" {options}"):
-            assert option in SETTINGS or f'"--{option}"' in source + shared, f"{script} --{option}"
+            assert option in {*SETTINGS, "help"} or f"--{option}" in source + shared, f"{script} --{option}"
 
 
 def test_every_docs_page_is_in_the_index():

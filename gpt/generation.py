@@ -1,4 +1,4 @@
-"""Text from a model: the greedy oracle `generate_text_simple`, and `generate` with sampling, a KV cache and streams."""
+"""Generate text: the greedy reference `generate_text_simple`, and `generate` with sampling, a KV cache and streams."""
 
 from collections.abc import Iterator
 
@@ -11,23 +11,23 @@ from gpt.tokenizer import Tokenizer
 
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> Tensor:
-    """A text as a batch of one sequence of token ids, (1, T)."""
+    """Return the token ids of a text as a batch of one sequence, (1, T)."""
     return torch.tensor([tokenizer.encode(text)], dtype=torch.long)
 
 
 def token_ids_to_text(token_ids: Tensor, tokenizer: Tokenizer) -> str:
-    """The text of one sequence of token ids, (1, T) or (T,)."""
+    """Return the text of one sequence of token ids, (1, T) or (T,)."""
     if token_ids.dim() > 1 and token_ids.size(0) != 1:
-        raise ValueError(f"one sequence is decoded at a time, not a batch of {token_ids.size(0)}")
+        raise ValueError(f"token_ids_to_text decodes one sequence, not a batch of {token_ids.size(0)}")
     return tokenizer.decode(token_ids.flatten().tolist())
 
 
 @torch.no_grad()
 def generate_text_simple(model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int) -> Tensor:
-    """Token ids (B, T) continued greedily by max_new_tokens, (B, T + max_new_tokens).
+    """Continue token ids (B, T) greedily by max_new_tokens, to (B, T + max_new_tokens).
 
-    Each step reads the last context_size tokens from scratch and appends the most probable next token: slow and
-    plain, the oracle that `generate` is held against. The model is used in the mode it is in: call eval() first.
+    Each step reads the last context_size tokens and appends the most probable next one. Slow and simple: the reference
+    `generate` is tested against. Call model.eval() first.
     """
     for _ in range(max_new_tokens):
         logits = model(idx[:, -context_size:])[:, -1]  # (B, V)
@@ -42,11 +42,11 @@ def sample_token(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One token per row, (B,), drawn from softmax(logits / temperature) for logits (B, V); the best at temperature 0.
+    """Sample one token per row, (B,), from softmax(logits / temperature) for logits (B, V); temperature 0 is greedy.
 
-    top_k keeps the k most probable tokens (Fan et al. 2018, arXiv:1805.04833); top_p then keeps the smallest set of
-    most probable tokens that holds at least the probability top_p (nucleus sampling, Holtzman et al. 2020,
-    arXiv:1904.09751). FloatingPointError where the logits are NaN.
+    top_k keeps the k most probable tokens (Fan et al. 2018, arXiv:1805.04833). top_p then keeps the smallest set of the
+    most probable ones with a total probability of at least top_p (nucleus sampling, Holtzman et al. 2020,
+    arXiv:1904.09751). FloatingPointError if the logits are NaN.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -77,13 +77,11 @@ def generate_stream(
     stop_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """The next tokens of all rows, (B,), one after the other; arguments as in `generate`.
+    """Yield the next token of each row, (B,), step by step. Arguments as in `generate`.
 
-    A row that has ended goes on with stop_id; the stream ends when all have. While everything fits the model's
-    window, a KV cache spares reading a token twice, and each token costs about as much as the one before: all weights
-    are read once, and a row's keys and values, 2 n_layers · emb_dim numbers for each token so far. Beyond the window
-    learned positions shift with each token, and with them all that was computed from them: no cached key stays valid,
-    no shorter way is exact, and each step reads the last context_length tokens anew, as the oracle does.
+    A row that has ended yields stop_id; the stream ends when all rows have. As long as all tokens fit the model's
+    context, a KV cache saves reading any of them twice. Beyond it the positions of all tokens shift at each step, which
+    invalidates every cached key: each step reads the last context_length tokens, as the reference does.
     """
     rows = _check(model, idx, max_new_tokens, temperature, top_k, top_p)
     device = next(model.parameters()).device
@@ -120,18 +118,18 @@ def generate_stream(
 
 
 def _padding_arguments(padding: Tensor, columns: int, n_new: int, window: int) -> dict[str, Tensor]:
-    """Mask and positions of the last n_new of `columns` columns, of which row b's first padding[b] are padding.
+    """Return mask and positions of the last n_new of `columns` columns, where row b starts with padding[b] of padding.
 
-    Nothing where no padding is left in the window: the plain causal mask and positions are right, and faster.
+    Empty if the window contains no padding: the default causal mask and positions are right, and faster.
     """
-    first = max(0, columns - window)  # the column at which the window begins
+    first = max(0, columns - window)  # the first column of the window
     padding = (padding - first).clamp(min=0)  # columns of padding within the window, (B,)
     if not padding.any():
         return {}
     column = torch.arange(columns - first, device=padding.device)  # (S,)
     query = column[-n_new:]  # (T,)
     visible = (column <= query[:, None]) & (column >= padding[:, None, None])  # (B, T, S)
-    own = column == query[:, None]  # a padding column sees itself, or its softmax would be over nothing
+    own = column == query[:, None]  # a padding column sees itself: a softmax over nothing is NaN
     return {"mask": visible | own, "positions": (query - padding[:, None]).clamp(min=0)}
 
 
@@ -145,14 +143,13 @@ def generate(
     stop_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor | list[Tensor]:
-    """Token ids continued by up to max_new_tokens: prompts and continuations, (B, T + new) for `idx` (B, T).
+    """Continue token ids by up to max_new_tokens. Return prompts and continuations, (B, T + new) for `idx` (B, T).
 
-    A list of 1-D tensors, which may differ in length, gives such a list, each cut after its stop_id; in a tensor a
-    row that has ended is filled up with stop_id. Temperature 0 is greedy; otherwise `generator` makes the draw
-    repeatable. See `sample_token` for top_k and top_p. The model is in evaluation mode meanwhile and in its former mode
-    afterwards.
+    A list of 1-D tensors, of any lengths, gives a list, each cut after stop_id; in a tensor, rows that have ended are
+    filled with stop_id. Temperature 0 is greedy; otherwise `generator` makes the sample repeatable. See `sample_token`
+    for top_k and top_p. The model is in evaluation mode meanwhile.
 
-    Raises ValueError for an empty prompt, and for a temperature < 0, a top_k < 1 or a top_p outside (0, 1].
+    ValueError for an invalid prompt, a temperature < 0, a top_k < 1 or a top_p outside (0, 1].
     """
     new = list(generate_stream(model, idx, max_new_tokens, temperature, top_k, top_p, stop_id, generator))
     if isinstance(idx, Tensor):
@@ -174,15 +171,15 @@ def generate_ids(
     max_new_tokens: int | None = None,
     **sampling,
 ) -> Iterator[int]:
-    """The ids that a model goes on with after a prompt's, one by one, up to the end-of-text token, which is left out.
+    """Yield the ids that continue a prompt, one by one, up to the end-of-text token, which is left out.
 
-    Without max_new_tokens they are at most 200; of a model trained on windows of documents, whose prompt the
-    end-of-text token precedes, at most its context_length. `sampling`: further arguments of `generate_stream`. ValueError for a
-    prompt without a token, unless it begins a document.
+    `prepend_eot` is for models trained on one document at a time: the prompt then starts a document. Without
+    max_new_tokens there are at most 200, or context_length with prepend_eot. `sampling` is passed to `generate_stream`.
+    ValueError for a prompt without tokens.
     """
     ids = [tokenizer.eot_id] * prepend_eot + ids
     if not ids:
-        raise ValueError("the prompt is empty: the model continues at least one token")
+        raise ValueError("the prompt is empty: write at least one token")
     if max_new_tokens is None:
         max_new_tokens = model.config.context_length if prepend_eot else 200
     for tokens in generate_stream(model, torch.tensor([ids]), max_new_tokens, stop_id=tokenizer.eot_id, **sampling):
@@ -192,8 +189,10 @@ def generate_ids(
 
 
 def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch_size: int = 100) -> list[list[int]]:
-    """The tokens of n documents as a model writes them from one end-of-text token to the next, at temperature 1, where
-    each is as probable as the model says. One that does not end is cut off at the model's context_length."""
+    """Sample n documents at temperature 1, each with the probability that the model gives it. Return their token ids.
+
+    A document that does not end is cut at the model's context_length.
+    """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     documents = []
     while len(documents) < n:
@@ -204,23 +203,21 @@ def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch
 
 
 def _check(model, idx, max_new_tokens, temperature, top_k, top_p) -> list[Tensor]:
-    """The prompts as 1-D tensors; ValueError for arguments that mean nothing."""
+    """Return the prompts as 1-D tensors. ValueError for invalid arguments."""
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     rows = list(idx)
-    if not rows or any(not isinstance(row, Tensor) or row.dim() != 1 for row in rows):
-        raise ValueError("prompts are a (B, T) tensor, or a list of at least one 1-D tensor")
-    if any(row.is_floating_point() or row.is_complex() for row in rows):
-        raise ValueError("prompts are token ids: tensors of whole numbers")
+    if not rows or any(row.dim() != 1 or row.is_floating_point() for row in rows):
+        raise ValueError("prompts are token ids: a (B, T) tensor of integers, or a list of 1-D ones")
     if any(len(row) == 0 for row in rows):
-        raise ValueError("a prompt is empty: the model continues at least one token")
+        raise ValueError("a prompt is empty: at least one token is needed")
     vocab_size = model.config.vocab_size
     if any(int(row.min()) < 0 or int(row.max()) >= vocab_size for row in rows):
-        raise ValueError(f"a prompt holds a token id outside the model's vocabulary of {vocab_size}")
+        raise ValueError(f"a prompt contains a token id outside the model's vocabulary of {vocab_size}")
     return rows
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """ValueError for settings of `generate` that mean nothing."""
+    """ValueError for invalid settings of `generate`."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
     if not 0 <= temperature < float("inf"):

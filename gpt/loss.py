@@ -1,4 +1,4 @@
-"""The loss of a batch, of a loader, of a whole text; perplexity, bits per token and bits per byte, accuracy."""
+"""The loss of a batch, a loader or a whole text; perplexity, bits per token, bits per byte, accuracy."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from gpt.system.distributed import SINGLE_PROCESS, DistContext
 def calc_loss_batch(
     input_batch: Tensor, target_batch: Tensor, model: nn.Module, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Mean cross-entropy in nats per token over a batch, a scalar with a gradient; inputs and targets (B, T)."""
+    """Return the mean cross-entropy of a batch in nats per token, a scalar. Inputs and targets are (B, T)."""
     return model(input_batch.to(device), target_batch.to(device))
 
 
@@ -28,10 +28,10 @@ def calc_loss_batch(
 def calc_loss_loader(
     data_loader: DataLoader, model: nn.Module, device: torch.device | str = "cpu", num_batches: int | None = None
 ) -> float:
-    """Mean cross-entropy in nats per token over the first `num_batches` batches of a loader (None: all).
+    """Return the mean cross-entropy over the first `num_batches` batches of a loader (None: all), in nats per token.
 
-    Each batch weighs by its tokens, so that a smaller last batch counts for what it is. The model is in evaluation
-    mode meanwhile, and in its former mode afterwards. ValueError where there is no batch.
+    Batches are weighted by their number of tokens. The model is in evaluation mode meanwhile. ValueError if there is no
+    batch.
     """
     total = n_tokens = 0
     with evaluation_mode(model):
@@ -42,12 +42,12 @@ def calc_loss_loader(
             total += calc_loss_batch(inputs, targets, model, device).item() * counted
             n_tokens += counted
     if not n_tokens:
-        raise ValueError("a loss over no batch is not defined: the loader is empty, or num_batches is 0")
+        raise ValueError("no batch to average over: the loader is empty, or num_batches is 0")
     return total / n_tokens
 
 
 def perplexity(loss: float | Tensor) -> float | Tensor:
-    """exp(loss) for a loss in nats per token: among how many equally likely tokens the model would be as unsure.
+    """Return exp(loss) for a loss in nats per token: the number of equally likely tokens that would be as uncertain.
 
     Infinite where a float would overflow. Jelinek et al. 1977.
     """
@@ -58,7 +58,7 @@ def perplexity(loss: float | Tensor) -> float | Tensor:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """A context in which a model is in evaluation mode (no dropout); each module's mode before is restored."""
+    """A context in which a model is in evaluation mode (no dropout). Afterwards each module has its mode back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield model.eval()
@@ -67,22 +67,20 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-@dataclass(frozen=True, eq=False)  # arrays make no truth value
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared by ==
 class Evaluation:
-    """The loss of a model on a text, in the units in which it is quoted."""
+    """The loss of a model on a text, by segments: documents, or context_length tokens each."""
 
-    segments: np.ndarray  # which stretches of the text were read: documents, or context_length tokens each
-    sums: np.ndarray  # nats, of each of them
-    counts: np.ndarray  # tokens predicted in each of them
-    bytes_per_token: float = math.nan  # of the text; NaN where it is not known
-    topk_correct: dict[int, np.ndarray] = field(
-        default_factory=dict
-    )  # k -> targets of each among the k likeliest tokens
-    metrics: dict[str, float] = field(default_factory=dict)  # what an objective measures besides its loss
+    segments: np.ndarray  # the numbers of the segments evaluated
+    sums: np.ndarray  # nats, by segment
+    counts: np.ndarray  # tokens predicted, by segment
+    bytes_per_token: float = math.nan  # of the text; NaN if unknown
+    topk_correct: dict[int, np.ndarray] = field(default_factory=dict)  # k: targets among the k likeliest, by segment
+    metrics: dict[str, float] = field(default_factory=dict)  # of the objective, in addition to its loss
 
     @property
     def n_tokens(self) -> int:
-        """Tokens predicted, each once."""
+        """The number of tokens predicted."""
         return int(self.counts.sum())
 
     @property
@@ -92,9 +90,9 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of the loss, in nats per token: that of a mean over stretches, weighted by their tokens (a ratio estimate).
+        """The standard error of the loss in nats per token, of a ratio estimate over segments.
 
-        Stretches are taken as independent, tokens within one are not. NaN where there is one stretch only.
+        It takes segments, not tokens, as independent. NaN for a single segment.
         """
         return self._standard_error(self.sums)
 
@@ -106,34 +104,33 @@ class Evaluation:
         return math.sqrt(n / (n - 1) * (residuals**2).sum()) / self.n_tokens
 
     def accuracy(self, k: int = 1) -> float:
-        """The share, 0 to 1, of tokens that were among the k likeliest; k one of those that `evaluate` was asked for.
-
-        It can't see how sure the model was, which the loss does.
-        """
+        """Return the share, 0 to 1, of targets among the k likeliest tokens, for a k that `evaluate` was given."""
         return float(self.topk_correct[k].sum() / self.n_tokens)
 
     def accuracy_error(self, k: int = 1) -> float:
-        """The standard error of `accuracy`, as that of the loss."""
+        """Return the standard error of `accuracy`."""
         return self._standard_error(self.topk_correct[k])
 
     def excess_over_floor(self, floor: np.ndarray) -> "Evaluation":
-        """How far the loss lies above a lower one, given as the nats of every stretch of the text. The two are compared
-        stretch by stretch: what makes a stretch hard for both does not blur the difference."""
+        """Return how far the loss exceeds a floor, given in nats for every segment of the text.
+
+        The difference is taken by segment, so that its standard error is that of paired differences.
+        """
         return dataclasses.replace(self, sums=self.sums - floor[self.segments])
 
     @property
     def perplexity(self) -> float:
-        """e^loss: a branching factor, in tokens."""
+        """exp(loss), in tokens."""
         return perplexity(self.loss)
 
     @property
     def bits_per_token(self) -> float:
-        """The loss in bits: nats / ln 2."""
+        """The loss in bits, nats / ln 2."""
         return self.loss / math.log(2)
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per UTF-8 byte of the text, which models with different tokenizers can be compared by."""
+        """Bits per UTF-8 byte of the text: comparable between tokenizers."""
         return self.bits_per_token / self.bytes_per_token
 
 
@@ -151,96 +148,91 @@ def evaluate(
     top_k: Sequence[int] = (),
     ctx: DistContext = SINGLE_PROCESS,
 ) -> Evaluation:
-    """The loss of `model` on a text of token ids, every token after the first predicted once.
+    """Return the loss of `model` on a text of token ids. Every token after the first is predicted once.
 
-    `n_batches` > 0 reads about that many batches, in whole stretches (documents, or context_length tokens) spread
-    evenly over the text. `stride` < context_length lets windows overlap, so that each prediction has at least
-    context_length - stride tokens before it; the loss depends on both, which is why a quoted perplexity names them.
-    With `eot_id` windows begin where documents begin, as in `gpt.data.document_windows`. Nothing is drawn at random,
-    and no random state is touched. For each k of `top_k` the same pass counts the tokens that are among the k
-    likeliest, as `target_ranks` orders them. Several processes share the batches, and each gets the result
-    that one would.
+    `stride` < context_length makes windows overlap: each prediction then has at least context_length - stride tokens of
+    context, which lowers the loss. With `eot_id` windows start at documents, as in `gpt.data.document_spans`.
+    `n_batches` > 0 evaluates about that many batches, in whole segments spread evenly over the text. `top_k` also
+    counts targets among the k likeliest tokens. Nothing is random. Several processes share the work, and each returns
+    the whole result.
 
-    ValueError for fewer than two tokens, for a context longer than the model's, for a stride above it, and with
-    `eot_id` for a stride or a text without a document.
+    ValueError for a text, context, stride or number of batches that leaves nothing to predict.
     """
-    if len(tokens) < 2:
-        raise ValueError(f"a text of {len(tokens)} tokens has nothing to predict: two are needed")
     if not 1 <= context_length <= model.config.context_length:
-        raise ValueError(
-            f"the context must be 1 to the model's {model.config.context_length} tokens, not {context_length}"
-        )
-    if stride is not None and not 1 <= stride <= context_length:
-        raise ValueError(f"the stride must be 1 to the context's {context_length} tokens, not {stride}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if n_batches < 0:
-        raise ValueError(f"n_batches must be at least 0, not {n_batches}")
-    if eot_id is None:  # (start, end, first target that counts, stretch); overlapping windows share a stretch
-        windows = [
-            (start, end, first, (first - 1) // context_length)
-            for start, end, first in packed_spans(len(tokens), context_length, stride or 0).tolist()
-        ]
-    elif stride not in (None, context_length):
-        raise ValueError("windows of documents do not overlap: leave the stride out")
-    else:
-        spans = document_spans(tokens, eot_id, context_length).tolist()
-        windows = [(start, end, start + 1, document) for start, end, document in spans]
-        if not windows:
-            raise ValueError("the text holds no document that stands between two end-of-text tokens")
-    if n_batches and n_batches * batch_size < len(windows):  # stretches as a whole, so that they compare with a floor
-        n_stretches = windows[-1][3] + 1
-        n_read = max(1, n_batches * batch_size * n_stretches // len(windows))
-        chosen = {i * n_stretches // n_read for i in range(n_read)}
+        raise ValueError(f"context_length must be 1 to the model's {model.config.context_length}, not {context_length}")
+    if batch_size < 1 or n_batches < 0:
+        raise ValueError(f"batch_size must be at least 1, n_batches at least 0: not {batch_size} and {n_batches}")
+    windows = _evaluation_windows(tokens, context_length, stride, eot_id)
+    if n_batches and n_batches * batch_size < len(windows):
+        n_segments = windows[-1][3] + 1
+        n_chosen = max(1, n_batches * batch_size * n_segments // len(windows))
+        chosen = {i * n_segments // n_chosen for i in range(n_chosen)}
         windows = [window for window in windows if window[3] in chosen]
-    of_windows = np.zeros((2 + len(top_k), len(windows)))  # the nats of each window, its targets, its hits
+    by_window = np.zeros((2 + len(top_k), len(windows)))  # rows: nats, targets, targets among the k likeliest
     with evaluation_mode(model):
         for begin in ctx.shard(range(0, len(windows), batch_size)):
             batch = windows[begin : begin + batch_size]
-            sums, counts, *topk_correct = of_windows[:, begin : begin + batch_size]
             inputs, targets = padded_batch(tokens, ((start, end) for start, end, _, _ in batch))  # (B, T)
             for row, (start, _, first, _) in enumerate(batch):
-                targets[row, : first - 1 - start] = IGNORE_INDEX  # context only
-            counts[:] = (targets != IGNORE_INDEX).sum(1)
+                targets[row, : first - 1 - start] = IGNORE_INDEX  # predicted in the window before
             inputs, targets = inputs.to(device), targets.to(device)
+            rows = [targets != IGNORE_INDEX]  # (B, T) each
             if top_k:
-                found = losses_and_ranks(model, model.hidden_states(inputs).flatten(0, 1), targets.flatten())
-                losses, ranks = (of_rows.view_as(targets) for of_rows in found)  # (B, T) each
+                hidden = model.hidden_states(inputs).flatten(0, 1)  # (B·T, D)
+                losses, ranks = (x.view_as(targets) for x in losses_and_ranks(model, hidden, targets.flatten()))
+                rows += [(ranks >= 0) & (ranks < k) for k in top_k]
             else:
                 losses = model(inputs, targets, reduction="none")  # (B, T)
-            for k, of_k in zip(top_k, topk_correct, strict=True):
-                of_k[:] = ((ranks >= 0) & (ranks < k)).sum(1).cpu()
-            sums[:] = losses.float().cpu().double().sum(1)
-    stretch = [stretch for _, _, _, stretch in windows]
-    sums, counts, *topk_correct = (np.bincount(stretch, row) for row in ctx.all_reduce_sum(of_windows))
-    read = np.flatnonzero(counts)
-    topk_correct = {k: of_k[read] for k, of_k in zip(top_k, topk_correct, strict=True)}
-    return Evaluation(read, sums[read], counts[read], bytes_per_token, topk_correct)
+            rows = [losses.float().cpu().double(), *(row.cpu() for row in rows)]
+            by_window[:, begin : begin + batch_size] = torch.stack([row.sum(1) for row in rows])
+    segment_of = [segment for _, _, _, segment in windows]
+    sums, counts, *topk_correct = (np.bincount(segment_of, row) for row in ctx.all_reduce_sum(by_window))
+    segments = np.flatnonzero(counts)
+    topk_correct = {k: correct[segments] for k, correct in zip(top_k, topk_correct, strict=True)}
+    return Evaluation(segments, sums[segments], counts[segments], bytes_per_token, topk_correct)
+
+
+def _evaluation_windows(
+    tokens: np.ndarray, context_length: int, stride: int | None, eot_id: int | None
+) -> list[tuple[int, int, int, int]]:
+    """Return (start, end, first new target, segment) of each window. Overlapping windows may share a segment."""
+    if len(tokens) < 2:
+        raise ValueError(f"a text of {len(tokens)} tokens has nothing to predict: at least two are needed")
+    if stride is not None and not 1 <= stride <= context_length:
+        raise ValueError(f"the stride must be 1 to context_length, {context_length}, not {stride}")
+    if eot_id is None:
+        spans = packed_spans(len(tokens), context_length, stride or 0).tolist()
+        return [(start, end, first, (first - 1) // context_length) for start, end, first in spans]
+    if stride not in (None, context_length):
+        raise ValueError("documents are evaluated without overlap: leave the stride out")
+    spans = document_spans(tokens, eot_id, context_length).tolist()
+    if not spans:
+        raise ValueError("the text contains no document between two end-of-text tokens")
+    return [(start, end, start + 1, document) for start, end, document in spans]
 
 
 def losses_and_ranks(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses in nats and the targets' ranks among all tokens, (N,) each, for the vectors (N, D) that out_head reads
-    and targets (N,); -1 is the rank of a target that does not count.
+    """Return each target's loss in nats and its rank as by `target_ranks`, (N,) each.
 
-    In the chunks in which the model's own loss computes its logits, so that no more of them are held at once.
+    `hidden` (N, D) is what out_head reads, targets are (N,). Logits are computed chunk by chunk, as in the model's own
+    loss, to hold few of them at once.
     """
-    n_rows, dtype = chunk_rows(model.config.vocab_size), model.tok_emb.weight.dtype  # that dtype under autocast too
+    n_rows, dtype = chunk_rows(model.config.vocab_size), model.tok_emb.weight.dtype  # also under autocast
     losses, ranks = [], []
-    for rows, wanted in zip(hidden.split(n_rows), targets.split(n_rows), strict=True):
-        logits = model.out_head(rows).to(dtype)  # (C, V)
-        losses.append(model.ops.cross_entropy(logits, wanted, "none"))
-        ranks.append(target_ranks(logits, wanted))
+    for hidden_chunk, target_chunk in zip(hidden.split(n_rows), targets.split(n_rows), strict=True):
+        logits = model.out_head(hidden_chunk).to(dtype)  # (C, V)
+        losses.append(model.ops.cross_entropy(logits, target_chunk, "none"))
+        ranks.append(target_ranks(logits, target_chunk))
     return torch.cat(losses), torch.cat(ranks)
 
 
 def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many tokens come before the target when a model orders them by logit: int64, the shape of `targets`.
+    """Return the number of tokens that a model ranks before each target, int64: 0 for the likeliest token.
 
-    Logits (..., V), targets (...). 0 is the likeliest token. Of equal logits the one with the lower id comes first, so
-    that a model which finds all tokens equally likely gains nothing by it. A target of -100 has the rank -1.
+    Logits are (..., V), targets (...). Among equal logits the lower id comes first, so that a model which finds all
+    tokens equally likely gains nothing by it. An ignored target has rank -1.
 
-    ValueError where the shapes do not fit or a target is outside the vocabulary, FloatingPointError where a logit is
-    NaN: nothing can be ordered then. Infinite logits are ordered like others.
+    ValueError for shapes that do not fit and targets outside the vocabulary, FloatingPointError for NaN.
 
     >>> target_ranks(torch.tensor([[0.1, 0.7, 0.2], [0.4, 0.4, 0.4]]), torch.tensor([2, 1])).tolist()
     [1, 1]
@@ -254,12 +246,12 @@ def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
     if not targets.numel():
         return targets.long()
     if logits.amax(-1).isnan().any():
-        raise FloatingPointError("the logits hold NaN, which has no place in an order")
+        raise FloatingPointError("the logits contain NaN, which cannot be ranked")
     ids = torch.arange(vocab_size, device=logits.device)  # (V,)
-    own_id = targets.long().clamp(min=0)[..., None]  # (..., 1)
-    own = logits.gather(-1, own_id)  # (..., 1)
-    before = logits > own  # (..., V)
-    before |= (logits == own) & (ids < own_id)
-    # bytes, summed in 32 bits: four times as fast as the sum of a boolean tensor, which is widened to 64 bits first
+    target_id = targets.long().clamp(min=0)[..., None]  # (..., 1)
+    target_logit = logits.gather(-1, target_id)  # (..., 1)
+    before = logits > target_logit  # (..., V)
+    before |= (logits == target_logit) & (ids < target_id)
+    # summing bytes in 32 bits is four times as fast as summing booleans, which PyTorch converts to 64 bits first
     ranks = before.view(torch.uint8).sum(-1, dtype=torch.int32)
     return torch.where(counted, ranks.long(), -1)

@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate as a pure function of the step."""
+"""Optimizers (AdamW, Muon), gradient clipping, and the learning rate as a pure function of the step."""
 
 import math
 from collections import defaultdict
@@ -11,7 +11,7 @@ from gpt.system.distributed import full_tensor, shard_like
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """The trainable parameters in two groups: matrices, which decay, and vectors (biases, norms), which do not."""
+    """Return the trainable parameters in two groups: matrices with weight decay, vectors (biases, norms) without."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -20,16 +20,18 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def is_hidden(name: str, dim: int) -> bool:
-    """Whether a parameter of that name and so many dimensions is a matrix between the embeddings and the head, which
-    maps vectors to vectors; the rows of the others belong to one token or position each."""
+    """Return whether a parameter is a matrix between the embeddings and the head, which maps vectors to vectors.
+
+    In the other matrices each row belongs to one token or position.
+    """
     return dim == 2 and not any(part.endswith(("_emb", "_head")) for part in name.split("."))
 
 
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trainable parameters of `module`, or Muon over its
-    hidden matrices, where there are any, and AdamW over the rest.
+    """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) for the trainable parameters of `module`, or Muon for
+    its hidden matrices and AdamW for the rest.
 
-    PyTorch's fused kernel updates a tensor in one pass over memory.
+    fused=True: PyTorch updates a tensor in one pass over memory. ValueError if nothing is trainable.
     """
     groups = [group for group in parameter_groups(module, config.weight_decay) if group["params"]]
     if not groups:
@@ -43,20 +45,18 @@ def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Opti
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict, step: int) -> None:
-    """Give an optimizer the means and the learning rate of a `state_dict` saved after so many steps; all else stays the
-    config's.
+    """Load the state and learning rate of a `state_dict` saved after `step` steps. All else stays as configured.
 
-    ValueError unless each parameter gets means of its own shape: the fused kernel, which does not ask, would write
-    beyond them.
+    ValueError if the state does not fit the parameters: the fused kernel does not check, and would write out of bounds.
     """
     groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
     own = [{**group, "lr": float(before["lr"])} for group, before in groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    means = {
+    state = {
         number: {name: shard_like(value, parameters[number]) for name, value in of_one.items()}
         for number, of_one in saved["state"].items()
     }
-    optimizer.load_state_dict({"state": means, "param_groups": own})
+    optimizer.load_state_dict({"state": state, "param_groups": own})
     for group in optimizer.param_groups if step else ():
         for parameter in group["params"]:
             shape = parameter.shape
@@ -64,14 +64,14 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict, step: int) -> None:
             if "momentum" in group:
                 expected = {"momentum": shape}
             if {name: value.shape for name, value in optimizer.state[parameter].items()} != expected:
-                raise ValueError(f"the means of a parameter of shape {tuple(shape)} do not fit it")
+                raise ValueError(f"the optimizer state of a parameter of shape {tuple(shape)} does not fit it")
 
 
 def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
-    """The learning rate of step `step`, counted from 0.
+    """Return the learning rate of step `step`, counted from 0.
 
     It rises linearly to `lr` over warmup_steps, then falls to `min_lr` at `decay_steps` along half a cosine
-    (Loshchilov and Hutter 2017, arXiv:1608.03983) or a line, and stays there; "constant" stays at `lr`.
+    (Loshchilov and Hutter 2017, arXiv:1608.03983) or a line, and stays there. "constant" stays at `lr`.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -84,11 +84,11 @@ def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
 
 
 def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: float) -> float:
-    """Divide all gradients by `divisor`, then scale them down to the global norm `max_norm` where they exceed it
-    (0: never); the norm before clipping.
+    """Divide all gradients by `divisor`, then clip their global norm to `max_norm` (0: no clipping). Return the norm
+    before clipping.
 
-    The accumulated gradients are those of summed losses; divided by the tokens counted, they are the mean's. Both
-    factors are applied in one pass. Pascanu et al. 2013, arXiv:1211.5063.
+    Accumulated gradients are those of summed losses: divided by the number of tokens, those of the mean. Both factors
+    are applied in one pass. Pascanu et al. 2013, arXiv:1211.5063.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = full_tensor(torch.nn.utils.get_total_norm(gradients)).item() / divisor
@@ -101,26 +101,26 @@ def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: flo
 
 # --- Muon ---
 
-# x -> a·x + b·x^3 + c·x^5, one after the other, lift singular values from 0.01 .. 1 to 0.18 .. 1.87: the first three
-# steps of table 1 in Amsel et al. 2025, "The Polar Express", arXiv:2505.16932. More steps come nearer to 1 and train no
-# better.
+# Three polynomials x -> a·x + b·x^3 + c·x^5 that together take singular values from 0.01 .. 1 to 0.18 .. 1.87: the
+# first rows of table 1 in Amsel et al. 2025, "The Polar Express", arXiv:2505.16932. More rows come closer to 1 but
+# train no better.
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
-AT_ONCE = 2**22  # numbers of the matrices that are made orthogonal together: 16 MB in float32
+AT_ONCE = 2**22  # elements of the matrices orthogonalised together: 16 MB in float32
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """About U·V^T of each matrix U·S·V^T of a batch, (n, R, C) -> (n, R, C); of zeros, zeros.
+    """Return approximately U·V^T for each matrix U·S·V^T of a batch (n, R, C); zeros for zeros.
 
-    A Newton-Schulz iteration, matrix products alone: an odd polynomial of X takes its singular values one by one, since
-    X·X^T·X = U·S^3·V^T. It is P·X with P = a + b·G + c·G^2, G = X·X^T, and the next X has the Gram matrix P·G·P: so all
-    but the first product and the last are of (R, R) matrices. It begins with X over the root of |G|, the Frobenius
-    norm, which is nearer to the largest singular value than |X| is, and no smaller.
+    A Newton-Schulz iteration needs matrix products only: an odd polynomial of X acts on its singular values, because
+    X·X^T·X = U·S^3·V^T. It equals P·X with P = a + b·G + c·G^2 and G = X·X^T, and the next Gram matrix is P·G·P, so all
+    products but the first and last are of (R, R) matrices. X is first divided by the root of |G|, the Frobenius
+    norm, which is closer to the largest singular value than |X| and no smaller than it.
     """
-    if matrices.size(-2) > matrices.size(-1):  # the shorter side is the Gram matrix's
+    if matrices.size(-2) > matrices.size(-1):  # the Gram matrix is that of the shorter side
         return orthogonalise(matrices.mT).mT
     gram = matrices @ matrices.mT  # (n, R, R)
     norm = gram.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)  # (n, 1, 1)
@@ -134,18 +134,18 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def _quadratic(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-    """a + b·G + c·G^2 of each matrix G of a batch, (n, R, R)."""
+    """Return a + b·G + c·G^2 for each matrix G of a batch, (n, R, R)."""
     result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on `matrices`, its first parameter group; AdamW on `others`, the groups after it.
+    """Muon for `matrices`, the first parameter group; AdamW for `others`, the remaining groups.
 
     M <- momentum·M + (1 - momentum)·G, then W <- W - lr·(weight_decay·W + 0.2·sqrt(max(R, C))·UV^T of Nesterov's
-    momentum·M + (1 - momentum)·G), for W of shape (R, C). The root gives a step the size of AdamW's, so that both take
-    one learning rate: Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, section 2.2.
+    momentum·M + (1 - momentum)·G), for W of shape (R, C). The root makes the size of a step that of AdamW, so that both
+    use one learning rate: Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, section 2.2.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """Update all parameters that have a gradient."""
         own, *others = self.param_groups
-        by_shape = defaultdict(list)  # one product over a batch is faster than many small ones
+        by_shape = defaultdict(list)  # one batched product is faster than many small ones
         for matrix in own["params"]:
             if matrix.grad is not None:
                 by_shape[matrix.shape].append(matrix)
@@ -173,7 +173,7 @@ class Muon(torch.optim.Optimizer):
             at_once = max(1, AT_ONCE // shape.numel())
             for first in range(0, len(matrices), at_once):
                 self._update(matrices[first : first + at_once], own)
-        self.adamw.param_groups, self.adamw.state = others, self.state  # load_state_dict makes new ones
+        self.adamw.param_groups, self.adamw.state = others, self.state  # load_state_dict replaces them
         self.adamw.step()
 
     def _update(self, matrices: list[nn.Parameter], group: dict) -> None:

@@ -23,7 +23,7 @@ def test_warm_up_is_linear_and_never_zero():
     assert rates[10] == pytest.approx(1.0)
 
 
-def test_cosine_goes_down_half_a_wave_and_stays():
+def test_cosine_falls_over_half_a_period_and_stays():
     assert learning_rate(35, CONFIG, 110) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
     assert learning_rate(60, CONFIG, 110) == pytest.approx(0.55)
     assert learning_rate(110, CONFIG, 110) == learning_rate(10_000, CONFIG, 110) == pytest.approx(0.1)
@@ -108,7 +108,9 @@ def test_orthogonal_matrices_are_those_of_the_singular_value_decomposition(shape
     u, values, vh = torch.linalg.svd(matrices, full_matrices=False)
     found = u.mT @ orthogonalise(matrices) @ vh.mT  # diagonal
     lifted = found.diagonal(dim1=-2, dim2=-1)
-    torch.testing.assert_close(found, torch.diag_embed(lifted), rtol=0, atol=1e-9)
+    # the slopes at 0 multiply to 134: rounding of sums of 40 numbers is amplified as the singular values are
+    rounding = 134**2 * 40 * torch.finfo(torch.float64).eps
+    torch.testing.assert_close(found, torch.diag_embed(lifted), rtol=0, atol=rounding)
     assert lifted.max() < 1.87
     assert lifted[values > 0.01 * values.pow(4).sum(-1, keepdim=True) ** 0.25].min() > 0.18
 
@@ -154,7 +156,7 @@ TINY = {"vocab_size": 7, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_lay
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_who_is_muons_and_that_the_rest_is_adamws(tied):
+def test_muon_gets_the_hidden_matrices_and_adamw_the_rest(tied):
     models = [GPTModel({**TINY, "tie_embeddings": tied}) for _ in "ab"]
     models[1].load_state_dict(models[0].state_dict())
     kinds = ("att.W_query", "att.W_key", "att.W_value", "att.out_proj", "ff.layers.0", "ff.layers.2")
@@ -181,14 +183,14 @@ def test_muon_takes_the_recurrent_matrices_and_leaves_what_is_frozen():
     assert sum(len(group["params"]) for group in others) == len(names) - 4
 
 
-def test_where_there_is_no_hidden_matrix_all_is_adamws():
+def test_without_hidden_matrices_everything_is_adamws():
     assert type(create_optimizer(nn.ModuleDict({"tok_emb": nn.Embedding(3, 2)}), MUON)) is torch.optim.AdamW
     layer = nn.Linear(2, 2, bias=False)  # nor need there be anything else
     layer.weight.grad = torch.ones(2, 2)
     create_optimizer(layer, MUON).step()
 
 
-def test_a_restored_optimizer_goes_on_as_the_one_that_was_saved():
+def test_a_restored_optimizer_continues_as_the_saved_one():
     layers = [nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 6)) for _ in "ab"]
     optimizer = create_optimizer(layers[0], MUON)
 
@@ -210,14 +212,14 @@ def test_a_restored_optimizer_goes_on_as_the_one_that_was_saved():
 
 
 @pytest.mark.parametrize("forge", [{"momentum": torch.zeros(1)}, {}, {"exp_avg": torch.zeros(4, 6)}], ids=range(3))
-def test_a_forged_momentum_is_refused(forge):
+def test_state_that_does_not_fit_is_refused(forge):
     layer = nn.Linear(6, 4)
     optimizer = create_optimizer(layer, MUON)
     layer.weight.grad, layer.bias.grad = torch.ones(4, 6), torch.ones(4)
     optimizer.step()
     saved = optimizer.state_dict()
     saved["state"][0] = forge
-    with pytest.raises(ValueError, match=r"means of a parameter of shape \(4, 6\) do not fit"):
+    with pytest.raises(ValueError, match=r"optimizer state of a parameter of shape \(4, 6\) does not fit"):
         restore(create_optimizer(layer, MUON), saved, 1)
 
 

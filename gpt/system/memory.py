@@ -1,4 +1,4 @@
-"""Memory and disk: how much there is, how it is allocated, what to do when it runs out."""
+"""Memory and disk: how much is available, how it is allocated, what to do when it runs out."""
 
 import contextlib
 import ctypes
@@ -12,12 +12,10 @@ import torch
 
 
 def set_allocator_flags() -> None:
-    """Have glibc keep the memory of freed tensors for the next step, instead of handing it back to the system; and CUDA
-    multiply float32 matrices in TF32, which rounds what it multiplies to 10 bits and adds up in float32.
+    """Let glibc keep the memory of freed tensors for the next step, and CUDA multiply float32 matrices in TF32.
 
-    Call it before the first tensor. Otherwise each step's large activations are new memory, whose pages the system
-    clears one by one at their first touch: a third of a training step's time on a CPU. Without glibc and without CUDA
-    it does nothing.
+    Call this before the first tensor. Otherwise each step's activations are new memory, which the system clears page by
+    page: a third of a training step on a CPU. TF32 rounds factors to 10 bits and adds in float32.
     """
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -32,9 +30,9 @@ def set_allocator_flags() -> None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that this process can come to hold on a device: those that are free, and those it holds already.
+    """Return the bytes that this process can use on a device: those that are free and those it uses already.
 
-    On a CPU a container's limit counts too, as its control group has it.
+    On a CPU the limits of a container (its control groups) and of ulimit -v count too.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -52,9 +50,9 @@ def available_memory(device: torch.device) -> int:
 
 
 def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Bytes that each control group of this process, and each group around it, has left; none without a limit.
+    """Return the bytes left in each control group of this process that has a limit, and in the groups around them.
 
-    What a group holds of files that nobody waits for can be given back, so it counts as left.
+    Inactive file cache counts as left, since the system can reclaim it.
     """
     left = []
     with contextlib.suppress(OSError):
@@ -79,7 +77,7 @@ def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/p
 
 
 def available_disk(folder: str | Path) -> int:
-    """Bytes free where `folder` is, or will be made, and those of the checkpoints that it holds already."""
+    """Return the free bytes on the disk of `folder`, which need not exist, and those of the checkpoints in it."""
     folder = Path(folder).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     held = sum(file.stat().st_size for file in (folder / "checkpoints").glob("step-*/*"))
@@ -88,15 +86,16 @@ def available_disk(folder: str | Path) -> int:
 
 @contextlib.contextmanager
 def oom_hint(batch_size: int, grad_accum_steps: int) -> Iterator[None]:
-    """Turns an out-of-memory error into a sentence that names the setting to lower, and by how much."""
+    """A context that turns an out-of-memory error into a ValueError that names the setting to lower."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # CUDA has a class of its own, a CPU allocator only this text
+    except (RuntimeError, MemoryError) as error:  # CUDA's error has a class of its own, a CPU's only a text
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "alloc" not in str(error).lower():
             raise
         if batch_size > 1:
             smaller = (batch_size + 1) // 2
-            advice = f"batch_size {smaller} with grad_accum_steps {-(-batch_size * grad_accum_steps // smaller)} takes about half"
+            steps = -(-batch_size * grad_accum_steps // smaller)
+            advice = f"batch_size {smaller} with grad_accum_steps {steps} takes about half"
         else:
             advice = "lower model.context_length, model.n_layers or model.emb_dim"
         raise ValueError(f"not enough memory at batch_size {batch_size}: {advice}") from error

@@ -1,4 +1,4 @@
-"""Where things are: the project's own folder, a path as seen from it, and runs by their names."""
+"""Find the project's folder, paths relative to it, and runs by name."""
 
 from pathlib import Path
 
@@ -9,14 +9,16 @@ RUNS = Path("runs")
 
 
 def find_path(path: str | Path) -> Path:
-    """A path as given or, where nothing is there, as seen from the project's root, so that a config that names
-    data/story works from any working folder."""
+    """Return a path as given or, if nothing is there, relative to the project's root.
+
+    So a config that names data/story works from any working directory.
+    """
     path = Path(path)
     return PROJECT / path if not path.exists() and (PROJECT / path).exists() else path
 
 
 def run_path(name: str) -> Path:
-    """The folder of a run: a name under runs/, or a path. ValueError for a name that leads nowhere sensible."""
+    """Return the folder of a run, given its name under runs/ or its path. ValueError for an empty name."""
     path = Path(name)
     if not name or name in (".", ".."):
         raise ValueError(f"a run needs a name, not {name!r}")
@@ -24,13 +26,13 @@ def run_path(name: str) -> Path:
 
 
 def is_run(name: str) -> bool:
-    """Whether a name or a path is a run's."""
+    """Return whether a name or path is a run's."""
     path = run_path(name)
     return (path / "config.toml").is_file() or (path / "checkpoints").is_dir()
 
 
 def existing_run(name: str) -> Path:
-    """The folder of a run that must be there. ValueError names the runs that are."""
+    """Return the folder of an existing run. ValueError names those that exist."""
     path = run_path(name)
     if not is_run(name):
         there = sorted(p.parent.name for p in find_path(RUNS).glob("*/config.toml"))
@@ -41,7 +43,7 @@ def existing_run(name: str) -> Path:
 
 
 def next_run(config_path: str) -> Path:
-    """runs/X-001, or the first number that is free, for configs/X.toml."""
+    """Return runs/X-001, or the first free number, for configs/X.toml."""
     stem = Path(config_path).stem
     number = 1
     while (path := RUNS / f"{stem}-{number:03d}").exists():

@@ -34,7 +34,7 @@ COLUMNS = [
 
 
 def benchmark(
-    names: list[str], rounds: int, out: Path, quick: bool = False, text: Path | None = None, say=print
+    names: list[str], rounds: int, out: Path, quick: bool = False, text: Path | None = None, log=print
 ) -> list[dict]:
     """Time the cases called `names`, their contenders in turn over so many rounds, and write benchmark.csv, .txt and
     .png into the folder `out`; the rows of the CSV. `text` is what the data preparation reads; it makes one otherwise.
@@ -47,12 +47,12 @@ def benchmark(
     missing = [package for package in NEEDS if importlib.util.find_spec(package) is None]
     for package in missing:
         if any(_package(c) == package for case in cases.values() for c in case.contenders):
-            say(f"{package} is not installed, and is left out; it comes with: pip install {package}")
+            log(f"{package} is not installed, and is left out; it comes with: pip install {package}")
     entries = {name: [c for c in case.contenders if _package(c) not in missing] for name, case in cases.items()}
     jobs = [("machine", "", 0)]
     jobs += [(name, c, n) for name in names for n in range(rounds) for c in entries[name]]
     expected = [cases[name].seconds if name in cases else 2.0 if quick else MACHINE_SECONDS for name, _, _ in jobs]
-    say(f"{len(jobs)} processes, one after the other: {_duration(sum(expected))} on two cores")
+    log(f"{len(jobs)} processes, one after the other: {_duration(sum(expected))} on two cores")
 
     found: dict[tuple[str, str], list[dict]] = defaultdict(list)
     start = time.perf_counter()
@@ -68,11 +68,11 @@ def benchmark(
             passed, ahead = sum(expected[:number]), sum(expected[number:])
             left = _duration((time.perf_counter() - start) / passed * ahead) + " left" if ahead else "done"
             label = f"{name:<11} {contender:<18} round {n + 1}" if contender else name
-            say(f"{label:<40} {_in_short(results[-1]):<42} {left}".rstrip())
+            log(f"{label:<40} {_in_short(results[-1]):<42} {left}".rstrip())
     machine, *_ = found.pop(("machine", ""), None) or [{"problem": "stopped"}]
     rows = [_row(name, contender, results) for (name, contender), results in found.items() if results]
     _compare(rows, machine)
-    _write(rows, machine, cases, out, say)
+    _write(rows, machine, cases, out, log)
     return rows
 
 
@@ -206,7 +206,7 @@ def table(rows: list[dict], machine: dict, cases: dict[str, Case]) -> str:
     return "\n".join(lines)
 
 
-def _write(rows: list[dict], machine: dict, cases: dict[str, Case], out: Path, say: Callable[[str], None]) -> None:
+def _write(rows: list[dict], machine: dict, cases: dict[str, Case], out: Path, log: Callable[[str], None]) -> None:
     from gpt.run.plots import plot_benchmark  # which brings PyTorch along
 
     rates = [{"case": "machine", "contender": key, "per_second": machine[key]} for key in PEAKS if key in machine]
@@ -224,4 +224,4 @@ def _write(rows: list[dict], machine: dict, cases: dict[str, Case], out: Path, s
     plot_benchmark(
         [row | {"rate": label} for row, label in zip(rows, labels, strict=True)], titles, out / "benchmark.png"
     )
-    say(f"\n{text}\n\n{out / 'benchmark.csv'}, benchmark.txt and benchmark.png are written")
+    log(f"\n{text}\n\n{out / 'benchmark.csv'}, benchmark.txt and benchmark.png are written")

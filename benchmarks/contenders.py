@@ -194,7 +194,7 @@ def prepare(case: Case, contender: str, text: Path, folder: Path) -> dict:
     gpt: all that scripts/prepare_data.py does: the tokenizer, the split, checksums, a folder written whole or not at
     all. tiktoken: one thread as its users write it, its tokenizer made before the clock runs.
     """
-    from gpt.tokenizer import get_tokenizer
+    from gpt.tokenizer import load_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     tokens: list[int] = []
@@ -207,7 +207,7 @@ def prepare(case: Case, contender: str, text: Path, folder: Path) -> dict:
             tokens.append(len(data.train.tokens) + len(data.val.tokens))
 
     elif contender == "tiktoken":
-        encoding = get_tokenizer("gpt2")._engine  # tiktoken.get_encoding("gpt2"), without its download
+        encoding = load_tokenizer("gpt2")._engine  # tiktoken.get_encoding("gpt2"), without its download
 
         def work() -> None:
             ids = np.array(encoding.encode_ordinary(text.read_text(encoding="utf-8")), dtype=np.uint16)

@@ -17,7 +17,7 @@ _HOME = {
     "generate": "generation",
     "text_to_token_ids": "generation",
     "token_ids_to_text": "generation",
-    "get_tokenizer": "tokenizer",
+    "get_tokenizer": "text.tokenizers",
     "create_dataloader": "data",
     "calc_loss_batch": "loss",
     "calc_loss_loader": "loss",

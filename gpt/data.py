@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from gpt.config import TrainConfig
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.token_files import PreparedData, TokenFile
-from gpt.tokenizer import Tokenizer, get_tokenizer
+from gpt.tokenizer import Tokenizer, load_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
 
@@ -192,7 +192,7 @@ def create_dataloader(
     """
     if isinstance(text_or_tokens, str):
         if isinstance(tokenizer, str):
-            tokenizer = get_tokenizer(tokenizer, [text_or_tokens])
+            tokenizer = load_tokenizer(tokenizer)
         text_or_tokens = tokenizer.encode(text_or_tokens)
     examples = PackedExamples(text_or_tokens, context_length, stride)
     sampler = ExampleSampler(len(examples), batch_size, shuffle, seed, drop_last)

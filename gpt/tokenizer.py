@@ -1,34 +1,36 @@
-"""Text to token ids and back: GPT-2's tokens, characters, or byte pairs learned from a corpus.
+"""Text to token ids and back: GPT-2's tokens, characters, or byte pairs.
 
-    tokenizer = get_tokenizer("gpt2")                # 50,257 tokens, no download
-    tokenizer = get_tokenizer("char", [text])        # one token per distinct character of the text
-    tokenizer = get_tokenizer("bpe:4096", [text])    # byte pairs learned from the text, 4,096 tokens in all
+    tokenizer = load_tokenizer("gpt2")               # 50,257 tokens, no download
+    tokenizer = CharTokenizer(text)                  # one token per distinct character of the text
 
+gpt/text/bpe.py learns byte pairs from a corpus; gpt/text/tokenizers.py has `get_tokenizer`, which knows all of them.
 `<|endoftext|>` inside a text is ordinary text unless the caller passes `special=True`. encode_to_numpy returns the same
 ids as encode in a quarter of a list's memory, and may run in several threads at once.
 """
 
 import codecs
-import contextlib
 import copy
 import importlib.util
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 import tiktoken
-from tqdm import tqdm
 
-from gpt.bpe import GPT2_PATTERN, chunk_text, count_words, learn_merges
 from gpt.system.files import sha256
 
 EOT = "<|endoftext|>"
+
+# GPT-2's rule for splitting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
+# then letters, digits or other signs, each with one leading space, then runs of white space.
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
 GPT2_SHA256 = {  # of the two files published with GPT-2
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -177,39 +179,6 @@ class BytePairTokenizer(Tokenizer):
 # --- creating and loading ---------------------------------------------------------------------------------------------
 
 
-def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
-    """Return the tokenizer called `name`: "gpt2", "char", "bpe:N" (N tokens in all), or a path to a tokenizer.json.
-
-    "char" and "bpe:N" are learned from `texts`, strings that are read once, in order (pass [text] for a single one).
-    Raises ValueError for an unknown name, for missing texts and for a damaged file.
-    """
-    if name == "gpt2":
-        return _gpt2()
-    kind, _, size = name.partition(":")
-    if kind == "bpe" and (not size.isdecimal() or int(size) < 257):
-        raise ValueError(f"tokenizer {name!r}: bpe takes the number of tokens, at least 257, as in bpe:4096")
-    if kind == "bpe" or name == "char":
-        if texts is None or isinstance(texts, str):
-            raise ValueError(f"tokenizer {name!r} is learned from a corpus: get_tokenizer({name!r}, [text])")
-        return train_bpe(texts, int(size)) if kind == "bpe" else CharTokenizer(itertools.chain.from_iterable(texts))
-    with contextlib.suppress(OSError):  # a text in place of a name is too long for a path
-        if name and (name.endswith(".json") or Path(name).exists()):
-            return load_tokenizer(name)
-    raise ValueError(f"unknown tokenizer {name!r}: gpt2, char, bpe:N, or a path to a tokenizer.json")
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
-    """Learn byte pairs from texts, with a progress bar on a terminal.
-
-    `vocab_size` counts the 256 bytes, the merges and the end-of-text token. The vocabulary is smaller if too few pairs
-    occur twice. Raises ValueError for a lone surrogate.
-    """
-    n_merges = vocab_size - 257
-    merges = itertools.islice(learn_merges(count_words(map(check_text, texts))), n_merges)
-    bar = tqdm(merges, "merging", n_merges, unit="pairs", unit_scale=True, disable=not sys.stderr.isatty())
-    return BytePairTokenizer.from_merges(list(bar))
-
-
 def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
     """Return a tokenizer with special tokens of these names after its own, such as [MASK]; itself if it has them all.
 
@@ -229,7 +198,9 @@ def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Return the tokenizer that `save` wrote. Raises ValueError for a missing or damaged file."""
+    """Return the tokenizer that `save` wrote, or GPT-2's for "gpt2". Raises ValueError for a missing or damaged file."""
+    if path == "gpt2":
+        return _gpt2()
     if not Path(path).is_file():
         raise ValueError(f"no tokenizer file {path}")
     try:
@@ -316,3 +287,24 @@ def check_text(text: str) -> str:
         raise ValueError(
             f"the text contains a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}: remove it"
         ) from None
+
+
+def last_word_break(text: str) -> int:
+    """Return the last index at which `text` can be cut without changing its GPT-2 tokens, or 0.
+
+    It lies between a letter, digit, mark or sign and the space or line end that follows: no match of GPT2_PATTERN
+    crosses it or looks past it.
+    """
+    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}\p{S}\p{M}])[ \n]", text)  # (?r): search from the end
+    return found.start() if found else 0
+
+
+def chunk_text(text: str, max_length: int = 100_000) -> Iterator[str]:
+    """Cut `text` at word breaks into pieces of at most `max_length` characters. A longer word is cut as well."""
+    start = 0
+    while len(text) - start > max_length:
+        piece = text[start : start + max_length]
+        cut = last_word_break(piece) or max_length
+        yield piece[:cut]
+        start += cut
+    yield text[start:]

@@ -26,8 +26,9 @@ from gpt.generation import generate
 from gpt.loss import calc_loss_batch, calc_loss_loader, evaluate
 from gpt.model import GPTModel
 from gpt.system.files import checksummed
+from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import load_data
-from gpt.tokenizer import get_tokenizer, load_tokenizer
+from gpt.tokenizer import load_tokenizer
 from scripts import SCRIPTS, run_script
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat; so the mat had the dog and the cat.\n" * 12

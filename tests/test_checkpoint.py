@@ -19,7 +19,7 @@ from gpt.exchange.models import load_model
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.system.files import checksummed
-from gpt.tokenizer import get_tokenizer
+from gpt.text.tokenizers import get_tokenizer
 
 MODEL = GPTConfig(5, 8, 8, 2, 1, 0.0, init="gpt2")
 

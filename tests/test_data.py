@@ -25,7 +25,8 @@ from gpt.data import (
 )
 from gpt.objectives.next_token import NextToken
 from gpt.text.prepare import prepare_data
-from gpt.tokenizer import CharTokenizer, get_tokenizer
+from gpt.text.tokenizers import get_tokenizer
+from gpt.tokenizer import CharTokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
 quick = settings(deadline=None, derandomize=True, max_examples=60)

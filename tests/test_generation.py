@@ -20,7 +20,8 @@ from gpt.generation import (
     token_ids_to_text,
 )
 from gpt.model import GPTModel
-from gpt.tokenizer import CharTokenizer, get_tokenizer
+from gpt.text.tokenizers import get_tokenizer
+from gpt.tokenizer import CharTokenizer
 
 CONFIG = {
     "vocab_size": 19, "context_length": 10, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.3,

@@ -12,7 +12,7 @@ from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
 from gpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
 from gpt.model import GELU, FeedForward, GPTModel, KVCache, LayerNorm, MultiHeadAttention, TransformerBlock
 from gpt.ops import use_implementation
-from gpt.tokenizer import get_tokenizer
+from gpt.text.tokenizers import get_tokenizer
 
 ROOMS = pytest.mark.parametrize("implementation", ["reference", "fused"])
 SMALL = {

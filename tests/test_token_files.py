@@ -11,8 +11,8 @@ from conftest import corpus_of
 
 from gpt.system.files import checksummed
 from gpt.text.prepare import prepare_data
+from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import load_data
-from gpt.tokenizer import get_tokenizer
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
 TEXTS = [f"{n} geese\nflew {'on and ' * n}on, é😀 <|endoftext|>" for n in range(12)]

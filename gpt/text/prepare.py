@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
-from gpt.text.hf_tokenizer import open_tokenizer
 from gpt.text.sources import Corpus, open_corpus
+from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import FORMAT, PreparedData, load_data
 from gpt.tokenizer import CharTokenizer, Tokenizer
 
@@ -156,7 +156,7 @@ def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int, has_e
                 yield chunk
                 bar.update(len(chunk))
 
-    tokenizer = open_tokenizer(name, chunks())
+    tokenizer = get_tokenizer(name, chunks())
     if has_eot and name == "char":
         tokenizer = CharTokenizer(tokenizer.characters, end_of_text=True)
     has_eot &= tokenizer.eot_id is not None  # a saved char tokenizer may have no such token

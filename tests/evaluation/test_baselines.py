@@ -27,7 +27,7 @@ from gpt.objectives.next_token import NextToken
 from gpt.text import tales
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import KNOWN, open_corpus
-from gpt.tokenizer import get_tokenizer
+from gpt.text.tokenizers import get_tokenizer
 from gpt.variants import create_model
 from gpt.variants.lstm import LSTMModel
 

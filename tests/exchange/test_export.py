@@ -19,7 +19,8 @@ from gpt.model import GPTModel
 from gpt.run.training import start_run
 from gpt.text.hf_tokenizer import load_any_tokenizer
 from gpt.text.prepare import prepare_data
-from gpt.tokenizer import CharTokenizer, get_tokenizer, with_special_tokens
+from gpt.text.tokenizers import get_tokenizer
+from gpt.tokenizer import CharTokenizer, with_special_tokens
 from gpt.variants import adapt, create_model
 from scripts import run_script
 

@@ -23,7 +23,7 @@ from gpt.model import GPTModel
 from gpt.run.training import start_run
 from gpt.system.paths import PROJECT
 from gpt.text.prepare import prepare_data
-from gpt.tokenizer import get_tokenizer
+from gpt.text.tokenizers import get_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 

@@ -13,7 +13,8 @@ from gpt.model import GPTModel
 from gpt.objectives.masked import Masked, mask_tokens
 from gpt.objectives.spans import encode_masked_prompt
 from gpt.text.prepare import prepare_data
-from gpt.tokenizer import EOT, CharTokenizer, get_tokenizer, with_special_tokens
+from gpt.text.tokenizers import get_tokenizer
+from gpt.tokenizer import EOT, CharTokenizer, with_special_tokens
 
 X = -100
 

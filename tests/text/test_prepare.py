@@ -25,8 +25,9 @@ import gpt.text.tales
 from gpt.system.files import checksummed
 from gpt.text.prepare import ordered_map, prepare_data
 from gpt.text.sources import open_corpus
+from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import describe, load_data
-from gpt.tokenizer import CharTokenizer, get_tokenizer
+from gpt.tokenizer import CharTokenizer
 
 STORY = (Path(__file__).parents[2] / "data" / "story.txt").read_text(encoding="utf-8")
 PREPARE = Path(__file__).parents[2] / "scripts" / "prepare_data.py"

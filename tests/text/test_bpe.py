@@ -1,4 +1,4 @@
-"""gpt/bpe.py against brute force, and GPT2_PATTERN against the published one."""
+"""gpt/text/bpe.py against brute force, and GPT2_PATTERN against the published one."""
 
 import itertools
 import random
@@ -12,9 +12,10 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.bpe import GPT2_PATTERN, MAX_WORD_LENGTH, chunk_text, count_words, last_word_break, learn_merges
+from gpt.text.bpe import MAX_WORD_LENGTH, count_words, learn_merges
+from gpt.tokenizer import GPT2_PATTERN, chunk_text, last_word_break
 
-STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")
+STORY = (Path(__file__).parents[2] / "data" / "story.txt").read_text(encoding="utf-8")
 
 # The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
 PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""

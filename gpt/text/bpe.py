@@ -5,41 +5,33 @@ tokens. A merge is a few array operations at the positions of its pair.
 """
 
 import heapq
+import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
 import regex
+from tqdm import tqdm
+
+from gpt.tokenizer import GPT2_PATTERN, BytePairTokenizer, check_text, chunk_text
 
 MAX_WORD_LENGTH = 256  # characters; a longer word, such as a text without spaces, is split
 BOUNDARY = 0xFF  # a byte that UTF-8 never uses: it separates words, and replaces the right token of a merged pair
 SHIFT = 32  # bits: a pair of tokens is stored as one integer, left << 32 | right
 
-# GPT-2's rule for splitting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
-# then letters, digits or other signs, each with one leading space, then runs of white space.
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
+    """Learn byte pairs from texts, with a progress bar on a terminal.
 
-def last_word_break(text: str) -> int:
-    """Return the last index at which `text` can be cut without changing its GPT-2 tokens, or 0.
-
-    It lies between a letter, digit, mark or sign and the space or line end that follows: no match of GPT2_PATTERN
-    crosses it or looks past it.
+    `vocab_size` counts the 256 bytes, the merges and the end-of-text token. The vocabulary is smaller if too few pairs
+    occur twice. Raises ValueError for a lone surrogate.
     """
-    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}\p{S}\p{M}])[ \n]", text)  # (?r): search from the end
-    return found.start() if found else 0
-
-
-def chunk_text(text: str, max_length: int = 100_000) -> Iterator[str]:
-    """Cut `text` at word breaks into pieces of at most `max_length` characters. A longer word is cut as well."""
-    start = 0
-    while len(text) - start > max_length:
-        piece = text[start : start + max_length]
-        cut = last_word_break(piece) or max_length
-        yield piece[:cut]
-        start += cut
-    yield text[start:]
+    n_merges = vocab_size - 257
+    merges = itertools.islice(learn_merges(count_words(map(check_text, texts))), n_merges)
+    bar = tqdm(merges, "merging", n_merges, unit="pairs", unit_scale=True, disable=not sys.stderr.isatty())
+    return BytePairTokenizer.from_merges(list(bar))
 
 
 def count_words(texts: Iterable[str]) -> Counter[str]:

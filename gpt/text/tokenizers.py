@@ -1,0 +1,30 @@
+"""Any tokenizer by name: GPT-2's, one learned from texts, or a file of this project or of Hugging Face."""
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpt.text.bpe import train_bpe
+from gpt.text.hf_tokenizer import load_any_tokenizer
+from gpt.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+
+
+def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
+    """Return the tokenizer called `name`: "gpt2", "char", "bpe:N" (N tokens in all), or a path to a saved one.
+
+    "char" and "bpe:N" are learned from `texts`, strings that are read once, in order (pass [text] for a single one).
+    A path leads to a tokenizer.json of this project or of Hugging Face, or to a folder that holds one. Raises
+    ValueError for an unknown name, for missing texts and for a damaged file.
+    """
+    kind, _, size = name.partition(":")
+    if kind == "bpe" and (not size.isdecimal() or int(size) < 257):
+        raise ValueError(f"tokenizer {name!r}: bpe takes the number of tokens, at least 257, as in bpe:4096")
+    if kind == "bpe" or name == "char":
+        if texts is None or isinstance(texts, str):
+            raise ValueError(f"tokenizer {name!r} is learned from a corpus: get_tokenizer({name!r}, [text])")
+        return train_bpe(texts, int(size)) if kind == "bpe" else CharTokenizer(itertools.chain.from_iterable(texts))
+    if name == "gpt2":
+        return load_tokenizer(name)
+    if name.endswith(".json") or Path(name).exists():
+        return load_any_tokenizer(name)
+    raise ValueError(f"unknown tokenizer {name!r}: gpt2, char, bpe:N, or a path to a tokenizer.json")

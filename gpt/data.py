@@ -186,8 +186,8 @@ def create_dataloader(
 ) -> DataLoader:
     """Return a DataLoader of (inputs, targets), int64, (batch_size, context_length) each.
 
-    `text_or_tokens` is a list of token ids, or a string to encode with `tokenizer` (an object, or a name for
-    `get_tokenizer`). `stride` is the distance between examples in tokens; 0 means context_length, so that each token is
+    `text_or_tokens` is a list of token ids, or a string to encode with `tokenizer` (an object, or what
+    `load_tokenizer` takes). `stride` is the distance between examples in tokens; 0 means context_length, so that each token is
     a target once. ValueError if the text is too short for one example or for one batch.
     """
     if isinstance(text_or_tokens, str):

@@ -1,5 +1,6 @@
 """Any tokenizer by name: GPT-2's, one learned from texts, or a file of this project or of Hugging Face."""
 
+import contextlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
         return train_bpe(texts, int(size)) if kind == "bpe" else CharTokenizer(itertools.chain.from_iterable(texts))
     if name == "gpt2":
         return load_tokenizer(name)
-    if name.endswith(".json") or Path(name).exists():
-        return load_any_tokenizer(name)
+    with contextlib.suppress(OSError):  # a text in place of a name is too long for a path
+        if name.endswith(".json") or Path(name).exists():
+            return load_any_tokenizer(name)
     raise ValueError(f"unknown tokenizer {name!r}: gpt2, char, bpe:N, or a path to a tokenizer.json")

@@ -60,7 +60,9 @@ def test_ranks_are_places_in_a_sorted_list(dtype):
     assert ranks.shape == targets.shape
     assert ranks.flatten().tolist() == brute_ranks(logits, targets)
     for k in (1, 3, 11, 20):
-        assert top_k_accuracy(logits, targets, k) == pytest.approx(np.mean(ranks.numpy() < k), rel=4 * np.finfo(float).eps)
+        assert top_k_accuracy(logits, targets, k) == pytest.approx(
+            np.mean(ranks.numpy() < k), rel=4 * np.finfo(float).eps
+        )
     assert accuracy(logits, targets) == np.mean(ranks.numpy() == 0)
 
 

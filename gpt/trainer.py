@@ -95,14 +95,12 @@ class Trainer:
         self.examples = objective.examples(config, data, data.train)
         self.sampler = ExampleSampler(len(self.examples), config.batch_size * config.grad_accum_steps, seed=config.seed)
 
-        self.step = 0
-        self.tokens_seen = 0
+        self.step = self.tokens_seen = 0
         self.report_due = True  # logging, evaluation and saving of the current step are still to be done
         self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row of metrics
         self.grad_norm: float | None = None  # of the last step, before clipping
         self.best_loss: float | None = None
         self.elapsed_s = 0.0  # over all sessions
-
         self.evaluation: Evaluation | None = None  # the last one of this session
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row of metrics
         self.signal = 0  # received by this process
@@ -139,7 +137,6 @@ class Trainer:
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config.optim, config.decay_steps)
-
         loss_sum, n_tokens = 0.0, 0
         indices = self.sampler.step(self.step)
         micro_batches = self.ctx.micro_batches(indices, config.batch_size)
@@ -157,7 +154,6 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         synchronize(self.device)
-
         self.step += 1
         self.report_due = True
         self.grad_norm = norm
@@ -248,7 +244,7 @@ class Trainer:
         state = {
             **{name: getattr(self, name) for name in COUNTERS},
             "data": self.data.checksums,
-            "environment": self._environment,
+            "environment": environment(self.device) | {"processes": self.ctx.world_size},
             "config": dataclasses.asdict(self.config),
         }
         if self.ctx.is_main:
@@ -258,10 +254,6 @@ class Trainer:
             except FloatingPointError as error:
                 raise self._diverged(str(error)) from None
         self._call("on_save", f"step-{self.step:06d}")
-
-    @property
-    def _environment(self) -> dict[str, str | int]:
-        return {**environment(self.device), "processes": self.ctx.world_size}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
@@ -274,7 +266,7 @@ class Trainer:
             set_random_state(saved["random"][self.ctx.rank], self.device)
         for name in COUNTERS:
             setattr(self, name, state[name])
-        for name, now in self._environment.items():
+        for name, now in (environment(self.device) | {"processes": self.ctx.world_size}).items():
             if (before := state["environment"][name]) != now:
                 self.log(f"{name}: {before} → {now}; the last digits of the results may differ")
 

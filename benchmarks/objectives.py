@@ -52,7 +52,7 @@ RUNS = {  # run -> its config
 }
 TASKS = {
     BASE: "the next token",
-    "reverse": "the token before",
+    "reverse": "the previous token",
     "masked": "masked tokens, from both sides; whether two halves belong together",
     "infilling": "blanks of several tokens, from both sides",
     "sft": "a tale's summary, given the tale",
@@ -79,7 +79,7 @@ class Result:
         seconds = float(self.last["elapsed_s"])
         return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
-    def figures(self) -> str:
+    def metrics(self) -> str:
         """The objective's other metrics, as text."""
         names = [name for name in self.last if name.startswith("val_") and name not in STANDARD and self.last[name]]
         return ", ".join(f"{name[4:].replace('_', ' ')} {float(self.last[name]):.3f}" for name in names)
@@ -142,9 +142,11 @@ def table_of_all(results: dict[str, Result], folder: Path) -> list[str]:
 def table_of_adapters(results: dict[str, Result], folder: Path) -> list[str]:
     """Return the table of one task trained with all weights, with LoRA and with a prefix."""
     whole = results[BASE].trained
-    lines = ["| | trained numbers | share | time | loss | exact summaries |", "|---|---|---|---|---|---|"]
+    lines = ["| | trained parameters | share | time | loss | exact summaries |", "|---|---|---|---|---|---|"]
     before = results["lora"].first  # its updates are 0 at first
-    lines.append(f"| before | 0 | 0% | | {float(before['val_loss']):.4f} | {float(before['val_exact_match']):.1%} |")
+    lines.append(
+        f"| no fine-tuning | 0 | 0% | | {float(before['val_loss']):.4f} | {float(before['val_exact_match']):.1%} |"
+    )
     for run, what in (("sft", "all weights"), ("lora", "LoRA"), ("prefix", "prefix tuning")):
         one = results[run]
         exact = float(one.last["val_exact_match"])
@@ -159,7 +161,7 @@ def table_of_students(results: dict[str, Result], folder: Path) -> list[str]:
     """Return the table of the same student with and without a teacher, by seed."""
     seeds = " | ".join(f"seed {seed}" for seed in SEEDS)
     lines = [f"| learns from | {seeds} | mean | standard deviation |", f"|---|{'---|' * len(SEEDS)}---|---|"]
-    for name, what in (("student", "labels alone"), ("distill", "the teacher, and labels")):
+    for name, what in (("student", "labels only"), ("distill", "the teacher and labels")):
         losses = [results[f"{name}-{seed}"].loss for seed in SEEDS]
         shown = " | ".join(f"{loss:.4f}" for loss in [*losses, statistics.fmean(losses), statistics.stdev(losses)])
         lines.append(f"| [{what}](../configs/objectives/{name}.toml) | {shown} |")
@@ -195,7 +197,7 @@ def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
                 rows = slice(start, start + end - first)
                 losses[name] += nats[rows].tolist()
                 exact[name].append(bool((ranks[rows] == 0).all()))
-    lines = ["| | blanks | loss per token | filled exactly |", "|---|---|---|---|"]
+    lines = ["| | blanks | loss per token | filled without error |", "|---|---|---|---|"]
     for name, run in {"both": "infilling", "left": "infilling_left"}.items():
         what = {"both": "infilling, from both sides", "left": "next_token, from the left"}[name]
         loss, share = statistics.fmean(losses[name]), statistics.fmean(exact[name])
@@ -207,10 +209,10 @@ def table_of_blanks(results: dict[str, Result], folder: Path) -> list[str]:
 def table_of_smoothing(results: dict[str, Result], folder: Path) -> list[str]:
     """Return the table of calibration with and without label smoothing, after training."""
     lines = ["| labels | validation loss | accuracy | mean confidence | calibration error |", "|---|---|---|---|---|"]
-    for run, what in (("story", "as they are"), ("smoothed", "smoothed by 0.1")):
+    for run, what in (("story", "one-hot"), ("smoothed", "smoothed by 0.1")):
         objective, _, checkpoint = load_objective(folder / "runs" / run, "last")
-        windows = objective.examples(checkpoint.config, data := load_data(folder / "data/story"), data.val)
-        inputs, targets = windows.batch(range(0, len(windows), 8))  # every eighth: the others overlap them
+        examples = objective.examples(checkpoint.config, data := load_data(folder / "data/story"), data.val)
+        inputs, targets = examples.batch(range(0, len(examples), 8))  # every eighth: the others overlap them
         logits = objective.model(inputs).flatten(0, 1)  # (N, V)
         confidence, predicted = logits.softmax(-1).max(-1)  # (N,) each
         error = expected_calibration_error(logits, targets.flatten(), from_logits=True)

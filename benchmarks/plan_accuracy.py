@@ -26,7 +26,7 @@ PAGE = PROJECT / "docs" / "scaling.md"
 CASES = {  # config, data, settings
     "story": ("story", "data/story", []),
     "tales, 1,200 steps": ("tales", "data/tales", ["--max_steps=1200"]),
-    "124M, 4 windows of 256": (
+    "124M, 4 examples of 256": (
         "gpt2_124m",
         "data/story",
         [

@@ -33,7 +33,7 @@ from gpt.system.device import (
     to_device,
 )
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
-from gpt.system.memory import oom_hint
+from gpt.system.errors import oom_hint
 from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 

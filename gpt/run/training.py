@@ -16,8 +16,8 @@ from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.system.errors import oom_hint
 from gpt.system.files import write_text
-from gpt.system.memory import oom_hint
 from gpt.system.paths import find_path
 from gpt.token_files import load_data
 from gpt.trainer import Trainer

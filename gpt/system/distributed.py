@@ -23,8 +23,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt.system.heartbeat import Heartbeat
-
 # FSDP2 and DTensor take half a second to import: only where they are used.
 
 T = TypeVar("T")
@@ -236,6 +234,8 @@ def distributed_context() -> Iterator[DistContext]:
         yield SINGLE_PROCESS
         return
     from torch.distributed.rendezvous import rendezvous
+
+    from gpt.system.heartbeat import Heartbeat
 
     store, rank, world_size = next(rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of torchrun --max-restarts

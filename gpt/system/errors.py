@@ -1,6 +1,8 @@
-"""Parts of error messages."""
+"""Messages that name the way out: the name that was meant, the setting that needs less memory."""
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 
 
 def did_you_mean(name: str, known: list[str], mark: str = "") -> str:
@@ -14,3 +16,22 @@ def did_you_mean(name: str, known: list[str], mark: str = "") -> str:
     if not near:
         near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.6)
     return f"did you mean {mark}{near[0]}?" if near else f"there are: {', '.join(mark + k for k in sorted(known))}"
+
+
+@contextlib.contextmanager
+def oom_hint(batch_size: int, grad_accum_steps: int) -> Iterator[None]:
+    """A context that turns an out-of-memory error into a ValueError that names the setting to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # CUDA's error has a class of its own, a CPU's only a text
+        import torch  # not above: config.py imports this file and must stay light
+
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "alloc" not in str(error).lower():
+            raise
+        if batch_size > 1:
+            smaller = (batch_size + 1) // 2
+            steps = -(-batch_size * grad_accum_steps // smaller)
+            advice = f"batch_size {smaller} with grad_accum_steps {steps} takes about half"
+        else:
+            advice = "lower model.context_length, model.n_layers or model.emb_dim"
+        raise ValueError(f"not enough memory at batch_size {batch_size}: {advice}") from error

@@ -1,10 +1,9 @@
-"""Memory and disk: how much is available, how it is allocated, what to do when it runs out."""
+"""Memory and disk: how much is available, and how memory is allocated."""
 
 import contextlib
 import ctypes
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -82,20 +81,3 @@ def available_disk(folder: str | Path) -> int:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     held = sum(file.stat().st_size for file in (folder / "checkpoints").glob("step-*/*"))
     return shutil.disk_usage(there).free + held
-
-
-@contextlib.contextmanager
-def oom_hint(batch_size: int, grad_accum_steps: int) -> Iterator[None]:
-    """A context that turns an out-of-memory error into a ValueError that names the setting to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # CUDA's error has a class of its own, a CPU's only a text
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "alloc" not in str(error).lower():
-            raise
-        if batch_size > 1:
-            smaller = (batch_size + 1) // 2
-            steps = -(-batch_size * grad_accum_steps // smaller)
-            advice = f"batch_size {smaller} with grad_accum_steps {steps} takes about half"
-        else:
-            advice = "lower model.context_length, model.n_layers or model.emb_dim"
-        raise ValueError(f"not enough memory at batch_size {batch_size}: {advice}") from error

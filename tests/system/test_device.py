@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gpt.system.device import autocast, choose_device, choose_dtype, compile_module, compile_obstacle, shutil
-from gpt.system.memory import ctypes, oom_hint, set_allocator_flags
+from gpt.system.errors import oom_hint
+from gpt.system.memory import ctypes, set_allocator_flags
 from gpt.system.signals import stop_signals
 
 

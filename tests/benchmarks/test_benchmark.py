@@ -21,7 +21,7 @@ from benchmarks.plain_gpt import PlainGPT  # noqa: E402
 from gpt.config import GPT2_SIZES  # noqa: E402
 from gpt.planning.flops import count_parameters  # noqa: E402
 from gpt.run.training import start_run  # noqa: E402
-from gpt.tokenizer import get_tokenizer  # noqa: E402
+from gpt.text.tokenizers import get_tokenizer  # noqa: E402
 from gpt.variants import create_model  # noqa: E402
 
 SHAPE = CASES["train-124m"].quick().model

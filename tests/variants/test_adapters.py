@@ -185,7 +185,7 @@ def test_kill_between_frozen_weights_and_checkpoint(config, tmp_path, monkeypatc
         def killed(*args):
             raise Killed
 
-        patch.setattr("gpt.checkpoint.whole_folder", killed)
+        patch.setattr("gpt.checkpoint.atomic_folder", killed)
         train(config, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
     assert run.frozen.exists()

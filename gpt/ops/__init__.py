@@ -1,7 +1,6 @@
-"""The formulas of a GPT, twice under the same names: `reference` to read, `fused` to run.
+"""The formulas of a GPT, twice under the same names and with the same arguments: `reference` to read, `fused` to run.
 
-Both files offer softmax, linear, layer_norm, gelu, attention, cross_entropy and linear_cross_entropy with the same
-arguments. Without dropout their values and gradients agree, which a test checks name by name.
+A test holds their values and gradients equal, name by name, without dropout.
 """
 
 from types import ModuleType
@@ -10,10 +9,7 @@ from torch import nn
 
 from gpt.ops import fused, reference
 
-
-def implementation(name: str) -> ModuleType:
-    """Return the Python module of the formulas called `name`, "fused" or "reference"."""
-    return {"fused": fused, "reference": reference}[name]
+IMPLEMENTATIONS = {"fused": fused, "reference": reference}
 
 
 class OpsModule(nn.Module):
@@ -24,7 +20,7 @@ class OpsModule(nn.Module):
     @property
     def ops(self) -> ModuleType:
         """The Python module of the formulas."""
-        return implementation(self.implementation)
+        return IMPLEMENTATIONS[self.implementation]
 
 
 def use_implementation(model: nn.Module, name: str) -> None:

@@ -3,7 +3,7 @@
 Names, arguments, shapes and results are those of `reference.py`, whose docstrings explain them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -24,61 +24,6 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
     return F.softmax(x, dim)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See `reference.linear`. In float32 on a CPU it calls oneDNN, which on AVX2 and AVX-512 is a fifth faster
-    than MKL on a batch and twice as fast on the single row of decoding. It has no second derivative."""
-    if weight.numel() < ONEDNN_MIN_NUMEL or not _use_onednn(x, weight):
-        return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _Linear.apply(x, weight, bias)
-    return onednn_linear(x, weight, bias)
-
-
-def _use_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN can multiply these matrices in the precision asked for. Quick: it runs once per product."""
-    return (
-        not torch.compiler.is_compiling()  # the compiler makes its own choice
-        and HAS_ONEDNN
-        and x.dtype is torch.float32
-        and weight.dtype is torch.float32
-        and x.is_cpu
-        and weight.is_cpu
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` by oneDNN, which PyTorch calls for compiled models only."""
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
-
-
-class _Linear(torch.autograd.Function):
-    """x · weight^T + bias by oneDNN. The gradient of the weight uses MKL, which is as fast (docs/speed-log.md)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return onednn_linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        grad, rows = (t.reshape(-1, t.size(-1)) for t in (grad, x))  # (N, D_out), (N, D_in)
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            grad_matmul(grad, weight).view_as(x) if needs_x else None,
-            grad.T @ rows if needs_weight else None,
-            grad.sum(0) if needs_bias else None,
-        )
-
-
-def grad_matmul(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return grad · weight, (N, D_out) · (D_out, D_in); by oneDNN where that is faster than MKL, with AVX-512."""
-    faster = _use_onednn(grad, weight) and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return onednn_linear(grad, weight.T) if faster else grad @ weight
-
-
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
     """See `reference.layer_norm`."""
     return F.layer_norm(x, scale.shape, scale, shift, eps)
@@ -95,11 +40,56 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "c
     is_causal = False
     if isinstance(mask, str):
         n_queries, n_keys = query.size(-2), key.size(-2)
-        is_causal = mask == "causal" and n_queries == n_keys
-        # PyTorch's causal mask lets query 0 see only key 0; with a cache the queries are the last positions
-        shifted = mask == "causal" and 1 < n_queries < n_keys
-        mask = causal_mask(n_queries, n_keys, query.device) if shifted else None
+        hides_keys = mask == "causal" and n_queries > 1  # a single query is the last position, which sees all keys
+        is_causal = hides_keys and n_queries == n_keys  # PyTorch would align fewer queries with the first keys
+        mask = causal_mask(n_queries, n_keys, query.device) if hides_keys and not is_causal else None
     return F.scaled_dot_product_attention(query, key, value, mask, drop_rate, is_causal)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """See `reference.linear`. In float32 on a CPU it calls oneDNN, which on AVX2 and AVX-512 is a fifth faster
+    than MKL on a batch and twice as fast on the single row of decoding. It has no second derivative."""
+    if weight.numel() < ONEDNN_MIN_NUMEL or not _can_use_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    return _OneDNNLinear.apply(x, weight, bias)
+
+
+def _can_use_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether both are float32 on a CPU, outside autocast and compiled code, where the compiler chooses."""
+    is_float32_on_cpu = x.is_cpu and x.dtype is weight.dtype is torch.float32
+    return HAS_ONEDNN and is_float32_on_cpu and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` by oneDNN, without a gradient. PyTorch calls it for compiled models only."""
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def grad_matmul(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return grad · weight, (N, D_out) · (D_out, D_in); by oneDNN where that is faster than MKL, with AVX-512."""
+    faster = _can_use_onednn(grad, weight) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return onednn_linear(grad, weight.T) if faster else grad @ weight
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """`onednn_linear` with a gradient. That of the weight uses MKL, which is as fast (docs/speed-log.md)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        grad, rows = grad.reshape(-1, grad.size(-1)), x.reshape(-1, x.size(-1))  # (N, D_out), (N, D_in)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            grad_matmul(grad, weight).view_as(x) if needs_x else None,
+            grad.T @ rows if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
@@ -120,20 +110,15 @@ def linear_cross_entropy(
     if needs_grad:
         total = _LinearCrossEntropySum.apply(hidden, weight, targets, label_smoothing)
     else:
-        chunks = _chunks(hidden, weight, targets)
-        losses = torch.cat([cross_entropy(logits, t, "none", label_smoothing) for _, t, logits in chunks])
+        losses = [
+            cross_entropy(linear(h, weight).to(weight.dtype), t, "none", label_smoothing)
+            for h, t in _chunks(len(weight), hidden, targets)
+        ]
+        losses = torch.cat(losses)  # (N,)
         if reduction == "none":
             return losses
         total = losses.sum()
     return total / (targets != IGNORE_INDEX).sum() if reduction == "mean" else total
-
-
-def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield each chunk's rows, targets (C,) and logits (C, V), in the weight's dtype even under autocast."""
-    n_rows = chunk_rows(len(weight))
-    for start in range(0, len(targets), n_rows):
-        rows = slice(start, start + n_rows)
-        yield rows, targets[rows], linear(hidden[rows], weight).to(weight.dtype)
 
 
 def chunk_rows(vocab_size: int) -> int:
@@ -142,43 +127,31 @@ def chunk_rows(vocab_size: int) -> int:
     return n_rows - n_rows % 64 if n_rows > 64 else n_rows
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of logits (C, V) and its gradient with respect to them, (C, V)."""
-    counted = (targets != IGNORE_INDEX)[:, None].to(logits.dtype)  # (C, 1)
-    targets = targets.clamp(min=0)[:, None]  # (C, 1)
-    log_probabilities = torch.log_softmax(logits, dim=-1)  # (C, V)
-    label = torch.full_like(counted, 1 - label_smoothing)  # (C, 1), without its share of the smoothing
-    loss = -(log_probabilities.gather(1, targets) * label * counted).sum()
-    if label_smoothing:
-        loss = loss - label_smoothing * (log_probabilities.mean(dim=-1, keepdim=True) * counted).sum()
-    gradient = log_probabilities.exp_()  # in place: this is the largest tensor
-    if label_smoothing:
-        gradient -= label_smoothing / logits.size(-1)
-    return loss, gradient.scatter_add_(1, targets, -label).mul_(counted)
+def _chunks(vocab_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Split each tensor (N, ...) into chunks of `chunk_rows` rows, and return the chunks side by side."""
+    return zip(*(tensor.split(chunk_rows(vocab_size)) for tensor in tensors), strict=True)
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
     """The summed loss, chunk by chunk. The forward pass computes each chunk's gradient too, while its logits exist.
 
-    d(-log p_target) / d logits = softmax(logits) - onehot(target), or minus the smoothed label. One matrix product each
-    gives the gradients with respect to `hidden` and `weight`, which backward only scales. The logits of the whole
-    batch and their gradient never exist; with GPT-2's vocabulary they would be the largest tensors of a step.
+    One matrix product each turns the gradient of the logits into those of `hidden` and `weight`, which backward only
+    scales. The logits of the whole batch never exist; with GPT-2's vocabulary they would be a step's largest tensor.
     """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        total = torch.zeros((), device=hidden.device, dtype=weight.dtype)
         grad_hidden = torch.empty_like(hidden)  # (N, D)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # (V, D); none for a frozen head
-        total = torch.zeros((), device=hidden.device, dtype=weight.dtype)
-        for rows, target, logits in _chunks(hidden, weight, targets):
-            loss, grad_logits = _loss_and_gradient(logits, target, label_smoothing)
+        for h, t, grad_h in _chunks(len(weight), hidden, targets, grad_hidden):
+            loss, grad_logits = _loss_and_gradient(linear(h, weight).to(weight.dtype), t, label_smoothing)
             total += loss
-            del logits
-            grad_hidden[rows] = grad_matmul(grad_logits, weight)
+            grad_h.copy_(grad_matmul(grad_logits, weight))
             if grad_weight is not None and torch.is_autocast_enabled(weight.device.type):
-                grad_weight += grad_logits.T @ hidden[rows]  # in the lower precision
+                grad_weight += grad_logits.T @ h  # in the lower precision
             elif grad_weight is not None:
-                grad_weight.addmm_(grad_logits.T, hidden[rows])
+                grad_weight.addmm_(grad_logits.T, h)
             del grad_logits  # before the next chunk's logits are computed
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
@@ -186,9 +159,26 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
-        grad_hidden, grad_weight = ctx.saved_tensors
+        gradients = ctx.saved_tensors
         # skip the scaling by 1 where reading the number is free: not on a GPU, and not in a compiled graph
-        if grad_output.device.type == "cpu" and not torch.compiler.is_compiling() and grad_output == 1:
-            return grad_hidden, grad_weight, None, None
-        scaled = (None if gradient is None else gradient * grad_output for gradient in (grad_hidden, grad_weight))
-        return *scaled, None, None
+        if grad_output.device.type != "cpu" or torch.compiler.is_compiling() or grad_output != 1:
+            gradients = [None if gradient is None else gradient * grad_output for gradient in gradients]
+        return *gradients, None, None
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of logits (C, V) and its gradient with respect to them, (C, V).
+
+    d(-log p_target) / d logits = softmax(logits) - onehot(target), or minus the smoothed label.
+    """
+    counted = (targets != IGNORE_INDEX)[:, None].to(logits.dtype)  # (C, 1)
+    targets = targets.clamp(min=0)[:, None]  # (C, 1)
+    log_probabilities = torch.log_softmax(logits, dim=-1)  # (C, V)
+    loss = -(log_probabilities.gather(1, targets) * (1 - label_smoothing) * counted).sum()
+    if label_smoothing:
+        loss -= label_smoothing * (log_probabilities.mean(dim=-1, keepdim=True) * counted).sum()
+    gradient = log_probabilities.exp_()  # in place: this is the largest tensor
+    if label_smoothing:
+        gradient -= label_smoothing / logits.size(-1)
+    gradient.scatter_add_(1, targets, torch.full_like(counted, label_smoothing - 1))
+    return loss, gradient.mul_(counted)

@@ -24,10 +24,8 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x · weight^T + bias, (..., D_in) -> (..., D_out), for a weight (D_out, D_in) and a bias (D_out,)."""
-    product = x @ weight.T
-    return (
-        product if bias is None else product + bias.to(product.dtype)
-    )  # autocast lowers the precision of products only
+    product = x @ weight.T  # under autocast in a lower precision than the bias
+    return product if bias is None else product + bias.to(product.dtype)
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
@@ -41,7 +39,7 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Te
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Return x · Phi(x) elementwise, with the normal distribution function Phi in GPT-2's tanh approximation:
+    """Return x · Phi(x) elementwise, with GPT-2's tanh approximation of the normal distribution function Phi.
 
     0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
@@ -49,10 +47,9 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Set each element of x to 0 with probability p and divide the others by 1 - p, which preserves the expectation.
+    """Return x · Bernoulli(1 - p) / (1 - p), which preserves the expectation. Srivastava et al. 2014, "Dropout".
 
-    x · Bernoulli(1 - p) / (1 - p). PyTorch's function, so that a seed draws what nn.Dropout draws. Srivastava et al.
-    2014, "Dropout".
+    PyTorch's function, so that a seed draws the same numbers as in nn.Dropout.
     """
     return F.dropout(x, p)
 
@@ -62,29 +59,23 @@ def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None)
 
     The queries are the last T of the S positions, because a cache holds the earlier ones.
     """
-    offset = n_keys - n_queries
-    query = torch.arange(n_queries, device=device)[:, None] + offset  # (T, 1)
-    return torch.arange(n_keys, device=device)[None, :] <= query  # (T, S)
+    return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_queries)
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | str = "causal") -> Tensor:
     """Return softmax(Q K^T / sqrt(K)), (B, H, T, S), for queries (B, H, T, K) and keys (B, H, S, K); rows sum to 1.
 
     `mask` is "causal", "full", or a boolean tensor that broadcasts to (B, H, T, S), True where attention is allowed.
-    Without the division by sqrt(K) the variance of the scores would grow with K.
-    Vaswani et al. 2017, arXiv:1706.03762, equation 1.
+    Without the division by sqrt(K) the variance of the scores would grow with K. Vaswani et al. 2017, arXiv:1706.03762.
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (B, H, T, S)
-    if isinstance(mask, Tensor):
-        scores = scores.masked_fill(~mask, -torch.inf)
-    elif mask == "causal":
-        allowed = causal_mask(query.size(-2), key.size(-2), query.device)
-        scores = scores.masked_fill(~allowed, -torch.inf)
-    return softmax(scores)
+    if mask == "causal":
+        mask = causal_mask(query.size(-2), key.size(-2), query.device)
+    return softmax(scores if mask == "full" else scores.masked_fill(~mask, -torch.inf))
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0) -> Tensor:
-    """Scaled dot-product attention: return for each query the values weighted by `attention_weights`, (B, H, T, K).
+    """Return for each query the values weighted by `attention_weights`, (B, H, T, K): scaled dot-product attention.
 
     Shapes: query (B, H, T, K), key and value (B, H, S, K). `drop_rate` is the dropout of the weights, as in GPT-2.
     """
@@ -95,8 +86,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", labe
     """Return -log p(target) in nats, with p = softmax(logits), for logits (N, V) and targets (N,).
 
     `reduction` "mean" or "sum" gives a scalar, "none" gives (N,). Targets of -100 are ignored: "none" has 0 there, and
-    "mean" divides by the number of other targets (NaN if there are none). log softmax is x - log sum exp x. The
-    maximum is subtracted first, so that no probability rounds to 0 before its logarithm is taken.
+    "mean" divides by the number of other targets (NaN if all are ignored). log softmax is x - log sum exp x, with the
+    maximum subtracted first, so that no probability rounds to 0 before its logarithm is taken.
 
     With `label_smoothing` e the target has probability 1 - e, and e is spread evenly over all V classes. Szegedy et
     al. 2016, arXiv:1512.00567, section 7.

@@ -155,7 +155,7 @@ def _measure_head(plan: Plan, device: torch.device) -> tuple[float, float]:
         def work() -> None:
             with autocast(device, dtype):
                 hidden = F.embedding(ids, weight)  # (N, D)
-                loss = ops.implementation(model.implementation).linear_cross_entropy(hidden, weight, ids, "sum")
+                loss = ops.IMPLEMENTATIONS[model.implementation].linear_cross_entropy(hidden, weight, ids, "sum")
             loss.backward()
             weight.grad = None
 

@@ -11,43 +11,30 @@ from gpt.checkpoint import RunFolder
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="its signals, and its limits on files, are POSIX")
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    return faults.Bench(tmp_path_factory.mktemp("faults"))
+def test_no_fault_loses_anything(tmp_path):
+    """One test, since the uninterrupted run that everything is compared with takes most of the time."""
+    bench = faults.Bench(tmp_path)
+    for inject, expected in (
+        (lambda: None, 1),  # a forked process trains as a new one
+        (lambda: faults.kills(bench, 5), 6),
+        (lambda: faults.damages(bench, flips=12, others=3, resumed=2), 24),
+        (lambda: faults.fills(bench, 1), 1),
+    ):
+        inject()
+        assert sum(count.total() for count in bench.results.values()) >= expected
+        assert not bench.lost, bench.table()
+        bench.results.clear()
+    for name in ("samples.txt", "metrics.csv", "checkpoints/last", "checkpoints/best"):
+        assert_a_difference_is_detected(bench, tmp_path / "different", name)
 
 
-def assert_survived(bench, injected):
-    assert sum(count.total() for count in bench.results.values()) >= injected
-    assert not bench.lost, bench.table()
-    bench.results.clear()
-
-
-def test_a_forked_process_trains_as_a_new_one(bench):
-    assert_survived(bench, 1)
-
-
-def test_a_killed_or_stopped_run_ends_as_an_uninterrupted_one(bench):
-    faults.kills(bench, 5)
-    assert_survived(bench, 6)
-
-
-def test_damage_is_detected_and_repaired(bench):
-    faults.damages(bench, flips=12, others=3, resumed=2)
-    assert_survived(bench, 24)
-
-
-def test_a_full_disk_loses_nothing(bench):
-    faults.fills(bench, 1)
-    assert_survived(bench, 1)
-
-
-@pytest.mark.parametrize("name", ["samples.txt", "metrics.csv", "checkpoints/last", "checkpoints/best"])
-def test_the_comparison_detects_a_difference(bench, tmp_path, name):
+def assert_a_difference_is_detected(bench, folder, name):
     """The whole suite relies on this comparison."""
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(folder)
     shutil.copytree(bench.truth.path, run.path)
     faults.demand_the_same(run, bench.truth)
     content = (run.path / name).read_text()
     (run.path / name).write_text(content.replace("step-0000", "step-0009") if "/" in name else content + "1\n")
     with pytest.raises(faults.Lost, match=name.rpartition("/")[2]):
         faults.demand_the_same(run, bench.truth)
+    shutil.rmtree(run.path)

@@ -23,9 +23,9 @@ from safetensors import safe_open
 from gpt.checkpoint import RunFolder
 from gpt.evaluation.information import expected_calibration_error
 from gpt.exchange.models import load_objective
-from gpt.loss import losses_and_ranks
 from gpt.objectives.glm_spans import cut_spans, sample_spans
 from gpt.objectives.objective import example_rng
+from gpt.objectives.ranks import losses_and_ranks
 from gpt.run import cli
 from gpt.system.paths import find_path
 from gpt.token_files import load_data

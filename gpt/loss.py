@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gpt.data import document_spans, packed_spans, padded_batch
-from gpt.ops.fused import chunk_rows
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 
@@ -28,10 +27,9 @@ def calc_loss_batch(
 def calc_loss_loader(
     data_loader: DataLoader, model: nn.Module, device: torch.device | str = "cpu", num_batches: int | None = None
 ) -> float:
-    """Return the mean cross-entropy over the first `num_batches` batches of a loader (None: all), in nats per token.
+    """Return the mean cross-entropy over all tokens of a loader's first `num_batches` batches (None: all), in nats.
 
-    Batches are weighted by their number of tokens. The model is in evaluation mode meanwhile. ValueError if there is no
-    batch.
+    The model is in evaluation mode meanwhile. ValueError if there is no batch.
     """
     total = n_tokens = 0
     with evaluation_mode(model):
@@ -47,13 +45,10 @@ def calc_loss_loader(
 
 
 def perplexity(loss: float | Tensor) -> float | Tensor:
-    """Return exp(loss) for a loss in nats per token: the number of equally likely tokens that would be as uncertain.
-
-    Infinite where a float would overflow. Jelinek et al. 1977.
-    """
+    """Return exp(loss), a number of tokens: a uniform guess among them has this loss in nats. Jelinek et al. 1977."""
     if isinstance(loss, Tensor):
         return loss.exp()
-    return math.inf if loss >= 709 else math.exp(loss)  # e^710 overflows a float; NaN stays NaN
+    return math.inf if loss >= 709 else math.exp(loss)  # infinite where a float overflows; NaN stays NaN
 
 
 @contextmanager
@@ -90,13 +85,10 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the loss in nats per token, of a ratio estimate over segments.
-
-        It takes segments, not tokens, as independent. NaN for a single segment.
-        """
+        """Standard error of the loss in nats per token, with segments as independent; NaN for a single segment."""
         return self._standard_error(self.sums)
 
-    def _standard_error(self, sums: np.ndarray) -> float:
+    def _standard_error(self, sums: np.ndarray) -> float:  # of the ratio of two sums
         n = len(sums)
         if n < 2:
             return math.nan
@@ -112,10 +104,8 @@ class Evaluation:
         return self._standard_error(self.topk_correct[k])
 
     def excess_over_floor(self, floor: np.ndarray) -> "Evaluation":
-        """Return how far the loss exceeds a floor, given in nats for every segment of the text.
-
-        The difference is taken by segment, so that its standard error is that of paired differences.
-        """
+        """Return the loss minus a floor, given in nats for each segment of the text; its error is that of paired
+        differences."""
         return dataclasses.replace(self, sums=self.sums - floor[self.segments])
 
     @property
@@ -146,15 +136,19 @@ def evaluate(
     bytes_per_token: float = math.nan,
     device: torch.device | str = "cpu",
     top_k: Sequence[int] = (),
+    token_scores: Callable[[Tensor, Tensor], Tensor] | None = None,
     ctx: DistContext = SINGLE_PROCESS,
 ) -> Evaluation:
     """Return the loss of `model` on a text of token ids. Every token after the first is predicted once.
 
     `stride` < context_length makes windows overlap: each prediction then has at least context_length - stride tokens of
     context, which lowers the loss. With `eot_id` windows start at documents, as in `gpt.data.document_spans`.
-    `n_batches` > 0 evaluates about that many batches, in whole segments spread evenly over the text. `top_k` also
-    counts targets among the k likeliest tokens. Nothing is random. Several processes share the work, and each returns
-    the whole result.
+    `n_batches` > 0 evaluates about that many batches, in whole segments spread evenly over the text. Nothing is random.
+    Several processes share the work, and each returns the whole result.
+
+    `token_scores` replaces the model's own losses, (1, B, T): from inputs and targets, (B, T) each, it returns the loss
+    of each target in nats and, for each k of `top_k`, 1 where the target is among the k likeliest tokens, 0 elsewhere:
+    (1 + len(top_k), B, T). See `gpt.objectives.ranks.evaluate_top_k`.
 
     ValueError for a text, context, stride or number of batches that leaves nothing to predict.
     """
@@ -176,14 +170,9 @@ def evaluate(
             for row, (start, _, first, _) in enumerate(batch):
                 targets[row, : first - 1 - start] = IGNORE_INDEX  # predicted in the window before
             inputs, targets = inputs.to(device), targets.to(device)
-            rows = [targets != IGNORE_INDEX]  # (B, T) each
-            if top_k:
-                hidden = model.hidden_states(inputs).flatten(0, 1)  # (B·T, D)
-                losses, ranks = (x.view_as(targets) for x in losses_and_ranks(model, hidden, targets.flatten()))
-                rows += [(ranks >= 0) & (ranks < k) for k in top_k]
-            else:
-                losses = model(inputs, targets, reduction="none")  # (B, T)
-            rows = [losses.float().cpu().double(), *(row.cpu() for row in rows)]
+            scores = token_scores(inputs, targets) if token_scores else model(inputs, targets, reduction="none")[None]
+            losses, *correct = scores.float().cpu().double()  # (B, T) each
+            rows = [losses, (targets != IGNORE_INDEX).cpu(), *correct]
             by_window[:, begin : begin + batch_size] = torch.stack([row.sum(1) for row in rows])
     segment_of = [segment for _, _, _, segment in windows]
     sums, counts, *topk_correct = (np.bincount(segment_of, row) for row in ctx.all_reduce_sum(by_window))
@@ -209,49 +198,3 @@ def _evaluation_windows(
     if not spans:
         raise ValueError("the text contains no document between two end-of-text tokens")
     return [(start, end, start + 1, document) for start, end, document in spans]
-
-
-def losses_and_ranks(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each target's loss in nats and its rank as by `target_ranks`, (N,) each.
-
-    `hidden` (N, D) is what out_head reads, targets are (N,). Logits are computed chunk by chunk, as in the model's own
-    loss, to hold few of them at once.
-    """
-    n_rows, dtype = chunk_rows(model.config.vocab_size), model.tok_emb.weight.dtype  # also under autocast
-    losses, ranks = [], []
-    for hidden_chunk, target_chunk in zip(hidden.split(n_rows), targets.split(n_rows), strict=True):
-        logits = model.out_head(hidden_chunk).to(dtype)  # (C, V)
-        losses.append(model.ops.cross_entropy(logits, target_chunk, "none"))
-        ranks.append(target_ranks(logits, target_chunk))
-    return torch.cat(losses), torch.cat(ranks)
-
-
-def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the number of tokens that a model ranks before each target, int64: 0 for the likeliest token.
-
-    Logits are (..., V), targets (...). Among equal logits the lower id comes first, so that a model which finds all
-    tokens equally likely gains nothing by it. An ignored target has rank -1.
-
-    ValueError for shapes that do not fit and targets outside the vocabulary, FloatingPointError for NaN.
-
-    >>> target_ranks(torch.tensor([[0.1, 0.7, 0.2], [0.4, 0.4, 0.4]]), torch.tensor([2, 1])).tolist()
-    [1, 1]
-    """
-    if logits.shape[:-1] != targets.shape or not logits.dim():
-        raise ValueError(f"logits (..., V) and targets (...) do not fit: {(*logits.shape,)} and {(*targets.shape,)}")
-    vocab_size = logits.size(-1)
-    counted = targets != IGNORE_INDEX
-    if (counted & ((targets < 0) | (targets >= vocab_size))).any():
-        raise ValueError(f"a target is outside the vocabulary of {vocab_size} tokens, and not {IGNORE_INDEX}")
-    if not targets.numel():
-        return targets.long()
-    if logits.amax(-1).isnan().any():
-        raise FloatingPointError("the logits contain NaN, which cannot be ranked")
-    ids = torch.arange(vocab_size, device=logits.device)  # (V,)
-    target_id = targets.long().clamp(min=0)[..., None]  # (..., 1)
-    target_logit = logits.gather(-1, target_id)  # (..., 1)
-    before = logits > target_logit  # (..., V)
-    before |= (logits == target_logit) & (ids < target_id)
-    # summing bytes in 32 bits is four times as fast as summing booleans, which PyTorch converts to 64 bits first
-    ranks = before.view(torch.uint8).sum(-1, dtype=torch.int32)
-    return torch.where(counted, ranks.long(), -1)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gpt.loss import target_ranks
+from gpt.objectives.ranks import target_ranks
 from gpt.ops.reference import IGNORE_INDEX
 
 # --- the next token ---------------------------------------------------------------------------------------------------

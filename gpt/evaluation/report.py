@@ -10,7 +10,8 @@ from gpt.data import encode_documents
 from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.evaluation.samples import Continuations, check_samples, continue_prompts
 from gpt.exchange.models import LoadedModel
-from gpt.loss import Evaluation, evaluate
+from gpt.loss import Evaluation
+from gpt.objectives.ranks import evaluate_top_k
 from gpt.text.sources import open_corpus
 from gpt.text.tales import GrammarReport
 from gpt.token_files import PreparedData
@@ -93,15 +94,15 @@ def report_on_text(
     context_length = model.config.context_length if options.context_length is None else options.context_length
     eot_id = loaded.tokenizer.eot_id if loaded.prepend_eot else None
     evaluate_model = partial(
-        evaluate,
+        evaluate_top_k,
         tokens=text.tokens,
         context_length=context_length,
+        top_k=(1, 5),
         batch_size=options.batch_size,
         stride=context_length if options.stride is None else options.stride,
         eot_id=eot_id,
         bytes_per_token=text.bytes_per_token,
         device=device,
-        top_k=(1, 5),
     )
     int8_model = Int8GPTModel(model) if options.int8 else None
     int8 = evaluate_model(int8_model) if int8_model else None

@@ -9,10 +9,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.generation import sample_token
-from gpt.loss import losses_and_ranks
 from gpt.model import GPTModel, KVCache
 from gpt.objectives.glm_spans import END, MASK, START, GLMExample, cut_spans, infilling_mask, sample_spans
 from gpt.objectives.objective import Objective, example_rng
+from gpt.objectives.ranks import losses_and_ranks
 from gpt.objectives.spans import SpanExamples, encode_masked_prompt, text_tokens
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.token_files import PreparedData, TokenFile

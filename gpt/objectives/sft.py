@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import TrainConfig
-from gpt.loss import losses_and_ranks
 from gpt.objectives.objective import Objective
+from gpt.objectives.ranks import losses_and_ranks
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.token_files import PreparedData, TokenFile
 

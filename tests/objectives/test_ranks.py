@@ -1,0 +1,130 @@
+"""gpt/objectives/ranks.py: ranks and accuracy against sorting, token by token."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import gpt.objectives.ranks
+from gpt.config import GPTConfig
+from gpt.evaluation.metrics import accuracy, top_k_accuracy
+from gpt.loss import evaluate
+from gpt.objectives.ranks import evaluate_top_k, target_ranks
+from gpt.ops import fused
+from gpt.variants import create_model
+
+
+def brute_ranks(logits, targets):
+    """Where each target stands when the tokens are sorted by logit, then by id."""
+    rows = zip(logits.flatten(0, -2).tolist(), targets.flatten().tolist(), strict=True)
+    return [sorted(range(len(row)), key=lambda i, row=row: (-row[i], i)).index(t) for row, t in rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ranks_are_places_in_a_sorted_list(dtype):
+    """Whole numbers as logits, so that ties abound; infinite ones among them."""
+    logits = torch.randint(-3, 4, (5, 7, 11)).to(dtype)
+    logits[logits == -3] = -torch.inf
+    logits[0][logits[0] == 3] = torch.inf
+    targets = torch.randint(0, 11, (5, 7))
+    ranks = target_ranks(logits, targets)
+    assert ranks.shape == targets.shape
+    assert ranks.flatten().tolist() == brute_ranks(logits, targets)
+    for k in (1, 3, 11, 20):
+        assert top_k_accuracy(logits, targets, k) == pytest.approx(
+            np.mean(ranks.numpy() < k), rel=4 * np.finfo(float).eps
+        )
+    assert accuracy(logits, targets) == np.mean(ranks.numpy() == 0)
+
+
+def test_of_equal_logits_the_lower_id_comes_first():
+    logits = torch.zeros(1000, 10)
+    targets = torch.arange(1000) % 10
+    assert [top_k_accuracy(logits, targets, k) for k in (1, 3, 10)] == [0.1, 0.3, 1.0]  # no more than a guess
+    assert target_ranks(torch.full((1, 4), -torch.inf), torch.tensor([2])).tolist() == [2]
+
+
+def test_ignored_targets_count_nowhere():
+    logits = torch.randn(4, 6, 9)
+    targets = torch.randint(0, 9, (4, 6), dtype=torch.int32)
+    counted = torch.rand(4, 6) < 0.5
+    masked = torch.where(counted, targets, -100)
+    assert top_k_accuracy(logits, masked, 2) == pytest.approx(top_k_accuracy(logits[counted], targets[counted], 2))
+    assert (target_ranks(logits, masked)[~counted] == -1).all()
+
+
+# --- a model's accuracy -----------------------------------------------------------------------------------------------
+
+EOT = 0
+
+
+def tiny(backbone="gpt", implementation="fused"):
+    config = GPTConfig(
+        vocab_size=31, context_length=8, emb_dim=16, n_heads=2, n_layers=1, drop_rate=0.4,
+        backbone=backbone, implementation=implementation,
+    )  # fmt: skip
+    return create_model(config)
+
+
+def brute_accuracy(model, spans, tokens, k):
+    """Window by window, all logits at once."""
+    model.eval()
+    topk_correct = []
+    for start, end in spans:
+        logits = model(torch.tensor(tokens[start:end])[None])[0]
+        topk_correct += [rank < k for rank in brute_ranks(logits, torch.tensor(tokens[start + 1 : end + 1]))]
+    return np.mean(topk_correct)
+
+
+@pytest.mark.parametrize(("backbone", "implementation"), [("gpt", "fused"), ("gpt", "reference"), ("lstm", "fused")])
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_accuracy_comes_from_the_pass_of_the_loss(backbone, implementation, rows, monkeypatch):
+    """The same loss to the last bit, never more logits at once than a chunk holds, in documents too."""
+    monkeypatch.setattr(fused, "MAX_LOGITS", rows * 31)
+    model = tiny(backbone, implementation).double()
+    held = []
+    model.out_head.register_forward_hook(lambda module, inputs, logits: held.append(logits.numel()))
+    tokens = np.random.default_rng(1).integers(1, 31, 100)
+    plain, spans = evaluate(model, tokens, 8, batch_size=3), [(i, min(i + 8, 99)) for i in range(0, 99, 8)]
+    assert not plain.topk_correct
+    result = evaluate_top_k(model, tokens, 8, batch_size=3, top_k=(1, 5))
+    assert max(held) <= rows * 31
+    if implementation == "fused":
+        assert np.array_equal(result.sums, plain.sums)
+    np.testing.assert_allclose(result.sums, plain.sums, rtol=1e-12)
+    for k in (1, 5):
+        assert result.accuracy(k) == pytest.approx(brute_accuracy(model, spans, tokens, k), abs=1e-12)
+    tokens[[0, 3, 4, 17, 99]] = EOT
+    spans = [(0, 3), (3, 4), (4, 12), (12, 17), *((i, min(i + 8, 99)) for i in range(17, 99, 8))]
+    result = evaluate_top_k(model, tokens, 8, batch_size=4, eot_id=EOT, top_k=(1, 5))
+    for k in (1, 5):
+        assert result.accuracy(k) == pytest.approx(brute_accuracy(model, spans, tokens, k), abs=1e-12)
+    assert 0 < result.accuracy_error(5) < 0.5
+
+
+def test_overlapping_windows_count_each_token_once():
+    model = tiny()
+    tokens = np.random.default_rng(2).integers(0, 31, 60)
+    result = evaluate_top_k(model, tokens, 8, stride=3, top_k=(1, 31))
+    assert result.n_tokens == 59
+    assert result.accuracy(31) == 1
+    assert result.accuracy_error(31) == 0
+    with torch.no_grad():
+        model.out_head.weight.zero_()  # all tokens equally likely: the lowest id comes first
+    assert evaluate_top_k(model, tokens, 8, stride=3, top_k=(1,)).accuracy() == np.mean(tokens[1:] == 0)
+
+
+def test_the_accuracy_of_a_diverged_model_is_an_error():
+    model = tiny()
+    with torch.no_grad():
+        model.out_head.weight[3] = math.nan
+    with pytest.raises(FloatingPointError, match="NaN"):
+        evaluate_top_k(model, np.arange(20), 8, top_k=(1,))
+
+
+def test_the_worked_examples():
+    result = doctest.testmod(gpt.objectives.ranks)
+    assert result.attempted >= 1
+    assert result.failed == 0

@@ -6,8 +6,6 @@ import json
 import pytest
 import torch
 from conftest import corpus_of
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
@@ -17,7 +15,6 @@ from gpt.exchange.pretrained import open_pretrained
 from gpt.generation import generate
 from gpt.model import GPTModel
 from gpt.run.training import start_run
-from gpt.text.hf_tokenizer import load_any_tokenizer
 from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import CharTokenizer, with_special_tokens
@@ -35,13 +32,11 @@ TEXTS = {
     "emoji": "👩🏽‍🚀 and 👨‍👩‍👧‍👦, e\u0301 and \u00e9; 🇩🇪 \u200b\u2028\u00a0x",
 }
 TOKENIZERS = {
-    "gpt2": lambda: get_tokenizer("gpt2"),
     "bpe": lambda: get_tokenizer("bpe:400", [*TEXTS.values()] * 3),
     "char": lambda: CharTokenizer("".join(TEXTS.values())),
     "char with end": lambda: CharTokenizer("".join(TEXTS.values()), end_of_text=True),
     "with a mask": lambda: with_special_tokens(get_tokenizer("bpe:300", [*TEXTS.values()]), ["[MASK]"]),
 }
-KINDS = pytest.mark.parametrize("kind", TOKENIZERS)
 
 
 def model_of(tokenizer, **changes):
@@ -103,107 +98,14 @@ def test_open_pretrained_reads_an_export(kind, tied, tmp_path):
         assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["bpe", "char with end"])
-def test_exported_tokenizer_prepends_the_end_of_text_token(kind, tmp_path):
-    tokenizer = TOKENIZERS[kind]()
+def test_exported_tokenizer_prepends_the_end_of_text_token(tmp_path):
+    tokenizer = TOKENIZERS["bpe"]()
     export_hf(model_of(tokenizer), tokenizer, True, tmp_path / "out")
     _, theirs = theirs_of(tmp_path / "out")
     assert theirs(TEXTS["German"])["input_ids"] == [tokenizer.eot_id, *tokenizer.encode(TEXTS["German"])]
-    assert theirs("")["input_ids"] == [tokenizer.eot_id]
     assert open_pretrained(tmp_path / "out").prepend_eot
     export_hf(model_of(tokenizer), tokenizer, False, tmp_path / "plain")
     assert not open_pretrained(tmp_path / "plain").prepend_eot
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Tokenizers by name: ours, and the export as transformers loads it."""
-    found = {}
-    for kind, make in TOKENIZERS.items():
-        folder = tmp_path_factory.mktemp("both") / "out"
-        export_hf(model_of(make()), make(), False, folder)
-        found[kind] = make(), transformers.AutoTokenizer.from_pretrained(folder)
-    return found
-
-
-@KINDS
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_tokens_of_many_languages(both, kind, text):
-    ours, theirs = both[kind]
-    assert theirs(text)["input_ids"] == ours.encode(text)
-    assert theirs.decode(ours.encode(text)) == text
-
-
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t'aZ0é中😀-")), max_size=40))
-@pytest.mark.parametrize("kind", ["gpt2", "bpe"])
-def test_tokens_of_arbitrary_text(both, kind, text):
-    ours, theirs = both[kind]
-    assert theirs(text)["input_ids"] == ours.encode(text)
-
-
-def test_special_tokens(both):
-    ours, theirs = both["with a mask"]
-    text = "a [MASK] b<|endoftext|>"
-    assert theirs(text)["input_ids"] == ours.encode(text, special=True)
-    assert theirs.eos_token_id == ours.eot_id
-
-
-def test_unknown_characters_are_an_error_in_both(both):
-    ours, theirs = both["char"]
-    with pytest.raises(ValueError, match="is not among"):
-        ours.encode("Q")
-    with pytest.raises(Exception, match="UNK"):
-        theirs("Q")
-
-
-# --- other models' tokenizers -----------------------------------------------------------------------------------------
-
-
-def test_a_tokenizer_of_another_model(tmp_path):
-    """Byte pairs with ids in another order after several special tokens, as models in other languages have."""
-    tokenizers = pytest.importorskip("tokenizers")
-    theirs = tokenizers.ByteLevelBPETokenizer()
-    theirs.train_from_iterator([*TEXTS.values()] * 3, vocab_size=350, special_tokens=["<s>", "<pad>", "<|endoftext|>"])
-    theirs.save(str(tmp_path / "tokenizer.json"))
-    theirs.save_model(str(tmp_path))
-    ours = load_any_tokenizer(tmp_path)
-    assert (ours.vocab_size, ours.eot_id) == (theirs.get_vocab_size(), 2)
-    for text in TEXTS.values():
-        assert ours.encode(text) == theirs.encode(text).ids
-        assert ours.decode(ours.encode(text)) == text
-    assert ours.encode("<s>") == theirs.encode("<").ids + theirs.encode("s").ids + theirs.encode(">").ids
-    ours.save(tmp_path / "ours.json")
-    assert load_any_tokenizer(tmp_path / "ours.json").to_dict() == ours.to_dict()
-    export_hf(model_of(ours), ours, False, tmp_path / "out")
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS["Arabic"])["input_ids"] == ours.encode(
-        TEXTS["Arabic"]
-    )
-    (tmp_path / "tokenizer.json").unlink()
-    pair = load_any_tokenizer(tmp_path)  # vocab.json and merges.txt
-    assert pair.encode(TEXTS["German"]) == ours.encode(TEXTS["German"])
-
-
-def test_gpt2s_tokenizer_is_recognised(tmp_path):
-    export_hf(model_of(get_tokenizer("gpt2")), get_tokenizer("gpt2"), False, tmp_path / "out")
-    assert load_any_tokenizer(tmp_path / "out").to_dict() == {"kind": "gpt2"}
-
-
-@pytest.mark.parametrize(("change", "words"), [
-    ({"normalizer": {"type": "NFC"}}, r"normalizes text before splitting it \(NFC\)"),
-    ({"pre_tokenizer": {"type": "Whitespace"}}, "does not split text into GPT-2's words"),
-    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "does not split text"),
-    ({"model": {"type": "Unigram", "vocab": []}}, "of type 'Unigram'"),
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "255 of the 256 bytes have no token"),
-    ({"model": 7}, "TypeError"),
-])  # fmt: skip
-def test_unsupported_tokenizers(change, words, both, tmp_path):
-    export_hf(model_of(both["bpe"][0]), both["bpe"][0], False, tmp_path / "out")
-    file = tmp_path / "out" / "tokenizer.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(ValueError, match=words) as caught:
-        load_any_tokenizer(tmp_path / "out")
-    assert str(file) in str(caught.value)
 
 
 # --- the book's layout ------------------------------------------------------------------------------------------------

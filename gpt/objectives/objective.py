@@ -15,8 +15,9 @@ from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.unigram import MAX_TOKENS, unigram_loss
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.text.tokenizers import decode_stream
 from gpt.token_files import PreparedData, TokenFile
-from gpt.tokenizer import Tokenizer, decode_stream, with_special_tokens
+from gpt.tokenizer import Tokenizer, with_special_tokens
 
 SAMPLE_TOKENS = 120
 SAMPLE_TEMPERATURE = 0.8  # a little below 1: less weight on improbable tokens

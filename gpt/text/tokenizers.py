@@ -1,8 +1,9 @@
 """Any tokenizer by name: GPT-2's, one learned from texts, or a file of this project or of Hugging Face."""
 
+import codecs
 import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpt.text.bpe import train_bpe
@@ -30,3 +31,16 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
         if name.endswith(".json") or Path(name).exists():
             return load_any_tokenizer(name)
     raise ValueError(f"unknown tokenizer {name!r}: gpt2, char, bpe:N, or a path to a tokenizer.json")
+
+
+def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Yield the text of tokens as they arrive, each piece as soon as its characters are whole.
+
+    The pieces join to `tokenizer.decode(all ids)`, and none ends within a character.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for i in ids:
+        if text := decoder.decode(tokenizer.decode_bytes([i])):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text

@@ -250,14 +250,14 @@ def test_tales_are_documents(tmp_path):
 def test_tokenizers_are_learned_from_both_splits(tmp_path):
     corpus = corpus_of(tmp_path / "in", "a" * 90 + "xy" * 5)
     assert prepare_data(corpus, "char", tmp_path / "char").tokenizer.characters == ["a", "x", "y"]
-    merges = prepare_data(corpus, "bpe:1000", tmp_path / "bpe").tokenizer.merges
+    merges = prepare_data(corpus, "bpe:1000", tmp_path / "bpe").tokenizer.saved["merges"]
     assert (ord("x"), ord("y")) in merges
 
 
 def test_a_saved_tokenizer_can_prepare_other_data(tmp_path):
     first = prepare_data(corpus_of(tmp_path / "1", STORY), "bpe:300", tmp_path / "first")
     again = prepare_data(corpus_of(tmp_path / "2", STORY[:500]), str(tmp_path / "first/tokenizer.json"), tmp_path / "b")
-    assert again.tokenizer.merges == first.tokenizer.merges
+    assert again.tokenizer.saved["merges"] == first.tokenizer.saved["merges"]
     assert again.train.tokens.tolist() == first.tokenizer.encode(STORY[:450])
 
 
@@ -793,7 +793,7 @@ def test_an_interruption_keeps_the_old_data(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return super().encode_to_numpy(text)
 
-    monkeypatch.setattr(gpt.text.prepare, "open_tokenizer", lambda *args: Interrupted("another text"))
+    monkeypatch.setattr(gpt.text.prepare, "get_tokenizer", lambda *args: Interrupted("another text"))
     with pytest.raises(KeyboardInterrupt):
         prepare_data(corpus, "interrupted", out)
     assert snapshot(tmp_path) == before

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gpt.config import TrainConfig, from_dict, read_toml, to_toml
+from gpt.config import TrainConfig, from_dict, load_config, to_toml
 from gpt.model import GPTModel
 from gpt.system import files
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
@@ -202,10 +202,7 @@ class RunFolder:
         ValueError if there is neither, or if config.toml is not valid.
         """
         if self.config_file.is_file():
-            try:
-                return from_dict(TrainConfig, read_toml(self.config_file))
-            except ValueError as error:
-                raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{self.config_file} ')}") from None
+            return load_config(self.config_file)
         if checkpoint := self.load_newest_valid()[0]:
             return checkpoint.config
         raise ValueError(f"no run in {self.path}: a run folder holds a config.toml")

@@ -1,19 +1,14 @@
 """All settings of a run: typed, checked, frozen; read from TOML and written to it.
 
-A `TrainConfig`, the run, has the parts `GPTConfig` (model), `DataConfig` (examples), `OptimConfig` (optimizer and
-schedule), `ObjectiveConfig` (loss) and `AdapterConfig` (trained in place of the model's weights). A field is one line:
-default, meaning, bounds. The command line (gpt/run/cli.py), the TOML files in configs/ and Python use the same names,
-because all three read these classes.
-
-A value of 0 or "" may mean "decide later". `gpt.exchange.models.resolve_config` then fills it in from the data, from
-`init_from` and from the objective; `check_resumable` fills it in from the run that is resumed.
+The command line (gpt/run/cli.py), the TOML files in configs/ and Python use the same names, those of these classes. A
+value of 0 or "" may mean "decide later": `gpt.exchange.models.resolve_config` then fills it in from the data, from
+`init_from` and from the objective.
 """
 
 import dataclasses
 import math
 import tomllib
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -34,10 +29,8 @@ GPT_CONFIG_124M = {
 
 
 def _setting(default: Any, meaning: str, low: Any = None, high: Any = None, applies_to: str = "") -> Any:
-    """Return a dataclass field: its meaning, shown by --help, and the closed interval of its values.
-
-    `applies_to` lists the objectives or adapters that have this setting; it is an error to set it for others.
-    """
+    """Return a dataclass field with its meaning, shown by --help, the closed interval of its values, and the objectives
+    or adapters that have this setting; it is an error to set it for others."""
     meaning = f"{applies_to}: {meaning}" if applies_to else meaning
     return field(default=default, metadata={"help": meaning, "low": low, "high": high, "applies_to": applies_to})
 
@@ -46,15 +39,11 @@ class _Config:
     """Base of all config classes."""
 
     def __post_init__(self):
-        """Check type, choices and bounds of each field; convert int to float where float is due.
-
-        Raises ValueError with the field's name, its value and what is allowed.
-        """
+        """Check type, choices and bounds of each field; convert an int to a float field's type. Raises ValueError."""
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if f.type is float and type(value) is int:
-                value = float(value)
-                object.__setattr__(self, f.name, value)  # frozen otherwise
+                object.__setattr__(self, f.name, value := float(value))  # frozen otherwise
             if get_origin(f.type) is Literal:
                 if value not in get_args(f.type):
                     raise ValueError(f"{f.name} must be one of {', '.join(map(repr, get_args(f.type)))}, not {value!r}")
@@ -70,9 +59,6 @@ class _Config:
                 raise ValueError(f"{f.name} is a setting of {owners.replace(', ', ' and ')}, not of {self.name!r}")
 
 
-# --- the settings -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class GPTConfig(_Config):
     """The shape of a model. The defaults are those of the published figures, not of a training run."""
@@ -85,18 +71,14 @@ class GPTConfig(_Config):
     drop_rate: float = _setting(0.1, "dropout probability: embeddings, attention weights, residual branches", 0, 0.99)
     qkv_bias: bool = _setting(False, "bias on W_query, W_key and W_value (as in GPT-2)")
     tie_embeddings: bool = _setting(False, "share one weight between out_head and tok_emb (as in GPT-2)")
-    init: Literal["pytorch", "gpt2", "lecun"] = _setting(
-        "pytorch", "initial weights; gpt2: standard deviation 0.02; lecun: 1/sqrt(fan-in), for narrow models"
-    )
+    init: Literal["pytorch", "gpt2", "lecun"] = _setting("pytorch", "gpt2: standard deviation 0.02; lecun: 1/√(fan-in)")
     backbone: Literal["gpt", "lstm"] = _setting("gpt", "transformer blocks, or an LSTM as a baseline")
     implementation: Literal["fused", "reference"] = _setting("fused", "gpt/ops: fast kernels, or plain formulas")
 
     def __post_init__(self):
         super().__post_init__()
         if self.backbone == "gpt" and self.emb_dim % self.n_heads:
-            raise ValueError(
-                f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: choose a multiple of it"
-            )
+            raise ValueError(f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: choose a multiple")
 
     @property
     def head_dim(self) -> int:
@@ -118,9 +100,7 @@ class DataConfig(_Config):
     """Where the tokens are, and how examples are cut from them."""
 
     path: str = _setting("data/story", "folder written by scripts/prepare_data.py")
-    packing: Literal["packed", "document"] = _setting(
-        "packed", "cut examples every `stride` tokens across documents, or within documents, from where each starts"
-    )
+    packing: Literal["packed", "document"] = _setting("packed", "cut examples across documents, or within each one")
     stride: int = _setting(0, "tokens from the start of one training example to the next; 0: context_length", 0)
 
     def __post_init__(self):
@@ -133,9 +113,7 @@ class DataConfig(_Config):
 class OptimConfig(_Config):
     """The optimizer, and the learning rate as a function of the step."""
 
-    name: Literal["adamw", "muon"] = _setting(
-        "adamw", "optimizer; muon: Muon for the matrices of the blocks, AdamW for the rest"
-    )
+    name: Literal["adamw", "muon"] = _setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest")
     lr: float = _setting(1e-3, "peak learning rate, reached after warm-up", 0)
     min_lr: float = _setting(1e-4, "learning rate at the end of the decay", 0)
     warmup_steps: int = _setting(100, "steps of linear warm-up from 0 to the peak learning rate", 0)
@@ -197,19 +175,11 @@ class TrainConfig(_Config):
     sample_every: int = _setting(100, "steps between generated samples; 0: only at the end", 0)
     sample_prompt: str = _setting("", "prompt of the samples; empty: the first token of the training split")
     device: str = _setting("auto", "auto (the first available of cuda, mps, cpu), cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16"] = _setting(
-        "auto", "precision of matrix products; auto: bfloat16 if the hardware has it, otherwise float32"
-    )
+    dtype: Literal["auto", "float32", "bfloat16"] = _setting("auto", "of matrix products; auto: bfloat16 if supported")
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")
-    recompute: bool = _setting(
-        False, "recompute each transformer block in the backward pass: less memory, about a third more time"
-    )
-    parallel: Literal["ddp", "fsdp"] = _setting(
-        "ddp", "how torchrun's processes hold the model: each all of it (ddp), or each a shard (fsdp)"
-    )
-    init_from: str = _setting(
-        "", "a run or published weights to start from, with their model shape: NAME, gpt2, hub:OWNER/NAME, PATH"
-    )
+    recompute: bool = _setting(False, "recompute blocks in the backward pass: less memory, a third more time")
+    parallel: Literal["ddp", "fsdp"] = _setting("ddp", "each of torchrun's processes holds the model, or a shard of it")
+    init_from: str = _setting("", "weights to start from, with their shape: a run, gpt2, hub:OWNER/NAME or a path")
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -221,13 +191,6 @@ class TrainConfig(_Config):
         """The step at which the learning rate reaches min_lr."""
         return self.optim.decay_steps or self.max_steps
 
-    def flat(self) -> dict[str, Any]:
-        """Return all settings by dotted names: "max_steps", "model.n_layers", ..."""
-        return {name: attrgetter(name)(self) for name, _ in config_fields(TrainConfig)}
-
-
-# --- dictionaries and TOML --------------------------------------------------------------------------------------------
-
 
 def config_fields(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
     """Return all fields of a config class with dotted names: 'max_steps', 'model.n_layers', ..."""
@@ -238,31 +201,28 @@ def config_fields(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.F
     return found
 
 
-def from_dict(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
-    """Return a config of class `kind` from nested dictionaries. Settings that are left out keep their defaults.
+def from_dict(kind: type, values: Any, prefix: str = "") -> Any:
+    """Return a config of class `kind` from nested dictionaries, or itself. Settings left out keep their defaults.
 
     Raises ValueError for an unknown key, with the nearest known one, and for a value that is not allowed.
     """
+    if isinstance(values, kind):
+        return values
     if not isinstance(values, dict):
         table = prefix.rstrip(".")
-        raise ValueError(f"{table or 'a config'} is a table of settings, [{table}], not a value: {values!r}")
+        raise ValueError(f"{table} is a table of settings, [{table}], not a value: {values!r}")
     types = {f.name: f.type for f in dataclasses.fields(kind)}
     arguments = {}
     for name, value in values.items():
         if name not in types:
             known = [key for key, _ in config_fields(TrainConfig if prefix else kind)]
             raise ValueError(f"unknown setting {prefix}{name}: {did_you_mean(f'{prefix}{name}', known)}")
-        nested = dataclasses.is_dataclass(types[name]) and not dataclasses.is_dataclass(value)
-        arguments[name] = from_dict(types[name], value, f"{prefix}{name}.") if nested else value
+        is_table = dataclasses.is_dataclass(types[name])
+        arguments[name] = from_dict(types[name], value, f"{prefix}{name}.") if is_table else value
     try:
         return kind(**arguments)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
-
-
-def model_config(config: "GPTConfig | dict[str, Any]") -> GPTConfig:
-    """Return the checked configuration of a model, given as a GPTConfig or as a plain dict such as GPT_CONFIG_124M."""
-    return config if isinstance(config, GPTConfig) else from_dict(GPTConfig, config)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -274,6 +234,15 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # of TOML, or of UTF-8
         raise ValueError(f"{path} is not valid TOML: {error}") from None
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Return the config in a TOML file. Raises ValueError, with the path, for a missing file or a mistake in it."""
+    values = read_toml(path)
+    try:
+        return from_dict(TrainConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt.config import GPTConfig, model_config
+from gpt.config import GPTConfig, from_dict
 from gpt.ops import OpsModule, use_implementation
 from gpt.ops.reference import IGNORE_INDEX
 
@@ -57,7 +57,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig | dict[str, Any]):
         super().__init__()
-        config = model_config(config)
+        config = from_dict(GPTConfig, config)
         self.layers = nn.Sequential(
             Linear(config.emb_dim, 4 * config.emb_dim), GELU(), Linear(4 * config.emb_dim, config.emb_dim)
         )
@@ -96,7 +96,7 @@ class MultiHeadAttention(OpsModule):
 
     def __init__(self, config: GPTConfig | dict[str, Any], layer: int = 0):
         super().__init__()
-        config = model_config(config)
+        config = from_dict(GPTConfig, config)
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.drop_rate = config.drop_rate
         self.layer = layer  # this layer's index in a KVCache
@@ -132,7 +132,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: GPTConfig | dict[str, Any], layer: int = 0):
         super().__init__()
-        config = model_config(config)
+        config = from_dict(GPTConfig, config)
         self.att = MultiHeadAttention(config, layer)
         self.ff = FeedForward(config)
         self.norm1 = LayerNorm(config.emb_dim)
@@ -164,7 +164,7 @@ class GPTModel(OpsModule):
 
     def __init__(self, config: GPTConfig | dict[str, Any]):
         super().__init__()
-        self.config = config = model_config(config)
+        self.config = config = from_dict(GPTConfig, config)
         if not config.vocab_size:
             raise ValueError("vocab_size is 0, which stands for the tokenizer's size: set it before making a model")
         if config.backbone != "gpt":

@@ -14,6 +14,7 @@ a table and as a plot.
 from argparse import Namespace
 from pathlib import Path
 
+from gpt.config import TrainConfig, config_fields
 from gpt.planning.hardware import get_hardware
 from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
 from gpt.system.errors import did_you_mean
@@ -36,8 +37,9 @@ def main() -> None:
     name, _, values = (arguments.sweep or "").partition("=")
     if arguments.sweep and not values:
         parser.error(f"--sweep takes a setting and its values, as in batch_size=4,8,16, not {arguments.sweep!r}")
-    if name and name not in config.flat():
-        parser.error(f"--sweep: unknown setting {name}: {did_you_mean(name, list(config.flat()))}")
+    known = [setting for setting, _ in config_fields(TrainConfig)]
+    if name and name not in known:
+        parser.error(f"--sweep: unknown setting {name}: {did_you_mean(name, known)}")
     sweep = {value: with_options(config, Namespace(**{name: value})) for value in values.split(",") if values}
 
     from gpt.exchange.models import resolve_config

@@ -23,7 +23,7 @@ from gpt.config import (
     TrainConfig,
     config_fields,
     from_dict,
-    model_config,
+    load_config,
     read_toml,
     to_toml,
 )
@@ -49,7 +49,7 @@ def test_the_book_configuration():
         "drop_rate": 0.1,
         "qkv_bias": False,
     }
-    assert model_config(GPT_CONFIG_124M) == GPTConfig()
+    assert from_dict(GPTConfig, GPT_CONFIG_124M) == GPTConfig()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_setting_of_another_objective_or_adapter_is_refused():
 def test_every_config_survives_the_round_trip_through_toml(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
-    assert from_dict(TrainConfig, read_toml(path)) == config
+    assert load_config(path) == config
     assert from_dict(TrainConfig, dataclasses.asdict(config)) == config
 
 
@@ -162,7 +162,7 @@ def test_any_dictionary(values):
 def test_a_toml_file_with_a_mistake_is_refused(tmp_path, text):
     (tmp_path / "x.toml").write_bytes(text)
     with pytest.raises(ValueError):
-        from_dict(TrainConfig, read_toml(tmp_path / "x.toml"))
+        load_config(tmp_path / "x.toml")
 
 
 def test_a_missing_file_and_a_folder_are_no_config(tmp_path):
@@ -259,7 +259,7 @@ def test_configs_and_scripts_are_found():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_shipped_config_loads_and_its_header_has_its_command(path):
-    assert isinstance(from_dict(TrainConfig, read_toml(path)), TrainConfig)
+    assert isinstance(load_config(path), TrainConfig)
     header = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from gpt.config import TrainConfig, config_fields, from_dict, read_toml
+from gpt.config import TrainConfig, config_fields, from_dict, load_config
 from gpt.system.errors import did_you_mean
 from gpt.system.paths import existing_run, find_path
 
@@ -112,12 +112,7 @@ def _metavar(kind: Any) -> str:
 
 def config_from(path: str | Path, arguments: argparse.Namespace) -> TrainConfig:
     """Return the config of a TOML file, overridden by options from the command line."""
-    values = read_toml(find_path(path))
-    try:
-        config = from_dict(TrainConfig, values)  # before the options, so that a mistake in the file names the file
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return with_options(config, arguments)
+    return with_options(load_config(find_path(path)), arguments)
 
 
 def with_options(config: TrainConfig, arguments: argparse.Namespace) -> TrainConfig:

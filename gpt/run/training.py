@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt.checkpoint import Checkpoint, RunFolder, load_weights
-from gpt.config import GPTConfig, TrainConfig, to_toml
+from gpt.config import GPTConfig, TrainConfig, config_fields, to_toml
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.objectives.objective import example_rng
 from gpt.planning.plan import plan_or_raise
@@ -65,7 +66,7 @@ def resume_run(
             progress.log(f"{folder.path} has no checkpoint yet: starting at step 0")
             return _start(config, folder, progress, ctx)
         before, config = checkpoint.config, check_resumable(checkpoint.config, config)
-        for name, (old, new) in differences(before.flat(), config.flat()).items():
+        for name, (old, new) in differences(before, config).items():
             progress.log(f"{name} {old} → {new}")
         if checkpoint.state["step"] > config.max_steps:
             raise ValueError(
@@ -116,7 +117,7 @@ def _create(
     config, data = resolve_config(config, data, fresh=checkpoint is None)
     facts = {f"SHA-256 of the {split} tokens": digest for split, digest in data.checksums.items()}
     facts |= {"checkpoint": checkpoint.path.name if checkpoint else "none", "PyTorch": torch.__version__}
-    ctx.assert_same_on_all_ranks({**config.flat(), **facts})
+    ctx.assert_same_on_all_ranks({**flat(config), **facts})
     plan_or_raise(config, data, folder.path, ctx)
     torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
     with oom_hint(1, 1):
@@ -172,12 +173,18 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
     changeable = CHANGEABLE_ON_RESUME
     if before.batch_size * before.grad_accum_steps == after.batch_size * after.grad_accum_steps:
         changeable = changeable | {"batch_size", "grad_accum_steps"}  # same steps, split differently
-    for name, (old, new) in differences(before.flat(), after.flat()).items():
+    for name, (old, new) in differences(before, after).items():
         if name not in changeable:
             raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")
     return after
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the values that differ, by name: (before, after)."""
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Return all settings by dotted names: "max_steps", "model.n_layers", ..."""
+    return {name: attrgetter(name)(config) for name, _ in config_fields(TrainConfig)}
+
+
+def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, by dotted name: (before, after)."""
+    new = flat(after)
+    return {name: (old, new[name]) for name, old in flat(before).items() if old != new[name]}

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from gpt.config import GPTConfig, model_config
+from gpt.config import GPTConfig, from_dict
 from gpt.model import GPTModel, KVCache, LayerNorm, Linear, TokenEmbedding
 
 
@@ -15,7 +15,7 @@ class LSTMModel(GPTModel):
 
     def __init__(self, config: GPTConfig | dict):
         super(GPTModel, self).__init__()
-        self.config = config = model_config(config)
+        self.config = config = from_dict(GPTConfig, config)
         self.tok_emb = TokenEmbedding(config.vocab_size, config.emb_dim)
         self.drop_emb = nn.Dropout(config.drop_rate)
         between = config.drop_rate if config.n_layers > 1 else 0.0  # nn.LSTM has dropout only between layers

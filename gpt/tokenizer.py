@@ -115,7 +115,7 @@ class CharTokenizer(Tokenizer):
         if (unknown := ids < 0).any():
             character = text[unknown.argmax()]
             named = f"the character {character!r} (U+{ord(character):04X})"
-            raise ValueError(f"{named} is not among this char tokenizer's; a gpt2 or bpe tokenizer takes any text")
+            raise ValueError(f"{named} is not among the characters of this tokenizer: use gpt2 or bpe")
         return ids
 
 

@@ -19,7 +19,6 @@ PACKAGE = PROJECT / "gpt"
 GROUND = ["system", "ops"]  # what the core stands on
 CORE = [
     "config",
-    "bpe",
     "tokenizer",
     "token_files",
     "data",

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from numerics import tolerance
 from torch import nn
 
 from gpt import ops
@@ -21,10 +22,6 @@ SMALL = {
 }  # fmt: skip
 
 
-# Three layers of sums of 64 products differ by thousands of roundings at most; a wrong formula by far more.
-EPS = torch.finfo(torch.float64).eps
-
-
 def small(**changes):
     return GPTModel({**SMALL, **changes}).double()
 
@@ -39,8 +36,10 @@ def tokens(*shape):
     return torch.randint(0, SMALL["vocab_size"], shape)
 
 
-def assert_close(a, b, **kwargs):
-    torch.testing.assert_close(a, b, **{"rtol": 1e5 * EPS, "atol": 1e5 * EPS, **kwargs})
+def assert_close(a, b):
+    """Equal but for rounding: three layers of six products of 64 terms, which norms and softmaxes amplify."""
+    size = b.detach().abs().max().item() if b.numel() else 0.0
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance(3 * 6 * 64, 100, 100 * size, dtype=b.dtype))
 
 
 def assert_same_module(ours, theirs, x, pairs=()):
@@ -449,9 +448,8 @@ def test_both_implementations_train_alike():
             losses.append(loss.item())
             optimizer.zero_grad(), loss.backward(), optimizer.step()
         curves.append(losses)
-    assert curves[0] == pytest.approx(
-        curves[1], rel=1e6 * torch.finfo(torch.float64).eps
-    )  # rounding grows over 20 steps
+    # 20 steps of three layers, forward and backward; each step amplifies the rounding of those before it
+    assert curves[0] == pytest.approx(curves[1], rel=tolerance(20 * 2 * 3 * 6 * 64, 1000))
     assert curves[0][-1] < curves[0][0] - 0.3
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import shutil
 import signal
@@ -20,6 +21,7 @@ from conftest import corpus_of
 from crashes import Killed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numerics import tolerance
 from runs import assert_same_run, change, quiet, rows, stop_at, train
 from torch import nn
 
@@ -94,20 +96,32 @@ def double_trainer(config, data, folder, objective=NextToken):
     return Trainer(config, objective(GPTModel(config.model).double()), data, run, log=quiet)
 
 
-@pytest.mark.parametrize("grad_accum_steps", [1, 2, 8])
+def weight_tolerance(n_steps, n_tokens, optim):
+    """Return how far float64 weights may be apart after some steps of AdamW.
+
+    An update is lr g / (|g| + eps) at first, and its derivative by the gradient g is at most lr / eps. A gradient is a
+    sum over the tokens of a step, clipped to grad_clip.
+    """
+    adamw_eps = 1e-8
+    return n_steps * optim.lr / adamw_eps * tolerance(n_tokens, optim.grad_clip)
+
+
+@pytest.mark.parametrize("grad_accum_steps", [1, 4])
 def test_steps_equal_a_loop_written_by_hand(tiny_config, prepared, tmp_path, grad_accum_steps):
     config = change(
         tiny_config,
         model_drop_rate=0.0,
         batch_size=8 // grad_accum_steps,
         grad_accum_steps=grad_accum_steps,
-        max_steps=9,
+        max_steps=5,
     )
-    model, _, _ = by_hand(config, prepared, 9, double=True)
+    model, _, norms = by_hand(config, prepared, 5, double=True)
     trainer = double_trainer(config, prepared, tmp_path / "run")
     trainer.train()
+    assert trainer.grad_norm == pytest.approx(norms[-1], rel=1e-6)  # AdamW hides the scale of a gradient
+    atol = weight_tolerance(5, 8 * 16, config.optim)
     for ours, theirs in zip(trainer.objective.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
 class EvenTokensOnly(NextToken):
@@ -118,16 +132,17 @@ class EvenTokensOnly(NextToken):
 
 
 def test_micro_batches_of_unequal_token_counts_equal_one_large_batch(tiny_config, prepared, tmp_path):
-    weights = []
-    for batch_size, grad_accum_steps in ((8, 1), (2, 4), (1, 8)):
+    weights, norms = [], []
+    for batch_size, grad_accum_steps in ((8, 1), (2, 4)):
         config = change(
-            tiny_config, model_drop_rate=0.0, batch_size=batch_size, grad_accum_steps=grad_accum_steps, max_steps=5
+            tiny_config, model_drop_rate=0.0, batch_size=batch_size, grad_accum_steps=grad_accum_steps, max_steps=3
         )
         trainer = double_trainer(config, prepared, tmp_path / str(grad_accum_steps), EvenTokensOnly)
         trainer.train()
         weights.append(torch.cat([p.detach().flatten() for p in trainer.objective.parameters()]))
-    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-12)
-    torch.testing.assert_close(weights[0], weights[2], rtol=0, atol=1e-12)
+        norms.append(trainer.grad_norm)
+    torch.testing.assert_close(*weights, rtol=0, atol=weight_tolerance(3, 8 * 16, config.optim))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
 def test_metrics_equal_those_computed_by_hand(tiny_config, prepared, tmp_path):
@@ -153,22 +168,24 @@ def test_metrics_equal_those_computed_by_hand(tiny_config, prepared, tmp_path):
 
 
 def test_a_run_learns(tiny_config, tmp_path):
-    config = change(tiny_config, max_steps=150, eval_every=50, sample_every=0, save_every=0, log_every=50)
+    config = change(
+        tiny_config, model_drop_rate=0.0, grad_accum_steps=1, max_steps=100, eval_every=50, sample_every=0, save_every=0
+    )
     trainer = train(config, tmp_path / "run")
     val = read_metrics(trainer.run.metrics)["val_loss"]
     assert val[0] > 3.3
-    assert val[-1] < 1.7
+    assert val[-1] < 2.0
 
 
-def test_a_run_stopped_after_each_step_equals_an_uninterrupted_one(tiny_config, tmp_path):
+def test_a_run_stopped_often_equals_an_uninterrupted_one(tiny_config, tmp_path):
     """With dropout and gradient accumulation, across epochs, on and off the reporting intervals."""
     truth, broken = tmp_path / "truth", tmp_path / "broken"
     trainer = train(tiny_config, truth)
     assert len(trainer.examples) < 12 * 8 / 2  # the third epoch begins
     stop_at(start_run(tiny_config, broken, quiet), 1)
-    for step in range(2, 13):
+    for before, step in itertools.pairwise((1, 2, 3, 5, 6, 8, 12)):
         trainer = resume_run(broken, log=quiet)
-        assert trainer.step == step - 1
+        assert trainer.step == before
         stop_at(trainer, step)
     resume_run(broken, log=quiet).train()
     assert_same_run(broken, truth)
@@ -176,8 +193,8 @@ def test_a_run_stopped_after_each_step_equals_an_uninterrupted_one(tiny_config, 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model_backbone": "lstm"}, {"model_implementation": "reference"}, {"dtype": "bfloat16"},
-     {"model_tie_embeddings": True},
+    [{"model_backbone": "lstm"}, {"model_implementation": "reference"},
+     {"dtype": "bfloat16", "model_tie_embeddings": True},
      {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"packing": "document"},
      {"optim": OptimConfig(name="muon", lr=0.02)},
      {"eval_batches": 1, "eval_every": 1, "keep_checkpoints": 1}],
@@ -188,22 +205,21 @@ def test_every_kind_of_run_resumes_exactly(tiny_config, tmp_path, changes):
         texts = [f"{n} green bottles, hanging on the wall, {'one ' * (n % 5)}more" for n in range(40)]
         prepare_data(corpus_of(tmp_path / "texts", *texts), "char", tmp_path / "data")
         changes["data"] = DataConfig(path=str(tmp_path / "data"), packing="document")
-    config = change(tiny_config, **changes)
+    config = change(tiny_config, max_steps=8, **changes)
     train(config, tmp_path / "truth")
     stop_at(start_run(config, tmp_path / "run", quiet), 2)
-    for step in (3, 7, 10):
-        stop_at(resume_run(tmp_path / "run", log=quiet), step)
+    stop_at(resume_run(tmp_path / "run", log=quiet), 5)
     resume_run(tmp_path / "run", log=quiet).train()
     assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
-@settings(deadline=None, derandomize=True, max_examples=4, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, derandomize=True, max_examples=3, suppress_health_check=list(HealthCheck))
 @given(
     every=st.fixed_dictionaries({f"{w}_every": st.integers(w == "log", 5) for w in ("log", "eval", "save", "sample")}),
-    max_steps=st.integers(1, 14),
-    grad_accum_steps=st.integers(1, 3),
-    stops=st.lists(st.integers(0, 14), max_size=6),
-    kills=st.lists(st.integers(0, 14), max_size=4),
+    max_steps=st.integers(1, 9),
+    grad_accum_steps=st.integers(1, 2),
+    stops=st.lists(st.integers(0, 9), max_size=3),
+    kills=st.lists(st.integers(0, 9), max_size=3),
 )  # fmt: skip
 def test_runs_stopped_or_killed_anywhere_end_in_the_same_bits(
     tiny_config, tmp_path_factory, every, max_steps, grad_accum_steps, stops, kills
@@ -499,7 +515,7 @@ def test_a_setting_changed_on_resume_is_logged(tiny_config, tmp_path):
     assert columns["lr"][-1] < learning_rate(11, tiny_config.optim, 12)
 
 
-@pytest.mark.parametrize("damage", ["delete", "empty", "shorten", "garble", "flip"])
+@pytest.mark.parametrize("damage", ["delete", "shorten", "flip"])
 def test_damaged_logs_are_restored(tiny_config, tmp_path, damage):
     train(tiny_config, tmp_path / "truth")
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
@@ -510,8 +526,7 @@ def test_damaged_logs_are_restored(tiny_config, tmp_path, damage):
         run.metrics.unlink()
     else:
         flipped = before[:-9] + bytes([before[-9] ^ 1]) + before[-8:]
-        damaged = {"empty": b"", "shorten": before[:-9], "garble": b"x" * len(before), "flip": flipped}
-        run.metrics.write_bytes(damaged[damage])
+        run.metrics.write_bytes(before[:-9] if damage == "shorten" else flipped)
     lines = []
     resume_run(run.path, log=lines.append).train()
     for name in ("metrics.csv", "samples.txt"):
@@ -618,8 +633,8 @@ def test_a_second_trainer_is_refused_until_the_first_is_done(tiny_config, tmp_pa
 def test_a_killed_trainer_leaves_no_lock_behind(tiny_config, tmp_path):
     """Another process holds the lock, is named in the error, and is killed."""
     stop_at(start_run(tiny_config, tmp_path / "run", quiet), 5)
-    program = "import sys, time; from gpt.checkpoint import RunFolder; run = RunFolder(sys.argv[1])\n"
-    program += "with run.lock(): print('held', flush=True); time.sleep(60)"
+    program = "import pathlib, sys, time; from gpt.system.files import FolderLock\n"
+    program += "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", program, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
@@ -664,8 +679,7 @@ def test_another_machine_is_reported(tiny_config, tmp_path, monkeypatch):
     assert any(line.startswith("threads: 1 → 17; the last digits") for line in lines)
 
 
-@pytest.mark.parametrize("damage", ["", "step-000008\n", "step-000004\n", "\0"])
-@pytest.mark.parametrize("pointer", ["last", "best"])
+@pytest.mark.parametrize(("pointer", "damage"), [("last", ""), ("last", "step-000004\n"), ("best", "\0")])
 def test_damaged_pointers_are_repaired(tiny_config, tmp_path, pointer, damage):
     train(tiny_config, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / pointer
@@ -712,6 +726,7 @@ def test_compile_without_a_compiler_is_reported_and_skipped(tiny_config, tmp_pat
     assert trainer.step == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_saved_as_the_plain_one_and_resumed_exactly(tiny_config, tmp_path, monkeypatch):
     """torch.compile wraps the module and prefixes its names. The eager backend is enough to test that."""
     monkeypatch.setattr("gpt.system.device.compile_obstacle", lambda device: None)

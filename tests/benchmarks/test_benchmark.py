@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from numerics import tolerance
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))  # as scripts/benchmark.py does
@@ -33,6 +34,7 @@ def table(folder):
         return {(row["case"], row["contender"]): row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_the_command(tmp_path):
     """Whole, in its own processes: one case, and what it writes."""
     command = [sys.executable, "scripts/benchmark.py", "--quick", "--cases", "prepare", "--out", str(tmp_path)]
@@ -202,10 +204,10 @@ def test_the_plain_gpt_is_the_same_function():
             weights[f"blocks.{layer}.qkv.{kind}"] = torch.cat(parts)
     plain.load_state_dict(weights)
     inputs, targets = torch.randint(300, (2, 3, 20))
-    torch.testing.assert_close(plain(inputs), ours(inputs), rtol=0, atol=1000 * torch.finfo(torch.float64).eps * 10)
-    torch.testing.assert_close(
-        plain(inputs, targets), ours(inputs, targets), rtol=0, atol=1000 * torch.finfo(torch.float64).eps * 10
-    )
+    logits, loss = ours(inputs), ours(inputs, targets)
+    atol = tolerance(SHAPE.n_layers * 6 * SHAPE.emb_dim, logits)
+    torch.testing.assert_close(plain(inputs), logits, rtol=0, atol=atol)
+    torch.testing.assert_close(plain(inputs, targets), loss, rtol=0, atol=atol)
     from gpt.generation import generate
 
     assert plain.generate(inputs[:1], 12).equal(generate(ours, inputs[:1], 12, temperature=0))

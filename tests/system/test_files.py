@@ -174,7 +174,7 @@ def test_one_holder_at_a_time_among_processes(tmp_path):
         from pathlib import Path
         from gpt.system.files import FolderLock
         folder, inside, won = Path(sys.argv[1]), Path(sys.argv[1]) / "inside", 0
-        end = time.time() + 2
+        end = time.time() + 0.7
         while time.time() < end:
             lock = FolderLock(folder / "run")
             try:
@@ -191,7 +191,7 @@ def test_one_holder_at_a_time_among_processes(tmp_path):
     ]
     won = [int(process.communicate()[0]) for process in processes]
     assert all(process.returncode == 0 for process in processes)
-    assert sum(won) > 20
+    assert sum(won) > 10
 
 
 def test_a_failed_block_releases_the_lock_and_leaves_nothing(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from numerics import tolerance
 
 from gpt.config import AdapterConfig, GPTConfig
 from gpt.model import GPTModel
@@ -34,10 +35,7 @@ def tokens(n_batch=2, n_tokens=7):
 
 
 def close(dtype, expected=None):
-    """Tolerance for values of a model, or for gradients of the size of `expected`.
-
-    Two ways to compute them differ by about sqrt(1000) roundings in each of some 25 products; norms and softmaxes
-    amplify that tenfold. A wrong formula is wrong in the first digits.
-    """
+    """Return the tolerance of a model's values, or of gradients as large as `expected`: some 25 products of at most
+    1,000 terms. Norms and softmaxes amplify their rounding tenfold."""
     size = 1.0 if expected is None else expected.detach().abs().max().item()
-    return {"rtol": 0, "atol": 8000 * torch.finfo(dtype).eps * size}
+    return {"rtol": 0, "atol": tolerance(25 * 1000, 10 * size, dtype=dtype)}

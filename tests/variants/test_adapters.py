@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from crashes import Killed, killed_at_every_call
 from runs import assert_same_run, change, quiet, stop_at, train
-from small_adapters import LORA, MODEL, PREFIX, adapted, model_of, tokens, trained
+from small_adapters import LORA, MODEL, PREFIX, adapted, close, model_of, tokens, trained
 
 from gpt.checkpoint import RunFolder
 from gpt.config import AdapterConfig, DataConfig, GPTConfig, TrainConfig
@@ -67,7 +67,7 @@ def test_adapted_model_is_causal(config):
     other = ids.clone()
     other[:, 6:] = (other[:, 6:] + 1) % MODEL.vocab_size
     before, after = model(ids), model(other)
-    torch.testing.assert_close(before[:, :6], after[:, :6], rtol=0, atol=1e-6)
+    torch.testing.assert_close(before[:, :6], after[:, :6], **close(torch.float32))
     assert (before[:, 6:] - after[:, 6:]).abs().amax() > 0.01
 
 
@@ -220,13 +220,15 @@ def test_loaded_run_gives_the_same_logits(config, prepared, tmp_path):
     ids = torch.tensor(prepared.val.tokens[:16].astype(int))[None]
     logits = trainer.objective.model.eval()(ids)
     model, _, _ = load_model(tmp_path / "run", "last")
-    torch.testing.assert_close(model(ids), logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(ids), logits, **close(torch.float32))
     plain = config.adapter is LORA
     assert (len(trained(model)) == len(list(model.parameters()))) == plain
     assert {type(block.att) for block in model.trf_blocks} == {MultiHeadAttention if plain else PrefixAttention}
     objective, tokenizer, _ = load_objective(tmp_path / "run", "last")
-    torch.testing.assert_close(objective.model(ids), logits, rtol=0, atol=1e-5)
-    assert objective.evaluate(trainer.config, prepared).loss == pytest.approx(trainer.evaluation.loss, abs=1e-5)
+    torch.testing.assert_close(objective.model(ids), logits, **close(torch.float32))
+    assert objective.evaluate(trainer.config, prepared).loss == pytest.approx(
+        trainer.evaluation.loss, abs=close(torch.float32)["atol"]
+    )
     assert "".join(objective.generate_text("on the", tokenizer, False, 20, temperature=0)).startswith("on the")
 
 

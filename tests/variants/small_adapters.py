@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import pytest
 import torch
 from numerics import tolerance
+from runs import train
 
-from gpt.config import AdapterConfig, GPTConfig
+from gpt.config import AdapterConfig, DataConfig, GPTConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.variants import adapt
 
@@ -39,3 +41,15 @@ def close(dtype, expected=None):
     1,000 terms. Norms and softmaxes amplify their rounding tenfold."""
     size = 1.0 if expected is None else expected.detach().abs().max().item()
     return {"rtol": 0, "atol": tolerance(25 * 1000, 10 * size, dtype=dtype)}
+
+
+def train_base(prepared, folder):
+    """Train for two steps the small model that other runs start from. Return the run's folder."""
+    config = TrainConfig(
+        seed=1, max_steps=2, batch_size=4, sample_every=0, sample_prompt="on the", device="cpu",
+        model=dataclasses.replace(MODEL, vocab_size=0, context_length=16, tie_embeddings=True),
+        data=DataConfig(path=str(prepared.folder), stride=256),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
+        return train(config, folder).run.path

@@ -1,0 +1,62 @@
+"""A run that starts from another run's model: its shape, its tokens, its weights."""
+
+import dataclasses
+
+import pytest
+import torch
+from runs import change
+from small_adapters import LORA, train_base
+
+from gpt.config import GPTConfig
+from gpt.exchange.models import create_objective, load_model, resolve_config
+from gpt.text.prepare import prepare_data
+from gpt.text.sources import open_corpus
+
+
+@pytest.fixture(scope="module")
+def base(prepared, tmp_path_factory):
+    """Return the folder of a pretrained run, which other runs start from."""
+    return train_base(prepared, tmp_path_factory.mktemp("base") / "run")
+
+
+def test_model_shape_comes_from_init_from(tiny_config, prepared, base):
+    left_out = GPTConfig(vocab_size=0, drop_rate=0.25, implementation="reference")
+    found = resolve_config(change(tiny_config, init_from=str(base), model=left_out), prepared)[0].model
+    assert found == dataclasses.replace(load_model(base)[0].config, drop_rate=0.25, implementation="reference")
+    for agreed in (GPTConfig(), dataclasses.replace(found, vocab_size=0), found):
+        assert resolve_config(change(tiny_config, init_from=str(base), model=agreed), prepared)[0].model.emb_dim == 16
+    objective = create_objective(resolve_config(change(tiny_config, init_from=str(base), model=left_out), prepared)[0])
+    theirs = load_model(base)[0].state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in objective.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"n_layers": 3}, "model.n_layers is 3, but 2 in .*: leave it out"),
+        ({"vocab_size": 7}, "model.vocab_size is 7, but "),
+        ({"init": "gpt2"}, "model.init is 'gpt2', but 'lecun'"),
+        ({"backbone": "lstm"}, "model.backbone is 'lstm', but 'gpt'"),
+    ],
+)
+def test_other_model_shape_is_refused(tiny_config, prepared, base, setting, words):
+    model = GPTConfig(**{"vocab_size": 0, **setting})
+    with pytest.raises(ValueError, match=words):
+        resolve_config(change(tiny_config, init_from=str(base), model=model), prepared)
+
+
+def test_invalid_init_from_is_refused(tiny_config, prepared, base, tmp_path):
+    with pytest.raises(ValueError, match="unknown run 'nowhere'"):
+        resolve_config(change(tiny_config, init_from="nowhere"), prepared)
+    with pytest.raises(ValueError, match=r"adapter 'lora' needs a model to adapt: .* init_from"):
+        resolve_config(change(tiny_config, adapter=LORA), prepared)
+    story = prepare_data(open_corpus("story"), "char", tmp_path / "story")
+    left_out = change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0))
+    with pytest.raises(ValueError, match=r"has other tokens than .*--tokenizer .*tokenizer.json"):
+        resolve_config(left_out, story)
+
+
+def test_missing_special_token_is_named(tiny_config, prepared, base, monkeypatch):
+    monkeypatch.setattr("gpt.objectives.NextToken.special_tokens", ("[SEP]",))
+    with pytest.raises(ValueError, match=r"has no token \[SEP\], which objective.name 'next_token' adds"):
+        resolve_config(change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0)), prepared)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
-PAGES = ["generating", "evaluating", "training", "objectives", "finetuning", "exporting", "scaling"]
+PAGES = ["generating", "evaluating", "objectives", "finetuning", "exporting", "scaling"]
 
 
 def commands(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt.config import TrainConfig, config_fields
+from gpt.config import TrainConfig, config_fields, to_toml
 
 PROJECT = Path(__file__).parent.parent
 README, CHINESE = PROJECT / "README.md", PROJECT / "README.zh-CN.md"
@@ -54,6 +54,19 @@ def test_python_trains_and_generates(page, monkeypatch, capsys):
     losses = [float(re.search(r"loss ([\d.]+)", line)[1]) for line in lines[:5]]
     assert losses == sorted(losses, reverse=True)
     assert "On Monday the Patience" in "\n".join(lines[5:])
+
+
+def test_python_page_trains_a_run_and_loads_it(tiny_config, tmp_path, monkeypatch):
+    _, load, train = code_blocks(read(PROJECT / "docs" / "python.md"))
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    Path("configs/tales.toml").write_text(to_toml(tiny_config), encoding="utf-8")
+    exec(train, {})
+    Path("runs/mine").rename("runs/tales-001")
+    names = {}
+    exec(load, names)
+    assert names["checkpoint"].state["step"] > 0
+    assert names["model"].config.vocab_size == names["tokenizer"].vocab_size
 
 
 def test_python_of_the_tales_page_runs(capsys):

@@ -80,19 +80,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def span(self, index: int) -> tuple[int, int]:
-        """Return (start, end) of an example. IndexError if there is none."""
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        return int(self.starts[index]), int(self.ends[index])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self.batch([index])
         return inputs[0], targets[0]
 
     def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of several examples, padded to the longest, (B, T) each."""
-        return padded_batch(self.tokens, map(self.span, indices))
+        return padded_batch(self.tokens, ((self.starts[index], self.ends[index]) for index in indices))
 
 
 class PackedExamples(Examples):
@@ -103,13 +99,9 @@ class PackedExamples(Examples):
     """
 
     def __init__(self, tokens: Tokens, context_length: int, stride: int = 0):
-        if context_length < 1:
-            raise ValueError(f"context_length must be at least 1, not {context_length}")
-        if stride < 0:
-            raise ValueError(f"stride must be at least 0, not {stride}")
+        if context_length < 1 or stride < 0:
+            raise ValueError(f"context_length must be above 0, stride 0 or above: not {context_length} and {stride}")
         tokens, stride = np.asarray(tokens), stride or context_length
-        if tokens.ndim != 1 or (len(tokens) and tokens.dtype.kind not in "iu"):
-            raise ValueError(f"tokens must be a list of integers, not {tokens.dtype} of shape {tokens.shape}")
         if len(tokens) <= context_length:
             raise ValueError(
                 f"{len(tokens)} tokens are too few for one example: context_length {context_length} needs "
@@ -186,9 +178,9 @@ def create_dataloader(
 ) -> DataLoader:
     """Return a DataLoader of (inputs, targets), int64, (batch_size, context_length) each.
 
-    `text_or_tokens` is a list of token ids, or a string to encode with `tokenizer` (an object, or what
-    `load_tokenizer` takes). `stride` is the distance between examples in tokens; 0 means context_length, so that each token is
-    a target once. ValueError if the text is too short for one example or for one batch.
+    `text_or_tokens` is a list of token ids, or a string to encode with `tokenizer` (an object, or what `load_tokenizer`
+    takes). `stride` is the distance between examples in tokens; 0 means context_length, so that each token is a target
+    once. ValueError if the text is too short for one example or for one batch.
     """
     if isinstance(text_or_tokens, str):
         if isinstance(tokenizer, str):
@@ -204,12 +196,6 @@ def create_dataloader(
 
 
 # --- a run's data -----------------------------------------------------------------------------------------------------
-
-
-def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool) -> np.ndarray:
-    """Return the token ids of all texts, int64, with an end-of-text token before and after each if `has_eot`."""
-    separator = [tokenizer.eot_id] if has_eot else []
-    return np.array(separator + [i for text in texts for i in (*tokenizer.encode(text), *separator)], np.int64)
 
 
 def create_examples(config: TrainConfig, data: PreparedData, split: TokenFile | None = None) -> Examples:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from gpt.loss import evaluation_mode
 from gpt.model import KVCache
@@ -83,17 +84,18 @@ def generate_stream(
     context, a KV cache saves reading any of them twice. Beyond it the positions of all tokens shift at each step, which
     invalidates every cached key: each step reads the last context_length tokens, as the reference does.
     """
-    rows = _check(model, idx, max_new_tokens, temperature, top_k, top_p)
+    check_sampling(max_new_tokens, temperature, top_k, top_p)
+    vocab_size, window = model.config.vocab_size, model.config.context_length
+    if not len(idx) or any(row.dim() != 1 or not len(row) for row in idx):
+        raise ValueError("prompts must be a (B, T) tensor or a list of 1-D ones, and none may be empty")
+    if any(row.min() < 0 or row.max() >= vocab_size for row in idx):
+        raise ValueError(f"a prompt contains a token id outside the model's vocabulary of {vocab_size}")
     device = next(model.parameters()).device
-    window = model.config.context_length
-    longest = max(map(len, rows))
     # rows of unequal length are padded on the left, so that all of them continue at the same column
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    for row, ids in enumerate(rows):
-        tokens[row, longest - len(ids) :] = ids
-    tokens = tokens.to(device)
-    padding = torch.tensor([longest - len(ids) for ids in rows], device=device)  # (B,)
-    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    tokens = pad_sequence([row.long() for row in idx], batch_first=True, padding_side="left").to(device)  # (B, T)
+    longest = tokens.size(1)
+    padding = torch.tensor([longest - len(row) for row in idx], device=device)  # (B,)
+    ended = torch.zeros(len(idx), dtype=torch.bool, device=device)
 
     cache = None
     with evaluation_mode(model):
@@ -102,8 +104,7 @@ def generate_stream(
             if columns > window:
                 cache, new = None, tokens[:, -window:]
             elif cache is None:
-                cache = KVCache(model.config.n_layers, min(window, longest + max_new_tokens))
-                new = tokens
+                cache, new = KVCache(model.config.n_layers, min(window, longest + max_new_tokens)), tokens
             else:
                 new = tokens[:, -1:]
             x = model.hidden_states(new, cache=cache, **_padding_arguments(padding, columns, new.size(1), window))
@@ -157,63 +158,9 @@ def generate(
     texts = []
     for row, prompt in enumerate(idx):
         written = [int(chosen[row]) for chosen in new]
-        if stop_id in written:
-            written = written[: written.index(stop_id) + 1]
-        texts.append(torch.cat([prompt, prompt.new_tensor(written)]))
+        end = written.index(stop_id) + 1 if stop_id in written else len(written)
+        texts.append(torch.cat([prompt, prompt.new_tensor(written[:end])]))
     return texts
-
-
-def generate_ids(
-    model: nn.Module,
-    ids: list[int],
-    tokenizer: Tokenizer,
-    prepend_eot: bool,
-    max_new_tokens: int | None = None,
-    **sampling,
-) -> Iterator[int]:
-    """Yield the ids that continue a prompt, one by one, up to the end-of-text token, which is left out.
-
-    `prepend_eot` is for models trained on one document at a time: the prompt then starts a document. Without
-    max_new_tokens there are at most 200, or context_length with prepend_eot. `sampling` is passed to `generate_stream`.
-    ValueError for a prompt without tokens.
-    """
-    ids = [tokenizer.eot_id] * prepend_eot + ids
-    if not ids:
-        raise ValueError("the prompt is empty: write at least one token")
-    if max_new_tokens is None:
-        max_new_tokens = model.config.context_length if prepend_eot else 200
-    for tokens in generate_stream(model, torch.tensor([ids]), max_new_tokens, stop_id=tokenizer.eot_id, **sampling):
-        (i,) = tokens.tolist()
-        if i != tokenizer.eot_id:
-            yield i
-
-
-def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch_size: int = 100) -> list[list[int]]:
-    """Sample n documents at temperature 1, each with the probability that the model gives it. Return their token ids.
-
-    A document that does not end is cut at the model's context_length.
-    """
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    documents = []
-    while len(documents) < n:
-        prompts = [torch.tensor([eot_id])] * min(batch_size, n - len(documents))
-        written = generate(model, prompts, model.config.context_length, stop_id=eot_id, generator=generator)
-        documents += [[i for i in ids.tolist() if i != eot_id] for ids in written]
-    return documents
-
-
-def _check(model, idx, max_new_tokens, temperature, top_k, top_p) -> list[Tensor]:
-    """Return the prompts as 1-D tensors. ValueError for invalid arguments."""
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
-    rows = list(idx)
-    if not rows or any(row.dim() != 1 or row.is_floating_point() for row in rows):
-        raise ValueError("prompts are token ids: a (B, T) tensor of integers, or a list of 1-D ones")
-    if any(len(row) == 0 for row in rows):
-        raise ValueError("a prompt is empty: at least one token is needed")
-    vocab_size = model.config.vocab_size
-    if any(int(row.min()) < 0 or int(row.max()) >= vocab_size for row in rows):
-        raise ValueError(f"a prompt contains a token id outside the model's vocabulary of {vocab_size}")
-    return rows
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -69,20 +69,6 @@ class PreparedData:
             yield self.tokenizer.decode(tokens[start + 1 : end][::order].tolist())
 
 
-def describe(data: PreparedData) -> str:
-    """Return a summary of a few lines: source, tokenizer, and the size of each split."""
-    lines = [f"{data.source} -> {data.folder}, tokenizer {data.tokenizer.name} of {data.tokenizer.vocab_size:,} tokens"]
-    for source in data.sources:
-        share = source["characters"] / sum(other["characters"] for other in data.sources)
-        lines.append(f"  {source['name']}: weight {source['weight']:g}, {share:.1%} of the training characters")
-    for split in (data.train, data.val):
-        lines.append(
-            f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {split.bytes:,} "
-            f"bytes ({split.bytes / len(split.tokens):.2f} per token), documents: {split.documents:,}"
-        )
-    return "\n".join(lines)
-
-
 def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
     """Load a prepared folder; its tokens stay on disk, memory-mapped.
 

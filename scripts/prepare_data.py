@@ -33,9 +33,8 @@ training documents needs whole numbers.
 """
 
 from gpt.run.cli import Parser, run
-from gpt.text.prepare import add_prepare_options, prepare_from
+from gpt.text.prepare import add_prepare_options, describe, prepare_from
 from gpt.text.sources import known_texts
-from gpt.token_files import describe
 
 
 def main() -> None:

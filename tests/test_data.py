@@ -20,11 +20,10 @@ from gpt.data import (
     create_dataloader,
     create_examples,
     document_spans,
-    encode_documents,
     packed_spans,
 )
 from gpt.objectives.next_token import NextToken
-from gpt.text.prepare import prepare_data
+from gpt.text.prepare import encode_documents, prepare_data
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import CharTokenizer
 

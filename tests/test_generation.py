@@ -1,28 +1,20 @@
 """Generation against the greedy reference, against each row by itself, and against the probabilities it samples."""
 
-import itertools
-import math
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
 from numerics import tolerance
 
-from gpt.config import GPTConfig
 from gpt.generation import (
     generate,
-    generate_ids,
     generate_stream,
     generate_text_simple,
-    sample_documents,
     sample_token,
     text_to_token_ids,
     token_ids_to_text,
 )
 from gpt.model import GPTModel
 from gpt.text.tokenizers import get_tokenizer
-from gpt.tokenizer import CharTokenizer
 
 CONFIG = {
     "vocab_size": 19, "context_length": 10, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.3,
@@ -240,48 +232,3 @@ def test_text_to_token_ids_and_back():
     assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == "Every effort moves you"
     with pytest.raises(ValueError, match="one sequence"):
         token_ids_to_text(ids.expand(2, -1), tokenizer)
-
-
-# --- whole documents --------------------------------------------------------------------------------------------------
-
-
-def test_sampled_documents_are_as_probable_as_the_model_says():
-    """All documents of at most three tokens of a vocabulary of three, their probabilities by the chain rule."""
-    torch.manual_seed(5)
-    config = GPTConfig(vocab_size=3, context_length=3, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0)
-    model = GPTModel(config).eval()
-    eot = 2
-    expected = {}
-    for length in range(4):
-        for tokens in itertools.product((0, 1), repeat=length):
-            ids = [eot, *tokens, *([eot] if length < 3 else [])]  # three tokens and no end: cut off
-            log_p = model(torch.tensor([ids[:-1]])).log_softmax(-1)[0]
-            expected[tokens] = math.exp(sum(log_p[i, token].item() for i, token in enumerate(ids[1:])))
-    assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
-    n = 4000
-    written = Counter(tuple(ids) for ids in sample_documents(model, eot, n, seed=3, batch_size=1500))
-    assert sum(written.values()) == n
-    assert set(written) <= set(expected)
-    for tokens, p in expected.items():
-        assert abs(written[tokens] / n - p) < 4 * math.sqrt(p * (1 - p) / n) + 1e-9
-    assert sample_documents(model, eot, 5, seed=3) == sample_documents(model, eot, 5, seed=3)
-    assert sample_documents(model, eot, 20, seed=3) != sample_documents(model, eot, 20, seed=4)
-
-
-def test_prepend_eot_starts_the_prompt_with_the_end_of_text_token():
-    tokenizer = CharTokenizer("abc", end_of_text=True)
-    read = []
-
-    class Reader(GPTModel):
-        def hidden_states(self, token_ids, **arguments):
-            read.append(token_ids.tolist())
-            return super().hidden_states(token_ids, **arguments)
-
-    reader = Reader({"vocab_size": 4, "context_length": 8, "emb_dim": 8, "n_heads": 1, "n_layers": 1}).eval()
-    for ids, prepend_eot, expected in ([2, 0, 1], True, [3, 2, 0, 1]), ([2, 0, 1], False, [2, 0, 1]), ([], True, [3]):
-        read.clear()
-        list(generate_ids(reader, ids, tokenizer, prepend_eot, 2, temperature=0))
-        assert read[0] == [expected]
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        list(generate_ids(reader, [], tokenizer, False))
-    assert len(list(generate_ids(reader, [2], CharTokenizer("abcd"), False, temperature=0))) == 200

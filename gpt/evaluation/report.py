@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from gpt.data import encode_documents
 from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.evaluation.samples import Continuations, check_samples, continue_prompts
 from gpt.exchange.models import LoadedModel
 from gpt.loss import Evaluation
 from gpt.objectives.ranks import evaluate_top_k
+from gpt.text.prepare import encode_documents
 from gpt.text.sources import open_corpus
 from gpt.text.tales import GrammarReport
 from gpt.token_files import PreparedData

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.data import create_examples
-from gpt.generation import generate_ids, sample_documents
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
+from gpt.objectives.documents import generate_ids, sample_documents
 from gpt.objectives.unigram import MAX_TOKENS, unigram_loss
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.text.tokenizers import decode_stream
@@ -67,7 +67,8 @@ class Objective(nn.Module):
         if model.vocab_size not in (0, tokenizer.vocab_size):
             raise ValueError(
                 f"model.vocab_size is {model.vocab_size}, but {data.folder} was prepared with the tokenizer "
-                f"{tokenizer.name} of {tokenizer.vocab_size} tokens: set model.vocab_size to 0, or prepare the data again"
+                f"{tokenizer.name} of {tokenizer.vocab_size} tokens: set model.vocab_size to 0, or prepare the data "
+                f"again"
             )
         if config.data.packing == "document" and not data.has_eot:
             raise ValueError(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from gpt.generation import generate_ids, sample_documents
+from gpt.objectives.documents import generate_ids, sample_documents
 from gpt.objectives.next_token import NextToken
 from gpt.token_files import PreparedData
 from gpt.tokenizer import Tokenizer

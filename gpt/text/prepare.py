@@ -3,13 +3,11 @@
 import argparse
 import hashlib
 import itertools
-import math
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
 from gpt.text.sources import Corpus, open_corpus
+from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
 from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import FORMAT, PreparedData, load_data
 from gpt.tokenizer import CharTokenizer, Tokenizer
@@ -27,9 +26,6 @@ FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
 WORKERS = min(8, os.cpu_count() or 1)  # encoding threads; more would wait for the one that reads
 BATCH_CHARACTERS = 1 << 19  # encoded at once by a thread
 MAX_REPEATS = 1_000_000  # of a corpus in the training split
-MANY_DOCUMENTS = 10  # from here on the validation share is whole documents, and a weight may be a fraction
-SHARE_ADVICE = "use a longer text or another val_fraction"
-Document = Iterable[str]  # a document's chunks of text
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -231,6 +227,12 @@ def _batches(chunks: Iterable[str | None]) -> Iterator[list[str | None]]:
     yield batch
 
 
+def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool) -> np.ndarray:
+    """Return the token ids of all texts, int64, with an end-of-text token before and after each if `has_eot`."""
+    separator = [tokenizer.eot_id] if has_eot else []
+    return np.array(separator + [i for text in texts for i in (*tokenizer.encode(text), *separator)], np.int64)
+
+
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield function(item) for each item, in order, computed by WORKERS threads; raise an item's exception in turn.
 
@@ -249,92 +251,21 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
         pool.shutdown(cancel_futures=True)
 
 
-# --- splitting --------------------------------------------------------------------------------------------------------
+# --- summary ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SplitPlan:
-    """Which text of a corpus is for training: the first `n_documents` documents and `n_characters` of the next one,
-    document i `repeats[i]` times. The rest is for validation."""
-
-    corpus: Corpus
-    weight: Fraction
-    n_documents: int
-    n_characters: int
-    repeats: np.ndarray
-    train_characters: int  # repeats included
-    val_characters: int
-
-    @classmethod
-    def create(cls, corpus: Corpus, lengths: np.ndarray, weight: Fraction, val_fraction: float | None) -> "SplitPlan":
-        """Plan the split of a corpus whose documents have these lengths; without val_fraction, train on all of it."""
-        unit = max(len(corpus.fields), 1)  # documents that stay together: a pair
-        total, n_documents, n_characters = int(lengths.sum()), len(lengths), 0
-        if val_fraction is not None and (len(lengths) >= MANY_DOCUMENTS or unit > 1):
-            n_documents -= unit * max(1, round(len(lengths) / unit * val_fraction))
-        elif val_fraction is not None:
-            n_train = total - math.ceil(round(total * val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001
-            n_documents = int(np.searchsorted(np.cumsum(lengths), n_train, side="right"))
-            n_characters = n_train - int(lengths[:n_documents].sum())
-        n_units = (n_documents + (n_characters > 0)) // unit
-        if n_units < 1:
-            raise ValueError(
-                f"{corpus.name} is too short for a val_fraction of {val_fraction}: both splits need at least two "
-                f"tokens; {SHARE_ADVICE}"
-            )
-        a, b = weight.as_integer_ratio()
-        if b > 1 and n_units < MANY_DOCUMENTS:
-            raise ValueError(
-                f"{corpus.name} has fewer than ten training documents, {n_units}: "
-                f"its weight must be a whole number, not {float(weight)}"
-            )
-        if n_units * a < b:
-            raise ValueError(
-                f"a weight of {float(weight)} takes none of the {n_units} training documents of {corpus.name}: it must "
-                f"be at least {1 / n_units:.3g}"
-            )
-        repeats = np.fromiter(((i + 1) * a // b - i * a // b for i in range(n_units)), np.int64).repeat(unit)
-        trained = np.append(lengths[:n_documents], [n_characters] if n_characters else []).astype(np.int64)
-        return cls(
-            corpus, weight, n_documents, n_characters, repeats,
-            train_characters=int(repeats @ trained), val_characters=total - int(trained.sum()),
-        )  # fmt: skip
-
-    @property
-    def name(self) -> str:
-        """The corpus's name, with the weight unless it is 1."""
-        return self.corpus.name if self.weight == 1 else f"{self.corpus.name} x {float(self.weight):g}"
-
-    def train_documents(self) -> Iterator[Document]:
-        """Yield the training documents, pass after pass."""
-        for n in range(self.repeats.max()):
-            for i, document in enumerate(itertools.islice(self.corpus.documents(), len(self.repeats))):
-                if self.repeats[i] > n:
-                    yield document if i < self.n_documents else _head(document, self.n_characters)
-
-    def val_documents(self) -> Iterator[Document]:
-        """Yield the documents held out for validation."""
-        for i, document in enumerate(self.corpus.documents()):
-            if i >= self.n_documents:
-                cut = i == self.n_documents and self.n_characters
-                yield _tail(document, self.n_characters) if cut else document
-
-
-def _head(document: Document, n: int) -> Iterator[str]:
-    """Yield the first n characters of a document."""
-    for chunk in document:
-        yield chunk[:n]
-        n -= len(chunk)
-        if n <= 0:
-            return
-
-
-def _tail(document: Document, n: int) -> Iterator[str]:
-    """Yield a document without its first n characters."""
-    for chunk in document:
-        if chunk[n:]:
-            yield chunk[n:]
-        n = max(n - len(chunk), 0)
+def describe(data: PreparedData) -> str:
+    """Return a summary of a few lines: source, tokenizer, and the size of each split."""
+    lines = [f"{data.source} -> {data.folder}, tokenizer {data.tokenizer.name} of {data.tokenizer.vocab_size:,} tokens"]
+    for source in data.sources:
+        share = source["characters"] / sum(other["characters"] for other in data.sources)
+        lines.append(f"  {source['name']}: weight {source['weight']:g}, {share:.1%} of the training characters")
+    for split in (data.train, data.val):
+        lines.append(
+            f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {split.bytes:,} "
+            f"bytes ({split.bytes / len(split.tokens):.2f} per token), documents: {split.documents:,}"
+        )
+    return "\n".join(lines)
 
 
 # --- from the command line --------------------------------------------------------------------------------------------

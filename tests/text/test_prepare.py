@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 import gpt.text.prepare
 import gpt.text.tales
 from gpt.system.files import checksummed
-from gpt.text.prepare import ordered_map, prepare_data
+from gpt.text.prepare import describe, ordered_map, prepare_data
 from gpt.text.sources import open_corpus
 from gpt.text.tokenizers import get_tokenizer
-from gpt.token_files import describe, load_data
+from gpt.token_files import load_data
 from gpt.tokenizer import CharTokenizer
 
 STORY = (Path(__file__).parents[2] / "data" / "story.txt").read_text(encoding="utf-8")

@@ -18,5 +18,5 @@ def tolerance(n_terms, *sizes, dtype=torch.float64):
     result here, 4 sqrt(n) eps S, is k = 8: about 2e-14 n, and half of it for each of the two sides compared. The order
     of a sum, the width of a SIMD register and fused multiply-adds make no difference to the bound.
     """
-    size = max((float(torch.as_tensor(size).abs().max()) for size in sizes), default=1.0)
+    size = max((float(torch.as_tensor(size).detach().abs().max()) for size in sizes), default=1.0)
     return 4 * math.sqrt(n_terms) * torch.finfo(dtype).eps * size

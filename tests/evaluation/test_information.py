@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numerics import tolerance
 
 from gpt.evaluation import information as info
 from gpt.evaluation.markov import create_gpt, sample_words, split_examples, train_gpt, transition_matrix
@@ -30,11 +31,13 @@ PROJECT = Path(__file__).parents[2]
 INF = math.inf
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 LOGITS, LABELS = torch.tensor([[1.0, 2, 3], [3, 2, 1]]), torch.tensor([2, 0])
+LARGEST_SURPRISE = math.log(9.5 / 0.1)  # -ln p of the smallest probability in `pairs` that is not 0
+SOLVER = 24 * 10 * 1e-10  # 24 constraints, each within 1e-10 as the solver is told, for distances of at most 10
 LINE = [[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]
 
 
-def near(dtype):
-    return {"rtol": 0, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-6}
+def near(dtype, n_terms, *sizes):
+    return {"rtol": 0, "atol": tolerance(n_terms, *sizes, dtype=dtype)}
 
 
 @st.composite
@@ -67,8 +70,8 @@ def test_known_figures():
 def test_a_batchs_loss_is_the_mean_over_its_tokens(n):
     logits, labels = torch.randn(n, 7).double(), torch.randint(7, (n,))
     each = [-math.log(torch.softmax(row, -1)[label]) for row, label in zip(logits, labels, strict=True)]
-    assert info.cross_entropy_loss(logits, labels).item() == pytest.approx(sum(each) / n, abs=1e-12)
-    assert info.cross_entropy_loss(logits, labels, reduction="sum").item() == pytest.approx(sum(each), abs=1e-10)
+    assert info.cross_entropy_loss(logits, labels).item() == pytest.approx(sum(each) / n, rel=tolerance(n))
+    assert info.cross_entropy_loss(logits, labels, reduction="sum").item() == pytest.approx(sum(each), rel=tolerance(n))
 
 
 def test_confident_errors_cost_more_than_confident_hits_gain():
@@ -81,7 +84,7 @@ def test_confident_errors_cost_more_than_confident_hits_gain():
 # --- of distributions -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(pairs())
 def test_distributions_equal_scipy(rows):
     p, q = rows
@@ -89,16 +92,17 @@ def test_distributions_equal_scipy(rows):
     for dtype in (torch.float64, torch.float32):
         a, b = torch.tensor(p, dtype=dtype), torch.tensor(q, dtype=dtype)
         for unit, scale in (("nats", 1), ("bits", math.log(2))):
+            atol = tolerance(9, LARGEST_SURPRISE / scale, dtype=dtype)
             for logits in (False, True):
                 kwargs = {"from_logits": logits, "unit": unit}
                 x, y = (a.log(), b.log()) if logits else (a, b)
-                close = pytest.approx(truth["entropy"] / scale, abs=near(dtype)["atol"])
+                close = pytest.approx(truth["entropy"] / scale, abs=atol)
                 assert info.entropy(x, **kwargs).item() == close
                 kl, cross = info.kl_divergence(x, y, **kwargs), info.cross_entropy(x, y, **kwargs)
-                assert kl.item() == pytest.approx(truth["kl"] / scale, abs=3 * near(dtype)["atol"]) and kl >= 0
-                assert cross.item() == pytest.approx((info.entropy(x, **kwargs) + kl).item(), abs=near(dtype)["atol"])
+                assert kl.item() == pytest.approx(truth["kl"] / scale, abs=atol) and kl >= 0
+                assert cross.item() == pytest.approx((info.entropy(x, **kwargs) + kl).item(), abs=atol)
                 js = info.js_divergence(x, y, **kwargs).item()
-                assert js == pytest.approx(truth["js"] / scale, abs=near(dtype)["atol"])
+                assert js == pytest.approx(truth["js"] / scale, abs=atol)
 
 
 def test_the_order_matters_and_what_is_impossible_costs_infinitely():
@@ -118,14 +122,14 @@ def test_batches_broadcast_over_the_leading_dimensions():
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
     found = info.kl_divergence(p, q)
     assert found.shape == (4, 3) and info.js_divergence(p, q).shape == (4, 3)
-    assert found[2, 1].item() == pytest.approx(scipy_entropy(p[2, 0], q[1]), abs=1e-12)
+    assert found[2, 1].item() == pytest.approx(scipy_entropy(p[2, 0], q[1]), abs=tolerance(5, p.log(), q.log()))
 
 
 @DTYPES
 def test_extreme_logits(dtype):
     x = torch.tensor([[1e4, -1e4, 0], [-INF, 5, 5], [-1e4, -1e4, -INF]], dtype=dtype, requires_grad=True)
     entropies = info.entropy(x, from_logits=True)
-    torch.testing.assert_close(entropies, torch.tensor([0, math.log(2), math.log(2)], dtype=dtype), **near(dtype))
+    torch.testing.assert_close(entropies, torch.tensor([0, math.log(2), math.log(2)], dtype=dtype), **near(dtype, 3))
     y = x.detach().flip(-1).where(x.isfinite(), -INF).requires_grad_()  # rules out the same classes, and one more
     values = [f(y, x, from_logits=True) for f in (info.cross_entropy, info.kl_divergence, info.js_divergence)]
     assert not any(value.isnan().any() for value in [*values, info.kl_divergence(x, y, from_logits=True)])
@@ -155,8 +159,10 @@ def test_perplexity_of_a_text():
     nats, bits = (info.information_content(p, unit=unit) for unit in ("nats", "bits"))
     found = [info.sequence_perplexity(p), info.sequence_perplexity(nats, from_losses=True)]
     found += [info.sequence_perplexity(bits, from_losses=True, unit="bits"), 2 ** bits.mean(), math.e ** nats.mean()]
-    assert [float(x) for x in found] == pytest.approx([geometric] * 5, abs=1e-12)
-    assert info.sequence_perplexity(p, per_token=False).item() == pytest.approx(1 / math.prod(p), abs=1e-10)
+    assert [float(x) for x in found] == pytest.approx([geometric] * 5, rel=tolerance(4, nats))
+    assert info.sequence_perplexity(p, per_token=False).item() == pytest.approx(
+        1 / math.prod(p), rel=tolerance(4, nats.sum())
+    )
     for n in (1, 5, 50):  # as long texts of uniform choices: the branching factor stays, without 1/n it grows
         assert info.sequence_perplexity([1 / 7] * n).item() == pytest.approx(7)
         assert info.sequence_perplexity([1 / 7] * n, per_token=False).item() == pytest.approx(7.0**n)
@@ -178,12 +184,12 @@ def test_cross_entropy_and_its_gradient_equal_pytorchs(dtype, smoothing, weighte
     found = info.cross_entropy_loss(logits, labels, weight=weight, label_smoothing=smoothing, reduction=reduction)
     truth = F.cross_entropy(logits, labels, weight, label_smoothing=smoothing, reduction=reduction)
     scale = 40 if reduction == "sum" else 1
-    torch.testing.assert_close(found / scale, truth / scale, **near(dtype))
+    torch.testing.assert_close(found / scale, truth / scale, **near(dtype, 46, torch.log_softmax(logits, -1)))
     if reduction == "mean":
         (gradient,) = torch.autograd.grad(truth, logits)
         written = info.cross_entropy_gradient(logits, labels, weight=weight, label_smoothing=smoothing)
-        torch.testing.assert_close(written.detach(), gradient, **near(dtype))
-        torch.testing.assert_close(torch.autograd.grad(found, logits)[0], gradient, **near(dtype))
+        torch.testing.assert_close(written.detach(), gradient, **near(dtype, 46))
+        torch.testing.assert_close(torch.autograd.grad(found, logits)[0], gradient, **near(dtype, 46))
 
 
 @DTYPES
@@ -197,9 +203,9 @@ def test_one_hot_cross_entropy_is_that_of_distributions_and_of_ops(dtype):
         reference.cross_entropy(logits, labels, "none"),
         fused.cross_entropy(logits, labels, "none"),
     ):
-        torch.testing.assert_close(found, truth, **near(dtype))
+        torch.testing.assert_close(found, truth, **near(dtype, 9, logits))
     gradient = info.cross_entropy_gradient(logits, labels)
-    torch.testing.assert_close(gradient, (torch.softmax(logits, -1) - one_hot) / 30, **near(dtype))
+    torch.testing.assert_close(gradient, (torch.softmax(logits, -1) - one_hot) / 30, **near(dtype, 9))
 
 
 def test_where_the_logarithm_of_a_softmax_breaks():
@@ -227,15 +233,15 @@ def test_binary_cross_entropy_equals_pytorchs(dtype, positive):
     truth = F.binary_cross_entropy_with_logits(
         z, labels, pos_weight=torch.tensor(positive, dtype=dtype), reduction="none"
     )
-    rtol = 16 * torch.finfo(dtype).eps  # exp, log1p, a product and two sums, each within a few units in the last place
-    torch.testing.assert_close(found, truth, rtol=rtol, atol=near(dtype)["atol"])
+    # exp, log1p, a product and two sums, each within a few units in the last place
+    torch.testing.assert_close(found, truth, rtol=tolerance(16, dtype=dtype), atol=tolerance(16, positive, dtype=dtype))
     ours, theirs = torch.autograd.grad(found.sum(), z)[0], torch.autograd.grad(truth.sum(), z)[0]
-    torch.testing.assert_close(ours, theirs, **near(dtype))
+    torch.testing.assert_close(ours, theirs, **near(dtype, 16, positive))
     p = torch.sigmoid(torch.randn(20, dtype=dtype))
-    truth = F.binary_cross_entropy(p, labels[:20])
-    torch.testing.assert_close(info.binary_cross_entropy(p, labels[:20]), truth, **near(dtype))
+    truth, close = F.binary_cross_entropy(p, labels[:20]), near(dtype, 20, p.log(), (1 - p).log())
+    torch.testing.assert_close(info.binary_cross_entropy(p, labels[:20]), truth, **close)
     bits = info.binary_cross_entropy(p, labels[:20], unit="bits")
-    torch.testing.assert_close(bits * math.log(2), truth, **near(dtype))
+    torch.testing.assert_close(bits * math.log(2), truth, **close)
 
 
 @pytest.mark.slow  # Keras takes ten seconds to import
@@ -289,12 +295,12 @@ def test_calibration_equals_a_loop_over_the_bins(bins):
         inside = [i for i in range(500) if m / bins < p[i].max() <= (m + 1) / bins]
         right = sum(p[i].argmax() == labels[i] for i in inside)
         error += abs(right - sum(p[i].max() for i in inside)) / 500
-    assert info.expected_calibration_error(p, labels, bins=bins) == pytest.approx(float(error), abs=1e-12)
+    assert info.expected_calibration_error(p, labels, bins=bins) == pytest.approx(float(error), abs=tolerance(500))
 
 
 def test_label_smoothing_calibrates_an_overconfident_model():
     first = transition_matrix(1)
-    inputs, targets = split_examples(sample_words(first, 2001, seed=4))
+    inputs, targets = split_examples(sample_words(first, 1001, seed=4))
     text = sample_words(first, 130, seed=3)
     errors = []
     for smoothing in (0.0, 0.2):
@@ -331,14 +337,14 @@ def test_untrained_targets_are_about_one_in_seven():
 # --- earth mover's distance -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(pairs(), st.integers(0, 10_000))
 def test_on_a_line_it_is_scipys_wasserstein_distance(rows, seed):
     places = np.random.default_rng(seed).normal(size=rows.shape[1])
     found = info.earth_movers_distance(rows[0], rows[1], info.embedding_distances(places[:, None])).item()
     truth = wasserstein_distance(places, places, rows[0], rows[1])
-    assert found == pytest.approx(truth, abs=1e-9)
-    assert info.earth_movers_distance(rows[0], rows[0], info.embedding_distances(places[:, None])).item() < 1e-9
+    assert found == pytest.approx(truth, abs=SOLVER)
+    assert info.earth_movers_distance(rows[0], rows[0], info.embedding_distances(places[:, None])).item() < SOLVER
 
 
 def test_of_uniform_masses_it_is_an_assignment():
@@ -350,7 +356,7 @@ def test_of_uniform_masses_it_is_an_assignment():
     rows, columns = scipy_optimize.linear_sum_assignment(distances[:12, 12:].numpy())
     truth = distances[rows, columns + 12].mean().item()
     found = info.earth_movers_distance(p, p.flip(0), distances)
-    assert found.tolist() == pytest.approx([truth, truth], abs=1e-9)
+    assert found.tolist() == pytest.approx([truth, truth], abs=SOLVER)
 
 
 def test_it_sees_what_cross_entropy_does_not():

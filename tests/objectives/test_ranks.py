@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numerics import tolerance
 
 import gpt.objectives.ranks
 from gpt.config import GPTConfig
@@ -93,14 +94,14 @@ def test_accuracy_comes_from_the_pass_of_the_loss(backbone, implementation, rows
     assert max(held) <= rows * 31
     if implementation == "fused":
         assert np.array_equal(result.sums, plain.sums)
-    np.testing.assert_allclose(result.sums, plain.sums, rtol=1e-12)
+    np.testing.assert_allclose(result.sums, plain.sums, rtol=tolerance(12 * 64))  # a dozen sums of at most 64 products
     for k in (1, 5):
-        assert result.accuracy(k) == pytest.approx(brute_accuracy(model, spans, tokens, k), abs=1e-12)
+        assert result.accuracy(k) == pytest.approx(brute_accuracy(model, spans, tokens, k), rel=tolerance(99))
     tokens[[0, 3, 4, 17, 99]] = EOT
     spans = [(0, 3), (3, 4), (4, 12), (12, 17), *((i, min(i + 8, 99)) for i in range(17, 99, 8))]
     result = evaluate_top_k(model, tokens, 8, batch_size=4, eot_id=EOT, top_k=(1, 5))
     for k in (1, 5):
-        assert result.accuracy(k) == pytest.approx(brute_accuracy(model, spans, tokens, k), abs=1e-12)
+        assert result.accuracy(k) == pytest.approx(brute_accuracy(model, spans, tokens, k), rel=tolerance(99))
     assert 0 < result.accuracy_error(5) < 0.5
 
 

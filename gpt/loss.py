@@ -152,8 +152,9 @@ def evaluate(
 
     ValueError for a text, context, stride or number of batches that leaves nothing to predict.
     """
-    if not 1 <= context_length <= model.config.context_length:
-        raise ValueError(f"the context must be 1 to the model's {model.config.context_length} tokens, not {context_length}")
+    longest = model.config.context_length
+    if not 1 <= context_length <= longest:
+        raise ValueError(f"the context must be 1 to the model's {longest} tokens, not {context_length}")
     if batch_size < 1 or n_batches < 0:
         raise ValueError(f"batch_size must be at least 1, n_batches at least 0: not {batch_size} and {n_batches}")
     windows = _evaluation_windows(tokens, context_length, stride, eot_id)

@@ -104,8 +104,7 @@ class Evaluation:
         return self._standard_error(self.topk_correct[k])
 
     def excess_over_floor(self, floor: np.ndarray) -> "Evaluation":
-        """Return the loss minus a floor, given in nats for each segment of the text; its error is that of paired
-        differences."""
+        """Return the loss minus a floor, (segments of the text,) in nats; its error is that of paired differences."""
         return dataclasses.replace(self, sums=self.sums - floor[self.segments])
 
     @property

@@ -1,8 +1,8 @@
 """A GPT: LayerNorm, GELU, FeedForward, MultiHeadAttention, TransformerBlock, GPTModel.
 
-The architecture is GPT-2's (Radford et al. 2019): a decoder-only transformer with learned positions and pre-norm
-residual blocks. Module names and the order of creation follow Raschka, "Build a Large Language Model (From Scratch)",
-2024: a seed gives the book's figures, and its checkpoints load with strict=True.
+GPT-2's architecture (Radford et al. 2019): a decoder-only transformer with learned positions and pre-norm blocks.
+Module names and the order of creation follow Raschka, "Build a Large Language Model (From Scratch)", 2024: a seed gives
+the book's figures, and its checkpoints load with strict=True.
 
 Shape letters: B batch, T tokens, S tokens attended to (T plus those cached), D emb_dim, H heads, K head_dim (D = H·K),
 V vocab_size, N = B·T.
@@ -25,7 +25,7 @@ class Linear(nn.Linear, OpsModule):
 
     @property
     def effective_weight(self) -> Tensor:
-        """The matrix that x is multiplied by, (out_features, in_features): the weight, unless an adapter changes it."""
+        """The matrix that multiplies x, (out_features, in_features): the weight, unless an adapter changes it."""
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,37 +57,32 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig | dict[str, Any]):
         super().__init__()
-        config = from_dict(GPTConfig, config)
-        self.layers = nn.Sequential(
-            Linear(config.emb_dim, 4 * config.emb_dim), GELU(), Linear(4 * config.emb_dim, config.emb_dim)
-        )
+        emb_dim = from_dict(GPTConfig, config).emb_dim
+        self.layers = nn.Sequential(Linear(emb_dim, 4 * emb_dim), GELU(), Linear(4 * emb_dim, emb_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
 
 class KVCache:
-    """The keys and values of the tokens that a model has read, layer by layer, so that each is computed once.
+    """The keys and values of the `length` tokens read so far, layer by layer, so that each is computed only once.
 
-    `length` is the number of tokens held. Memory for `max_length` tokens is allocated at the first use.
+    Memory for `max_length` tokens is allocated at the first use.
     """
 
     def __init__(self, n_layers: int, max_length: int):
-        self.max_length = max_length
-        self.length = 0
+        self.max_length, self.length = max_length, 0
         self.keys: list[Tensor | None] = [None] * n_layers
         self.values: list[Tensor | None] = [None] * n_layers
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append new keys and values (B, H, T, K) of one layer; return all S = length + T of them, (B, H, S, K)."""
-        n_batch, n_heads, n_new, head_dim = key.shape
-        end = self.length + n_new
+        end = self.length + key.size(-2)
         assert end <= self.max_length, f"{end} tokens do not fit a cache of {self.max_length}"
-        if self.keys[layer] is None:
-            self.keys[layer] = key.new_empty(n_batch, n_heads, self.max_length, head_dim)
-            self.values[layer] = value.new_empty(n_batch, n_heads, self.max_length, head_dim)
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
+        for tensors, new in ((self.keys, key), (self.values, value)):
+            if tensors[layer] is None:
+                tensors[layer] = new.new_empty(*new.shape[:2], self.max_length, new.size(-1))
+            tensors[layer][:, :, self.length : end] = new
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
@@ -97,8 +92,7 @@ class MultiHeadAttention(OpsModule):
     def __init__(self, config: GPTConfig | dict[str, Any], layer: int = 0):
         super().__init__()
         config = from_dict(GPTConfig, config)
-        self.n_heads, self.head_dim = config.n_heads, config.head_dim
-        self.drop_rate = config.drop_rate
+        self.n_heads, self.head_dim, self.drop_rate = config.n_heads, config.head_dim, config.drop_rate
         self.layer = layer  # this layer's index in a KVCache
         self.W_query = Linear(config.emb_dim, config.emb_dim, config.qkv_bias)
         self.W_key = Linear(config.emb_dim, config.emb_dim, config.qkv_bias)
@@ -118,9 +112,7 @@ class MultiHeadAttention(OpsModule):
         return self.ops.attention(query, key, value, mask, self.drop_rate if self.training else 0.0)
 
     def forward(self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None) -> Tensor:
-        query = self.split_heads(self.W_query(x))  # (B, H, T, K)
-        key = self.split_heads(self.W_key(x))
-        value = self.split_heads(self.W_value(x))
+        query, key, value = (self.split_heads(w(x)) for w in (self.W_query, self.W_key, self.W_value))  # (B, H, T, K)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)  # (B, H, S, K)
         context = self.attend(query, key, value, mask)  # (B, H, T, K)
@@ -145,10 +137,12 @@ class TransformerBlock(nn.Module):
 
 
 class TokenEmbedding(nn.Embedding):
-    """nn.Embedding that chooses per call between a dense gradient (V, D) and one of only the rows that were read.
+    """nn.Embedding whose gradient can be sparse: a tied head's is dense, and takes the rows without a second table."""
 
-    Where the output head shares the weight, its gradient is dense, and rows can be added to it without a second table.
-    """
+    def __init__(self, vocab_size: int, emb_dim: int):
+        if not vocab_size:
+            raise ValueError("vocab_size is 0, which stands for the tokenizer's size: set it before making a model")
+        super().__init__(vocab_size, emb_dim)
 
     def forward(self, token_ids: Tensor, sparse_grad: bool = False) -> Tensor:
         return F.embedding(token_ids, self.weight, sparse=sparse_grad and not torch.compiler.is_compiling())
@@ -157,7 +151,7 @@ class TokenEmbedding(nn.Embedding):
 class GPTModel(OpsModule):
     """Map token ids (B, T) to next-token logits (B, T, V), or with targets to the loss.
 
-    `config` is a GPTConfig or a dict with its keys, such as GPT_CONFIG_124M; ValueError if it is invalid.
+    `config` is a GPTConfig or a dict with its keys, such as GPT_CONFIG_124M. ValueError if it is invalid.
     """
 
     recompute = False  # recompute each block in the backward pass: less memory, a third more time
@@ -165,10 +159,6 @@ class GPTModel(OpsModule):
     def __init__(self, config: GPTConfig | dict[str, Any]):
         super().__init__()
         self.config = config = from_dict(GPTConfig, config)
-        if not config.vocab_size:
-            raise ValueError("vocab_size is 0, which stands for the tokenizer's size: set it before making a model")
-        if config.backbone != "gpt":
-            raise ValueError(f"GPTModel needs backbone 'gpt', not {config.backbone!r}: use gpt.variants.create_model")
         self.tok_emb = TokenEmbedding(config.vocab_size, config.emb_dim)
         self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
         self.drop_emb = nn.Dropout(config.drop_rate)
@@ -186,21 +176,19 @@ class GPTModel(OpsModule):
         use_implementation(self, self.config.implementation)
 
     def _init_normal(self) -> None:
-        """GPT-2's initial weights: normal with standard deviation 0.02, biases 0. Layers that write to the residual
-        stream are scaled by 1/sqrt(2 n_layers), so that its variance does not grow with depth. Radford et al. 2019,
-        section 2.3.
+        """Initialize as GPT-2 does (Radford et al. 2019, section 2.3): normal with standard deviation 0.02, biases 0.
 
-        0.02 fits widths of 768 and more. In a narrow model it makes queries and keys so small that attention stays
-        uniform for long. init "lecun" uses 1/sqrt(fan-in) between the embeddings and the head, which preserves the
-        variance of activations. LeCun et al. 1998, "Efficient BackProp", section 4.6.
+        Layers that write to the residual stream are divided by sqrt(2 n_layers): its variance does not grow with depth.
+        In a model narrower than 768, 0.02 keeps attention uniform for long. init "lecun" takes 1/sqrt(fan-in) in the
+        blocks, which preserves the variance of activations (LeCun et al. 1998, "Efficient BackProp", section 4.6).
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                std = 0.02
-                if self.config.init == "lecun" and name.startswith("trf_blocks"):
-                    std = parameter.size(1) ** -0.5
-                writes_to_stream = name.endswith(("att.out_proj.weight", "ff.layers.2.weight"))
-                nn.init.normal_(parameter, std=std / ((2 * self.config.n_layers) ** 0.5 if writes_to_stream else 1))
+                is_lecun = self.config.init == "lecun" and name.startswith("trf_blocks")
+                std = parameter.size(1) ** -0.5 if is_lecun else 0.02
+                if name.endswith(("att.out_proj.weight", "ff.layers.2.weight")):
+                    std /= (2 * self.config.n_layers) ** 0.5
+                nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -218,12 +206,11 @@ class GPTModel(OpsModule):
         extra_embeds: Tensor | None = None,
         sparse_grad: bool = False,
     ) -> Tensor:
-        """Return the output of the final norm, (B, T, D), the input of out_head. Arguments as for `forward`;
-        extra_embeds (B, T, D) is added to the embeddings, and sparse_grad is passed to `TokenEmbedding`."""
-        if isinstance(mask, str) and mask not in ("causal", "full"):
-            raise ValueError(f"mask must be 'causal', 'full' or a boolean tensor, not {mask!r}")
-        if isinstance(mask, Tensor) and mask.dtype != torch.bool:
-            raise ValueError(f"mask must be boolean, True where a query may see a key, not {mask.dtype}")
+        """Return the input of out_head, (B, T, D). Arguments as for `forward`; extra_embeds (B, T, D) is added to the
+        embeddings, and sparse_grad is passed to `TokenEmbedding`."""
+        if mask not in ("causal", "full") if isinstance(mask, str) else mask.dtype != torch.bool:
+            found = repr(mask) if isinstance(mask, str) else mask.dtype
+            raise ValueError(f"mask must be 'causal', 'full' or a boolean tensor, not {found}")
         start = 0 if cache is None else cache.length
         end = start + token_ids.size(-1)
         if end > self.config.context_length:
@@ -235,7 +222,7 @@ class GPTModel(OpsModule):
         x = self.tok_emb(token_ids, sparse_grad) + self.pos_emb(positions)  # (B, T, D)
         x = self.drop_emb(x if extra_embeds is None else x + extra_embeds)
         for block in self.trf_blocks:
-            if self.recompute and torch.is_grad_enabled() and cache is None:
+            if self.recompute and cache is None:
                 x = checkpoint(block, x, mask, use_reentrant=False)  # dropout draws the same numbers again
             else:
                 x = block(x, mask, cache)
@@ -257,14 +244,12 @@ class GPTModel(OpsModule):
         """Return logits (B, T, V) for token ids (B, T); with targets (B, T), the cross-entropy in nats.
 
         mask: "causal" (each token sees itself and earlier ones), "full" (each sees all), or a boolean tensor, True
-        where a query may see a key, of shape (T, S), (B, T, S) or (B, H, T, S). positions: position ids (T,) or (B, T);
-        by default 0 .. T-1, offset by the cache's length. cache: earlier keys and values, which this call extends.
-        reduction: "mean" over the targets, "sum", or "none" for losses (B, T). label_smoothing: the probability that
-        is spread evenly over the vocabulary. Targets of -100 are ignored. With targets, the logits of the whole batch
-        are never in memory at once.
+        where a query may see a key, of shape (T, S), (B, T, S) or (B, H, T, S). positions: ids (T,) or (B, T), by
+        default 0 .. T-1, offset by the cache's length. cache: earlier keys and values, which this call extends.
+        Targets of -100 are ignored. reduction: "mean" over the others, "sum", or "none" for losses (B, T).
+        label_smoothing: the probability that is spread evenly over the vocabulary.
 
-        Raises ValueError if the tokens exceed context_length, if every target is ignored, or for an invalid mask or
-        reduction.
+        ValueError if the tokens exceed context_length, if every target is ignored, or for an invalid mask or reduction.
         """
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
@@ -272,8 +257,7 @@ class GPTModel(OpsModule):
         x = self.hidden_states(token_ids, mask=mask, positions=positions, cache=cache, sparse_grad=tied)  # (B, T, D)
         if targets is None:
             return self.out_head(x)
-        # while compiling, a branch on data would split the graph
-        if not torch.compiler.is_compiling() and not (targets != IGNORE_INDEX).any():
+        if not torch.compiler.is_compiling() and (targets == IGNORE_INDEX).all():  # a branch would split the graph
             raise ValueError(f"no target counts: all are {IGNORE_INDEX}, which the loss ignores")
         loss = self.loss_from_hidden(x.flatten(0, 1), targets.flatten(), reduction, label_smoothing)
         return loss.view_as(targets) if reduction == "none" else loss

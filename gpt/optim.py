@@ -29,42 +29,34 @@ def is_hidden(name: str, dim: int) -> bool:
 
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) for the trainable parameters of `module`, or Muon for
-    its hidden matrices and AdamW for the rest.
-
-    fused=True: PyTorch updates a tensor in one pass over memory. ValueError if nothing is trainable.
-    """
+    its hidden matrices and AdamW for the rest. ValueError if nothing is trainable."""
     groups = [group for group in parameter_groups(module, config.weight_decay) if group["params"]]
     if not groups:
         raise ValueError("nothing to train: no parameter requires a gradient")
-    betas = (config.beta1, config.beta2)
-    hidden = {p: None for name, p in module.named_parameters() if p.requires_grad and is_hidden(name, p.dim())}
+    hidden = {p: name for name, p in module.named_parameters() if p.requires_grad and is_hidden(name, p.dim())}
     if config.name == "adamw" or not hidden:
-        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+        return _adamw(groups, config)
     others = [{**group, "params": [p for p in group["params"] if p not in hidden]} for group in groups]
-    return Muon(list(hidden), others, config.lr, config.beta1, config.weight_decay, betas)
+    return Muon(list(hidden), others, config)
 
 
-def restore(optimizer: torch.optim.Optimizer, saved: dict, step: int) -> None:
-    """Load the state and learning rate of a `state_dict` saved after `step` steps. All else stays as configured.
+def _adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
-    ValueError if the state does not fit the parameters: the fused kernel does not check, and would write out of bounds.
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Load the state and learning rate of a `state_dict`, sharded as the parameters are. All else stays as configured.
+
+    The state has to fit the parameters: the fused kernel does not check it.
     """
-    groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
-    own = [{**group, "lr": float(before["lr"])} for group, before in groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
-        number: {name: shard_like(value, parameters[number]) for name, value in of_one.items()}
-        for number, of_one in saved["state"].items()
+        number: {name: shard_like(value, parameters[number]) for name, value in values.items()}
+        for number, values in saved["state"].items()
     }
-    optimizer.load_state_dict({"state": state, "param_groups": own})
-    for group in optimizer.param_groups if step else ():
-        for parameter in group["params"]:
-            shape = parameter.shape
-            expected = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
-            if "momentum" in group:
-                expected = {"momentum": shape}
-            if {name: value.shape for name, value in optimizer.state[parameter].items()} != expected:
-                raise ValueError(f"the optimizer state of a parameter of shape {tuple(shape)} does not fit it")
+    groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
+    groups = [{**group, "lr": before["lr"]} for group, before in groups]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
@@ -84,11 +76,10 @@ def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
 
 
 def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: float) -> float:
-    """Divide all gradients by `divisor`, then clip their global norm to `max_norm` (0: no clipping). Return the norm
-    before clipping.
+    """Divide gradients by `divisor` and clip their global norm to `max_norm` (0: no clipping) in one pass over memory.
 
-    Accumulated gradients are those of summed losses: divided by the number of tokens, those of the mean. Both factors
-    are applied in one pass. Pascanu et al. 2013, arXiv:1211.5063.
+    Return the norm before clipping. The divisor is the number of tokens: it turns the gradients of summed losses into
+    those of the mean. Pascanu et al. 2013, arXiv:1211.5063.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = full_tensor(torch.nn.utils.get_total_norm(gradients)).item() / divisor
@@ -109,10 +100,10 @@ POLAR_EXPRESS = (
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
-AT_ONCE = 2**22  # elements of the matrices orthogonalised together: 16 MB in float32
+MAX_ELEMENTS = 2**22  # of the matrices orthogonalized together: 16 MB in float32
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Return approximately U·V^T for each matrix U·S·V^T of a batch (n, R, C); zeros for zeros.
 
     A Newton-Schulz iteration needs matrix products only: an odd polynomial of X acts on its singular values, because
@@ -121,7 +112,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     norm, which is closer to the largest singular value than |X| and no smaller than it.
     """
     if matrices.size(-2) > matrices.size(-1):  # the Gram matrix is that of the shorter side
-        return orthogonalise(matrices.mT).mT
+        return orthogonalize(matrices.mT).mT
     gram = matrices @ matrices.mT  # (n, R, R)
     norm = gram.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)  # (n, 1, 1)
     gram /= norm
@@ -148,18 +139,10 @@ class Muon(torch.optim.Optimizer):
     use one learning rate: Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, section 2.2.
     """
 
-    def __init__(
-        self,
-        matrices: list[nn.Parameter],
-        others: list[dict],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-    ):
-        self.adamw = torch.optim.AdamW(others, lr=lr, betas=betas, fused=True)
-        own = {"params": matrices, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__([own, *self.adamw.param_groups], {"lr": lr})
+    def __init__(self, matrices: list[nn.Parameter], others: list[dict], config: OptimConfig):
+        self.adamw = _adamw(others, config)
+        own = {"params": matrices, "momentum": config.beta1, "weight_decay": config.weight_decay}
+        super().__init__([own, *self.adamw.param_groups], {"lr": config.lr})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -170,23 +153,21 @@ class Muon(torch.optim.Optimizer):
             if matrix.grad is not None:
                 by_shape[matrix.shape].append(matrix)
         for shape, matrices in by_shape.items():
-            at_once = max(1, AT_ONCE // shape.numel())
-            for first in range(0, len(matrices), at_once):
-                self._update(matrices[first : first + at_once], own)
+            n = max(1, MAX_ELEMENTS // shape.numel())
+            for start in range(0, len(matrices), n):
+                self._update(matrices[start : start + n], own)
         self.adamw.param_groups, self.adamw.state = others, self.state  # load_state_dict replaces them
         self.adamw.step()
 
     def _update(self, matrices: list[nn.Parameter], group: dict) -> None:
-        """One step of Muon on matrices of one shape."""
+        """Do one step on matrices of one shape."""
         for matrix in matrices:
             if not self.state[matrix]:
                 self.state[matrix]["momentum"] = torch.zeros_like(matrix)
         gradients, means = [m.grad for m in matrices], [self.state[m]["momentum"] for m in matrices]
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-        ahead = torch.stack(
-            [full_tensor(m) for m in torch._foreach_lerp(gradients, means, group["momentum"])]
-        )  # (n, R, C)
-        length = group["lr"] * 0.2 * math.sqrt(max(ahead.shape[1:]))
+        ahead = torch._foreach_lerp(gradients, means, group["momentum"])
+        directions = orthogonalize(torch.stack([full_tensor(m) for m in ahead]))  # (n, R, C)
+        steps = [shard_like(step, matrix) for step, matrix in zip(directions, matrices, strict=True)]
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        steps = [shard_like(step, matrix) for step, matrix in zip(orthogonalise(ahead), matrices, strict=True)]
-        torch._foreach_add_(matrices, steps, alpha=-length)
+        torch._foreach_add_(matrices, steps, alpha=-group["lr"] * 0.2 * math.sqrt(max(directions.shape[1:])))

@@ -258,7 +258,7 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
         state, saved = checkpoint.state, checkpoint.training_state
-        restore(self.optimizer, saved["optimizer"], state["step"])
+        restore(self.optimizer, saved["optimizer"])
         if self.ctx.world_size > 1 and state["step"]:  # DDP orders its gradient buckets in a first pass
             self._forward_backward(self.ctx.shard(self.sampler.step(0))[: self.config.batch_size], last=True)
             self.optimizer.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from torch import nn
 from gpt import optim
 from gpt.config import GPTConfig, OptimConfig
 from gpt.model import GPTModel
-from gpt.optim import create_optimizer, learning_rate, orthogonalise, parameter_groups, restore, scale_and_clip
+from gpt.optim import create_optimizer, learning_rate, orthogonalize, parameter_groups, restore, scale_and_clip
 from gpt.variants import create_model
 
 CONFIG = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=10, weight_decay=0.1)
@@ -107,7 +107,7 @@ def test_orthogonal_matrices_are_those_of_the_singular_value_decomposition(shape
     """The directions are exact; the singular values come as near to 1 as the three polynomials bring them."""
     matrices = torch.randn(shape, dtype=torch.float64) * 1e-6
     u, values, vh = torch.linalg.svd(matrices, full_matrices=False)
-    found = u.mT @ orthogonalise(matrices) @ vh.mT  # diagonal
+    found = u.mT @ orthogonalize(matrices) @ vh.mT  # diagonal
     lifted = found.diagonal(dim1=-2, dim2=-1)
     # the slopes at 0 multiply to 134: rounding of sums of 40 numbers is amplified as the singular values are
     rounding = tolerance(3 * 3 * 40, 134**2)
@@ -119,21 +119,21 @@ def test_orthogonal_matrices_are_those_of_the_singular_value_decomposition(shape
 def test_many_steps_of_a_convergent_polynomial_end_in_the_nearest_orthogonal_matrix(monkeypatch):
     monkeypatch.setattr(optim, "POLAR_EXPRESS", EXACT)
     matrix, nearest = with_singular_values(torch.logspace(-3, 1, 6), 6, 17)
-    torch.testing.assert_close(orthogonalise(matrix[None])[0], nearest)
-    torch.testing.assert_close(orthogonalise(matrix.T[None])[0], nearest.T)
+    torch.testing.assert_close(orthogonalize(matrix[None])[0], nearest)
+    torch.testing.assert_close(orthogonalize(matrix.T[None])[0], nearest.T)
 
 
 def test_zeros_stay_zeros_and_float32_is_enough():
-    assert not orthogonalise(torch.zeros(2, 3, 5)).any()
+    assert not orthogonalize(torch.zeros(2, 3, 5)).any()
     matrices = torch.randn(4, 32, 128) @ torch.diag(torch.logspace(-4, 0, 128))
-    torch.testing.assert_close(orthogonalise(matrices), orthogonalise(matrices.double()).float(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(orthogonalize(matrices), orthogonalize(matrices.double()).float(), rtol=0, atol=1e-3)
 
 
 def test_muon_is_pytorchs_muon(monkeypatch):
     """Momentum, Nesterov's step, scale, decay, and matrices of one shape together. PyTorch's Newton-Schulz steps run in
     bfloat16, and begin at another norm: with polynomials that converge neither matters but for bfloat16's rounding."""
     monkeypatch.setattr(optim, "POLAR_EXPRESS", EXACT)
-    monkeypatch.setattr(optim, "AT_ONCE", 2 * 6 * 10)  # the third matrix of a shape comes in a batch of its own
+    monkeypatch.setattr(optim, "MAX_ELEMENTS", 2 * 6 * 10)  # the third matrix of a shape comes in a batch of its own
     shapes = [(6, 10), (6, 10), (10, 6), (6, 10), (8, 8)]
     ours = nn.ParameterList([torch.rand(shape) for shape in shapes])
     theirs = nn.ParameterList([p.detach().clone() for p in ours])
@@ -205,23 +205,11 @@ def test_a_restored_optimizer_continues_as_the_saved_one():
         step(layers[0], optimizer, seed)
     layers[1].load_state_dict(layers[0].state_dict())
     saved, resumed = copy.deepcopy(optimizer.state_dict()), create_optimizer(layers[1], MUON)
-    restore(resumed, saved, 3)
+    restore(resumed, saved)
     for seed in range(3, 6):
         step(layers[0], optimizer, seed), step(layers[1], resumed, seed)
     for p, q in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
         assert torch.equal(p, q)
-
-
-@pytest.mark.parametrize("forge", [{"momentum": torch.zeros(1)}, {}, {"exp_avg": torch.zeros(4, 6)}], ids=range(3))
-def test_state_that_does_not_fit_is_refused(forge):
-    layer = nn.Linear(6, 4)
-    optimizer = create_optimizer(layer, MUON)
-    layer.weight.grad, layer.bias.grad = torch.ones(4, 6), torch.ones(4)
-    optimizer.step()
-    saved = optimizer.state_dict()
-    saved["state"][0] = forge
-    with pytest.raises(ValueError, match=r"optimizer state of a parameter of shape \(4, 6\) does not fit"):
-        restore(create_optimizer(layer, MUON), saved, 1)
 
 
 # --- clipping ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from gpt.config import GPTConfig, TrainConfig
 from gpt.objectives.unigram import MAX_TOKENS
 from gpt.ops import fused
-from gpt.optim import AT_ONCE
+from gpt.optim import MAX_ELEMENTS
 from gpt.planning.flops import count_hidden
 from gpt.planning.hardware import Hardware
 from gpt.system.device import choose_device, choose_dtype
@@ -190,7 +190,7 @@ def training_memory(
     # free when the optimizer steps, a checkpoint is collected, or n-grams are counted before the first step
     reusable = sum(memory[part] for part in ("activations", "fragmentation", "logits"))
     # Muon: momentum, its stack, two results and Gram matrices; as much again for fragmentation (measured)
-    muon = 10 * 4 * min(AT_ONCE, count_hidden(model)) * (config.optim.name == "muon")
+    muon = 10 * 4 * min(MAX_ELEMENTS, count_hidden(model)) * (config.optim.name == "muon")
     memory["muon workspace"] = max(0, muon - reusable)
     gathered = sharded * on_cpu * (4 * n_weights + optimizer_bytes(config, n_trained))  # by rank 0
     memory["unsharded checkpoint"] = max(0, gathered - reusable)

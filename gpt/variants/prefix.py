@@ -24,6 +24,7 @@ class PrefixAttention(MultiHeadAttention):
         self.prefix_key, self.prefix_value = nn.Parameter(key.clone()), nn.Parameter(value.clone())
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str) -> Tensor:
+        """Return the values of prefix and tokens weighted by attention, (B, H, T, K)."""
         n_batch, n_keys, length = key.size(0), key.size(-2), self.prefix_key.size(-2)
         pairs = ((self.prefix_key, key), (self.prefix_value, value))  # autocast lowers the second's precision
         key, value = (torch.cat([p.to(t.dtype).expand(n_batch, -1, -1, -1), t], dim=-2) for p, t in pairs)

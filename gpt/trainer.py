@@ -19,7 +19,7 @@ from torch import Tensor
 from gpt.checkpoint import Checkpoint, RunFolder, frozen_names, named_weights
 from gpt.config import TrainConfig
 from gpt.data import ExampleSampler
-from gpt.loss import Evaluation, perplexity
+from gpt.loss import Evaluation
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
 from gpt.system.device import (
     autocast,
@@ -50,11 +50,8 @@ class Callback:
     def on_train_start(self, trainer: "Trainer") -> None:
         """Called by `train`, before the first step."""
 
-    def on_evaluate(self, trainer: "Trainer", evaluation: Evaluation) -> None:
-        """Called after an evaluation on the validation split."""
-
-    def on_log(self, trainer: "Trainer", row: dict[str, float]) -> None:
-        """Called every log_every steps and after each evaluation, with a row of metrics by column."""
+    def on_log(self, trainer: "Trainer", evaluation: Evaluation | None) -> None:
+        """Called every log_every steps and after each evaluation of the validation split, with that evaluation."""
 
     def on_step_end(self, trainer: "Trainer") -> None:
         """Called after each step, and once before the first one; a checkpoint of this step follows."""
@@ -197,10 +194,9 @@ class Trainer:
             self.evaluation = evaluation
             if not math.isfinite(evaluation.loss):
                 raise self._diverged(f"the validation loss is {evaluation.loss} after step {self.step}")
-            self._call("on_evaluate", evaluation)
             is_best = self.step > 0 and (self.best_loss is None or evaluation.loss < self.best_loss)
         if evaluation or (self.step and self.is_due(self.config.log_every)):
-            self._call("on_log", self._row(evaluation))
+            self._call("on_log", evaluation)
             self.loss_sum, self.loss_tokens = 0.0, 0
             self.timed_tokens, self.timed_seconds = 0, 0.0
         self._call("on_step_end")
@@ -208,24 +204,6 @@ class Trainer:
             self.best_loss = evaluation.loss
         if is_best or (self.step and self.is_due(self.config.save_every)):
             self._save(is_best)
-
-    def _row(self, evaluation: Evaluation | None) -> dict[str, float]:
-        """Return a row of metrics.csv, by column."""
-        row: dict[str, float] = {"step": self.step, "tokens_seen": self.tokens_seen}
-        if self.loss_tokens:
-            row["train_loss"] = self.loss_sum / self.loss_tokens
-            row["train_perplexity"] = perplexity(row["train_loss"])
-            row["lr"] = self.optimizer.param_groups[0]["lr"]
-            row["grad_norm"] = self.grad_norm
-        if self.timed_seconds:
-            row["tokens_per_second"] = self.timed_tokens / self.timed_seconds
-        if evaluation:
-            row |= {"val_loss": evaluation.loss, "val_perplexity": evaluation.perplexity, **evaluation.metrics}
-            if not math.isnan(evaluation.bytes_per_token):
-                row["val_bits_per_byte"] = evaluation.bits_per_byte
-            if not math.isnan(evaluation.standard_error):
-                row["val_loss_se"] = evaluation.standard_error
-        return {**row, "elapsed_s": self.elapsed_s}
 
     def _call(self, hook: str, *arguments) -> None:
         for callback in self.callbacks:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gpt.evaluation.baselines import Baselines, compute_baselines
+from gpt.loss import Evaluation
 from gpt.run import logging
 from gpt.system.device import autocast
 from gpt.system.files import append_text
@@ -38,10 +39,10 @@ class Progress(Callback):
         total = trainer.config.max_steps
         self.bar = tqdm(total=total, initial=trainer.step, unit="step", disable=hidden, dynamic_ncols=True)
 
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+    def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
         """Print a row of metrics; on a terminal, where the bar shows the rest, only those with an evaluation."""
-        if "val_loss" in row or self.bar.disable:
-            self.log(logging.progress_line(row, trainer.config.max_steps))
+        if evaluation or self.bar.disable:
+            self.log(logging.progress_line(logging.metrics_row(trainer, evaluation), trainer.config.max_steps))
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Move the bar."""
@@ -70,10 +71,10 @@ class CSVLog(Callback):
         """Append a row; a column that the row lacks stays empty."""
         append_text(path, ",".join(_cell(name, row.get(name)) for name in [*logging.COLUMNS, *metrics]) + "\n")
 
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Append the row."""
+    def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
+        """Append a row."""
         if trainer.ctx.is_main:
-            self.append(trainer.run.metrics, row, trainer.objective.metrics)
+            self.append(trainer.run.metrics, logging.metrics_row(trainer, evaluation), trainer.objective.metrics)
 
 
 def _cell(name: str, value: float | None) -> str:
@@ -119,9 +120,9 @@ class Plot(Callback):
             trainer.log(f"{run.plot} was not drawn ({error.strerror})")
         self.drawn_at = time.perf_counter()
 
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+    def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
         """Redraw after an evaluation if the last drawing is old."""
-        if "val_loss" in row and trainer.ctx.is_main and time.perf_counter() - self.drawn_at > PLOT_SECONDS:
+        if evaluation and trainer.ctx.is_main and time.perf_counter() - self.drawn_at > PLOT_SECONDS:
             self.draw(trainer)
 
     def on_end(self, trainer: Trainer) -> None:

@@ -25,6 +25,25 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+def metrics_row(trainer: Trainer, evaluation: Evaluation | None) -> dict[str, float]:
+    """Return a row of metrics.csv, by column: training since the row before, and the evaluation if there is one."""
+    row: dict[str, float] = {"step": trainer.step, "tokens_seen": trainer.tokens_seen}
+    if trainer.loss_tokens:
+        row["train_loss"] = trainer.loss_sum / trainer.loss_tokens
+        row["train_perplexity"] = perplexity(row["train_loss"])
+        row["lr"] = trainer.optimizer.param_groups[0]["lr"]
+        row["grad_norm"] = trainer.grad_norm
+    if trainer.timed_seconds:
+        row["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
+    if evaluation:
+        row |= {"val_loss": evaluation.loss, "val_perplexity": evaluation.perplexity, **evaluation.metrics}
+        if not math.isnan(evaluation.bytes_per_token):
+            row["val_bits_per_byte"] = evaluation.bits_per_byte
+        if not math.isnan(evaluation.standard_error):
+            row["val_loss_se"] = evaluation.standard_error
+    return {**row, "elapsed_s": trainer.elapsed_s}
+
+
 def progress_line(row: dict[str, float], max_steps: int) -> str:
     """Format a row of metrics.csv as a line for people."""
     parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}"]

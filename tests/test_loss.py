@@ -276,7 +276,7 @@ def test_the_excess_over_a_floor_by_hand():
 
 
 def test_the_standard_error_over_a_floor_is_that_of_paired_differences(model):
-    """What makes a document hard for both cancels out."""
+    """The difficulty that a document has for both cancels out."""
     tokens = documents_of(*[6] * 25)
     losses = document_losses(model, tokens, 8)
     floor = losses - np.random.default_rng(1).normal(1, 0.1, 25)

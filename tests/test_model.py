@@ -15,7 +15,7 @@ from gpt.model import GELU, FeedForward, GPTModel, KVCache, LayerNorm, MultiHead
 from gpt.ops import use_implementation
 from gpt.text.tokenizers import get_tokenizer
 
-ROOMS = pytest.mark.parametrize("implementation", ["reference", "fused"])
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", "fused"])
 SMALL = {
     "vocab_size": 23, "context_length": 12, "emb_dim": 16, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0,
     "qkv_bias": True,
@@ -82,7 +82,7 @@ def untrained_124m():
     return GPTModel({**GPT_CONFIG_124M, "context_length": 256}).eval()
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_the_worked_example(implementation, untrained_124m):
     """Raschka 2024, chapter 5: two texts of three tokens, an untrained model of GPT-2's smallest size."""
     model = using(implementation, untrained_124m)
@@ -147,7 +147,7 @@ def test_a_model_can_be_copied_and_pickled():
 # --- against PyTorch's modules ----------------------------------------------------------------------------------------
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_layer_norm_module(implementation):
     ours, truth = using(implementation, LayerNorm(8)).double(), nn.LayerNorm(8).double()
     nn.init.normal_(ours.scale), nn.init.normal_(ours.shift)
@@ -156,7 +156,7 @@ def test_layer_norm_module(implementation):
     assert_same_module(ours, truth, torch.randn(3, 5, 8).double() * 7 + 2, pairs)
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_gelu_module(implementation):
     assert_same_module(using(implementation, GELU()), nn.GELU(approximate="tanh"), torch.linspace(-5, 5, 50).double())
 
@@ -169,7 +169,7 @@ def copy_attention(ours, theirs):
         theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
 
 
-@ROOMS
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("mask", ["causal", "full"])
 def test_attention_module(implementation, mask):
     ours = using(implementation, MultiHeadAttention(SMALL)).double()
@@ -186,7 +186,7 @@ def test_attention_module(implementation, mask):
     )
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_block_module(implementation):
     ours = using(implementation, TransformerBlock(SMALL)).double()
     truth = nn.TransformerEncoderLayer(
@@ -210,7 +210,7 @@ def test_block_module(implementation):
     assert_same_module(ours, lambda x: truth(x, src_mask=hidden), x, pairs)
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_feed_forward_module(implementation):
     ours = using(implementation, FeedForward(SMALL)).double()
     truth = nn.Sequential(nn.Linear(16, 64), nn.GELU(approximate="tanh"), nn.Linear(64, 16)).double()
@@ -243,7 +243,7 @@ def transformers_gpt2(ours):
     return theirs.eval()
 
 
-@ROOMS
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_whole_model_against_transformers(implementation, tied):
     ours = small(implementation=implementation, tie_embeddings=tied, init="gpt2").eval()
@@ -263,7 +263,7 @@ def test_whole_model_against_transformers(implementation, tied):
 # --- the forward pass ----------------------------------------------------------------------------------------
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_causal_mask_hides_later_tokens(implementation):
     model = small(implementation=implementation).eval()
     ids = tokens(1, 12)
@@ -284,7 +284,7 @@ def test_full_mask_sees_everything():
     assert not torch.allclose(model(ids, mask="full")[:, 0], model(changed, mask="full")[:, 0])
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_a_mask_tensor_of_each_shape(implementation):
     model = small(implementation=implementation).eval()
     ids = tokens(2, 6)
@@ -311,7 +311,7 @@ def test_positions_pick_rows_of_the_position_table():
     assert not torch.allclose(model(ids, positions=torch.arange(4) + 1), model(ids))
 
 
-@ROOMS
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6]])
 @pytest.mark.parametrize(("grad", "qkv_bias"), [(True, True), (False, False)])
 def test_cached_logits_equal_uncached_logits(implementation, pieces, grad, qkv_bias):
@@ -326,7 +326,7 @@ def test_cached_logits_equal_uncached_logits(implementation, pieces, grad, qkv_b
         model(ids[:, :1], cache=cache)
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_loss_reductions_and_ignored_targets(implementation):
     model = small(implementation=implementation).eval()
     ids, targets = tokens(3, 5), tokens(3, 5)
@@ -355,7 +355,7 @@ def test_too_many_tokens_are_an_error():
         small()(tokens(1, 13))
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_dropout_where_gpt2_has_it(implementation):
     model = small(drop_rate=0.5, implementation=implementation)
     ids = tokens(1, 8)
@@ -408,7 +408,7 @@ def test_dict_and_config_make_the_same_model():
         assert torch.equal(x, y)
 
 
-@ROOMS
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("tie", [True, False])
 def test_gradient_of_a_tied_weight(implementation, tie):
     """The sum of the embedding's gradient and the head's, as from two separate copies of the weight."""
@@ -470,7 +470,7 @@ def test_compiled_model_is_one_graph(monkeypatch):
 
 
 def test_both_implementations_train_alike_in_float32():
-    """The losses of eight steps in float32, with weights large enough for each kernel of the fused room."""
+    """The losses of eight steps in float32, with weights large enough for each kernel of ops.fused."""
     losses = {}
     batches = torch.randint(700, (8, 4, 33), generator=torch.Generator().manual_seed(1))
     for implementation in ("reference", "fused"):
@@ -553,9 +553,9 @@ class PlainGPT(nn.Module):
         return self.out_head(self.final_norm(x))
 
 
-@ROOMS
+@IMPLEMENTATIONS
 def test_dropout_draws_what_pytorchs_modules_draw(implementation):
-    """Ten steps beside PyTorch's own modules, same seed, dropout 0.1.
+    """Ten steps of ours and of PyTorch's modules, same seed, dropout 0.1.
 
     Both models compute in float64, whose rounding differs between kernels, and agree to the last bit of float32. A
     single other draw would change the third digit. The fused attention drops weights inside

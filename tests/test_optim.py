@@ -116,6 +116,18 @@ def test_orthogonal_matrices_are_those_of_the_singular_value_decomposition(shape
     assert lifted[values > 0.01 * values.pow(4).sum(-1, keepdim=True) ** 0.25].min() > 0.18
 
 
+def test_polynomials_come_equally_near_to_one_from_both_sides():
+    """As best approximations of 1 do (Amsel et al. 2025), for singular values from 0.001 to 1."""
+    low, high = 1e-3, 1.0
+    for a, b, c in optim.POLAR_EXPRESS:
+        x = torch.linspace(low, high, 100_001, dtype=torch.float64)
+        values = a * x + b * x**3 + c * x**5
+        assert (values.argmin(), values.min() > 0) == (0, True)
+        assert values.min() + values.max() == pytest.approx(2, abs=1e-6)
+        low, high = values.min().item(), values.max().item()
+    assert low > 0.1
+
+
 def test_many_steps_of_a_convergent_polynomial_end_in_the_nearest_orthogonal_matrix(monkeypatch):
     monkeypatch.setattr(optim, "POLAR_EXPRESS", EXACT)
     matrix, nearest = with_singular_values(torch.logspace(-3, 1, 6), 6, 17)

@@ -147,7 +147,7 @@ def test_a_package_that_is_missing_is_said_and_left_out(tmp_path, printed, monke
     assert "transformers is not installed" in said[0]
 
 
-def test_a_process_that_dies_is_reported_in_words():
+def test_a_process_that_dies_is_reported():
     job = {"case": "train-30m", "contender": "nobody", "quick": True}
     assert measure.run(job) == {"problem": "died with status 1: KeyError: 'nobody'"}
     if hasattr(signal, "SIGKILL"):

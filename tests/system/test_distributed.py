@@ -137,7 +137,7 @@ def fork_jobs(n, jobs, folder):
 
 
 def read_outcomes(n, n_jobs, folder):
-    """What the processes wrote, by job and rank."""
+    """Return what the processes wrote, by job and rank."""
     return [[(folder / f"outcome-{job}-rank-{rank}.txt").read_text() for rank in range(n)] for job in range(n_jobs)]
 
 

@@ -42,7 +42,7 @@ def tale_baselines(tale_data):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_baselines_are_the_losses_of_a_guess_and_of_ngrams(tale_data, tale_baselines, name):
+def test_baselines_are_uniform_and_ngram_losses(tale_data, tale_baselines, name):
     data, found = tale_data[name], tale_baselines[name]
     vocab_size = data.tokenizer.vocab_size
     losses = [math.log(vocab_size)]
@@ -55,7 +55,7 @@ def test_baselines_are_the_losses_of_a_guess_and_of_ngrams(tale_data, tale_basel
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_floor_is_the_tales_own_probability(tale_data, tale_baselines, name):
+def test_entropy_floor_is_minus_log_p_of_each_tale(tale_data, tale_baselines, name):
     data, found = tale_data[name], tale_baselines[name]
     truth = [-tales.log_probability(tale) for tale in tales.generate(300)[-N_VAL:]]
     assert found.entropy_floor.tolist() == truth
@@ -75,7 +75,7 @@ class Guess(nn.Module):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_baselines_count_the_tokens_that_an_evaluation_does(tale_data, tale_baselines, name):
+def test_baselines_and_evaluation_count_the_same_tokens(tale_data, tale_baselines, name):
     """Every document's tokens and the end-of-text token after it; and stretch i of an evaluation is floor[i]'s."""
     data, found = tale_data[name], tale_baselines[name]
     guess = Guess(data.tokenizer.vocab_size)
@@ -88,7 +88,7 @@ def test_baselines_count_the_tokens_that_an_evaluation_does(tale_data, tale_base
     )
 
 
-def test_the_floor_in_bits_per_byte_does_not_depend_on_the_tokenizer(tale_data, tale_baselines):
+def test_entropy_floor_in_bits_per_byte_does_not_depend_on_the_tokenizer(tale_data, tale_baselines):
     bits = [
         found.entropy_floor_loss * found.n_tokens / tale_data[name].val.bytes / math.log(2)
         for name, found in tale_baselines.items()
@@ -100,14 +100,14 @@ def test_the_floor_in_bits_per_byte_does_not_depend_on_the_tokenizer(tale_data, 
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_entropy_is_that_of_a_tale_over_these_tales_length(tale_baselines, name):
+def test_entropy_per_token_is_the_entropy_of_a_tale_over_the_mean_length(tale_baselines, name):
     found = tale_baselines[name]
     assert found.entropy * found.n_tokens / N_VAL == pytest.approx(tales.entropy(), rel=tolerance(4))
     error = found.entropy_floor.std(ddof=1) / N_VAL**0.5  # of a tale's mean -ln p, whose expectation is the entropy
     assert abs(found.entropy_floor.mean() - tales.entropy()) < 4 * error
 
 
-def test_the_gap_is_open_at_the_trigram_and_closed_at_the_floor(tale_baselines):
+def test_gap_closed_is_0_at_the_trigram_loss_and_1_at_the_floor(tale_baselines):
     for found in tale_baselines.values():
         gap = found.losses["trigram"] - found.entropy_floor_loss
         assert found.gap_closed(gap) == 0
@@ -124,7 +124,7 @@ def test_tales_of_another_grammar_are_refused(tmp_path, monkeypatch):
         tales_entropy_floor(data)
 
 
-def test_other_text_has_no_floor(prepared, tmp_path):
+def test_text_other_than_tales_has_no_entropy_floor(prepared, tmp_path):
     """Neither one long text nor documents; its baselines it has."""
     documents = prepare_data(
         corpus_of(tmp_path / "in", *(f"document {n}" for n in range(12))), "char", tmp_path / "out"
@@ -139,7 +139,7 @@ def test_other_text_has_no_floor(prepared, tmp_path):
 
 
 @pytest.mark.parametrize(("place", "has_floor"), [(0, True), (17, True), (18, False), (19, False)])
-def test_one_validation_document_that_is_no_tale_leaves_no_floor(tmp_path, place, has_floor):
+def test_a_validation_document_that_is_no_tale_removes_the_entropy_floor(tmp_path, place, has_floor):
     """Of 20 documents the last two validate."""
     texts = tales.generate(20)
     texts[place] = texts[place].replace("Once", "Twice").replace("Long ago", "Today")
@@ -148,13 +148,13 @@ def test_one_validation_document_that_is_no_tale_leaves_no_floor(tmp_path, place
     assert (found.entropy_floor is not None) == has_floor
 
 
-def test_a_character_of_the_validation_split_alone_has_a_loss(tmp_path):
+def test_character_only_in_the_validation_split_has_a_finite_loss(tmp_path):
     """A char tokenizer knows it, from both splits; no character of the training split is as rare."""
     data = prepare_data(corpus_of(tmp_path / "in", *["abcd" * 5] * 11, "abzd"), "char", tmp_path / "out")
     assert np.isfinite(list(next_token_baselines(data).losses.values())).all()
 
 
-def test_saved_results_are_shown_for_their_own_data_only(tale_data, tmp_path, monkeypatch):
+def test_saved_results_apply_only_to_the_data_they_were_measured_on(tale_data, tmp_path, monkeypatch):
     char, bpe = tale_data["char"], tale_data["bpe:512"]
     results = [
         {"name": "LSTM", "data": char.checksums, "val_loss": 0.5},
@@ -171,7 +171,7 @@ def test_saved_results_are_shown_for_their_own_data_only(tale_data, tmp_path, mo
     assert list(next_token_baselines(tale_data["gpt2"]).losses)[4:] == []
 
 
-def test_the_results_that_ship_with_the_project_are_whole():
+def test_saved_results_of_the_project_are_valid():
     for result in json.loads(gpt.evaluation.baselines.RESULTS.read_text(encoding="utf-8")):
         assert isinstance(result["name"], str)
         assert 0 < result["val_loss"] < 20
@@ -179,7 +179,7 @@ def test_the_results_that_ship_with_the_project_are_whole():
         assert all(len(bytes.fromhex(digest)) == 32 for digest in result["data"].values())
 
 
-def test_of_larger_splits_the_first_tokens_count(tale_data, tale_baselines, monkeypatch):
+def test_baselines_use_only_the_first_tokens_of_a_large_split(tale_data, tale_baselines, monkeypatch):
     data = tale_data["bpe:512"]
     for module in (gpt.evaluation.baselines, gpt.objectives.objective):
         monkeypatch.setattr(module, "MAX_TOKENS", 2000)

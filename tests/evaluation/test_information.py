@@ -1,4 +1,4 @@
-"""Information against scipy, PyTorch, Keras, autograd and figures that are known."""
+"""Information theory against scipy, PyTorch, Keras, autograd and known values."""
 
 import math
 import os
@@ -67,14 +67,14 @@ def test_known_figures():
 
 
 @pytest.mark.parametrize("n", [64, 100])
-def test_a_batchs_loss_is_the_mean_over_its_tokens(n):
+def test_loss_of_a_batch_is_the_mean_over_its_tokens(n):
     logits, labels = torch.randn(n, 7).double(), torch.randint(7, (n,))
     each = [-math.log(torch.softmax(row, -1)[label]) for row, label in zip(logits, labels, strict=True)]
     assert info.cross_entropy_loss(logits, labels).item() == pytest.approx(sum(each) / n, rel=tolerance(n))
     assert info.cross_entropy_loss(logits, labels, reduction="sum").item() == pytest.approx(sum(each), rel=tolerance(n))
 
 
-def test_confident_errors_cost_more_than_confident_hits_gain():
+def test_binary_cross_entropy_of_confident_predictions():
     right, wrong = (info.binary_cross_entropy([0.99], [label]).item() for label in (1, 0))
     assert right == pytest.approx(0.01005, abs=1e-5) and wrong == pytest.approx(4.60517, abs=1e-5)
     assert info.binary_cross_entropy([0.0], [1]).item() == INF
@@ -86,7 +86,7 @@ def test_confident_errors_cost_more_than_confident_hits_gain():
 
 @settings(max_examples=20, deadline=None)
 @given(pairs())
-def test_distributions_equal_scipy(rows):
+def test_entropy_and_divergences_equal_scipy(rows):
     p, q = rows
     truth = {"entropy": scipy_entropy(p), "kl": scipy_entropy(p, q), "js": jensenshannon(p, q) ** 2}
     for dtype in (torch.float64, torch.float32):
@@ -105,7 +105,7 @@ def test_distributions_equal_scipy(rows):
                 assert js == pytest.approx(truth["js"] / scale, abs=atol)
 
 
-def test_the_order_matters_and_what_is_impossible_costs_infinitely():
+def test_divergences_are_asymmetric_and_infinite_for_impossible_classes():
     p, q = [0.9, 0.1], [0.5, 0.5]
     assert info.cross_entropy(p, q).item() == pytest.approx(math.log(2))
     assert info.cross_entropy(q, p).item() == pytest.approx(-math.log(0.9) / 2 - math.log(0.1) / 2)
@@ -117,7 +117,7 @@ def test_the_order_matters_and_what_is_impossible_costs_infinitely():
     assert not info.entropy([1.0]).signbit()
 
 
-def test_batches_broadcast_over_the_leading_dimensions():
+def test_leading_dimensions_broadcast():
     p, q = torch.rand(4, 1, 5, dtype=torch.float64), torch.rand(3, 5, dtype=torch.float64)
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
     found = info.kl_divergence(p, q)
@@ -126,7 +126,7 @@ def test_batches_broadcast_over_the_leading_dimensions():
 
 
 @DTYPES
-def test_extreme_logits(dtype):
+def test_extreme_logits_lose_no_precision(dtype):
     x = torch.tensor([[1e4, -1e4, 0], [-INF, 5, 5], [-1e4, -1e4, -INF]], dtype=dtype, requires_grad=True)
     entropies = info.entropy(x, from_logits=True)
     torch.testing.assert_close(entropies, torch.tensor([0, math.log(2), math.log(2)], dtype=dtype), **near(dtype, 3))
@@ -142,7 +142,7 @@ def test_extreme_logits(dtype):
     assert info.entropy(same, from_logits=True).item() == pytest.approx(math.log(1000), rel=1e-6)
 
 
-def test_gradients_of_probabilities_hold_no_nan():
+def test_gradients_at_probability_zero_are_not_nan():
     p = torch.tensor([0.4, 0.0, 0.6, 0.0], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     for function in (info.cross_entropy, info.kl_divergence, info.js_divergence, lambda p, q: info.entropy(p)):
@@ -176,7 +176,7 @@ def test_perplexity_of_a_text():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_cross_entropy_and_its_gradient_equal_pytorchs(dtype, smoothing, weighted, reduction):
+def test_cross_entropy_and_its_gradient_equal_pytorch(dtype, smoothing, weighted, reduction):
     logits = torch.randn(40, 6, dtype=dtype, requires_grad=True)
     labels = torch.randint(6, (40,))
     labels[::7] = -100
@@ -193,7 +193,7 @@ def test_cross_entropy_and_its_gradient_equal_pytorchs(dtype, smoothing, weighte
 
 
 @DTYPES
-def test_one_hot_cross_entropy_is_that_of_distributions_and_of_ops(dtype):
+def test_cross_entropy_of_one_hot_labels_equals_pytorch_and_ops(dtype):
     logits, labels = 5 * torch.randn(30, 9, dtype=dtype), torch.randint(9, (30,))
     one_hot = F.one_hot(labels, 9).to(dtype)
     truth = torch.nn.CrossEntropyLoss(reduction="none")(logits, labels)
@@ -208,7 +208,7 @@ def test_one_hot_cross_entropy_is_that_of_distributions_and_of_ops(dtype):
     torch.testing.assert_close(gradient, (torch.softmax(logits, -1) - one_hot) / 30, **near(dtype, 9))
 
 
-def test_where_the_logarithm_of_a_softmax_breaks():
+def test_extreme_logits_break_log_of_softmax_but_not_cross_entropy_loss():
     logits, labels = torch.tensor([[1e4, -1e4]]), torch.tensor([1])
     x = logits.clone().requires_grad_()
     naive = -torch.log(torch.softmax(x, -1) + 1e-12)[0, 1]
@@ -223,7 +223,7 @@ def test_where_the_logarithm_of_a_softmax_breaks():
 
 @DTYPES
 @pytest.mark.parametrize("positive", [1.0, 3.5])
-def test_binary_cross_entropy_equals_pytorchs(dtype, positive):
+def test_binary_cross_entropy_equals_pytorch(dtype, positive):
     z = torch.cat(
         [30 * torch.randn(50, dtype=dtype), torch.tensor([0, 1e4, -1e4, 21, -21], dtype=dtype)]
     ).requires_grad_()
@@ -246,7 +246,7 @@ def test_binary_cross_entropy_equals_pytorchs(dtype, positive):
 
 @pytest.mark.slow  # Keras takes ten seconds to import
 @pytest.mark.skipif(find_spec("keras") is None, reason="keras, a development dependency, is not installed")
-def test_keras_gives_the_same_losses(tmp_path):
+def test_losses_equal_keras(tmp_path):
     program = """
 import keras, torch
 assert keras.backend.backend() == "torch"
@@ -328,7 +328,7 @@ def test_domain_shift_is_lowest_on_the_diagonal():
         info.domain_shift(models, [])
 
 
-def test_untrained_targets_are_about_one_in_seven():
+def test_untrained_model_gives_targets_probability_one_in_seven():
     inputs, targets = split_examples(sample_words(transition_matrix(1), 65, seed=3))
     p = torch.softmax(create_gpt()(inputs), -1).gather(-1, targets[..., None])
     assert p.mean().item() == pytest.approx(1 / 7, abs=0.02)
@@ -339,7 +339,7 @@ def test_untrained_targets_are_about_one_in_seven():
 
 @settings(max_examples=20, deadline=None)
 @given(pairs(), st.integers(0, 10_000))
-def test_on_a_line_it_is_scipys_wasserstein_distance(rows, seed):
+def test_earth_movers_distance_on_a_line_equals_scipy(rows, seed):
     places = np.random.default_rng(seed).normal(size=rows.shape[1])
     found = info.earth_movers_distance(rows[0], rows[1], info.embedding_distances(places[:, None])).item()
     truth = wasserstein_distance(places, places, rows[0], rows[1])
@@ -347,7 +347,7 @@ def test_on_a_line_it_is_scipys_wasserstein_distance(rows, seed):
     assert info.earth_movers_distance(rows[0], rows[0], info.embedding_distances(places[:, None])).item() < SOLVER
 
 
-def test_of_uniform_masses_it_is_an_assignment():
+def test_earth_movers_distance_of_uniform_masses_is_an_assignment():
     embeddings = torch.randn(24, 5)
     distances = info.embedding_distances(embeddings)
     torch.testing.assert_close(distances, (embeddings[:, None] - embeddings).double().norm(dim=-1), rtol=0, atol=1e-6)
@@ -359,14 +359,14 @@ def test_of_uniform_masses_it_is_an_assignment():
     assert found.tolist() == pytest.approx([truth, truth], abs=SOLVER)
 
 
-def test_it_sees_what_cross_entropy_does_not():
+def test_earth_movers_distance_depends_on_where_the_mass_is():
     true, close, far = [1.0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5]
     assert info.cross_entropy(true, close) == info.cross_entropy(true, far)
     assert info.earth_movers_distance(true, close, LINE).item() == pytest.approx(0.5)
     assert info.earth_movers_distance(true, far, LINE).item() == pytest.approx(1)
 
 
-def test_without_scipy_it_says_what_to_install(monkeypatch):
+def test_without_scipy_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(ImportError, match="pip install scipy"):
         info.earth_movers_distance([1.0, 0, 0], [1.0, 0, 0], LINE)
@@ -407,7 +407,7 @@ def test_without_scipy_it_says_what_to_install(monkeypatch):
          "too many"),
     ],
 )  # fmt: skip
-def test_mistakes_get_a_sentence(call, words):
+def test_invalid_arguments_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -415,7 +415,7 @@ def test_mistakes_get_a_sentence(call, words):
 # --- pictures and pages -----------------------------------------------------------------------------------------------
 
 
-def test_pictures_show_the_figures(tmp_path, monkeypatch):
+def test_plots_show_the_values(tmp_path, monkeypatch):
     drawn = []
     save = plots.Figure.savefig
     monkeypatch.setattr(plots.Figure, "savefig", lambda figure, path: drawn.append(figure.axes) or save(figure, path))
@@ -436,7 +436,7 @@ def test_pictures_show_the_figures(tmp_path, monkeypatch):
     assert "0.400" in panels[0].get_title("left") and len(panels) == 4
 
 
-def test_the_python_of_the_information_page_prints_what_it_says(capsys):
+def test_code_in_docs_information_prints_its_comments(capsys):
     page = (PROJECT / "docs/information.md").read_text(encoding="utf-8")
     names, printed = {}, 0
     for program in re.findall(r"```python\n(.*?)```", page, re.S):

@@ -1,5 +1,4 @@
-"""Scores against scikit-learn, sacrebleu and rouge-score, against brute force, and by hand; what evaluate.py makes of
-them."""
+"""Metrics against scikit-learn, sacrebleu and rouge-score, against brute force, and by hand."""
 
 import doctest
 import math
@@ -31,7 +30,7 @@ from gpt.variants import create_model
 from gpt.variants.int8 import Int8GPTModel, int8_obstacle
 
 
-def test_the_worked_examples_of_the_docstrings():
+def test_docstring_examples():
     result = doctest.testmod(metrics)
     assert result.failed == 0
     assert result.attempted >= 20
@@ -40,7 +39,7 @@ def test_the_worked_examples_of_the_docstrings():
 # --- the next token ---------------------------------------------------------------------------------------------------
 
 
-def test_top_k_accuracy_equals_scikit_learns():
+def test_top_k_accuracy_equals_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is a development dependency")
     logits, targets = torch.randn(300, 12), torch.randint(0, 12, (300,))
     for k in (1, 2, 5):
@@ -63,7 +62,7 @@ NAN = torch.tensor([[0.0, math.nan], [0.0, 1.0]])
         (NAN, torch.tensor([1, 1]), 1, FloatingPointError, "NaN"),
     ],
 )
-def test_accuracies_that_mean_nothing(logits, targets, k, error, words):
+def test_invalid_accuracy_arguments_are_refused(logits, targets, k, error, words):
     with pytest.raises(error, match=words):
         top_k_accuracy(logits, targets, k)
 
@@ -73,7 +72,7 @@ def test_accuracies_that_mean_nothing(logits, targets, k, error, words):
 
 @pytest.mark.parametrize("zero_division", [0.0, 1.0, math.nan])
 @pytest.mark.parametrize("average", [None, "micro", "macro", "weighted"])
-def test_precision_recall_f1_equal_scikit_learns(average, zero_division):
+def test_precision_recall_f1_equal_scikit_learn(average, zero_division):
     """Few items of many classes, so that some are never predicted and some never true; labels that do not occur."""
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is a development dependency")
     draw = np.random.default_rng(0)
@@ -109,7 +108,7 @@ def test_averages_by_hand():
         (("a", "a", None, []), "no labels"),
     ],
 )
-def test_classes_that_mean_nothing(arguments, words):
+def test_invalid_class_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         precision_recall_f1(*arguments)
 
@@ -173,7 +172,7 @@ def pairs(n=200, seed=0, n_references=1):
 PAIRS = list(pairs())
 
 
-def test_the_pairs_hold_what_they_should():
+def test_random_pairs_include_the_edge_cases():
     assert sum(not hypothesis for hypothesis, _ in PAIRS) > 5
     assert sum(not reference for _, (reference,) in PAIRS) > 5
     assert sum(hypothesis == reference != "" for hypothesis, (reference,) in PAIRS) > 5
@@ -187,13 +186,13 @@ def noise(n, seed=0):
     return ["".join(draw.choices(alphabet, k=draw.randint(0, 60))) for _ in range(n)]
 
 
-def test_words_are_those_of_sacrebleu():
+def test_tokenize_13a_equals_sacrebleu():
     bleu = pytest.importorskip("sacrebleu.metrics", reason="sacrebleu is a development dependency").BLEU()
     for text in [*noise(1000), *(hypothesis for hypothesis, _ in PAIRS)]:
         assert tokenize_13a(text) == bleu._preprocess_segment(text).split(), text
 
 
-def test_words_are_those_of_rouge_score():
+def test_rouge_words_equal_rouge_score():
     tokenizers = pytest.importorskip("rouge_score.tokenizers", reason="rouge-score is a development dependency")
     theirs = tokenizers.DefaultTokenizer(use_stemmer=False)
     for text in [*noise(1000), *(hypothesis for hypothesis, _ in PAIRS)]:
@@ -209,7 +208,7 @@ def assert_same_bleu(ours, theirs):
 
 @pytest.mark.parametrize("effective_order", [True, False])
 @pytest.mark.parametrize("n_references", [1, 3])
-def test_bleu_equals_sacrebleus(n_references, effective_order):
+def test_bleu_equals_sacrebleu(n_references, effective_order):
     """Sentence by sentence; then corpora of 1 to 50 of them."""
     metrics = pytest.importorskip("sacrebleu.metrics", reason="sacrebleu is a development dependency")
     bleu = metrics.BLEU(effective_order=effective_order)
@@ -223,7 +222,7 @@ def test_bleu_equals_sacrebleus(n_references, effective_order):
         assert_same_bleu(corpus_bleu(hypotheses, references, effective_order), theirs)
 
 
-def test_hypotheses_may_have_unequal_numbers_of_references():
+def test_bleu_with_unequal_numbers_of_references_equals_sacrebleu():
     metrics = pytest.importorskip("sacrebleu.metrics", reason="sacrebleu is a development dependency")
     hypotheses, references = ["the cat sat on the mat", "a dog"], [["the cat sat on a mat"], ["a dog ran", "one dog"]]
     theirs = metrics.BLEU().corpus_score(hypotheses, [["the cat sat on a mat", "a dog ran"], [None, "one dog"]])
@@ -257,12 +256,12 @@ def test_bleu_by_hand():
         (["a"], "a", "must be a list of texts"),
     ],
 )
-def test_corpora_that_mean_nothing(hypotheses, references, words):
+def test_invalid_corpora_are_refused(hypotheses, references, words):
     with pytest.raises(ValueError, match=words):
         corpus_bleu(hypotheses, references)
 
 
-def test_rouge_equals_rouge_scores():
+def test_rouge_equals_rouge_score():
     scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score is a development dependency")
     theirs = scorer.RougeScorer(["rouge1", "rouge2", "rouge3", "rougeL"], use_stemmer=False)
     for hypothesis, (reference,) in PAIRS:
@@ -279,7 +278,7 @@ def test_rouge_of_texts_without_words_is_0():
         rouge_n("a", "a", 0)
 
 
-def test_the_longest_common_subsequence_by_brute_force():
+def test_longest_common_subsequence_equals_brute_force():
     draw = random.Random(0)
     for _ in range(100):
         first, second = ("".join(draw.choices("abc", k=draw.randint(0, 8))) for _ in range(2))
@@ -305,7 +304,7 @@ def tiny(backbone="gpt", implementation="fused", vocab_size=31):
     return create_model(config)
 
 
-def test_windows_of_a_text_are_cut_in_two():
+def test_split_prompts_cuts_windows_in_half():
     tokens = np.arange(100, dtype=np.uint16)
     prompts, rest = split_prompts(tokens, 8, 4)  # 12 windows of 8 tokens, every third
     assert prompts.tolist() == [[start, start + 1, start + 2, start + 3] for start in (0, 24, 48, 72)]
@@ -318,7 +317,7 @@ def test_windows_of_a_text_are_cut_in_two():
     assert split_prompts(np.arange(5000), 1024, 1)[0].shape == (1, 128)  # a long context costs no more
 
 
-def test_windows_of_documents_begin_and_end_with_them():
+def test_split_prompts_keeps_to_documents():
     """Documents of 6, 0, 2, 5 and 9 tokens, each behind an end-of-text token: 7, 1, 3, 6, 10; their median is 6."""
     tokens = np.array([EOT, 1, 2, 3, 4, 5, 6, EOT, EOT, 7, 8, EOT, 11, 12, 13, 14, 15, EOT, *range(21, 30), EOT])
     prompts, rest = split_prompts(tokens, 8, 9, EOT)
@@ -352,7 +351,7 @@ def test_continuations_are_greedy(backbone):
     assert (result.prompt_tokens, result.max_new_tokens) == (4, 4)
 
 
-def test_a_model_that_knows_the_text_scores_100(monkeypatch):
+def test_bleu_and_rouge_of_known_continuations(monkeypatch):
     """And one that has half of it: two of four words, the others wrong."""
     text = "the cat sat here. a dog ran far. " * 2
     tokens = np.array(LETTERS.encode(text))
@@ -377,7 +376,7 @@ def test_a_model_that_knows_the_text_scores_100(monkeypatch):
     assert said[-1].startswith("BLEU's precisions of 1 to 4 words: 50.0 / ")
 
 
-def test_a_continuation_ends_where_the_model_ends_it():
+def test_continuation_ends_at_the_end_of_text_token():
     """A model that always writes the end-of-text token says nothing."""
     tokenizer = CharTokenizer("abc ", end_of_text=True)
     eot_id = tokenizer.eot_id
@@ -395,7 +394,7 @@ def test_a_continuation_ends_where_the_model_ends_it():
     assert continue_prompts(model, np.array([eot_id, eot_id]), tokenizer, 8, 5, eot_id) is None
 
 
-def test_each_score_says_what_it_cant_see():
+def test_limits_of_each_metric_are_described():
     lines = describe_limits(["accuracy", "BLEU"]).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["accuracy", "BLEU"]
     assert all(len(line) <= 120 for line in lines)

@@ -15,11 +15,10 @@ STORY = list(KNOWN["story"].path.read_bytes())
 
 
 class KneserNey:
-    """Interpolated modified Kneser-Ney as Chen and Goodman 1999 define it, section 3 and equations 24 to 26.
+    """Interpolated modified Kneser-Ney by its definition: Chen and Goodman 1999, section 3 and equations 24 to 26.
 
-    c(h w) is how often an n-gram of the highest order stands in the text; of a lower order, the number of different
-    tokens that stand before it somewhere. Equation 26 says nothing of a count i that no n-gram has: i · Y, the discount
-    of plain absolute discounting, i times.
+    c(h w) counts the occurrences of an n-gram of the highest order; for a lower order, the different tokens that occur
+    before it. Equation 26 does not define the discount of a count i that no n-gram has: it is i · Y here.
     """
 
     def __init__(self, train, n, vocab_size):
@@ -45,7 +44,7 @@ class KneserNey:
             self.discounts.append([0, *discounts])
 
     def probability(self, token, context):
-        """p(token | context), where the context has at most n - 1 tokens."""
+        """Return p(token | context) for a context of at most n - 1 tokens."""
         lower = self.probability(token, context[1:]) if context else 1 / self.vocab_size
         followers = self.levels[len(context)].get(tuple(context))
         if followers is None:
@@ -63,8 +62,10 @@ def rounding(train, n, log_probabilities):
 
 
 def zipf_text(n_words, vocab_size, seed):
-    """Random words of one to four tokens; as in a language some words and tokens are frequent, and some occur once. The
-    first words stand at the end once more."""
+    """Return random words of one to four tokens, some frequent and some unique, as in a language.
+
+    The first words occur at the end again.
+    """
     draw = np.random.default_rng(seed)
 
     def zipf(n_options, n):
@@ -88,15 +89,15 @@ def assert_follows_the_definition(train, text, n, vocab_size):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_ngrams_of_random_text_follow_the_definition(n, seed):
-    """On contexts that the training text has, and on contexts and tokens that it has not."""
+def test_ngrams_of_random_text_equal_the_definition(n, seed):
+    """The text has contexts and tokens that the training text lacks."""
     train = zipf_text(1000, 200, seed)
     text = [*train[500:800], *zipf_text(200, 220, seed + 10)]
     assert_follows_the_definition(train, text, n, 220)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_ngrams_of_a_story_follow_the_definition(n):
+def test_ngrams_of_a_story_equal_the_definition(n):
     assert_follows_the_definition(STORY[:20_000], STORY[40_000:41_000], n, 256)
 
 
@@ -111,9 +112,8 @@ def test_ngrams_of_a_large_vocabulary_do_not_overflow(n):
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
-def test_the_first_tokens_are_predicted_from_the_few_before_them(n):
-    """Token i has a context of i tokens while i < n - 1: nothing is made up before the text, such as more of its first
-    token, which this training text is full of."""
+def test_first_tokens_have_shorter_contexts(n):
+    """Token i < n - 1 has a context of i tokens. No padding precedes it, such as the first token, frequent here."""
     train = [*zipf_text(1000, 200, 0), *[0] * 20, *zipf_text(100, 200, 1)]
     text = [0, 0, 1, 0, 2]
     model = KneserNey(train, n, 200)
@@ -127,15 +127,14 @@ def test_the_first_tokens_are_predicted_from_the_few_before_them(n):
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
-def test_the_beginning_of_the_training_text_counts_as_any_other_place(n):
-    """201 stands before 202 once, at the very beginning: there is one token that 202 follows."""
+def test_ngrams_at_the_start_of_the_training_text_count(n):
+    """201 occurs before 202 once, at the very start, and no other token does."""
     train, text = [201, 202, 203, *zipf_text(1000, 200, 5)], [5, 202, 203, 202, 6, 7, 201, 202, 203]
     assert_follows_the_definition(train, text, n, 204)
 
 
 def discounts(counts):
-    """D(c) of each count c among those of a unigram model, from probabilities alone:
-    p(w) - p(a new token) = (c(w) - D(c(w))) / N."""
+    """Return D(c) for each count c of a unigram model: p(w) - p(an unseen token) = (c(w) - D(c(w))) / N."""
     train = np.repeat(np.arange(len(counts)), counts)
     new = len(counts)
     p = np.exp(ngram_log_probabilities(train, [0, *range(new + 1)], 1, new + 1))
@@ -150,13 +149,23 @@ def test_discounts_by_hand():
 
 
 @pytest.mark.parametrize(
+    ("counts", "truth"),
+    [([4, 4, 4, 4], {4: 1.5}), ([1, 1, 1, 1, 2, 3, 3, 3], {1: 2 / 3, 2: 4 / 3, 3: 3.0})],
+    ids=["no count of 3", "formula below 0"],
+)
+def test_discounts_that_the_formula_does_not_give_are_multiples_of_y(counts, truth):
+    """Y is 1/2 without a count of 1. In the second case Y = 4 / (4 + 2), but D2 = 2 - 3Y · 3/1 would be -4."""
+    assert discounts(counts) == pytest.approx(truth, abs=tolerance(len(counts), sum(counts)))
+
+
+@pytest.mark.parametrize(
     "counts",
     [[100], [1], [1, 1, 1, 1], [2, 2], [3, 3, 3], [4, 4, 4, 4], [50, 50], [1, 2, 2, 2, 3, 3, 3, 3], [2, 3, 3, 3, 3],
      [1, 2, 3, 4, 4, 4, 4, 4, 4, 4], [1, 5, 9]],
     ids=str,
 )  # fmt: skip
-def test_degenerate_counts_have_discounts_all_the_same(counts):
-    """Above 0, or new tokens would have no probability; at most the count, or old ones would have less than none."""
+def test_discounts_of_degenerate_counts_are_valid(counts):
+    """Above 0, or unseen tokens would have probability 0; at most the count, or others would have less than 0."""
     for count, discount in discounts(counts).items():
         assert 0 < discount <= min(count, 3) + tolerance(len(counts), sum(counts))
 
@@ -174,7 +183,7 @@ TEXTS = {
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("train", TEXTS.values(), ids=TEXTS)
 def test_probabilities_are_positive_and_sum_to_1(train, n):
-    """In each context of n - 1 tokens out of 9, of which 7 and 8 are in no training text."""
+    """For every context of n - 1 tokens out of 9; tokens 7 and 8 are in no training text."""
     contexts = np.stack(np.meshgrid(*[range(9)] * (n - 1), indexing="ij"), -1).reshape(-1, n - 1) if n > 1 else [[]]
     ends = [[*context, token] for context in contexts for token in range(9)]
     text = np.array([0, *np.concatenate(ends)]).astype(int)
@@ -186,7 +195,7 @@ def test_probabilities_are_positive_and_sum_to_1(train, n):
 
 @pytest.fixture(scope="module")
 def chain():
-    """A second-order Markov chain over 5 tokens, p(next | before, last), and what it wrote."""
+    """Return a second-order Markov chain over 5 tokens, p(next | before, last), and a text sampled from it."""
     draw = np.random.default_rng(0)
     p = draw.dirichlet(np.full(5, 0.4), (5, 5))
     ends, uniform = p.cumsum(-1), draw.random(60_000)
@@ -197,7 +206,7 @@ def chain():
 
 
 def test_ngrams_reach_the_exact_entropies_of_a_markov_chain(chain):
-    """Of H(X), H(X | 1 before) and H(X | 2 before), from the stationary distribution of pairs, each order sees one."""
+    """Order n reaches H(X | n - 1 tokens before), computed from the stationary distribution of pairs."""
     p, text = chain
     pairs = np.full((5, 5), 1 / 25)
     for _ in range(2000):
@@ -215,7 +224,7 @@ def test_ngrams_reach_the_exact_entropies_of_a_markov_chain(chain):
     losses = [-ngram_log_probabilities(train, val, n, 5).mean() for n in (1, 2, 3)]
     assert losses == pytest.approx(truth, rel=0.02)
     assert losses[1] > 1.1 * truth[2]
-    # Two tokens are all that the chain remembers: a longer context is no help, and the back-off keeps it from harm
+    # The chain has no longer memory than two tokens: a longer context neither helps nor, thanks to back-off, harms
     assert -ngram_log_probabilities(train, val, 4, 5).mean() == pytest.approx(truth[2], rel=0.02)
 
 

@@ -33,7 +33,7 @@ def workspace(tmp_path_factory):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 10.0])
-def test_the_distillation_loss_is_pytorchs_divergence(temperature):
+def test_distillation_loss_equals_pytorch_kl_div(temperature):
     student, teacher = (torch.randn(7, 11, dtype=torch.float64) * 3 for _ in range(2))
     student.requires_grad_()
     log_q, log_p = (torch.log_softmax(logits / temperature, -1) for logits in (student, teacher))
@@ -46,14 +46,14 @@ def test_the_distillation_loss_is_pytorchs_divergence(temperature):
     assert torch.autograd.gradcheck(lambda x: distillation_loss(x, teacher, temperature), student)
 
 
-def test_at_temperature_one_the_gradient_is_that_of_soft_labels():
+def test_gradient_at_temperature_one_equals_soft_labels():
     student, teacher = torch.randn(7, 11, dtype=torch.float64, requires_grad=True), torch.randn(7, 11).double() * 3
     soft = F.cross_entropy(student, torch.softmax(teacher, -1), reduction="sum")
     (ours,) = torch.autograd.grad(distillation_loss(student, teacher, 1.0), student)
     torch.testing.assert_close(ours, torch.autograd.grad(soft, student)[0])
 
 
-def test_at_a_high_temperature_the_gradient_is_the_difference_of_logits():
+def test_gradient_at_high_temperature_is_the_difference_of_logits():
     """Hinton et al. 2015, section 2.1: (z_i - v_i) / N for logits of mean zero, once 1/T^2 is made up for."""
     student, teacher = torch.randn(7, 11, dtype=torch.float64, requires_grad=True), torch.randn(7, 11).double()
     (ours,) = torch.autograd.grad(distillation_loss(student, teacher, 1e5), student)
@@ -67,7 +67,7 @@ def with_settings(objective, **changes):
 
 
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
-def test_a_student_learns_from_labels_and_from_its_teacher(workspace, implementation):
+def test_loss_is_the_weighted_sum_of_label_and_teacher_losses(workspace, implementation):
     objective, config, data = create("distill", workspace, model_drop_rate=0.0, model_implementation=implementation)
     teacher, _, checkpoint = load_model(workspace / "runs" / "teacher")
     assert objective.config.teacher.endswith(checkpoint.path.name)
@@ -87,7 +87,7 @@ def test_a_student_learns_from_labels_and_from_its_teacher(workspace, implementa
     torch.testing.assert_close(loss, NextToken(objective.model).eval()(**batch)[0])
 
 
-def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(workspace):
+def test_loss_and_gradient_are_zero_when_student_equals_teacher(workspace):
     objective, config, data = create("distill", workspace, model_n_layers=2, model_drop_rate=0.0)
     objective.model.load_state_dict(load_model(workspace / "runs" / "teacher")[0].state_dict())
     batch = objective.batch(objective.examples(config, data, data.train), range(5), (0,))
@@ -97,7 +97,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(workspac
     assert max(p.grad.abs().max() for p in objective.parameters()) < 1e-3
 
 
-def test_a_teacher_is_not_trained_moved_out_of_evaluation_or_saved(workspace, tmp_path):
+def test_teacher_is_not_trained_and_not_saved(workspace, tmp_path):
     trainer = start_run(short_config("distill", workspace), tmp_path / "run", quiet)
     (teacher,) = trainer.objective._teacher
     before = copy.deepcopy(teacher.state_dict())
@@ -112,7 +112,7 @@ def test_a_teacher_is_not_trained_moved_out_of_evaluation_or_saved(workspace, tm
     assert {id(p) for p in trainer.parameters} == {id(p) for p in trainer.objective.model.parameters()}
 
 
-def test_a_student_is_measured_and_writes_without_its_teacher(workspace, tmp_path):
+def test_student_can_be_evaluated_without_its_teacher(workspace, tmp_path):
     shutil.copytree(workspace / "runs" / "teacher", tmp_path / "teacher")
     objective = ObjectiveConfig(name="distill", teacher=str(tmp_path / "teacher"))
     trainer = train(short_config("distill", workspace, objective=objective), tmp_path / "run")
@@ -124,7 +124,7 @@ def test_a_student_is_measured_and_writes_without_its_teacher(workspace, tmp_pat
         resume_run(tmp_path / "run", log=quiet)
 
 
-def test_a_teachers_step_is_written_down_for_good(workspace, tmp_path):
+def test_checkpoint_of_the_teacher_is_fixed_when_the_run_starts(workspace, tmp_path):
     name = str(shutil.copytree(workspace / "runs" / "teacher", tmp_path / "teacher"))
     best = (tmp_path / "teacher/checkpoints/best").read_text().strip()
     other = next(step for step in RunFolder(name).steps() if step != best)
@@ -146,7 +146,7 @@ def test_a_teachers_step_is_written_down_for_good(workspace, tmp_path):
     assert resolve_config(named, trainer.data)[0].objective.teacher == f"{name}:{other}"
 
 
-def test_a_teacher_that_cannot_teach_is_refused(workspace, tmp_path, prepared):
+def test_unsuitable_teacher_is_refused(workspace, tmp_path, prepared):
     data, teacher = load_data(workspace / "documents"), str(workspace / "runs" / "teacher")
 
     def refused(words, name=teacher, data=data, **changes):
@@ -165,7 +165,7 @@ def test_a_teacher_that_cannot_teach_is_refused(workspace, tmp_path, prepared):
         refused(r"was trained with the objective reverse", str(tmp_path / name))
 
 
-def test_a_loss_in_bfloat16_is_summed_in_float32(workspace, tmp_path):
+def test_loss_in_bfloat16_is_summed_in_float32(workspace, tmp_path):
     objective, config, data = create("distill", workspace, model_drop_rate=0.0)
     batch = objective.batch(objective.examples(config, data, data.train), range(30), (0,))
     truth, _ = objective(**batch)

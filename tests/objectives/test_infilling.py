@@ -1,4 +1,4 @@
-"""GLM's blank infilling: spans and masks by hand and by brute force, its loss on six tokens, filling with a cache."""
+"""GLM's blank infilling: spans, masks and losses by hand and by brute force; filling with a cache."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def tensors(blanks):
     return {**batch, "n_context": torch.tensor([blanks.n_context])}
 
 
-def test_the_papers_example():
+def test_example_of_the_glm_paper():
     """Figure 2 of Du et al. 2022: x3 and x5 x6 are cut out of x1 .. x6, and written in the order x5 x6, x3."""
     blanks = cut_spans(TEXT, [(2, 3), (4, 6)], [1, 0], IDS)
     assert blanks.inputs.tolist() == [10, 11, 20, 13, 20, 21, 14, 15, 21, 12]
@@ -50,7 +50,7 @@ def test_the_papers_example():
         ([(0, 6)], [20], [10, 11, 12, 13, 14, 15, 22]),  # the whole text
     ],
 )
-def test_spans_wherever_they_are(spans, context, targets):
+def test_spans_at_every_position(spans, context, targets):
     blanks = cut_spans(TEXT, spans, range(len(spans)), IDS)
     assert blanks.inputs[: blanks.n_context].tolist() == context
     assert blanks.targets[blanks.n_context :].tolist() == targets
@@ -68,7 +68,7 @@ def test_spans_wherever_they_are(spans, context, targets):
         ([(0, 1), (2, 3)], [0, 0], "not a permutation"),
     ],
 )
-def test_spans_that_mean_nothing_are_refused(spans, order, complaint):
+def test_invalid_spans_are_refused(spans, order, complaint):
     with pytest.raises(ValueError, match=complaint):
         cut_spans(TEXT, spans, order, IDS)
 
@@ -81,7 +81,7 @@ def may_see(query, key, spans_of):
     return spans_of[query] is not None and key <= query  # what has been written already is seen by what is written
 
 
-def test_the_mask_by_brute_force():
+def test_attention_mask_equals_brute_force():
     blanks = cut_spans(TEXT, [(0, 1), (2, 3), (4, 6)], [2, 0, 1], IDS)
     spans_of = [None] * blanks.n_context + [0] * 3 + [1] * 2 + [2] * 2
     mask = infilling_mask(torch.tensor([blanks.n_context]), len(blanks.inputs))[0]
@@ -89,7 +89,7 @@ def test_the_mask_by_brute_force():
         assert bool(mask[query, key]) == may_see(query, key, spans_of), (query, key)
 
 
-def test_the_loss_on_six_tokens_by_hand():
+def test_loss_equals_one_forward_pass_per_target():
     """Each target's -ln p read off the logits of a text that ends with its predecessor, all of which it may see."""
     objective = tiny()
     blanks = cut_spans(TEXT, [(2, 3), (4, 6)], [1, 0], IDS)
@@ -112,7 +112,7 @@ def test_the_loss_on_six_tokens_by_hand():
     assert exact["val_filled"][1] == 2
 
 
-def test_a_span_sees_both_sides_and_nothing_of_its_answer():
+def test_spans_see_both_sides_but_not_their_own_targets():
     objective = tiny()
     losses = []
     for changed in (None, 3, 5, 14):  # the context behind the first span; the last token of the last span; ...
@@ -132,7 +132,7 @@ def test_a_span_sees_both_sides_and_nothing_of_its_answer():
     assert torch.equal(before, again)
 
 
-def test_padding_changes_no_loss():
+def test_padding_does_not_change_the_loss():
     objective = tiny()
     short = cut_spans(TEXT[:3], [(1, 2)], [0], IDS)
     long = cut_spans(TEXT, [(2, 3), (4, 6)], [0, 1], IDS)
@@ -148,7 +148,7 @@ def test_padding_changes_no_loss():
     assert counted == 2 + 5
 
 
-def test_spans_are_drawn_as_they_should_be():
+def test_all_arrangements_of_spans_are_equally_likely():
     """All arrangements of two tokens in one or two spans in a text of four, and how often each comes."""
     counts = {}
     for seed in range(6000):
@@ -189,7 +189,7 @@ def config_of(data, **model):
     )
 
 
-def test_a_batch_is_a_pure_function_of_its_key(data):
+def test_batch_depends_only_on_indices_and_key(data):
     config = config_of(data)
     objective = Infilling(GPTModel(config.model), config.objective)
     examples = objective.examples(config, data, data.train)
@@ -207,7 +207,7 @@ def test_a_batch_is_a_pure_function_of_its_key(data):
     assert sorted(kept + cut) == sorted(text)
 
 
-def test_filling_with_the_cache_is_filling_without(data):
+def test_filling_with_cache_equals_filling_without(data):
     config = config_of(data)
     objective = Infilling(GPTModel(config.model), config.objective).double().eval()
     ids = data.tokenizer.special_tokens
@@ -237,7 +237,7 @@ def test_filling_with_the_cache_is_filling_without(data):
         list(objective.generate_text("[MASK]" + "green " * 10 + "[MASK]", data.tokenizer, True))
 
 
-def test_a_context_too_short_is_said(data):
+def test_context_length_too_short_is_refused(data):
     config = config_of(data, context_length=3)
     with pytest.raises(ValueError, match="context_length is 3"):
         Infilling(GPTModel(config.model), config.objective).examples(config, data, data.train)

@@ -1,4 +1,4 @@
-"""BERT's losses: what is masked, and what of it counts, by hand and by counting; both halves; both sides seen."""
+"""BERT's masking, inputs and losses, by hand and by counting."""
 
 import math
 
@@ -41,13 +41,13 @@ def masked(data, **objective):
     return config, Masked(GPTModel(config.model), config.objective).double().eval()
 
 
-def test_the_special_tokens_follow_the_tokenizers_own(data):
+def test_special_tokens_follow_the_vocabulary(data):
     plain = data.tokenizer.base_vocab_size
     assert data.tokenizer.special_tokens == {EOT: plain - 1, "[CLS]": plain, "[SEP]": plain + 1, "[MASK]": plain + 2}
     assert data.tokenizer.vocab_size == plain + 3
 
 
-def test_what_is_chosen_by_counting():
+def test_shares_of_masked_random_and_kept_tokens():
     """15% are targets, exactly; of these 80% are masked, 10% another token (which may be the same), 10% themselves."""
     text = np.arange(200) % 50
     fates = np.zeros(3)
@@ -71,7 +71,7 @@ def test_at_least_one_token_is_chosen(n, chosen):
     assert (targets != X).sum() == chosen
 
 
-def test_a_pair_as_it_is_read(data):
+def test_input_is_cls_first_half_sep_second_half_sep(data):
     """[CLS] A [SEP] B [SEP]: B goes on where A ends, or is another document's; segments; nothing special counts."""
     config, objective = masked(data)
     examples = objective.examples(config, data, data.train)
@@ -100,7 +100,7 @@ def test_a_pair_as_it_is_read(data):
     assert 0.3 < np.mean(verdicts) < 0.7
 
 
-def test_the_loss_by_hand(data):
+def test_loss_by_hand(data):
     """Both losses from the plain logits of every token; their sum per token chosen, a pair's verdict weighing as much
     as its tokens."""
     config, objective = masked(data)
@@ -128,7 +128,7 @@ def test_the_loss_by_hand(data):
     assert measured["val_sentence_loss"][1] == 3
 
 
-def test_rows_of_a_batch_are_those_alone(data):
+def test_rows_of_a_batch_are_independent(data):
     """Padding changes no loss, and no row what is drawn for another."""
     for next_sentence in (True, False):
         config, objective = masked(data, next_sentence=next_sentence)
@@ -142,7 +142,7 @@ def test_rows_of_a_batch_are_those_alone(data):
         assert not torch.equal(other["inputs"][:, :9], objective.batch(examples, indices, (2, 2))["inputs"][:, :9])
 
 
-def test_both_sides_are_seen_and_the_answer_is_not(data):
+def test_hidden_states_see_both_sides(data):
     _, objective = masked(data, next_sentence=False)
     ids = data.tokenizer.special_tokens
     text = torch.tensor([[ids["[CLS]"], 3, ids["[MASK]"], 4, 5, ids["[SEP]"]]])
@@ -164,7 +164,7 @@ def test_without_next_sentence_there_is_one_loss(data):
     assert objective.trivial_losses(config, data)["uniform"] == pytest.approx(math.log(data.tokenizer.base_vocab_size))
 
 
-def test_masks_are_filled_in_and_only_they(data):
+def test_generation_fills_only_the_masks(data):
     for next_sentence in (True, False):
         _, objective = masked(data, next_sentence=next_sentence)
         prompt = "1 gr[MASK][MASK]n bottles"
@@ -175,7 +175,7 @@ def test_masks_are_filled_in_and_only_they(data):
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
-def test_the_shortest_texts(tmp_path, length):
+def test_shortest_texts(tmp_path, length):
     """Of one token nothing can be cut in two: it is left out, and a text of nothing else is refused."""
     data = prepare_data(corpus_of(tmp_path / "texts", *["abcd"[:length]] * 12), "char", tmp_path / "data")
     data = Masked.transform(data)
@@ -190,7 +190,7 @@ def test_the_shortest_texts(tmp_path, length):
         assert torch.isfinite(loss) and counted == 1
 
 
-def test_long_texts_are_cut_so_that_each_token_is_read_once(data):
+def test_long_texts_are_cut_and_each_token_read_once(data):
     config, objective = masked(data)
     short = TrainConfig(
         model=GPTConfig(data.tokenizer.vocab_size, 13, 16, 2, 1, 0.0), data=config.data, objective=config.objective
@@ -204,7 +204,7 @@ def test_long_texts_are_cut_so_that_each_token_is_read_once(data):
     assert all(objective.batch(examples, [i], (0,))["inputs"].size(1) <= 13 for i in range(len(examples)))
 
 
-def test_a_space_before_a_mask_belongs_to_the_word_that_is_missing():
+def test_space_before_a_mask_belongs_to_the_missing_word():
     tokenizer = with_special_tokens(get_tokenizer("gpt2"), ["[MASK]"])
     mask = tokenizer.special_tokens["[MASK]"]
     words = [tokenizer.encode(word)[0] for word in ("a", " cat")]

@@ -13,7 +13,7 @@ def workspace(tmp_path_factory):
     return create_workspace(tmp_path_factory.mktemp("workspace"))
 
 
-def test_labels_are_smoothed_in_training_alone(workspace):
+def test_label_smoothing_applies_only_in_training(workspace):
     objective, config, data = create(
         "next_token", workspace, model_drop_rate=0.0, objective=ObjectiveConfig(label_smoothing=0.3)
     )

@@ -39,7 +39,7 @@ def workspace(tmp_path_factory):
     return create_workspace(tmp_path_factory.mktemp("workspace"))
 
 
-def test_every_objective_may_be_named_in_a_config():
+def test_config_accepts_every_objective():
     (kind,) = (field.type for field in dataclasses.fields(ObjectiveConfig) if field.name == "name")
     assert set(OBJECTIVES) <= set(get_args(kind))
     assert {"next_token", "reverse", "sft", "distill"} <= set(OBJECTIVES)
@@ -47,7 +47,7 @@ def test_every_objective_may_be_named_in_a_config():
 
 
 @EVERY_OBJECTIVE
-def test_a_stopped_run_is_the_run_that_never_stopped(name, workspace, tmp_path):
+def test_resumed_run_equals_uninterrupted_run(name, workspace, tmp_path):
     config = short_config(name, workspace)
     truth = train(config, tmp_path / "truth")
     assert from_dict(TrainConfig, read_toml(tmp_path / "truth" / "config.toml")) == truth.config
@@ -63,7 +63,7 @@ def test_a_stopped_run_is_the_run_that_never_stopped(name, workspace, tmp_path):
 
 
 @EVERY_OBJECTIVE
-def test_micro_batches_of_any_size_make_the_same_steps(name, workspace, tmp_path):
+def test_micro_batch_size_does_not_change_the_steps(name, workspace, tmp_path):
     weights = []
     for batch_size in (8, 2, 1):
         objective, config, data = create(
@@ -85,7 +85,7 @@ def test_micro_batches_of_any_size_make_the_same_steps(name, workspace, tmp_path
 
 
 @EVERY_OBJECTIVE
-def test_a_batch_is_a_function_of_its_arguments_and_padding_changes_nothing(name, workspace):
+def test_batch_is_deterministic_and_padding_does_not_change_the_loss(name, workspace):
     objective, config, data = create(name, workspace)
     examples = objective.examples(config, data, data.train)
     together = objective.batch(examples, range(6), (3, 5))
@@ -99,7 +99,7 @@ def test_a_batch_is_a_function_of_its_arguments_and_padding_changes_nothing(name
 
 
 @EVERY_OBJECTIVE
-def test_a_run_can_be_measured_and_writes_or_says_why_not(name, workspace, tmp_path, monkeypatch, capfd):
+def test_evaluate_and_generate_work_or_explain_why_not(name, workspace, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     train(short_config(name, workspace, sample_every=0), tmp_path / "runs" / "mine")
     capfd.readouterr()
@@ -123,7 +123,7 @@ def test_a_run_can_be_measured_and_writes_or_says_why_not(name, workspace, tmp_p
 
 
 @EVERY_OBJECTIVE
-def test_prompts_are_continued_or_their_blanks_filled(name, workspace, tmp_path, monkeypatch, capfd):
+def test_generate_continues_prompts_or_fills_masks(name, workspace, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     objective = train(short_config(name, workspace, max_steps=2), tmp_path / "runs" / "mine").objective
     prompt = "7 green" if objective.continues_prompts else "7 green[MASK] more"
@@ -142,7 +142,7 @@ def test_prompts_are_continued_or_their_blanks_filled(name, workspace, tmp_path,
 
 @pytest.mark.parametrize("adapter", [AdapterConfig("lora", rank=2), AdapterConfig("prefix", length=3)])
 @pytest.mark.parametrize("name", ["sft", "distill"])
-def test_any_objective_trains_an_adapter(workspace, tmp_path, adapter, name):
+def test_objectives_train_adapters(workspace, tmp_path, adapter, name):
     config = short_config(
         name, workspace, adapter=adapter, init_from=str(workspace / "runs" / "teacher"), model=GPTConfig(0)
     )
@@ -180,7 +180,7 @@ class Drawn(Objective):
         }
 
 
-def test_what_is_drawn_depends_on_the_key_and_on_the_window():
+def test_example_rng_depends_on_key_and_index():
     assert example_rng((1, 2), 3).random(4).tolist() == example_rng((1, 2), 3).random(4).tolist()
     others = [
         example_rng((1, 2), 4),
@@ -193,7 +193,7 @@ def test_what_is_drawn_depends_on_the_key_and_on_the_window():
 
 
 @pytest.mark.parametrize("eval_batches", [0, 1, 2, 3, 100])
-def test_an_evaluation_is_a_plain_loop_over_batches_spread_evenly(workspace, eval_batches):
+def test_evaluation_equals_a_loop_over_evenly_spread_batches(workspace, eval_batches):
     base, config, data = create("next_token", workspace, batch_size=1, eval_batches=eval_batches)
     objective = Drawn(base.model)
     examples = objective.examples(config, data, data.val)
@@ -214,7 +214,7 @@ def test_an_evaluation_is_a_plain_loop_over_batches_spread_evenly(workspace, eva
 
 
 @EVERY_OBJECTIVE
-def test_evaluating_touches_no_random_state_and_no_mode(name, workspace):
+def test_evaluation_keeps_random_state_and_training_mode(name, workspace):
     objective, config, data = create(name, workspace)
     objective.train()
     objective.model.final_norm.eval()
@@ -230,7 +230,7 @@ def test_evaluating_touches_no_random_state_and_no_mode(name, workspace):
 
 
 @pytest.mark.parametrize("name", ["reverse", "sft", "distill"])
-def test_other_objectives_smooth_theirs_too(name, workspace):
+def test_label_smoothing_of_other_objectives(name, workspace):
     objective, config, data = create(name, workspace, model_drop_rate=0.0)
     objective.config = dataclasses.replace(objective.config, label_smoothing=0.3)
     if name == "distill":

@@ -24,7 +24,7 @@ def brute_ranks(logits, targets):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_ranks_are_places_in_a_sorted_list(dtype):
+def test_ranks_equal_sorting(dtype):
     """Whole numbers as logits, so that ties abound; infinite ones among them."""
     logits = torch.randint(-3, 4, (5, 7, 11)).to(dtype)
     logits[logits == -3] = -torch.inf
@@ -40,14 +40,14 @@ def test_ranks_are_places_in_a_sorted_list(dtype):
     assert accuracy(logits, targets) == np.mean(ranks.numpy() == 0)
 
 
-def test_of_equal_logits_the_lower_id_comes_first():
+def test_equal_logits_rank_by_token_id():
     logits = torch.zeros(1000, 10)
     targets = torch.arange(1000) % 10
     assert [top_k_accuracy(logits, targets, k) for k in (1, 3, 10)] == [0.1, 0.3, 1.0]  # no more than a guess
     assert target_ranks(torch.full((1, 4), -torch.inf), torch.tensor([2])).tolist() == [2]
 
 
-def test_ignored_targets_count_nowhere():
+def test_ignored_targets_are_not_counted():
     logits = torch.randn(4, 6, 9)
     targets = torch.randint(0, 9, (4, 6), dtype=torch.int32)
     counted = torch.rand(4, 6) < 0.5
@@ -81,7 +81,7 @@ def brute_accuracy(model, spans, tokens, k):
 
 @pytest.mark.parametrize(("backbone", "implementation"), [("gpt", "fused"), ("gpt", "reference"), ("lstm", "fused")])
 @pytest.mark.parametrize("rows", [3, 1000])
-def test_accuracy_comes_from_the_pass_of_the_loss(backbone, implementation, rows, monkeypatch):
+def test_top_k_accuracy_needs_no_second_forward_pass(backbone, implementation, rows, monkeypatch):
     """The same loss to the last bit, never more logits at once than a chunk holds, in documents too."""
     monkeypatch.setattr(fused, "MAX_LOGITS", rows * 31)
     model = tiny(backbone, implementation).double()
@@ -117,7 +117,7 @@ def test_overlapping_windows_count_each_token_once():
     assert evaluate_top_k(model, tokens, 8, stride=3, top_k=(1,)).accuracy() == np.mean(tokens[1:] == 0)
 
 
-def test_the_accuracy_of_a_diverged_model_is_an_error():
+def test_accuracy_of_nan_logits_is_an_error():
     model = tiny()
     with torch.no_grad():
         model.out_head.weight[3] = math.nan
@@ -125,7 +125,7 @@ def test_the_accuracy_of_a_diverged_model_is_an_error():
         evaluate_top_k(model, np.arange(20), 8, top_k=(1,))
 
 
-def test_the_worked_examples():
+def test_docstring_examples():
     result = doctest.testmod(gpt.objectives.ranks)
     assert result.attempted >= 1
     assert result.failed == 0

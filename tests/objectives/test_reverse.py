@@ -29,7 +29,7 @@ def workspace(tmp_path_factory):
     return create_workspace(tmp_path_factory.mktemp("workspace"))
 
 
-def test_the_tokens_are_turned_and_the_texts_are_not(workspace):
+def test_transform_reverses_tokens_but_not_documents(workspace):
     data = load_data(workspace / "documents")
     turned = Reverse.transform(data)
     for split, other in ((data.train, turned.train), (data.val, turned.val)):
@@ -41,7 +41,7 @@ def test_the_tokens_are_turned_and_the_texts_are_not(workspace):
     assert list(again.documents(again.val)) == TEXTS[36:]
 
 
-def test_a_text_that_is_not_divided_is_turned_too(tmp_path):
+def test_transform_reverses_a_text_without_documents(tmp_path):
     data = Reverse.transform(prepare_data(corpus_of(tmp_path / "in", "abcdefghij" * 5), "char", tmp_path / "out"))
     assert "".join(data.documents(data.val)) == "fghij"
     assert data.tokenizer.decode(data.val.tokens) == "jihgf"
@@ -55,7 +55,7 @@ def test_a_text_that_is_not_divided_is_turned_too(tmp_path):
     assert not objective.has_entropy_floor(config)
 
 
-def test_the_loss_of_reverse_is_that_of_the_reversed_tokens_one_by_one(workspace):
+def test_loss_equals_log_probability_of_reversed_tokens(workspace):
     objective, config, data = create("reverse", workspace)
     encode, eot_id = data.tokenizer.encode, data.tokenizer.eot_id
     expected = [-log_probability(objective.model, [eot_id, *encode(text)[::-1], eot_id]) for text in TEXTS[:35:-1]]
@@ -92,7 +92,7 @@ class Exact(nn.Module):
         return losses
 
 
-def test_a_source_has_the_same_entropy_from_either_end(tmp_path):
+def test_entropy_is_the_same_in_both_directions(tmp_path):
     """Words over two letters, not the same from both ends: each model knows all conditional probabilities of its own
     direction, and both find -ln p of each word."""
     words = {"a": 0.4, "ab": 0.2, "abb": 0.1, "bab": 0.05, "bb": 0.05, "baa": 0.2}
@@ -115,7 +115,7 @@ def some_tales(tmp_path_factory):
     return prepare_data(open_corpus("tales:30"), "char", tmp_path_factory.mktemp("tales") / "data", 0.1)
 
 
-def test_the_floor_of_tales_is_that_of_each_tale_and_baselines_read_from_the_right(some_tales):
+def test_entropy_floor_is_per_tale_and_ngrams_read_right_to_left(some_tales):
     texts = tales.generate(30)
     data = Reverse.transform(some_tales)
     config = TrainConfig(data=DataConfig(path=str(data.folder), packing="document"))
@@ -139,7 +139,7 @@ def test_the_floor_of_tales_is_that_of_each_tale_and_baselines_read_from_the_rig
         assert compute_baselines(objective, other, data).entropy_floor is None
 
 
-def test_tales_that_are_written_from_their_end_are_judged_as_tales(some_tales, monkeypatch):
+def test_samples_are_checked_in_reading_order(some_tales, monkeypatch):
     known, new = tales.generate(30)[3], tales.generate(40)[39]
     data, model = Reverse.transform(some_tales), GPTModel(GPTConfig(vocab_size=5, emb_dim=8, n_heads=2, n_layers=1))
     written = [data.tokenizer.encode(text)[::-1] for text in (known, new, new[::-1])]
@@ -150,7 +150,7 @@ def test_tales_that_are_written_from_their_end_are_judged_as_tales(some_tales, m
 
 
 @pytest.mark.parametrize("prepend_eot", [True, False])
-def test_what_reverse_writes_ends_with_the_prompt(workspace, prepend_eot):
+def test_generated_text_ends_with_the_prompt(workspace, prepend_eot):
     objective, _, data = create("reverse", workspace)
     tokenizer = data.tokenizer
     prompt = [tokenizer.eot_id] * prepend_eot + tokenizer.encode("one more")[::-1]

@@ -38,7 +38,7 @@ def tiny_model():
     return GPTModel(GPTConfig(vocab_size=5, context_length=8, emb_dim=8, n_heads=2, n_layers=2, drop_rate=0.0)).eval()
 
 
-def test_a_pair_by_hand(tiny_model):
+def test_loss_of_a_pair_by_hand(tiny_model):
     """ab -> cd: only c, d and the end are asked for, of the six tokens that are read or written."""
     objective = SFT(tiny_model)
     batch = objective.batch(pairs_by_hand(), [0], (0,))
@@ -50,7 +50,7 @@ def test_a_pair_by_hand(tiny_model):
     assert int(count) == 3
 
 
-def test_pairs_of_several_lengths_by_hand(tiny_model):
+def test_batch_of_pairs_by_hand(tiny_model):
     pairs = pairs_by_hand()
     assert len(pairs) == 3
     assert [pairs.pair(i) for i in range(3)] == [([0, 1], [2, 3]), ([0], [2, 2, 3]), ([], [3])]
@@ -73,7 +73,7 @@ def test_pairs_of_several_lengths_by_hand(tiny_model):
     assert int(count) == 2 + 4 + 3
 
 
-def test_a_prompt_gives_context_and_no_loss(tiny_model):
+def test_prompt_tokens_are_not_targets(tiny_model):
     objective = SFT(tiny_model)
     batch = objective.batch(pairs_by_hand(), [0], (0,))
     other = {**batch, "inputs": batch["inputs"].clone()}
@@ -91,7 +91,7 @@ def test_a_prompt_gives_context_and_no_loss(tiny_model):
     ("context_length", "inputs"),
     [(9, [4, 0, 1, 2, 3, 0, 1, 2, 2]), (8, [4, 1, 2, 3, 0, 1, 2, 2]), (5, [4, 0, 1, 2, 2]), (3, [4, 2, 2])],
 )
-def test_the_beginning_of_a_prompt_that_is_too_long_is_left_out(context_length, inputs):
+def test_long_prompts_lose_their_beginning(context_length, inputs):
     tokens = np.array([4, 0, 1, 2, 3, 0, 1, 4, 2, 2, 4], np.uint16)
     found, targets = PairExamples(tokens, 4, context_length).batch([0])
     assert found.tolist() == [inputs]
@@ -102,7 +102,7 @@ def test_the_beginning_of_a_prompt_that_is_too_long_is_left_out(context_length, 
         PairExamples(tokens, 4, 2)
 
 
-def test_what_cannot_be_learnt_as_pairs_is_refused(workspace):
+def test_unsuitable_data_is_refused(workspace):
     pairs, documents = load_data(workspace / "pairs"), load_data(workspace / "documents")
     config = short_config("sft", workspace)
     assert resolve_config(config, pairs)[0].model.vocab_size == pairs.tokenizer.vocab_size
@@ -115,7 +115,7 @@ def test_what_cannot_be_learnt_as_pairs_is_refused(workspace):
     assert resolve_config(change(config, model_context_length=3), pairs)
 
 
-def test_targets_that_match_are_those_that_greedy_decoding_writes(tmp_path):
+def test_exact_match_equals_greedy_generation(tmp_path):
     """Of a model that has learnt some of them: two prompts are asked for two different things, of which one can be."""
     pairs = [(f"{n % 6}+", f"={n % 6 * 7}{'!' * (n > 5)}") for n in range(8)] * 2
     data = prepare_data(pairs_of(tmp_path / "in", pairs), "char", tmp_path / "out", 0.5)
@@ -151,7 +151,7 @@ def test_targets_that_match_are_those_that_greedy_decoding_writes(tmp_path):
     assert shares[0] == 0
 
 
-def test_the_baselines_of_pairs_are_those_of_their_targets(workspace):
+def test_baselines_count_only_responses(workspace):
     objective, config, data = create("sft", workspace)
     train, val = ([[*target, "end"] for _, target in pairs] for pairs in (PAIRS[:24], PAIRS[24:]))
     counts, vocab_size = Counter(token for target in train for token in target), data.tokenizer.vocab_size
@@ -178,7 +178,7 @@ def test_the_baselines_of_pairs_are_those_of_their_targets(workspace):
     )
 
 
-def test_a_sample_of_pairs_shows_a_prompt_and_the_truth(workspace):
+def test_sample_shows_a_prompt_and_the_true_response(workspace):
     objective, config, data = create("sft", workspace)
     for seed in (0, 1, 8):
         prompt, target = PAIRS[24 + seed % 6]

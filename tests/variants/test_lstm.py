@@ -60,7 +60,7 @@ def with_random_norm(model):
 
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
 @pytest.mark.parametrize("n_layers", [1, 3])
-def test_logits_and_losses_are_those_of_torchs_modules(implementation, n_layers):
+def test_logits_losses_and_gradients_equal_pytorch_modules(implementation, n_layers):
     model = create_model(GPTConfig(**{**LSTM, "implementation": implementation, "n_layers": n_layers})).double().eval()
     with_random_norm(model)
     plain = Plain(n_layers=n_layers).double()
@@ -85,12 +85,12 @@ def test_logits_and_losses_are_those_of_torchs_modules(implementation, n_layers)
     torch.testing.assert_close(model.final_norm.scale.grad, plain.norm.weight.grad)
 
 
-def test_a_loss_of_the_lstm_over_no_target_is_an_error(lstm):
+def test_loss_without_targets_is_an_error(lstm):
     with pytest.raises(ValueError, match="no target"):
         lstm(torch.zeros(1, 3, dtype=torch.long), torch.full((1, 3), -100))
 
 
-def test_the_lstm_sees_nothing_of_what_comes_later(lstm):
+def test_lstm_is_causal(lstm):
     ids = torch.randint(0, 19, (2, 10))
     for place in range(10):
         changed = ids.clone()
@@ -101,7 +101,7 @@ def test_the_lstm_sees_nothing_of_what_comes_later(lstm):
 
 
 @pytest.mark.parametrize("cuts", [[1] * 9, [4, 5], [3, 1, 5]], ids=str)
-def test_cached_hidden_states_are_the_uncached_ones(lstm, cuts):
+def test_cached_hidden_states_equal_uncached(lstm, cuts):
     ids = torch.randint(0, 19, (3, 9))
     cache = KVCache(2, 9)
     parts = [lstm.hidden_states(part, cache=cache) for part in ids.split(cuts, dim=1)]
@@ -109,7 +109,7 @@ def test_cached_hidden_states_are_the_uncached_ones(lstm, cuts):
     assert cache.length == 9
 
 
-def test_context_length_is_no_limit_of_the_recurrence(lstm):
+def test_lstm_reads_beyond_context_length(lstm):
     """A text of any length is read, with a cache of any size: there are no positions to run out of. `generate` and
     `evaluate` keep to context_length all the same, so that both backbones are measured alike."""
     ids = torch.randint(0, 19, (2, 35))
@@ -120,7 +120,7 @@ def test_context_length_is_no_limit_of_the_recurrence(lstm):
         evaluate(lstm, np.arange(19), 11)
 
 
-def test_evaluation_of_the_lstm_predicts_each_token_once(lstm):
+def test_evaluation_predicts_each_token_once(lstm):
     tokens = np.random.default_rng(0).integers(0, 19, 34)
     truth = []
     for start in range(0, 33, 10):
@@ -133,7 +133,7 @@ def test_evaluation_of_the_lstm_predicts_each_token_once(lstm):
 
 @pytest.mark.parametrize("n_prompt", [4, 17])
 @pytest.mark.parametrize("new", [0, 1, 6, 25])
-def test_greedy_generation_of_the_lstm_equals_the_oracle(lstm, n_prompt, new, monkeypatch):
+def test_greedy_generation_equals_generate_text_simple(lstm, n_prompt, new, monkeypatch):
     """In tokens and in logits: a tiny model may choose the same token from other logits."""
     seen = []
     monkeypatch.setattr("gpt.generation.sample_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
@@ -166,7 +166,7 @@ def test_unequal_prompts_that_both_fill_the_window_need_no_padding(lstm):
     [{"mask": "full"}, {"mask": torch.ones(4, 4, dtype=torch.bool).tril()}, {"positions": torch.arange(4)}],
     ids=["full", "tensor", "positions"],
 )
-def test_masks_and_positions_mean_nothing_to_the_lstm(lstm, kwargs):
+def test_masks_and_positions_are_refused(lstm, kwargs):
     ids = torch.randint(0, 19, (2, 4))
     for call in (lstm, lstm.hidden_states):
         with pytest.raises(ValueError, match="no mask, no positions"):
@@ -175,7 +175,7 @@ def test_masks_and_positions_mean_nothing_to_the_lstm(lstm, kwargs):
 
 @pytest.mark.parametrize("n_layers", [1, 2])
 @pytest.mark.parametrize("tied", [False, True])
-def test_parameters_of_the_lstm_by_formula(n_layers, tied):
+def test_number_of_parameters(n_layers, tied):
     """Each layer has 4 gates of D·D from the input, D·D from the state, and two biases of D."""
     V, D = 19, 16
     model = create_model(GPTConfig(**{**LSTM, "n_layers": n_layers, "tie_embeddings": tied}))
@@ -187,7 +187,7 @@ def test_parameters_of_the_lstm_by_formula(n_layers, tied):
 
 
 @pytest.mark.parametrize(("init", "std"), [("pytorch", 1.0), ("gpt2", 0.02)])
-def test_initial_weights_of_the_lstm(init, std):
+def test_initial_weights(init, std):
     """The layers' own defaults, or N(0, 0.02) for both tables; the recurrence is uniform in ±1/sqrt(D) either way."""
     model = create_model(GPTConfig(**{**LSTM, "vocab_size": 500, "emb_dim": 64, "init": init}))
     assert model.tok_emb.weight.std().item() == pytest.approx(std, rel=0.05)
@@ -198,7 +198,7 @@ def test_initial_weights_of_the_lstm(init, std):
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])
-def test_dropout_of_the_lstm_is_for_training_only(n_layers):
+def test_dropout_applies_only_in_training(n_layers):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nn.LSTM's, of dropout between the layers where there is one
         model = create_model(GPTConfig(**{**LSTM, "n_layers": n_layers}))
@@ -208,7 +208,7 @@ def test_dropout_of_the_lstm_is_for_training_only(n_layers):
     assert torch.equal(model(ids), model(ids))
 
 
-def test_create_model_makes_the_backbone_that_is_named():
+def test_create_model_returns_the_named_backbone():
     for backbone, kind in (("gpt", GPTModel), ("lstm", LSTMModel)):
         config = GPTConfig(**{**LSTM, "backbone": backbone})
         model = create_model(config)
@@ -235,7 +235,7 @@ def in_one_buffer(model):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("place", [lambda model: model, in_one_buffer], ids=["apart", "in one buffer"])
-def test_a_checkpoint_of_the_lstm_is_loaded_as_it_was_saved(tmp_path, tied, place):
+def test_checkpoint_of_an_lstm_loads_unchanged(tmp_path, tied, place):
     tokenizer = get_tokenizer("char", ["abcdefghijklmnopqrs"])
     config = TrainConfig(model=GPTConfig(**{**LSTM, "tie_embeddings": tied}))
     run = RunFolder(tmp_path / "run")

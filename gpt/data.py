@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gpt.config import TrainConfig
 from gpt.ops.reference import IGNORE_INDEX
-from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
 Tokens = np.ndarray | Tensor | Sequence[int]
@@ -193,14 +191,3 @@ def create_dataloader(
             f"{len(examples)} examples fill no batch of {batch_size}: lower batch_size, or drop_last=False"
         )
     return DataLoader(examples, batch_sampler=sampler, num_workers=num_workers)
-
-
-# --- a run's data -----------------------------------------------------------------------------------------------------
-
-
-def create_examples(config: TrainConfig, data: PreparedData, split: TokenFile | None = None) -> Examples:
-    """Return the examples of a split (default: training), packed or by document as the config says."""
-    tokens = (split or data.train).tokens
-    if config.data.packing == "document":
-        return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id)
-    return PackedExamples(tokens, config.model.context_length, config.data.stride)

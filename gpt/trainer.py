@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from gpt.checkpoint import Checkpoint, RunFolder, frozen_names, named_weights
+from gpt.checkpoint import Checkpoint, RunFolder
 from gpt.config import TrainConfig
 from gpt.data import ExampleSampler
 from gpt.loss import Evaluation
@@ -214,7 +214,7 @@ class Trainer:
     def _save(self, is_best: bool) -> None:
         """Save a checkpoint; rank 0 writes it."""
         self.saved_at = self.step
-        weights = named_weights(self.objective, self.ctx)
+        weights = self.objective.named_weights(self.ctx)
         training_state = {
             "optimizer": self.ctx.full_state_dict(self.optimizer.state_dict()),
             "random": self.ctx.all_gather(random_state(self.device)),
@@ -226,7 +226,7 @@ class Trainer:
             "config": dataclasses.asdict(self.config),
         }
         if self.ctx.is_main:
-            frozen, keep = frozen_names(self.objective), self.config.keep_checkpoints
+            frozen, keep = self.objective.frozen_names(), self.config.keep_checkpoints
             try:
                 self.run.save(weights, frozen, training_state, state, is_best, keep)
             except FloatingPointError as error:

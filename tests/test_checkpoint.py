@@ -13,11 +13,12 @@ from crashes import Disk, Killed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.checkpoint import RunFolder, load_weights, named_weights, read_state
+from gpt.checkpoint import RunFolder, read_state
 from gpt.config import GPTConfig, TrainConfig
 from gpt.exchange.models import load_model
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
+from gpt.objectives.weights import load_weights, named_weights
 from gpt.system.files import checksummed
 from gpt.text.tokenizers import get_tokenizer
 

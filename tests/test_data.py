@@ -18,11 +18,11 @@ from gpt.data import (
     ExampleSampler,
     PackedExamples,
     create_dataloader,
-    create_examples,
     document_spans,
     packed_spans,
 )
 from gpt.objectives.next_token import NextToken
+from gpt.objectives.objective import create_examples
 from gpt.text.prepare import encode_documents, prepare_data
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import CharTokenizer

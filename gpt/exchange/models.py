@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from gpt.checkpoint import Checkpoint, RunFolder, load_weights, named_weights
+from gpt.checkpoint import Checkpoint, RunFolder
 from gpt.config import GPTConfig, TrainConfig
 from gpt.exchange.pretrained import is_pretrained, open_pretrained
 from gpt.model import GPTModel
 from gpt.objectives import OBJECTIVES, NextToken, Objective
+from gpt.objectives.weights import load_weights, named_weights
 from gpt.system.files import sha256
 from gpt.system.paths import existing_run, find_path, is_run
 from gpt.token_files import PreparedData, load_data

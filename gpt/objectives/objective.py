@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.data import create_examples
+from gpt.data import DocumentExamples, Examples, PackedExamples
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.documents import generate_ids, sample_documents
 from gpt.objectives.unigram import MAX_TOKENS, unigram_loss
+from gpt.objectives.weights import frozen_names, named_weights
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.text.tokenizers import decode_stream
 from gpt.token_files import PreparedData, TokenFile
@@ -45,6 +46,14 @@ class Objective(nn.Module):
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return (loss summed in nats, number of tokens), two scalars, for a batch made by `batch`."""
         raise NotImplementedError
+
+    def named_weights(self, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
+        """Return all tensors by the names under which checkpoints store them."""
+        return named_weights(self, ctx)
+
+    def frozen_names(self) -> set[str]:
+        """Return the names of the parameters that are not trained."""
+        return frozen_names(self)
 
     @property
     def smoothing(self) -> float:
@@ -187,3 +196,11 @@ class Objective(nn.Module):
 def example_rng(key: tuple[int, ...], index: int) -> np.random.Generator:
     """Return the random generator of example `index` under a key."""
     return np.random.default_rng([*key, index])
+
+
+def create_examples(config: TrainConfig, data: PreparedData, split: TokenFile | None = None) -> Examples:
+    """Return the examples of a split (default: training), packed or by document as the config says."""
+    tokens = (split or data.train).tokens
+    if config.data.packing == "document":
+        return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id)
+    return PackedExamples(tokens, config.model.context_length, config.data.stride)

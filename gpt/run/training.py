@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from gpt.checkpoint import Checkpoint, RunFolder, load_weights
+from gpt.checkpoint import Checkpoint, RunFolder
 from gpt.config import GPTConfig, TrainConfig, config_fields, to_toml
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.objectives.objective import example_rng
+from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
 from gpt.system.device import choose_device

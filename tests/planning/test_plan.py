@@ -10,7 +10,8 @@ import torch
 from conftest import corpus_of
 
 from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, TrainConfig
-from gpt.data import create_examples, packed_spans, padded_batch
+from gpt.data import packed_spans, padded_batch
+from gpt.objectives.objective import create_examples
 from gpt.planning.hardware import get_hardware
 from gpt.planning.plan import (
     check_fits,

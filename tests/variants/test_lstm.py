@@ -11,13 +11,14 @@ from conftest import saved_state
 from numerics import tolerance
 from torch import nn
 
-from gpt.checkpoint import RunFolder, load_weights, named_weights
+from gpt.checkpoint import RunFolder
 from gpt.config import GPTConfig, TrainConfig
 from gpt.exchange.models import load_model
 from gpt.generation import generate, generate_text_simple
 from gpt.loss import evaluate
 from gpt.model import GPTModel, KVCache
 from gpt.objectives.next_token import NextToken
+from gpt.objectives.weights import load_weights, named_weights
 from gpt.text.tokenizers import get_tokenizer
 from gpt.variants import create_model
 from gpt.variants.lstm import LSTMModel

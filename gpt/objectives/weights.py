@@ -1,0 +1,49 @@
+"""The tensors of an objective or a model, by the names under which checkpoints store them."""
+
+from torch import Tensor, nn
+
+from gpt.model import GPTModel
+from gpt.system.distributed import SINGLE_PROCESS, DistContext
+
+
+def named_weights(objective: nn.Module, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
+    """Return an objective's tensors: the model's under GPTModel's names, the objective's own under `objective.`.
+
+    A tied tensor appears once, under its first name. With several processes rank 0 gets full tensors, the others none.
+    """
+    named, seen = {}, set()
+    for name, tensor in objective.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            full = ctx.full_state_dict(tensor.detach())
+            if ctx.is_main:
+                named[_saved_name(objective, name)] = full.contiguous()
+    return named
+
+
+def frozen_names(objective: nn.Module) -> set[str]:
+    """Return the names, as in `named_weights`, of the parameters that are not trained."""
+    return {_saved_name(objective, name) for name, p in objective.named_parameters() if not p.requires_grad}
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load tensors named by `named_weights` into an objective or a GPTModel. ValueError unless all fit exactly."""
+    own = module.state_dict()
+    first_name = {}  # data pointer -> first name of that tensor
+    for name, tensor in own.items():
+        first_name.setdefault(tensor.data_ptr(), _saved_name(module, name))
+    expected = {first_name[t.data_ptr()]: tuple(t.shape) for t in own.values()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise ValueError(
+            f"the weights do not fit the model in {len(wrong)} tensors, the first {wrong[0]}: "
+            f"expected {expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}"
+        )
+    module.load_state_dict({name: weights[first_name[t.data_ptr()]] for name, t in own.items()})
+
+
+def _saved_name(module: nn.Module, name: str) -> str:
+    if isinstance(module, GPTModel):
+        return name
+    return name.removeprefix("model.") if name.startswith("model.") else f"objective.{name}"

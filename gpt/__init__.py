@@ -4,7 +4,7 @@ import importlib
 
 _HOME = {
     "GPT_CONFIG_124M": "config",
-    "GPT2_SIZES": "config",
+    "GPT2_SIZES": "exchange.layouts",
     "GPTConfig": "config",
     "TrainConfig": "config",
     "GPTModel": "model",

@@ -63,7 +63,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
     """Read a checkpoint and check it against its checksums. ValueError if a file is missing or damaged.
 
-    Without `training` the optimizer state, up to twice the size of the weights, is not read.
+    Nothing in it is executed. Without `training` the optimizer state, up to twice the size of the weights, is not read.
     """
     state = read_state(folder)
     try:
@@ -74,13 +74,12 @@ def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
             frozen = folder.parent.parent / "frozen.safetensors"
             _check_sha256(frozen, state["frozen"])
             weights = {**safetensors.torch.load_file(frozen), **weights}
-        training_state = None
-        if training:  # weights_only: a checkpoint never executes code
-            training_state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
+        path = folder / "training_state.pt"
+        training_state = torch.load(path, map_location="cpu", weights_only=True) if training else None
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
     except pickle.UnpicklingError:
-        raise ValueError(f"{folder / 'training_state.pt'} is damaged: it holds more than tensors") from None
+        raise ValueError(f"{path} is damaged: it holds more than tensors") from None
     return Checkpoint(folder, weights, training_state, state)
 
 

@@ -11,12 +11,11 @@ from gpt.system.distributed import full_tensor, shard_like
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Return the trainable parameters in two groups: matrices with weight decay, vectors (biases, norms) without."""
+    """Return the trainable parameters in groups: matrices with weight decay, vectors (biases, norms) without."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    matrices, vectors = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 def is_hidden(name: str, dim: int) -> bool:
@@ -30,8 +29,7 @@ def is_hidden(name: str, dim: int) -> bool:
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) for the trainable parameters of `module`, or Muon for
     its hidden matrices and AdamW for the rest. ValueError if nothing is trainable."""
-    groups = [group for group in parameter_groups(module, config.weight_decay) if group["params"]]
-    if not groups:
+    if not (groups := parameter_groups(module, config.weight_decay)):
         raise ValueError("nothing to train: no parameter requires a gradient")
     hidden = {p: name for name, p in module.named_parameters() if p.requires_grad and is_hidden(name, p.dim())}
     if config.name == "adamw" or not hidden:
@@ -89,8 +87,6 @@ def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: flo
     torch._foreach_mul_(gradients, factor)
     return norm
 
-
-# --- Muon ---
 
 # Three polynomials x -> a·x + b·x^3 + c·x^5 that together take singular values from 0.01 .. 1 to 0.18 .. 1.87: the
 # first rows of table 1 in Amsel et al. 2025, "The Polar Express", arXiv:2505.16932. More rows come closer to 1 but

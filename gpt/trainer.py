@@ -152,8 +152,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         synchronize(self.device)
         self.step += 1
-        self.report_due = True
-        self.grad_norm = norm
+        self.report_due, self.grad_norm = True, norm
         self.tokens_seen += n_tokens
         self.loss_sum, self.loss_tokens = self.loss_sum + loss_sum, self.loss_tokens + n_tokens
         self.timed_tokens += n_tokens

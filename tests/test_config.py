@@ -15,7 +15,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt.config import (
-    GPT2_SIZES,
     GPT_CONFIG_124M,
     DataConfig,
     GPTConfig,
@@ -27,6 +26,7 @@ from gpt.config import (
     read_toml,
     to_toml,
 )
+from gpt.exchange.layouts import GPT2_SIZES
 from gpt.model import GPTModel
 from gpt.system.errors import did_you_mean
 

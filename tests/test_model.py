@@ -9,7 +9,8 @@ from numerics import tolerance
 from torch import nn
 
 from gpt import ops
-from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
+from gpt.config import GPT_CONFIG_124M, GPTConfig
+from gpt.exchange.layouts import GPT2_SIZES
 from gpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
 from gpt.model import GELU, FeedForward, GPTModel, KVCache, LayerNorm, MultiHeadAttention, TransformerBlock
 from gpt.ops import use_implementation

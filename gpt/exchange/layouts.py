@@ -12,6 +12,14 @@ from torch import Tensor
 from gpt.config import GPTConfig
 from gpt.model import GPTModel
 
+# GPT-2's four published sizes (Radford et al. 2019, table 2), with the biases and the tied head of its checkpoints.
+GPT2_SIZES = {
+    name: GPTConfig(emb_dim=D, n_heads=H, n_layers=L, qkv_bias=True, tie_embeddings=True, init="gpt2")
+    for name, D, H, L in [
+        ("gpt2", 768, 12, 12), ("gpt2-medium", 1024, 16, 24), ("gpt2-large", 1280, 20, 36), ("gpt2-xl", 1600, 25, 48)
+    ]
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TensorMapping:

@@ -21,8 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig, from_dict
-from gpt.exchange.layouts import TensorMapping, book_layout, gpt2_layout, head_mapping, unpack
+from gpt.config import GPT_CONFIG_124M, GPTConfig, from_dict
+from gpt.exchange.layouts import GPT2_SIZES, TensorMapping, book_layout, gpt2_layout, head_mapping, unpack
 from gpt.model import GPTModel
 from gpt.system.paths import find_path
 from gpt.text.hf_tokenizer import load_any_tokenizer, starts_with_eot

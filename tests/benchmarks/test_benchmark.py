@@ -19,7 +19,7 @@ sys.path.insert(0, str(PROJECT))  # as scripts/benchmark.py does
 from benchmarks import contenders, measure  # noqa: E402
 from benchmarks.cases import CASES  # noqa: E402
 from benchmarks.plain_gpt import PlainGPT  # noqa: E402
-from gpt.config import GPT2_SIZES  # noqa: E402
+from gpt.exchange.layouts import GPT2_SIZES  # noqa: E402
 from gpt.planning.flops import count_parameters  # noqa: E402
 from gpt.run.training import start_run  # noqa: E402
 from gpt.text.tokenizers import get_tokenizer  # noqa: E402

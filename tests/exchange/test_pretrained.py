@@ -14,8 +14,8 @@ import torch
 from conftest import corpus_of
 
 import gpt
-from gpt.config import GPT2_SIZES, GPTConfig, TrainConfig, from_dict
-from gpt.exchange.layouts import gpt2_layout
+from gpt.config import GPTConfig, TrainConfig, from_dict
+from gpt.exchange.layouts import GPT2_SIZES, gpt2_layout
 from gpt.exchange.models import open_model
 from gpt.exchange.pretrained import load_pretrained, open_pretrained
 from gpt.generation import generate_text_simple

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt.config import GPT2_SIZES, GPTConfig
+from gpt.config import GPTConfig
+from gpt.exchange.layouts import GPT2_SIZES
 from gpt.planning.flops import count_parameters, flops_per_token
 from gpt.variants import create_model
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import corpus_of
 
-from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, TrainConfig
+from gpt.config import DataConfig, GPTConfig, TrainConfig
 from gpt.data import packed_spans, padded_batch
+from gpt.exchange.layouts import GPT2_SIZES
 from gpt.objectives.objective import create_examples
 from gpt.planning.hardware import get_hardware
 from gpt.planning.plan import (

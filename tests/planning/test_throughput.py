@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from gpt.config import GPT2_SIZES, GPTConfig, OptimConfig, TrainConfig
+from gpt.config import GPTConfig, OptimConfig, TrainConfig
+from gpt.exchange.layouts import GPT2_SIZES
 from gpt.optim import create_optimizer
 from gpt.planning.hardware import LOCAL, get_hardware
 from gpt.planning.plan import estimate

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from gpt.config import GPT2_SIZES, DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gpt.exchange.layouts import GPT2_SIZES
 from gpt.optim import create_optimizer
 from gpt.planning.hardware import get_hardware
 from gpt.planning.memory import activation_bytes, logit_bytes

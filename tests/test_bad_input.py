@@ -332,7 +332,7 @@ EVALUATE = "evaluate --run tiny"
         (f"{EVALUATE} --text latin1.txt", "latin1.txt is not UTF-8 text ... 0xe9"),
         (f"{EVALUATE} --text empty.txt", "0 tokens"),
         (f"{EVALUATE} --text foreign.txt", "U+03C9 ... gpt2 or bpe"),
-        (f"{EVALUATE} --context 9", "context_length must be 1 to the model's 8, not 9"),
+        (f"{EVALUATE} --context 9", "context must be 1 to the model's 8 tokens, not 9"),
         (f"{EVALUATE} --context 4 --stride 5", "stride must be 1 to context_length, 4, not 5"),
         (f"{EVALUATE} --continuations -1", "--continuations must be at least 0, not -1"),
     ]
@@ -451,7 +451,7 @@ CALLS = {
     "create_dataloader: unknown tokenizer": (lambda: create_dataloader("abc", "words"), "no tokenizer file words"),
     "calc_loss_loader: empty loader": (lambda: calc_loss_loader([], model()), "the loader is empty"),
     "evaluate: one token": (lambda: evaluate(model(), TOKENS[:1], 8), "1 tokens"),
-    "evaluate: long context": (lambda: evaluate(model(), TOKENS, 9), "1 to the model's 8, not 9"),
+    "evaluate: long context": (lambda: evaluate(model(), TOKENS, 9), "1 to the model's 8 tokens, not 9"),
     "get_tokenizer: char without texts": (lambda: get_tokenizer("char"), "get_tokenizer('char', [text])"),
     "get_tokenizer: a text for texts": (lambda: get_tokenizer("char", "abc"), "get_tokenizer('char', [text])"),
     "load_tokenizer: no file": (lambda: load_tokenizer("none.json"), "no tokenizer file none.json"),

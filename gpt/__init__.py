@@ -1,4 +1,4 @@
-"""A GPT from scratch. `import gpt` is quick: a name brings its module, and PyTorch, when it is first used."""
+"""A GPT from scratch. `import gpt` is quick: a name imports its module, and PyTorch, when it is first used."""
 
 import importlib
 

@@ -192,7 +192,7 @@ class RunFolder:
             reason = str(error).splitlines()[0]
             raise OSError(
                 f"the checkpoint {name} could not be written to {self.checkpoints} ({reason}): is the disk full? "
-                f"Make room, then --resume continues from the newest checkpoint"
+                f"Free some space; --resume then continues from the newest checkpoint"
             ) from error
         self._corrupt.discard(name)
         self._delete_old(keep_checkpoints)
@@ -227,7 +227,7 @@ class RunFolder:
                 shutil.rmtree(doomed)
 
     def update_pointers(self, checkpoint: Checkpoint) -> None:
-        """Point `last` and `best` where the save of this checkpoint was to point them, in case it was killed before."""
+        """Point `last` and `best` as the save of this checkpoint would have, in case it was killed before that."""
         self._frozen_sha256 = checkpoint.state["frozen"]
         for pointer, name in (("last", checkpoint.path.name), ("best", checkpoint.state["best"])):
             if name in self.steps() and self._pointer(pointer) != name:
@@ -261,7 +261,7 @@ class RunFolder:
         return sorted(found, key=lambda name: int(name.removeprefix("step-")))
 
     def _folder(self, step: str) -> Path:
-        """Return a checkpoint's folder; if a repeated save was killed between its two renames, the first one's."""
+        """Return a checkpoint's folder; if a repeated save was killed between its two renames, the one set aside."""
         folder, aside = self.checkpoints / step, self.checkpoints / f".{step}.old"
         return aside if aside.exists() and not folder.exists() else folder
 

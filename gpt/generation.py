@@ -81,8 +81,8 @@ def generate_stream(
     """Yield the next token of each row, (B,), step by step. Arguments as in `generate`.
 
     A row that has ended yields stop_id; the stream ends when all rows have. As long as all tokens fit the model's
-    context, a KV cache saves reading any of them twice. Beyond it the positions of all tokens shift at each step, which
-    invalidates every cached key: each step reads the last context_length tokens, as the reference does.
+    context, a KV cache avoids reading any of them twice. Beyond it the positions of all tokens shift at each step,
+    which invalidates every cached key: each step reads the last context_length tokens, as the reference does.
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     vocab_size, window = model.config.vocab_size, model.config.context_length

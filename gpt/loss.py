@@ -53,7 +53,7 @@ def perplexity(loss: float | Tensor) -> float | Tensor:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """A context in which a model is in evaluation mode (no dropout). Afterwards each module has its mode back."""
+    """A context in which a model is in evaluation mode (no dropout). Afterwards each module is back in its own mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield model.eval()
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the loss in nats per token, with segments as independent; NaN for a single segment."""
+        """Standard error of the loss in nats per token, if segments are independent; NaN for a single segment."""
         return self._standard_error(self.sums)
 
     def _standard_error(self, sums: np.ndarray) -> float:  # of the ratio of two sums

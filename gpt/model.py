@@ -137,7 +137,7 @@ class TransformerBlock(nn.Module):
 
 
 class TokenEmbedding(nn.Embedding):
-    """nn.Embedding whose gradient can be sparse: a tied head's is dense, and takes the rows without a second table."""
+    """nn.Embedding whose gradient can be sparse: it is added to a tied head's dense one without a second table."""
 
     def __init__(self, vocab_size: int, emb_dim: int):
         if not vocab_size:

@@ -72,8 +72,8 @@ class PreparedData:
 def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
     """Load a prepared folder; its tokens stay on disk, memory-mapped.
 
-    ValueError if the folder or a file is missing, if meta.json or the tokenizer has changed, or if a token file has
-    another length than meta.json says. `verify` also checks the SHA-256 of the token files.
+    ValueError if the folder or a file is missing, if meta.json or the tokenizer has changed, or if a token file
+    does not have the length in meta.json. `verify` also checks the SHA-256 of the token files.
     """
     folder = Path(folder)
     if folder.is_file():

@@ -65,7 +65,7 @@ class Tokenizer:
         return list(itertools.chain.from_iterable(ids))
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """Return the token ids of ordinary text, in a quarter of a list's memory. Threads may call it at once."""
+        """Return the token ids of ordinary text, in a quarter of a list's memory. Threads may call it concurrently."""
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -99,7 +99,7 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: Iterable[str], end_of_text: bool = False):
         self.characters = sorted(set(characters))
         if not self.characters:
-            raise ValueError("a char tokenizer is learned from at least one character")
+            raise ValueError("a char tokenizer needs at least one character to learn from")
         check_text("".join(self.characters))
         tokens = {character.encode(): i for i, character in enumerate(self.characters)}
         eot, flag = ({EOT: len(tokens)}, {"end_of_text": True}) if end_of_text else ({}, {})

@@ -44,7 +44,7 @@ class Baselines:
 def compute_baselines(objective: Objective, config: TrainConfig, data: PreparedData) -> Baselines:
     """Return the baselines of an objective on prepared data, as its `transform` returns them.
 
-    For objectives that predict the next token these are n-grams too, and the models of data/baselines.json. Of each
+    For objectives that predict the next token these include n-grams and the models of data/baselines.json. Of each
     split the first MAX_TOKENS tokens count.
     """
     losses = objective.trivial_losses(config, data)
@@ -62,11 +62,11 @@ def compute_baselines(objective: Objective, config: TrainConfig, data: PreparedD
 def tales_entropy_floor(data: PreparedData) -> np.ndarray | None:
     """Return -ln p in nats of each validation document if all of them are tales, else None.
 
-    ValueError for tales of another grammar than today's, whose probabilities are unknown.
+    ValueError for tales of a grammar other than today's, whose probabilities are unknown.
     """
     if data.source.startswith("tales:") and not data.source.endswith(tales.fingerprint()):
         raise ValueError(
-            f"{data.folder} holds tales of another grammar than that of gpt/text/tales.py: prepare it again"
+            f"{data.folder} holds tales of a grammar other than that of gpt/text/tales.py: prepare it again"
         )
     found = []
     for text in data.documents(data.val) if data.has_eot else ():

@@ -43,7 +43,7 @@ def create_gpt() -> GPTModel:
 
 
 def train_gpt(tokens: np.ndarray, steps: int, label_smoothing: float = 0.0) -> GPTModel:
-    """Return a GPT trained for so many steps, each on the whole text."""
+    """Return a GPT trained for `steps` steps, each on the whole text."""
     model = create_gpt()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     inputs, targets = split_examples(tokens)

@@ -1,4 +1,4 @@
-"""Documents that a model writes: the continuation of one, or whole ones."""
+"""Documents that a model writes: the rest of a given one, or new ones."""
 
 from collections.abc import Iterator
 

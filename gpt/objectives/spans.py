@@ -23,7 +23,7 @@ class SpanExamples:
             spans = np.stack([starts, np.minimum(starts + max_length, len(split.tokens))], axis=1)
         self.spans = spans[spans[:, 1] - spans[:, 0] >= 2]  # (examples, 2): start, end
         if not len(self.spans):
-            raise ValueError(f"{split.path} holds no text of two tokens, of which one could be masked")
+            raise ValueError(f"{split.path} holds no text of at least two tokens, so none can be masked")
 
     def __len__(self) -> int:
         return len(self.spans)

@@ -1,4 +1,4 @@
-"""The unigram model: each token has the probability with which it occurs, whatever comes before it."""
+"""The unigram model: a token's probability is its frequency, whatever comes before it."""
 
 import numpy as np
 

@@ -132,9 +132,9 @@ def estimate_for_data(config: TrainConfig, data: PreparedData, hardware: Hardwar
 
 
 def _max_checkpoints(config: TrainConfig) -> int:
-    """Return how many checkpoints exist at once at most: those kept, the best one, and the one being written.
+    """Return the most checkpoints that exist at once: those kept, the best one, and the one being written.
 
-    Any evaluation may be the best so far, and is saved then.
+    Any evaluation may be the best so far, and then its checkpoint is saved.
     """
     intervals = [n for n in (config.eval_every, config.save_every) if n]
     n_saved = sum(config.max_steps // n for n in intervals)

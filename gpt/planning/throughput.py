@@ -1,4 +1,4 @@
-"""Measure how fast this machine trains a model, or read it off a data sheet; and the time of a run that follows.
+"""Measure how fast this machine trains a model, or read it off a data sheet, and derive the time of a run.
 
 The measurement runs one layer, the loss and an optimizer update, mostly for less than a second.
 """

@@ -50,8 +50,8 @@ def resume_run(
     """Return a Trainer that continues from the newest valid checkpoint, bit for bit as if the run had never stopped.
 
     `config`, by default the run's config.toml, may change how long the run trains, what it reports and where it
-    computes; each change is logged. ValueError names a setting that must stay. Without a checkpoint the run starts at
-    step 0.
+    computes; each change is logged. ValueError names a setting that must not change. Without a checkpoint the run
+    starts at step 0.
     """
     folder = RunFolder(run)
     config = config or folder.config()

@@ -101,7 +101,7 @@ class DistContext:
     # --- collectives --------------------------------------------------------------------------------------------------
 
     def barrier(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have reached this point."""
         if self.world_size > 1:
             self.all_reduce_sum(0)
 

@@ -78,7 +78,7 @@ def append_text(path: Path, text: str) -> None:
     try:
         with path.open("a", encoding="utf-8", newline="") as file:
             file.write(text)
-    except OSError as error:  # a full disk's names no file
+    except OSError as error:  # a full disk's error names no file
         raise OSError(f"{path} could not be written ({error.strerror}): is the disk full?") from error
 
 
@@ -158,7 +158,7 @@ class FolderLock:
                 break
             except filelock.Timeout:
                 raise ValueError(
-                    f"{self.folder} is being written by {self._holder()}: wait for its end or stop it, or name another"
+                    f"{self.folder} is being written by {self._holder()}: wait until it ends, stop it, or name another"
                 ) from None
             except (FileExistsError, FileNotFoundError):
                 if not attempts_left or self.folder.is_file():

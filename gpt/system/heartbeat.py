@@ -1,4 +1,4 @@
-"""Detect a frozen process: each process of a run sends a heartbeat and watches that of one other.
+"""Detect a frozen process: each process of a run sends a heartbeat and watches that of another.
 
 torchrun ends all processes when one of them exits. It does not notice one that hangs, or a machine that lost its power:
 the others would wait in a collective operation, for ten minutes on GPUs and thirty on CPUs.

@@ -80,7 +80,7 @@ def download(url: str, target: Path, sha256: str = "") -> Path:
 
 
 def _fetch(url: str, part: Path, note: Path, has_checksum: bool) -> None:
-    """Complete the file `part`, from where it ends if the note says that it is of the same URL and version."""
+    """Complete the file `part`: from its end if the note names the same URL and version, else from the start."""
     origin, version = _read_note(note)
     can_resume = part.exists() and origin == url and (version or has_checksum)
     response, size, total = _request(url, part.stat().st_size if can_resume else 0, version)

@@ -183,7 +183,7 @@ class Grammar:
         if found := re.match(r"(\d+)x ", line):
             weight, line = int(found[1]), line[found.end() :]
         if re.search("[{}]", _SLOT.sub("", line)):
-            raise ValueError(f"{line!r} has a brace of no slot")
+            raise ValueError(f"{line!r} has a brace that belongs to no slot")
         elements: list[_Element] = []
         position = 0
         for slot in _SLOT.finditer(line):

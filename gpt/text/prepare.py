@@ -40,7 +40,7 @@ def prepare_data(
     """Write corpora as token files: train.bin, val.bin, tokenizer.json and meta.json in the folder `out`.
 
     The last `val_fraction` of each corpus is for validation: of its documents if it has ten or more, else of its
-    characters. With `val_corpus` all of that one is. The rest is for training, repeated by the corpus's weight (default
+    characters. With `val_corpus`, only that one is. The rest is for training, repeated by the corpus's weight (default
     1): in whole passes, then one over an evenly spread share of the documents. Validation text is written once. The
     tokenizers "char" and "bpe:N" are learned from both splits without repeats. Several documents are separated by
     end-of-text tokens, also before the first and after the last, so that a model learns where a document ends. A corpus
@@ -97,7 +97,7 @@ def _parse_weights(weights: Sequence[float], n: int) -> list[Fraction]:
     """Return weights as exact fractions of their decimal digits."""
     weights = [*weights] or [1] * n
     if len(weights) != n:
-        raise ValueError(f"weights are one for each input: {n} of them, not {len(weights)}")
+        raise ValueError(f"weights must be one for each input: {n} of them, not {len(weights)}")
     for weight in weights:
         if not 0 < weight <= MAX_REPEATS:
             raise ValueError(f"a weight must be above 0 and at most {MAX_REPEATS:,}, not {weight}")
@@ -144,7 +144,7 @@ def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
 
 
 def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int, has_eot: bool) -> tuple[Tokenizer, bool]:
-    """Open or learn a tokenizer; return it, and whether the data can have end-of-text tokens if they should."""
+    """Open or learn a tokenizer; return it, and whether the data will have end-of-text tokens."""
 
     def chunks() -> Iterator[str]:
         with _progress_bar("learning", n_characters) as bar:
@@ -300,8 +300,8 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--encoding", default="utf-8", metavar="NAME", help="of the input, any that Python knows (default: utf-8)")
     add("--field", default="", metavar="NAME", help="the field of each line of a .jsonl that is a document")
-    add("--prompt_field", default="", metavar="NAME", help="the field of each line of a .jsonl that is given")
-    add("--target_field", default="", metavar="NAME", help="the field of each line of a .jsonl to learn")
+    add("--prompt_field", default="", metavar="NAME", help="the field of each line of a .jsonl that is the prompt")
+    add("--target_field", default="", metavar="NAME", help="the field of each line of a .jsonl that is the target")
     add("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
     # fmt: on
 

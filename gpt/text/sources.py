@@ -101,7 +101,7 @@ class Corpus:
     encoding: str = "utf-8"
 
     def documents(self) -> Iterator[Iterable[str]]:
-        """Yield each document as its chunks of text. Use one up before asking for the next.
+        """Yield each document as its chunks of text. Exhaust one before asking for the next.
 
         Empty documents are skipped, except in a pair.
         """
@@ -196,7 +196,7 @@ def _texts_of(folder: Path, fields: tuple[str, ...]) -> list[Path]:
     suffixes = (".jsonl",) if len(fields) > 1 else (*SUFFIXES, ".jsonl") if fields else SUFFIXES
     found = _files(path for path in folder.rglob("*") if _suffix(path) in suffixes)
     if not found:
-        raise ValueError(f"the folder {folder} holds no {' or '.join(suffixes)} file; a glob takes other names")
+        raise ValueError(f"the folder {folder} holds no {' or '.join(suffixes)} file; use a glob for other names")
     return found
 
 

@@ -34,7 +34,7 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of tokens as they arrive, each piece as soon as its characters are whole.
+    """Yield the text of tokens as they arrive, each piece as soon as its characters are complete.
 
     The pieces join to `tokenizer.decode(all ids)`, and none ends within a character.
     """

@@ -36,7 +36,7 @@ def table(folder):
 
 @pytest.mark.slow
 def test_a_quick_run_of_the_command(tmp_path):
-    """Whole, in its own processes: one case, and what it writes."""
+    """One case, in processes of its own, and the files that it writes."""
     command = [sys.executable, "scripts/benchmark.py", "--quick", "--cases", "prepare", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -57,7 +57,7 @@ MACHINE = {"matmul": 1e9, "onednn": 4e9, "bandwidth": 8e9, "threads": 2, "peak_b
 
 @pytest.fixture
 def printed(monkeypatch):
-    """What each process prints, by contender, a round after the other; a missing one dies. The jobs, in order."""
+    """The jobs run, in order, and what each contender prints, round by round; one without output dies."""
     jobs, lines = [], {}
 
     def run(job):
@@ -120,7 +120,7 @@ def test_without_gpt_there_are_no_ratios(tmp_path, printed):
     assert found["decode", "gpt"]["problem"]
 
 
-def test_what_there_is_at_ctrl_c_is_written(tmp_path, printed, monkeypatch):
+def test_ctrl_c_writes_the_results_so_far(tmp_path, printed, monkeypatch):
     _, lines = printed
     lines["gpt"] = rounds_of(1.0, flops=1e9)
     one = measure.run
@@ -138,7 +138,7 @@ def test_what_there_is_at_ctrl_c_is_written(tmp_path, printed, monkeypatch):
     assert table(tmp_path)["train-30m", "gpt"]["share_of_peak"] == ""
 
 
-def test_a_package_that_is_missing_is_said_and_left_out(tmp_path, printed, monkeypatch):
+def test_a_missing_package_is_reported_and_left_out(tmp_path, printed, monkeypatch):
     jobs, lines = printed
     monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "transformers" else 1)
     lines["gpt"], lines["plain"], said = rounds_of(1.0), rounds_of(2.0), []
@@ -177,7 +177,7 @@ def test_the_published_size():
     assert dataclasses.replace(CASES["train-124m"].model, drop_rate=0.1) == GPT2_SIZES["gpt2"]
 
 
-def test_work_that_is_not_the_same_is_refused():
+def test_unequal_work_is_refused():
     model = PlainGPT(SHAPE)
     for losses, words in (([5.7, float("nan")], "the model learned nothing"), ([2.0, 1.0], "not the uniform loss")):
         with pytest.raises(ValueError, match=words):
@@ -230,7 +230,7 @@ def test_gpts_step_is_the_trainers(tiny_config, tmp_path):
         assert parameter.equal(trainer.objective.state_dict()[name]), name
 
 
-def test_the_made_text_is_a_text_of_many_words(tmp_path):
+def test_the_generated_text_has_many_words(tmp_path):
     text = measure.make_text(tmp_path / "text.txt", 300_000).read_text(encoding="utf-8")
     assert 300_000 <= len(text) < 340_000
     words = text.lower().replace(".", " ").split()

@@ -120,7 +120,7 @@ def test_tales_of_another_grammar_are_refused(tmp_path, monkeypatch):
     data = prepare_data(open_corpus("tales:20"), "char", tmp_path / "data", 0.2)
     assert len(tales_entropy_floor(data)) == 4
     monkeypatch.setattr(tales, "fingerprint", lambda: "00000000")
-    with pytest.raises(ValueError, match="tales of another grammar than that of"):
+    with pytest.raises(ValueError, match="tales of a grammar other than that of"):
         tales_entropy_floor(data)
 
 

@@ -181,7 +181,7 @@ def test_shortest_texts(tmp_path, length):
     data = Masked.transform(data)
     config, objective = masked(data)
     if length == 1:
-        with pytest.raises(ValueError, match="no text of two tokens"):
+        with pytest.raises(ValueError, match="no text of at least two tokens"):
             objective.examples(config, data, data.train)
         return
     examples = objective.examples(config, data, data.train)

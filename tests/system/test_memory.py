@@ -29,13 +29,13 @@ def test_a_containers_limit_counts(tmp_path, version):
     assert _left_in_groups(tmp_path, tmp_path / "missing") == []
 
 
-def test_what_there_is_counts_what_is_held(tmp_path):
+def test_available_includes_what_the_run_already_holds(tmp_path):
     held = available_disk(tmp_path / "not" / "yet")
     assert 0 < held <= shutil.disk_usage(tmp_path).total
     checkpoint = tmp_path / "checkpoints" / "step-000001"
     checkpoint.mkdir(parents=True)
     with (checkpoint / "model.safetensors").open("wb") as file:
-        file.truncate(2**40)  # a hole: it takes no room
+        file.truncate(2**40)  # a hole: it takes no space
     assert available_disk(tmp_path) >= 2**40
     there = available_memory(torch.device("cpu"))
     assert psutil.Process().memory_info().rss < there <= psutil.virtual_memory().total

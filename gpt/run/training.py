@@ -123,7 +123,6 @@ def _create(
     torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
     with oom_hint(1, 1):
         objective = create_objective(config, fresh=checkpoint is None)
-        pass
         if checkpoint:
             load_weights(objective, checkpoint.weights)
         if not ctx.is_main:  # all ranks have the same weights but different dropout

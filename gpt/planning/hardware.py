@@ -51,5 +51,5 @@ def get_hardware(name: str) -> Hardware:
     if kind not in KNOWN and (several := re.fullmatch(r"(.+)x([1-9]\d{0,5})", kind)):
         kind, count = several.groups()
     if kind not in KNOWN:
-        raise ValueError(f"unknown hardware {name!r}: {did_you_mean(kind, list(KNOWN))} Eight devices: h100x8")
+        raise ValueError(f"unknown hardware {name!r}: {did_you_mean(kind, list(KNOWN))} (eight of them: h100x8)")
     return dataclasses.replace(KNOWN[kind], n=int(count))

@@ -177,7 +177,10 @@ def comparison(baselines: Baselines, name: str, evaluation: Evaluation) -> str:
         lines += [
             "",
             f"The loss is {excess.loss:.4f} nats per token above the floor{error}: an estimate of KL(tales || model).",
-            f"It closes {100 * baselines.gap_closed(excess.loss):.1f}% of the gap between the trigram model and the "
-            f"floor, which only longer context can close.",
         ]
+        if (closed := baselines.gap_closed(excess.loss)) > 0:
+            lines.append(
+                f"It closes {100 * closed:.1f}% of the gap between the trigram model and the floor, which only longer "
+                f"context can close."
+            )
     return "\n".join(lines)

@@ -16,8 +16,6 @@ class LSTMModel(GPTModel):
     def __init__(self, config: GPTConfig | dict):
         super(GPTModel, self).__init__()
         self.config = config = from_dict(GPTConfig, config)
-        if not config.vocab_size:
-            raise ValueError("vocab_size is 0, which stands for the tokenizer's size: set it before making a model")
         self.tok_emb = TokenEmbedding(config.vocab_size, config.emb_dim)
         self.drop_emb = nn.Dropout(config.drop_rate)
         between = config.drop_rate if config.n_layers > 1 else 0.0  # nn.LSTM has dropout only between layers

@@ -72,18 +72,52 @@ class GPTConfig(_Config):
     qkv_bias: bool = _setting(False, "bias on W_query, W_key and W_value (as in GPT-2)")
     tie_embeddings: bool = _setting(False, "share one weight between out_head and tok_emb (as in GPT-2)")
     init: Literal["pytorch", "gpt2", "lecun"] = _setting("pytorch", "gpt2: standard deviation 0.02; lecun: 1/√(fan-in)")
+    bias: bool = _setting(True, "bias on the other linear layers of a block (as in GPT-2; not in Llama)")
+    position: Literal["learned", "rope"] = _setting("learned", "learned vectors, or rotary embeddings (as in Llama)")
+    rope_theta: float = _setting(10_000.0, "base of the rotary wavelengths", 1)
+    rope_scaling: float = _setting(1.0, "factor that stretches long rotary wavelengths, as in Llama 3.1; 1: none", 1)
+    rope_original_length: int = _setting(8192, "context length before that stretching", 1)
+    norm: Literal["layer", "rms"] = _setting("layer", "LayerNorm, or RMSNorm (as in Llama)")
+    norm_eps: float = _setting(1e-5, "number added to the variance by a norm", 0)
+    feed_forward: Literal["gelu", "relu2", "swiglu"] = _setting("gelu", "GELU (GPT-2), squared ReLU or SwiGLU (Llama)")
+    ffn_dim: int = _setting(0, "width of the feed-forward layer; 0: 4 x emb_dim", 0, 2**20)
+    n_kv_heads: int = _setting(0, "heads of keys and values, each shared by several query heads; 0: n_heads", 0)
+    head_dim: int = _setting(0, "width of an attention head; 0: emb_dim / n_heads", 0, 2**14)
+    qk_norm: bool = _setting(False, "normalize each head's queries and keys (as in Qwen3)")
+    window: int = _setting(0, "tokens that each token sees, itself included (sliding window); 0: all earlier ones", 0)
+    full_every: int = _setting(0, "with a window: every n-th block sees all earlier tokens; 0: none does", 0)
     backbone: Literal["gpt", "lstm"] = _setting("gpt", "transformer blocks, or an LSTM as a baseline")
     implementation: Literal["fused", "reference"] = _setting("fused", "gpt/ops: fast kernels, or plain formulas")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.backbone == "gpt" and self.emb_dim % self.n_heads:
+        if self.backbone == "gpt" and not self.head_dim and self.emb_dim % self.n_heads:
             raise ValueError(f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: choose a multiple")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.n_kv_heads}: choose one")
+        if self.position == "rope" and self.head_width % 2:
+            raise ValueError(f"rotary embeddings turn pairs of numbers: head_dim must be even, not {self.head_width}")
 
     @property
-    def head_dim(self) -> int:
-        """Width of one head, K = emb_dim / n_heads."""
-        return self.emb_dim // self.n_heads
+    def kv_heads(self) -> int:
+        """Heads of keys and values, G = n_kv_heads or n_heads."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, K = head_dim or emb_dim / n_heads."""
+        return self.head_dim or self.emb_dim // self.n_heads
+
+    @property
+    def ffn_width(self) -> int:
+        """Width of the feed-forward layer, F = ffn_dim or 4 · emb_dim."""
+        return self.ffn_dim or 4 * self.emb_dim
+
+    def layer_window(self, layer: int) -> int:
+        """Return how many tokens a token sees in a layer, itself included; 0: all. Rotary positions have no last one:
+        what a token sees ends at context_length."""
+        is_full = not self.window or (self.full_every and (layer + 1) % self.full_every == 0)
+        return self.context_length * (self.position == "rope") if is_full else self.window
 
 
 @dataclass(frozen=True)

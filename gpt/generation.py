@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from gpt.config import GPTConfig
 from gpt.loss import evaluation_mode
 from gpt.model import KVCache
 from gpt.tokenizer import Tokenizer
@@ -81,8 +82,9 @@ def generate_stream(
     """Yield the next token of each row, (B,), step by step. Arguments as in `generate`.
 
     A row that has ended yields stop_id; the stream ends when all rows have. As long as all tokens fit the model's
-    context, a KV cache avoids reading any of them twice. Beyond it the positions of all tokens shift at each step,
-    which invalidates every cached key: each step reads the last context_length tokens, as the reference does.
+    context, a KV cache avoids reading any of them twice. Beyond it learned positions shift at each step, which
+    invalidates every cached key: each step reads the last context_length tokens, as the reference does. With rotary
+    positions the cache rolls instead: each token sees the context_length - 1 before it, and none is read twice.
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     vocab_size, window = model.config.vocab_size, model.config.context_length
@@ -98,16 +100,19 @@ def generate_stream(
     ended = torch.zeros(len(idx), dtype=torch.bool, device=device)
 
     cache = None
+    rolls = model.config.position == "rope"
     with evaluation_mode(model):
         for _ in range(max_new_tokens):
             columns = tokens.size(1)
-            if columns > window:
+            if columns > window and not rolls:
                 cache, new = None, tokens[:, -window:]
             elif cache is None:
-                cache, new = KVCache(model.config.n_layers, min(window, longest + max_new_tokens)), tokens
+                cache, new = _new_cache(model.config, longest + max_new_tokens), tokens[:, -window:]
+                cut = columns - new.size(1)  # columns that the cache never holds
             else:
                 new = tokens[:, -1:]
-            x = model.hidden_states(new, cache=cache, **_padding_arguments(padding, columns, new.size(1), window))
+            first = columns - window if cache is None else cut + cache.first(new.size(1))
+            x = model.hidden_states(new, cache=cache, **_padding_arguments(padding, columns, new.size(1), first, rolls))
             chosen = sample_token(model.out_head(x[:, -1]), temperature, top_k, top_p, generator)  # (B,)
             if stop_id is not None:
                 chosen = torch.where(ended, stop_id, chosen)
@@ -118,20 +123,30 @@ def generate_stream(
             tokens = torch.cat([tokens, chosen[:, None]], dim=1)
 
 
-def _padding_arguments(padding: Tensor, columns: int, n_new: int, window: int) -> dict[str, Tensor]:
-    """Return mask and positions of the last n_new of `columns` columns, where row b starts with padding[b] of padding.
+def _new_cache(config: GPTConfig, n_tokens: int) -> KVCache:
+    """Return a cache for n_tokens; if they exceed the context, one that drops a quarter of it whenever it is full."""
+    window = config.context_length
+    if n_tokens <= window or config.position != "rope":
+        return KVCache(config.n_layers, min(window, n_tokens))
+    return KVCache(config.n_layers, min(n_tokens, window + max(1, window // 4)), window)
 
-    Empty if the window contains no padding: the default causal mask and positions are right, and faster.
+
+def _padding_arguments(padding: Tensor, columns: int, n_new: int, first: int, rotary: bool) -> dict[str, Tensor]:
+    """Return the mask and learned positions of the last n_new of `columns` columns. Row b starts with padding[b] of
+    padding, and the keys with column `first`.
+
+    Empty if no key is padding: the default causal mask and positions are right, and faster. Rotary positions may start
+    anywhere, since only distances count.
     """
-    first = max(0, columns - window)  # the first column of the window
-    padding = (padding - first).clamp(min=0)  # columns of padding within the window, (B,)
+    padding = (padding - first).clamp(min=0)  # columns of padding among the keys, (B,)
     if not padding.any():
         return {}
     column = torch.arange(columns - first, device=padding.device)  # (S,)
     query = column[-n_new:]  # (T,)
     visible = (column <= query[:, None]) & (column >= padding[:, None, None])  # (B, T, S)
     own = column == query[:, None]  # a padding column sees itself: a softmax over nothing is NaN
-    return {"mask": visible | own, "positions": (query - padding[:, None]).clamp(min=0)}
+    positions = {} if rotary else {"positions": (query - padding[:, None]).clamp(min=0)}
+    return {"mask": visible | own, **positions}
 
 
 def generate(

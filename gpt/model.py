@@ -1,120 +1,111 @@
-"""A GPT: LayerNorm, GELU, FeedForward, MultiHeadAttention, TransformerBlock, GPTModel.
+"""A GPT: MultiHeadAttention, TransformerBlock and GPTModel, from the layers of gpt/layers.py.
 
-GPT-2's architecture (Radford et al. 2019): a decoder-only transformer with learned positions and pre-norm blocks.
-Module names and the order of creation follow Raschka, "Build a Large Language Model (From Scratch)", 2024: a seed gives
-the book's figures, and its checkpoints load with strict=True.
+By default GPT-2's architecture (Radford et al. 2019): a decoder-only transformer with learned positions and pre-norm
+blocks. Module names and the order of creation follow Raschka, "Build a Large Language Model (From Scratch)", 2024: a
+seed gives the book's figures, and its checkpoints load with strict=True. GPTConfig replaces its parts by those of
+today's models, such as Llama's: each is a small module, chosen when the model is made.
 
-Shape letters: B batch, T tokens, S tokens attended to (T plus those cached), D emb_dim, H heads, K head_dim (D = H·K),
-V vocab_size, N = B·T.
+Shape letters: B batch, T tokens, S tokens attended to (T plus those cached), D emb_dim, H heads, G key/value heads,
+K head_dim (D = H·K in GPT-2), F width of the feed-forward layer, V vocab_size, N = B·T.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt.config import GPTConfig, from_dict
+from gpt.layers import FEED_FORWARDS, NORMS, POSITIONS, Linear, TokenEmbedding
 from gpt.ops import OpsModule, use_implementation
 from gpt.ops.reference import IGNORE_INDEX
-
-
-class Linear(nn.Linear, OpsModule):
-    """x · weight^T + bias, (..., in_features) -> (..., out_features): nn.Linear, computed by gpt/ops."""
-
-    @property
-    def effective_weight(self) -> Tensor:
-        """The matrix that multiplies x, (out_features, in_features): the weight, unless an adapter changes it."""
-        return self.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias)
-
-
-class LayerNorm(OpsModule):
-    """Normalize each vector to mean 0 and variance 1, then apply a learned scale and shift: (..., D) -> (..., D)."""
-
-    def __init__(self, emb_dim: int):
-        super().__init__()
-        self.eps = 1e-5
-        self.scale = nn.Parameter(torch.ones(emb_dim))
-        self.shift = nn.Parameter(torch.zeros(emb_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ops.layer_norm(x, self.scale, self.shift, self.eps)
-
-
-class GELU(OpsModule):
-    """The activation x · Phi(x) in GPT-2's tanh approximation, elementwise."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ops.gelu(x)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with a GELU between, applied to each token: (B, T, D) -> (B, T, 4D) -> (B, T, D)."""
-
-    def __init__(self, config: GPTConfig | dict[str, Any]):
-        super().__init__()
-        emb_dim = from_dict(GPTConfig, config).emb_dim
-        self.layers = nn.Sequential(Linear(emb_dim, 4 * emb_dim), GELU(), Linear(4 * emb_dim, emb_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
 
 class KVCache:
     """The keys and values of the `length` tokens read so far, layer by layer, so that each is computed only once.
 
-    Memory for `max_length` tokens is allocated at the first use.
+    Memory for `max_length` tokens is allocated at the first use. With a `window` the cache rolls: when it is full, it
+    drops all but the last window - 1 tokens. That needs rotary positions, with which cached keys stay valid.
     """
 
-    def __init__(self, n_layers: int, max_length: int):
-        self.max_length, self.length = max_length, 0
+    def __init__(self, n_layers: int, max_length: int, window: int = 0):
+        assert not window or max_length >= window
+        self.max_length, self.window = max_length, window
+        self.length, self.start = 0, 0  # tokens read; tokens dropped
         self.keys: list[Tensor | None] = [None] * n_layers
         self.values: list[Tensor | None] = [None] * n_layers
 
+    def first(self, n_new: int) -> int:
+        """Return the position of the first token whose key `extend` returns together with n_new new ones."""
+        if self.length + n_new - self.start <= self.max_length:
+            return self.start
+        assert self.window, f"{self.length + n_new} tokens do not fit a cache of {self.max_length}"
+        return self.length - self.window + 1
+
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values (B, H, T, K) of one layer; return all S = length + T of them, (B, H, S, K)."""
-        end = self.length + key.size(-2)
-        assert end <= self.max_length, f"{end} tokens do not fit a cache of {self.max_length}"
+        """Append new keys and values (B, G, T, K) of one layer; return those of S tokens, (B, G, S, K)."""
+        n_new = key.size(-2)
+        first = self.first(n_new)
+        kept, end = self.length - first, self.length - first + n_new
         for tensors, new in ((self.keys, key), (self.values, value)):
             if tensors[layer] is None:
                 tensors[layer] = new.new_empty(*new.shape[:2], self.max_length, new.size(-1))
-            tensors[layer][:, :, self.length : end] = new
+            if first > self.start:
+                dropped = first - self.start
+                tensors[layer][:, :, :kept] = tensors[layer][:, :, dropped : dropped + kept].clone()
+            tensors[layer][:, :, kept:end] = new
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def advance(self, n_new: int) -> None:
+        """Count n_new tokens as read, after `extend` was called for every layer."""
+        self.start, self.length = self.first(n_new), self.length + n_new
 
 
 class MultiHeadAttention(OpsModule):
-    """Multi-head self-attention: (B, T, D) -> (B, T, D). Vaswani et al. 2017, arXiv:1706.03762."""
+    """Multi-head self-attention: (B, T, D) -> (B, T, D). Vaswani et al. 2017, arXiv:1706.03762.
+
+    It knows no positions but those that `GPTModel` adds to x or gives as `rotation`.
+    """
 
     def __init__(self, config: GPTConfig | dict[str, Any], layer: int = 0):
         super().__init__()
         config = from_dict(GPTConfig, config)
-        self.n_heads, self.head_dim, self.drop_rate = config.n_heads, config.head_dim, config.drop_rate
+        self.head_dim, self.drop_rate = config.head_width, config.drop_rate
         self.layer = layer  # this layer's index in a KVCache
-        self.W_query = Linear(config.emb_dim, config.emb_dim, config.qkv_bias)
-        self.W_key = Linear(config.emb_dim, config.emb_dim, config.qkv_bias)
-        self.W_value = Linear(config.emb_dim, config.emb_dim, config.qkv_bias)
-        self.out_proj = Linear(config.emb_dim, config.emb_dim)
+        self.window = config.layer_window(layer)
+        queries, keys = config.n_heads * config.head_width, config.kv_heads * config.head_width  # H·K, G·K
+        self.W_query = Linear(config.emb_dim, queries, config.qkv_bias)
+        self.W_key = Linear(config.emb_dim, keys, config.qkv_bias)
+        self.W_value = Linear(config.emb_dim, keys, config.qkv_bias)
+        self.out_proj = Linear(queries, config.emb_dim, config.bias, role="residual")
+        norm = NORMS[config.norm] if config.qk_norm else nn.Identity  # which ignores its arguments
+        self.q_norm, self.k_norm = (norm(config.head_width, config.norm_eps) for _ in range(2))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         state_dict.pop(f"{prefix}mask", None)  # the book's checkpoints hold the causal mask, a constant
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, H, T, K)."""
-        return x.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
+        """(B, T, H·K) -> (B, H, T, K)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str) -> Tensor:
         """Return the values weighted by attention, (B, H, T, K)."""
-        return self.ops.attention(query, key, value, mask, self.drop_rate if self.training else 0.0)
+        return self.ops.attention(query, key, value, mask, self.drop_rate if self.training else 0.0, self.window)
 
-    def forward(self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None) -> Tensor:
-        query, key, value = (self.split_heads(w(x)) for w in (self.W_query, self.W_key, self.W_value))  # (B, H, T, K)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | str = "causal",
+        cache: KVCache | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        query, key, value = (self.split_heads(w(x)) for w in (self.W_query, self.W_key, self.W_value))
+        query, key = self.q_norm(query), self.k_norm(key)  # (B, H, T, K), (B, G, T, K)
+        if rotation is not None:
+            query, key = self.ops.rotate(query, *rotation), self.ops.rotate(key, *rotation)
         if cache is not None:
-            key, value = cache.extend(self.layer, key, value)  # (B, H, S, K)
+            key, value = cache.extend(self.layer, key, value)  # (B, G, S, K)
         context = self.attend(query, key, value, mask)  # (B, H, T, K)
         return self.out_proj(context.transpose(1, 2).flatten(-2))  # (B, T, D)
 
@@ -126,26 +117,20 @@ class TransformerBlock(nn.Module):
         super().__init__()
         config = from_dict(GPTConfig, config)
         self.att = MultiHeadAttention(config, layer)
-        self.ff = FeedForward(config)
-        self.norm1 = LayerNorm(config.emb_dim)
-        self.norm2 = LayerNorm(config.emb_dim)
+        self.ff = FEED_FORWARDS[config.feed_forward](config)
+        self.norm1 = NORMS[config.norm](config.emb_dim, config.norm_eps)
+        self.norm2 = NORMS[config.norm](config.emb_dim, config.norm_eps)
         self.drop_resid = nn.Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None) -> Tensor:
-        x = x + self.drop_resid(self.att(self.norm1(x), mask, cache))
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | str = "causal",
+        cache: KVCache | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        x = x + self.drop_resid(self.att(self.norm1(x), mask, cache, rotation))
         return x + self.drop_resid(self.ff(self.norm2(x)))
-
-
-class TokenEmbedding(nn.Embedding):
-    """nn.Embedding whose gradient can be sparse: it is added to a tied head's dense one without a second table."""
-
-    def __init__(self, vocab_size: int, emb_dim: int):
-        if not vocab_size:
-            raise ValueError("vocab_size is 0, which stands for the tokenizer's size: set it before making a model")
-        super().__init__(vocab_size, emb_dim)
-
-    def forward(self, token_ids: Tensor, sparse_grad: bool = False) -> Tensor:
-        return F.embedding(token_ids, self.weight, sparse=sparse_grad and not torch.compiler.is_compiling())
 
 
 class GPTModel(OpsModule):
@@ -160,11 +145,11 @@ class GPTModel(OpsModule):
         super().__init__()
         self.config = config = from_dict(GPTConfig, config)
         self.tok_emb = TokenEmbedding(config.vocab_size, config.emb_dim)
-        self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
+        self.pos_emb = POSITIONS[config.position](config)
         self.drop_emb = nn.Dropout(config.drop_rate)
         self.trf_blocks = nn.Sequential(*[TransformerBlock(config, layer) for layer in range(config.n_layers)])
-        self.final_norm = LayerNorm(config.emb_dim)
-        self.out_head = Linear(config.emb_dim, config.vocab_size, bias=False)
+        self.final_norm = NORMS[config.norm](config.emb_dim, config.norm_eps)
+        self.out_head = Linear(config.emb_dim, config.vocab_size, bias=False, role="head")
         self._finish_init()
 
     def _finish_init(self) -> None:
@@ -182,15 +167,17 @@ class GPTModel(OpsModule):
         In a model narrower than 768, 0.02 keeps attention uniform for long. init "lecun" takes 1/sqrt(fan-in) in the
         blocks, which preserves the variance of activations (LeCun et al. 1998, "Efficient BackProp", section 4.6).
         """
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                is_lecun = self.config.init == "lecun" and name.startswith("trf_blocks")
-                std = parameter.size(1) ** -0.5 if is_lecun else 0.02
-                if name.endswith(("att.out_proj.weight", "ff.layers.2.weight")):
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, Linear):
+                is_lecun = self.config.init == "lecun" and module.role != "head"
+                std = module.in_features**-0.5 if is_lecun else 0.02
+                if module.role == "residual":
                     std /= (2 * self.config.n_layers) ** 0.5
-                nn.init.normal_(parameter, std=std)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def num_parameters(self) -> int:
         """Return the number of parameters; a tied weight counts once."""
@@ -213,21 +200,22 @@ class GPTModel(OpsModule):
             raise ValueError(f"mask must be 'causal', 'full' or a boolean tensor, not {found}")
         start = 0 if cache is None else cache.length
         end = start + token_ids.size(-1)
-        if end > self.config.context_length:
-            raise ValueError(f"{end} tokens exceed the model's context_length {self.config.context_length}")
+        n_seen = end if cache is None or not cache.window else token_ids.size(-1)
+        if n_seen > self.config.context_length:
+            raise ValueError(f"{n_seen} tokens exceed the model's context_length {self.config.context_length}")
         if positions is None:
             positions = torch.arange(start, end, device=token_ids.device)  # (T,)
         if isinstance(mask, Tensor) and mask.dim() == 3:
             mask = mask[:, None]  # (B, T, S) -> (B, 1, T, S): one mask for all heads
-        x = self.tok_emb(token_ids, sparse_grad) + self.pos_emb(positions)  # (B, T, D)
+        x, rotation = self.pos_emb.encode(self.tok_emb(token_ids, sparse_grad), positions)  # (B, T, D)
         x = self.drop_emb(x if extra_embeds is None else x + extra_embeds)
         for block in self.trf_blocks:
-            if self.recompute and cache is None:
-                x = checkpoint(block, x, mask, use_reentrant=False)  # dropout draws the same numbers again
+            if self.recompute and cache is None:  # dropout draws the same numbers again
+                x = checkpoint(block, x, mask, None, rotation, use_reentrant=False)
             else:
-                x = block(x, mask, cache)
+                x = block(x, mask, cache, rotation)
         if cache is not None:
-            cache.length = end
+            cache.advance(token_ids.size(-1))
         return self.final_norm(x)
 
     def forward(

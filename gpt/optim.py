@@ -18,12 +18,14 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def is_hidden(name: str, dim: int) -> bool:
-    """Return whether a parameter is a matrix between the embeddings and the head, which maps vectors to vectors.
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable matrices between the embeddings and the heads, which map vectors to vectors.
 
-    In the other matrices each row belongs to one token or position.
+    In the other matrices each row belongs to one token, position or class.
     """
-    return dim == 2 and not any(part.endswith(("_emb", "_head")) for part in name.split("."))
+    heads = [m for m in module.modules() if isinstance(m, nn.Embedding) or getattr(m, "role", "") == "head"]
+    tables = {p for head in heads for p in head.parameters(recurse=False)}
+    return [p for p in module.parameters() if p.requires_grad and p.dim() == 2 and p not in tables]
 
 
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -31,11 +33,11 @@ def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Opti
     its hidden matrices and AdamW for the rest. ValueError if nothing is trainable."""
     if not (groups := parameter_groups(module, config.weight_decay)):
         raise ValueError("nothing to train: no parameter requires a gradient")
-    hidden = {p: name for name, p in module.named_parameters() if p.requires_grad and is_hidden(name, p.dim())}
+    hidden = hidden_matrices(module)
     if config.name == "adamw" or not hidden:
         return _adamw(groups, config)
-    others = [{**group, "params": [p for p in group["params"] if p not in hidden]} for group in groups]
-    return Muon(list(hidden), others, config)
+    others = [{**group, "params": [p for p in group["params"] if p not in set(hidden)]} for group in groups]
+    return Muon(hidden, others, config)
 
 
 def _adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:

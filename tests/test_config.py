@@ -59,7 +59,7 @@ def test_the_book_configuration():
 def test_gpt2_sizes_have_the_published_parameter_counts(name, count):
     with torch.device("meta"):
         assert GPTModel(GPT2_SIZES[name]).num_parameters() == count
-    assert GPT2_SIZES[name].head_dim == 64
+    assert GPT2_SIZES[name].head_width == 64
 
 
 # --- to TOML and back -------------------------------------------------------------------------------------------------
@@ -88,6 +88,10 @@ def configs(draw, kind=TrainConfig):
         widest = FIELDS["model.emb_dim"].metadata["high"]
         values["n_heads"] = min(values["n_heads"], int(widest))
         values["emb_dim"] = values["n_heads"] * draw(st.integers(1, int(widest) // values["n_heads"]))
+        values["n_kv_heads"] = draw(st.sampled_from([0, 1, values["n_heads"]]))
+        values["head_dim"] += values["head_dim"] % 2
+        if values["position"] == "rope" and values["emb_dim"] // values["n_heads"] % 2:
+            values["head_dim"] = max(2, values["head_dim"])
     if kind is OptimConfig:
         values["min_lr"], values["lr"] = sorted((values["min_lr"], values["lr"]))
     if kind is DataConfig and values["packing"] == "document":

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import BLOCKS, MODERN_BLOCK, WINDOWED_BLOCK
 from numerics import tolerance
 
 from gpt.generation import (
@@ -32,12 +33,38 @@ def model():
 
 
 @pytest.mark.parametrize("implementation", ["reference", "fused"])
+@BLOCKS
 @pytest.mark.parametrize("new", [0, 1, 6, 25])
-def test_greedy_equals_the_reference(implementation, new):
-    """With the cache up to 10 tokens, the context length, and without it beyond."""
-    model = GPTModel({**CONFIG, "implementation": implementation}).double().eval()
+def test_greedy_equals_the_reference(implementation, block, new):
+    """With the cache up to 10 tokens, the context length, and without it beyond (rotary positions: the next test)."""
+    model = GPTModel({**CONFIG, "n_heads": 4, **block, "implementation": implementation}).double().eval()
     idx = torch.randint(0, 19, (3, 4))
+    new = new if model.config.position == "learned" else min(new, 6)
     assert torch.equal(generate(model, idx, new, temperature=0), generate_text_simple(model, idx, new, 10))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "fused"])
+@pytest.mark.parametrize("block", [MODERN_BLOCK, WINDOWED_BLOCK], ids=["modern", "window"])
+@pytest.mark.parametrize("lengths", [(4,), (1, 7, 10, 4), (13, 2)])
+def test_a_cache_that_rolls_equals_attention_within_a_window(implementation, block, lengths, monkeypatch):
+    """60 tokens in a context of 10, against a model that reads all of them again for each, without a cache."""
+    options = {**CONFIG, "n_heads": 4, **block, "implementation": implementation}
+    model = GPTModel(options).double().eval()
+    full_every = options.get("full_every", 0)
+    assert full_every in (0, 2)  # of two layers the second sees the whole context: the reference's window is 10
+    long = GPTModel({**options, "context_length": 100, "window": options.get("window", 10), "full_every": 0})
+    long.double().eval().load_state_dict(model.state_dict())
+    for layer in long.trf_blocks[1:full_every]:
+        layer.att.window = 10
+    seen = []
+    monkeypatch.setattr("gpt.generation.sample_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
+    prompts = [torch.randint(0, 19, (n,)) for n in lengths]
+    for row, (prompt, text) in enumerate(zip(prompts, generate(model, prompts, 60, temperature=0), strict=True)):
+        start = max(0, max(lengths) - 10) - (max(lengths) - len(prompt))  # columns before the last ten are not read
+        for step, logits in enumerate(seen):
+            alone = long(text[None, max(0, start) : len(prompt) + step])[0, -1]
+            torch.testing.assert_close(logits[row], alone, rtol=0, atol=1e-6 * alone.abs().max().item())  # angles
+            assert text[len(prompt) + step] == alone.argmax()
 
 
 def test_a_prompt_longer_than_the_window_is_cropped(model):

@@ -22,6 +22,7 @@ CORE = [
     "tokenizer",
     "token_files",
     "data",
+    "layers",
     "model",
     "loss",
     "optim",
@@ -133,7 +134,7 @@ def lines(path):
 
 def test_the_core_is_read_in_an_afternoon():
     files = [*(PACKAGE / f"{name}.py" for name in CORE), *(PACKAGE / "ops").glob("*.py")]
-    assert sum(map(lines, files)) <= 2500
+    assert sum(map(lines, files)) <= 2750
     assert max(map(lines, files)) <= 350
 
 

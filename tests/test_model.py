@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from blocks import BLOCKS, MODERN_BLOCK
 from numerics import tolerance
 from torch import nn
 
@@ -12,7 +13,8 @@ from gpt import ops
 from gpt.config import GPT_CONFIG_124M, GPTConfig
 from gpt.exchange.layouts import GPT2_SIZES
 from gpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
-from gpt.model import GELU, FeedForward, GPTModel, KVCache, LayerNorm, MultiHeadAttention, TransformerBlock
+from gpt.layers import GELU, FeedForward, LayerNorm
+from gpt.model import GPTModel, KVCache, MultiHeadAttention, TransformerBlock
 from gpt.ops import use_implementation
 from gpt.text.tokenizers import get_tokenizer
 
@@ -261,12 +263,91 @@ def test_whole_model_against_transformers(implementation, tied):
     assert_close(ours.trf_blocks[0].att.W_key.weight.grad, theirs.transformer.h[0].attn.c_attn.weight.grad[:, 16:32].T)
 
 
+FAMILIES = {
+    "llama": ({"n_kv_heads": 2}, {"attention_bias": False, "mlp_bias": False}),
+    "llama 3": (
+        {"n_kv_heads": 1, "rope_scaling": 8.0, "rope_original_length": 256, "rope_theta": 5e5},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 256,
+            }
+        },
+    ),
+    "mistral": ({"n_kv_heads": 2, "window": 5}, {"sliding_window": 5}),
+    "qwen2": ({"qkv_bias": True, "n_kv_heads": 2}, {}),
+    "qwen3": ({"n_kv_heads": 2, "qk_norm": True, "head_dim": 6}, {"head_dim": 6}),
+}  # fmt: skip
+
+
+def transformers_family(name, ours, settings):
+    """transformers' model of a family, of the same shape and with the same weights, in float64.
+
+    Its RMSNorm computes in float32 whatever the model's type: PyTorch's takes its place.
+    """
+    transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
+    kind = name.split()[0].capitalize()
+    c = ours.config
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(
+        getattr(transformers, f"{kind}Config")(
+            vocab_size=c.vocab_size, max_position_embeddings=c.context_length, hidden_size=c.emb_dim,
+            num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, num_key_value_heads=c.kv_heads,
+            intermediate_size=c.ffn_width, rms_norm_eps=c.norm_eps, tie_word_embeddings=c.tie_embeddings, **settings,
+        )
+    ).double().eval()  # fmt: skip
+    for module_name, module in list(theirs.named_modules()):
+        if module_name.endswith("norm"):
+            theirs.set_submodule(module_name, nn.RMSNorm(len(module.weight), eps=c.norm_eps).double())
+    for their_part, our_part in list(pairs_of_family(theirs, ours)):
+        with torch.no_grad():
+            for parameter, our_parameter in zip(their_part.parameters(), our_part.parameters(), strict=True):
+                parameter.copy_(our_parameter)
+    return theirs
+
+
+def pairs_of_family(theirs, ours):
+    """Modules of transformers' model and ours that hold the same weights."""
+    yield from [(theirs.model.embed_tokens, ours.tok_emb), (theirs.model.norm, ours.final_norm)]
+    yield theirs.lm_head, ours.out_head
+    for a, b in zip(theirs.model.layers, ours.trf_blocks, strict=True):
+        yield from [(a.self_attn.q_proj, b.att.W_query), (a.self_attn.k_proj, b.att.W_key)]
+        yield from [(a.self_attn.v_proj, b.att.W_value), (a.self_attn.o_proj, b.att.out_proj)]
+        yield from [(a.mlp.gate_proj, b.ff.gate), (a.mlp.up_proj, b.ff.up), (a.mlp.down_proj, b.ff.down)]
+        yield from [(a.input_layernorm, b.norm1), (a.post_attention_layernorm, b.norm2)]
+        if b.att.q_norm is not None and hasattr(a.self_attn, "q_norm"):
+            yield from [(a.self_attn.q_norm, b.att.q_norm), (a.self_attn.k_norm, b.att.k_norm)]
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("family", FAMILIES)
+def test_todays_blocks_against_transformers(implementation, family):
+    """Logits, loss and the gradient of every weight."""
+    options, settings = FAMILIES[family]
+    block = {**MODERN_BLOCK, "qk_norm": False, "qkv_bias": False, **options}
+    ours = small(implementation=implementation, tie_embeddings=family == "qwen3", init="gpt2", **block).eval()
+    for name, parameter in ours.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(parameter)
+    theirs = transformers_family(family, ours, settings)
+    ids, targets = tokens(2, 12), tokens(2, 12)
+    their_logits = theirs(ids).logits
+    assert_close(ours(ids), their_logits)
+    loss = ours(ids, targets)
+    their_loss = nn.functional.cross_entropy(their_logits.flatten(0, 1), targets.flatten())
+    assert_close(loss, their_loss)
+    loss.backward(), their_loss.backward()
+    for their_part, our_part in pairs_of_family(theirs, ours):
+        for parameter, our_parameter in zip(their_part.parameters(), our_part.parameters(), strict=True):
+            assert_close(our_parameter.grad, parameter.grad)
+
+
 # --- the forward pass ----------------------------------------------------------------------------------------
 
 
 @IMPLEMENTATIONS
-def test_causal_mask_hides_later_tokens(implementation):
-    model = small(implementation=implementation).eval()
+@BLOCKS
+def test_causal_mask_hides_later_tokens(implementation, block):
+    model = small(implementation=implementation, **block).eval()
     ids = tokens(1, 12)
     before = model(ids)
     for place in range(12):
@@ -286,17 +367,19 @@ def test_full_mask_sees_everything():
 
 
 @IMPLEMENTATIONS
-def test_a_mask_tensor_of_each_shape(implementation):
-    model = small(implementation=implementation).eval()
+@BLOCKS
+def test_a_mask_tensor_of_each_shape(implementation, block):
+    model = small(implementation=implementation, **block).eval()
     ids = tokens(2, 6)
     causal = torch.ones(6, 6).tril().bool()
     for mask in (causal, causal.expand(2, 6, 6), causal.expand(2, 4, 6, 6)):
         assert_close(model(ids, mask=mask), model(ids))
 
 
-def test_a_mask_per_row_hides_padding():
+@BLOCKS
+def test_a_mask_per_row_hides_padding(block):
     """Rows padded on the left, with positions of their own, give what the rows alone give."""
-    model = small().eval()
+    model = small(**block).eval()
     ids = tokens(1, 5)
     padded = torch.cat([tokens(1, 3), ids], dim=1)
     visible = torch.ones(8, 8).tril().bool() & ((torch.arange(8) >= 3) | torch.eye(8).bool())
@@ -304,19 +387,24 @@ def test_a_mask_per_row_hides_padding():
     assert_close(model(padded, mask=visible[None], positions=positions)[:, 3:], model(ids))
 
 
-def test_positions_pick_rows_of_the_position_table():
-    model = small().eval()
+@BLOCKS
+def test_positions_are_absolute_if_learned_and_relative_if_rotary(block):
+    model = small(**block).eval()
     ids = tokens(2, 4)
     assert_close(model(ids, positions=torch.arange(4)), model(ids))
     assert_close(model(ids, positions=torch.arange(4).expand(2, 4)), model(ids))
-    assert not torch.allclose(model(ids, positions=torch.arange(4) + 1), model(ids))
+    assert not torch.allclose(model(ids, positions=2 * torch.arange(4)), model(ids))
+    shifted = model(ids, positions=torch.arange(4) + 1)
+    is_rotary = model.config.position == "rope"
+    assert torch.allclose(shifted, model(ids), rtol=1e-5, atol=1e-5) == is_rotary  # angles are float32
 
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6]])
-@pytest.mark.parametrize(("grad", "qkv_bias"), [(True, True), (False, False)])
-def test_cached_logits_equal_uncached_logits(implementation, pieces, grad, qkv_bias):
-    model = small(implementation=implementation, qkv_bias=qkv_bias).eval()
+@pytest.mark.parametrize("grad", [True, False])
+@BLOCKS
+def test_cached_logits_equal_uncached_logits(implementation, pieces, grad, block):
+    model = small(implementation=implementation, **block).eval()
     ids = tokens(2, 12)
     cache = KVCache(model.config.n_layers, 12)
     with torch.set_grad_enabled(grad):
@@ -325,6 +413,31 @@ def test_cached_logits_equal_uncached_logits(implementation, pieces, grad, qkv_b
     assert cache.length == 12
     with pytest.raises(ValueError, match="13 tokens exceed"):
         model(ids[:, :1], cache=cache)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("pieces", [[1] * 40, [12, 1, 1, 5, 1, 12, 3, 5]])
+def test_a_rolling_cache_equals_a_window(implementation, pieces):
+    """A cache that drops old tokens against a model that reads all 40 at once, with a window as its context was."""
+    model = small(implementation=implementation, **MODERN_BLOCK).eval()
+    long = small(implementation=implementation, **MODERN_BLOCK, context_length=40, window=12).eval()
+    long.load_state_dict(model.state_dict())
+    ids = tokens(2, 40)
+    cache = KVCache(model.config.n_layers, 23, window=12)
+    with torch.no_grad():
+        logits = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
+        assert_close(logits, long(ids))
+    assert (cache.length, cache.keys[0].size(-2)) == (40, 23)
+
+
+def test_a_window_hides_earlier_tokens():
+    model = small(window=3, n_layers=2, full_every=0).eval()
+    ids = tokens(1, 12)
+    before = model(ids)
+    changed = ids.clone()
+    changed[0, 2] = (changed[0, 2] + 1) % 23
+    differs = (model(changed) - before).abs().amax(-1)[0] > 0
+    assert differs.nonzero().flatten().tolist() == [2, 3, 4, 5, 6]  # two layers of two earlier tokens each
 
 
 @IMPLEMENTATIONS

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.generation import sample_token
+from gpt.layers import Linear
 from gpt.model import GPTModel
 from gpt.objectives.objective import Objective, example_rng
 from gpt.objectives.ranks import losses_and_ranks
@@ -61,7 +62,7 @@ class Masked(Objective):
         if self.config.next_sentence:
             self.metrics = ("val_masked_loss", "val_sentence_loss", "val_masked_accuracy", "val_sentence_accuracy")
             self.segment_emb = nn.Embedding(2, model.config.emb_dim)
-            self.sentence_head = nn.Linear(model.config.emb_dim, 2)
+            self.sentence_head = Linear(model.config.emb_dim, 2, role="head")
             nn.init.normal_(self.segment_emb.weight, std=0.02)
             nn.init.normal_(self.sentence_head.weight, std=0.02)
             nn.init.zeros_(self.sentence_head.bias)

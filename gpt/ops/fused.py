@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt.ops.reference import IGNORE_INDEX, causal_mask
+from gpt.ops.reference import IGNORE_INDEX, attention_mask
 
 # Logits that linear_cross_entropy holds at once: 2^23 numbers, 32 MB in float32, the size of a large CPU's cache.
 MAX_LOGITS = 2**23
@@ -34,16 +34,47 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0) -> Tensor:
+def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
+    """See `reference.rms_norm`."""
+    return F.rms_norm(x, scale.shape, scale, eps)
+
+
+def relu2(x: Tensor) -> Tensor:
+    """See `reference.relu2`."""
+    return F.relu(x).square()
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """See `reference.swiglu`."""
+    return F.silu(gate) * up
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """See `reference.rotate`. Rolling by K/2 swaps the halves."""
+    return torch.addcmul(x * cosine.to(x.dtype), x.roll(x.size(-1) // 2, dims=-1), sine.to(x.dtype))
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0, window: int = 0
+) -> Tensor:
     """See `reference.attention`. PyTorch's kernel never stores the (T, S) weights: Dao et al. 2022, FlashAttention,
     arXiv:2205.14135. With dropout on a CPU it stores them, and draws the numbers that nn.Dropout draws."""
+    n_queries, n_keys, n_groups = query.size(-2), key.size(-2), key.size(1)
+    if n_queries == 1 and window:  # a single query is the last position: it sees the last `window` keys
+        key, value = key[..., -window:, :], value[..., -window:, :]
+        mask = mask if isinstance(mask, str) else mask[..., -window:]
+    elif window and n_keys > window:
+        mask = attention_mask(mask, n_queries, n_keys, window, query.device)
     is_causal = False
     if isinstance(mask, str):
-        n_queries, n_keys = query.size(-2), key.size(-2)
-        hides_keys = mask == "causal" and n_queries > 1  # a single query is the last position, which sees all keys
+        hides_keys = mask == "causal" and n_queries > 1
         is_causal = hides_keys and n_queries == n_keys  # PyTorch would align fewer queries with the first keys
-        mask = causal_mask(n_queries, n_keys, query.device) if hides_keys and not is_causal else None
-    return F.scaled_dot_product_attention(query, key, value, mask, drop_rate, is_causal)
+        mask = attention_mask(mask, n_queries, n_keys, device=query.device) if hides_keys and not is_causal else None
+    if n_queries == 1 and mask is None:  # a group's queries as the rows of one: no key is copied
+        rows = query.reshape(len(query), n_groups, -1, query.size(-1))  # (B, G, H/G, K)
+        return F.scaled_dot_product_attention(rows, key, value, None, drop_rate).reshape(query.shape)
+    is_grouped = n_groups != query.size(1)
+    return F.scaled_dot_product_attention(query, key, value, mask, drop_rate, is_causal, enable_gqa=is_grouped)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """The formulas of a GPT, written out as on a blackboard: slow, with nothing hidden.
 
-Shape letters: B batch, T tokens, S tokens attended to (S = T without a cache), H heads, K head_dim, D emb_dim, N = B·T,
-V vocab_size.
+Shape letters: B batch, T tokens, S tokens attended to (S = T without a cache), H heads, G key/value heads (G = H unless
+grouped), K head_dim, D emb_dim, F width of the feed-forward layer, N = B·T, V vocab_size.
 """
 
 import math
@@ -38,12 +38,62 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Te
     return scale * (x - mean) / torch.sqrt(variance + eps) + shift
 
 
+def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
+    """Divide each vector of x (..., D) by its root mean square, then scale it: x / sqrt(mean(x^2) + eps) · scale.
+
+    LayerNorm without its mean and shift. Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    return scale * x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + eps)
+
+
 def gelu(x: Tensor) -> Tensor:
     """Return x · Phi(x) elementwise, with GPT-2's tanh approximation of the normal distribution function Phi.
 
     0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Return max(0, x)^2 elementwise. So et al. 2021 (Primer), arXiv:2109.08668."""
+    return torch.maximum(x, torch.zeros_like(x)) ** 2
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return silu(gate) · up elementwise, with silu(x) = x · sigmoid(x). Shazeer 2020, arXiv:2002.05202."""
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def rotary_tables(
+    positions: Tensor, head_dim: int, theta: float = 10_000.0, scaling: float = 1.0, original_length: int = 8192
+) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine, (..., T, K) in float32, of the angles by which `rotate` turns the pairs of a vector.
+
+    At position t the i-th of K/2 pairs turns by t · theta^(-2i/K). Su et al. 2021 (RoFormer), arXiv:2104.09864. Both
+    tables cover each pair twice, and the sine is negative in the first half, where a rotation subtracts.
+
+    `scaling` divides low frequencies by this factor, so that a model reads texts longer than those it was trained on:
+    wavelengths above original_length in full, those below a quarter of it not at all, the others in between
+    (Llama 3.1; Llama Team 2024, arXiv:2407.21783).
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim  # (K/2,)
+    frequencies = 1 / theta**exponents
+    if scaling != 1:
+        turns = original_length * frequencies / (2 * math.pi)  # whole turns within the original length
+        kept = ((turns - 1) / (4 - 1)).clamp(0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / scaling)
+    angles = positions[..., None].float() * frequencies  # (..., T, K/2)
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + K/2}) of x (..., T, K) by an angle of `rotary_tables`.
+
+    After it the product of a query and a key depends on their distance alone, not on their positions.
+    """
+    first, second = x.chunk(2, dim=-1)  # (..., T, K/2) each
+    return x * cosine.to(x.dtype) + torch.cat([second, first], dim=-1) * sine.to(x.dtype)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -54,32 +104,42 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return F.dropout(x, p)
 
 
-def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None) -> Tensor:
-    """Return a boolean mask (T, S), True where the query may see the key: at its own position and earlier ones.
+def attention_mask(
+    mask: Tensor | str, n_queries: int, n_keys: int, window: int = 0, device: torch.device | None = None
+) -> Tensor:
+    """Return a boolean mask (T, S), or of the shape of `mask`: True where the query may see the key.
 
-    The queries are the last T of the S positions, because a cache holds the earlier ones.
+    `mask` is "causal" (its own position and earlier ones), "full" (all), or such a mask already. With a `window` a
+    query sees its own position and at most window - 1 before it. The queries are the last T of the S positions, because
+    a cache holds the earlier ones.
     """
-    return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_queries)
+    everything = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
+    if isinstance(mask, str):
+        mask = everything.tril(n_keys - n_queries) if mask == "causal" else everything
+    return mask & everything.triu(n_keys - n_queries - window + 1) if window else mask
 
 
-def attention_weights(query: Tensor, key: Tensor, mask: Tensor | str = "causal") -> Tensor:
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | str = "causal", window: int = 0) -> Tensor:
     """Return softmax(Q K^T / sqrt(K)), (B, H, T, S), for queries (B, H, T, K) and keys (B, H, S, K); rows sum to 1.
 
-    `mask` is "causal", "full", or a boolean tensor that broadcasts to (B, H, T, S), True where attention is allowed.
-    Without the division by sqrt(K) the variance of the scores would grow with K. Vaswani et al. 2017, arXiv:1706.03762.
+    For `mask` and `window` see `attention_mask`; a tensor broadcasts to (B, H, T, S). Without the division by sqrt(K)
+    the variance of the scores would grow with K. Vaswani et al. 2017, arXiv:1706.03762.
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (B, H, T, S)
-    if mask == "causal":
-        mask = causal_mask(query.size(-2), key.size(-2), query.device)
-    return softmax(scores if mask == "full" else scores.masked_fill(~mask, -torch.inf))
+    visible = attention_mask(mask, query.size(-2), key.size(-2), window, query.device)
+    return softmax(scores.masked_fill(~visible, -torch.inf))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0) -> Tensor:
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str = "causal", drop_rate: float = 0, window: int = 0
+) -> Tensor:
     """Return for each query the values weighted by `attention_weights`, (B, H, T, K): scaled dot-product attention.
 
-    Shapes: query (B, H, T, K), key and value (B, H, S, K). `drop_rate` is the dropout of the weights, as in GPT-2.
+    Shapes: query (B, H, T, K), key and value (B, G, S, K). Each of the G heads of keys serves H/G heads of queries:
+    Ainslie et al. 2023 (grouped queries), arXiv:2305.13245. `drop_rate` is the dropout of the weights, as in GPT-2.
     """
-    return dropout(attention_weights(query, key, mask), drop_rate) @ value
+    key, value = (x.repeat_interleave(query.size(1) // key.size(1), dim=1) for x in (key, value))  # (B, H, S, K)
+    return dropout(attention_weights(query, key, mask, window), drop_rate) @ value
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from gpt.config import GPTConfig, from_dict
-from gpt.model import GPTModel, KVCache, LayerNorm, Linear, TokenEmbedding
+from gpt.layers import NORMS, Linear, TokenEmbedding
+from gpt.model import GPTModel, KVCache
 
 
 class LSTMModel(GPTModel):
@@ -20,8 +21,8 @@ class LSTMModel(GPTModel):
         self.drop_emb = nn.Dropout(config.drop_rate)
         between = config.drop_rate if config.n_layers > 1 else 0.0  # nn.LSTM has dropout only between layers
         self.lstm = nn.LSTM(config.emb_dim, config.emb_dim, config.n_layers, batch_first=True, dropout=between)
-        self.final_norm = LayerNorm(config.emb_dim)
-        self.out_head = Linear(config.emb_dim, config.vocab_size, bias=False)
+        self.final_norm = NORMS[config.norm](config.emb_dim, config.norm_eps)
+        self.out_head = Linear(config.emb_dim, config.vocab_size, bias=False, role="head")
         self._finish_init()
 
     def _init_normal(self) -> None:

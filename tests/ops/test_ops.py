@@ -47,7 +47,8 @@ def test_both_files_have_the_same_functions():
         return {n: str(inspect.signature(f)) for n, f in found if f.__module__ == module.__name__ and n[0] != "_"}
 
     plain, fast = functions(reference), functions(fused)
-    names = {"softmax", "linear", "layer_norm", "gelu", "attention", "cross_entropy", "linear_cross_entropy"}
+    names = {"softmax", "linear", "layer_norm", "rms_norm", "gelu", "relu2", "swiglu", "rotate", "attention"}
+    names |= {"cross_entropy", "linear_cross_entropy"}
     assert set(fast) == names | {"chunk_rows", "onednn_linear", "grad_matmul"}  # these three are helpers
     assert {name: fast[name] for name in names} == {name: plain[name] for name in names}
 
@@ -77,6 +78,60 @@ def test_gelu(ops, dtype):
     assert_same(ops.gelu, lambda x: F.gelu(x, approximate="tanh"), [x])
 
 
+@OPS_AND_DTYPE
+def test_rms_norm(ops, dtype):
+    x, scale = torch.randn(2, 3, 8, dtype=dtype), torch.randn(8, dtype=dtype)
+    assert_same(ops.rms_norm, lambda x, w: F.rms_norm(x, (8,), w, 1e-5), [x, scale])
+    assert_same(ops.rms_norm, lambda x, w: x / x.norm(dim=-1, keepdim=True) * 8**0.5 * w, [x * 1e4, scale])
+
+
+@OPS_AND_DTYPE
+def test_squared_relu_and_swiglu(ops, dtype):
+    gate, up = torch.linspace(-6, 6, 101, dtype=dtype), torch.randn(101, dtype=dtype)
+    assert_same(ops.relu2, lambda x: F.relu(x) ** 2, [gate])
+    assert_same(ops.swiglu, lambda g, u: F.silu(g) * u, [gate, up])
+
+
+@OPS_AND_DTYPE
+def test_rotate_multiplies_pairs_as_complex_numbers(ops, dtype):
+    """(x_i, x_{i+K/2}) as a complex number, times exp(i · position · 100^(-2i/K))."""
+    x, positions = torch.randn(2, 3, 5, 8, dtype=dtype), torch.tensor([0, 1, 2, 30, 7])
+    angles = positions[:, None].double() * 100.0 ** (-torch.arange(4) / 4)
+
+    def truth(x):
+        turned = torch.complex(x[..., :4].double(), x[..., 4:].double()) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([turned.real, turned.imag], dim=-1).to(dtype)
+
+    tables = reference.rotary_tables(positions, 8, theta=100.0)
+    value, gradients = value_and_gradients(lambda x: ops.rotate(x, *tables), [x])
+    true_value, true_gradients = value_and_gradients(truth, [x])
+    for a, b in zip([value, *gradients], [true_value, *true_gradients], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)  # the angles are float32, up to 30
+
+
+@pytest.mark.parametrize("scaling", [1.0, 8.0])
+def test_rotary_tables_are_those_of_transformers(scaling):
+    """Llama 3.1's settings; a scaling of 1 is plain RoPE."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    if scaling != 1:
+        rope |= {"rope_type": "llama3", "factor": scaling, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        rope |= {"original_max_position_embeddings": 8192}
+    config = transformers.LlamaConfig(
+        hidden_size=128, num_attention_heads=2, max_position_embeddings=131072, rope_parameters=rope
+    )
+    positions = torch.arange(0, 131072, 997)
+    cosine, sine = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
+    ours, our_sine = reference.rotary_tables(positions, 64, 5e5, scaling, 8192)
+    error = 131072 * 4 * torch.finfo(torch.float32).eps  # of the angle, which the frequency's rounding multiplies
+    torch.testing.assert_close(ours, cosine[0], rtol=0, atol=error)
+    torch.testing.assert_close(our_sine[:, 32:], sine[0, :, 32:], rtol=0, atol=error)
+    assert torch.equal(our_sine[:, :32], -our_sine[:, 32:])
+    assert (ours - reference.rotary_tables(positions, 64, 5e5)[0]).abs().max() > (0.5 if scaling != 1 else -1)
+
+
 def masks(n_queries, n_keys):
     """Return masks by name, each with the same as a boolean table, written by loops."""
     causal = torch.tensor([[k <= q + n_keys - n_queries for k in range(n_keys)] for q in range(n_queries)])
@@ -102,6 +157,30 @@ def test_attention_against_pytorchs_math_kernel(ops, dtype, mask_name, n_queries
             return F.scaled_dot_product_attention(q, k, v, meaning)
 
     assert_same(lambda q, k, v: ops.attention(q, k, v, mask), truth, [query, key, value])
+
+
+@OPS_AND_DTYPE
+@pytest.mark.parametrize("window", [0, 1, 3, 6, 9])
+@pytest.mark.parametrize(
+    ("mask_name", "n_queries"), [("causal", 6), ("causal", 1), ("causal", 3), ("full", 6), ("tensor", 6), ("tensor", 1)]
+)
+def test_grouped_attention_in_a_window(ops, dtype, mask_name, n_queries, window):
+    """Four heads of queries on two of keys, each query on its own and the window - 1 keys before it."""
+    n_keys = 6
+    query = torch.randn(2, 4, n_queries, 8, dtype=dtype)
+    key, value = (torch.randn(2, 2, n_keys, 8, dtype=dtype) for _ in range(2))
+    mask, meaning = masks(n_queries, n_keys)[mask_name]
+    near = [[not window or q + n_keys - n_queries - k < window for k in range(n_keys)] for q in range(n_queries)]
+    if isinstance(mask, torch.Tensor):
+        mask[..., range(n_queries), range(n_keys - n_queries, n_keys)] = True  # each query sees itself
+    meaning = meaning & torch.tensor(near)
+
+    def truth(q, k, v):
+        k, v = (torch.stack([x[:, 0], x[:, 0], x[:, 1], x[:, 1]], dim=1) for x in (k, v))
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, meaning)
+
+    assert_same(lambda q, k, v: ops.attention(q, k, v, mask, window=window), truth, [query, key, value])
 
 
 def test_attention_weights_are_a_softmax_over_visible_keys():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from small_adapters import EVERY, LORA, MODEL, PREFIX, adapted, close, model_of, tokens, trained
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt.model import Linear
+from gpt.layers import Linear
 from gpt.ops import fused, use_implementation
 from gpt.variants import adapt
 from gpt.variants.int8 import Int8GPTModel

@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2's tokens, characters, or byte pairs.
+"""Text to token ids and back: GPT-2's tokens, characters, byte pairs, or a published model's tokens.
 
     tokenizer = load_tokenizer("gpt2")               # 50,257 tokens, no download
     tokenizer = CharTokenizer(text)                  # one token per distinct character of the text
@@ -12,16 +12,16 @@ import importlib.util
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
-from functools import cache, partial
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import regex
 import tiktoken
 
 from gpt.system.files import sha256
+from gpt.system.text import check_text, chunk_text, piece_bytes, unspell
 
 EOT = "<|endoftext|>"
 
@@ -38,19 +38,24 @@ GPT2_SHA256 = {  # of the two files published with GPT-2
 class Tokenizer:
     """Base class: ordinary tokens, which are byte strings, and special tokens, which no text contains by accident.
 
-    `special_tokens` maps names to ids, the end-of-text token's included; `eot_id` is None without one. Ids from
+    `special_tokens` maps names to ids. `eot_id` ends a text (None: there is no such token), and `bos_id` comes before
+    one: the same token, unless the model has its own. `chat_template` is read by gpt/text/chat.py. Ids from
     `base_vocab_size` on were added by `with_special_tokens`; `saved` is the content of tokenizer.json without them.
     """
 
-    def __init__(self, name: str, tokens: dict[bytes, int], special_tokens: dict[str, int], saved: dict[str, Any]):
-        self.name, self.saved = name, saved
-        self.special_tokens = special_tokens
-        self.eot_id = special_tokens.get(EOT)
-        ids = {i: token for token, i in tokens.items()} | {i: name.encode() for name, i in special_tokens.items()}
-        self.vocab_size = self.base_vocab_size = len(tokens) + len(special_tokens)
-        if ids.keys() != set(range(self.vocab_size)):
-            raise ValueError(f"the ids of the tokenizer {name} are not 0 to {self.vocab_size - 1}, each of one token")
-        self._bytes = [ids[i] for i in range(self.vocab_size)]
+    def __init__(self, name: str, tokens: Iterable[tuple], special_tokens: dict[str, int], saved: dict[str, Any]):
+        tokens = list(tokens)
+        used = {i for _, i in tokens} | set(special_tokens.values())
+        special_tokens = special_tokens | {f"<|unused {i}|>": i for i in range(max(used)) if i not in used}
+        tokens += [(name.encode(), i) for name, i in special_tokens.items()]
+        self.name, self.saved, self.special_tokens = name, saved, special_tokens
+        self.vocab_size = self.base_vocab_size = len(tokens)
+        if len(tokens) != max(used) + 1:
+            raise ValueError(f"the ids of the tokenizer {name} are not 0 to {max(used)}, each of one token")
+        self._bytes = [token for token, _ in sorted(tokens, key=lambda token: token[1])]
+        self.eot_id = special_tokens.get(saved.get("eot", EOT))
+        self.bos_id = special_tokens.get(saved.get("bos"), self.eot_id)
+        self.chat_template: str | None = saved.get("chat_template")
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Return the token ids. With `special`, the names of special tokens in the text become these tokens.
@@ -103,7 +108,7 @@ class CharTokenizer(Tokenizer):
         check_text("".join(self.characters))
         tokens = {character.encode(): i for i, character in enumerate(self.characters)}
         eot, flag = ({EOT: len(tokens)}, {"end_of_text": True}) if end_of_text else ({}, {})
-        super().__init__("char", tokens, eot, {"kind": "char", "characters": "".join(self.characters), **flag})
+        super().__init__("char", tokens.items(), eot, {"kind": "char", "characters": "".join(self.characters), **flag})
         # ids by code point, -1 for an unknown one; the last entry covers all higher code points
         self._ids = np.full(ord(self.characters[-1]) + 2, -1, np.int32)
         self._ids[[ord(character) for character in self.characters]] = np.arange(len(tokens))
@@ -122,13 +127,16 @@ class CharTokenizer(Tokenizer):
 class BytePairTokenizer(Tokenizer):
     """Byte pairs, encoded by tiktoken's engine: GPT-2's merges, our own, or another model's.
 
-    `ranks` maps the bytes of each token to its id, in the order of the merges. It includes the 256 single bytes.
+    `ranks` maps the bytes of each token to its id, in the order of the merges. Bytes without a token of their own are
+    dropped from a text, as by published models. `saved` may name another `pattern` of words and a Unicode `normalizer`.
     """
 
     def __init__(self, name: str, ranks: dict[bytes, int], special_tokens: dict[str, int], saved: dict[str, Any]):
-        super().__init__(name, ranks, special_tokens, saved)
+        super().__init__(name, ranks.items(), special_tokens, saved)
         self.ranks = ranks
-        self._engine = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        every_byte = {bytes([byte]): self.vocab_size + byte for byte in range(256)}  # tiktoken needs them all
+        pattern = saved.get("pattern", GPT2_PATTERN)
+        self._engine = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=every_byte | ranks, special_tokens={})
 
     @classmethod
     def from_merges(cls, merges: list[tuple[int, int]]) -> "BytePairTokenizer":
@@ -137,14 +145,51 @@ class BytePairTokenizer(Tokenizer):
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
         ranks, saved = {token: i for i, token in enumerate(tokens)}, {"kind": "bpe", "merges": merges}
-        return cls(f"bpe:{len(tokens) + 1}", ranks, {EOT: len(tokens)}, saved)
+        return cls(f"bpe:{len(tokens) + 1}", ranks, {EOT: len(ranks)}, saved)
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """Return the token ids, uint32. Raises ValueError for a lone surrogate. Other threads run meanwhile."""
         check_text(text)
+        if "normalizer" in self.saved:
+            text = unicodedata.normalize(self.saved["normalizer"], text)
         # in pieces: tiktoken's matcher backtracks over white space and takes quadratic time over one endless word
-        encode = partial(self._engine.encode_to_numpy, disallowed_special=())
-        return np.concatenate([encode(piece) for piece in chunk_text(text)])
+        ids = np.concatenate([self._engine.encode_to_numpy(part, disallowed_special=()) for part in chunk_text(text)])
+        return ids[ids < self.base_vocab_size]
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Byte pairs by other rules, such as SentencePiece's, run by Hugging Face's library `tokenizers`.
+
+    `saved["file"]` is the content of its tokenizer.json. SentencePiece writes a space before a text; `decode` drops it.
+    """
+
+    def __init__(self, saved: dict[str, Any]):
+        try:
+            from tokenizers import Tokenizer as Engine
+        except ImportError:
+            raise ValueError('this tokenizer is run by Hugging Face\'s: pip install -e ".[tokenizers]"') from None
+        file = saved["file"]
+        special = {token["content"]: token["id"] for token in file["added_tokens"]}
+        self._byte_level = "ByteLevel" in json.dumps(file["decoder"])
+        as_bytes = unspell if self._byte_level else piece_bytes
+        tokens = [(as_bytes(token), i) for token, i in file["model"]["vocab"].items() if token not in special]
+        super().__init__("hugging_face", tokens, special, saved)
+        self._with_special = Engine.from_str(json.dumps(file))
+        self._engine = Engine.from_str(json.dumps(file | {"added_tokens": []}))  # their names are ordinary text to it
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """As in the base class, but a text has one space before it, however many special tokens divide it."""
+        if special and not self.added_tokens:
+            return self._with_special.encode(check_text(text), add_special_tokens=False).ids
+        return super().encode(text, special)
+
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        """Return the token ids, uint32. Raises ValueError for a lone surrogate."""
+        return np.array(self._engine.encode(check_text(text), add_special_tokens=False).ids, np.uint32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text, as in the base class."""
+        return super().decode(ids).removeprefix("" if self._byte_level else " ")
 
 
 def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
@@ -167,7 +212,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise ValueError(f"no tokenizer file {path}")
     try:
         return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:  # a damaged file may raise any
         raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
 
 
@@ -181,28 +226,13 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
     elif kind == "bpe":
         tokenizer = BytePairTokenizer.from_merges([tuple(merge) for merge in saved["merges"]])
     elif kind == "byte_pairs":
-        ranks = _from_spelling(saved["tokens"])
-        used = {*ranks.values(), *saved["named"].values()}
-        named = saved["named"] | {f"<|unused {i}|>": i for i in range(max(used)) if i not in used}
-        own = {"kind": kind, "tokens": saved["tokens"], "named": named}
-        tokenizer = BytePairTokenizer(f"byte_pairs:{max(used) + 1}", ranks, named, own)
+        ranks = {unspell(token): i for token, i in saved["tokens"].items()}
+        tokenizer = BytePairTokenizer(kind, ranks, saved["named"], saved)
+    elif kind == "hugging_face":
+        tokenizer = HuggingFaceTokenizer(saved)
     else:
         raise ValueError(f"unknown kind {kind!r}")
     return with_special_tokens(tokenizer, saved.get("special_tokens", []))
-
-
-@cache
-def bytes_to_unicode() -> dict[int, str]:
-    """Return the character that spells each byte in GPT-2's files: its own if that is printable and not a space,
-    otherwise the next one from U+0100 on. Radford et al. 2019, encoder.py."""
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    others = sorted(set(range(256)) - set(printable))
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-def _from_spelling(tokens: dict[str, int]) -> dict[bytes, int]:
-    byte = {character: byte for byte, character in bytes_to_unicode().items()}
-    return {bytes(byte[character] for character in token): i for token, i in tokens.items()}
 
 
 def _gpt2() -> BytePairTokenizer:
@@ -216,35 +246,5 @@ def _gpt2() -> BytePairTokenizer:
             raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
     tokens = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))  # in the order of the merges
     special_tokens = {EOT: tokens.pop(EOT)}
-    return BytePairTokenizer("gpt2", _from_spelling(tokens), special_tokens, {"kind": "gpt2"})
-
-
-def check_text(text: str) -> str:
-    """Return the text. Raises ValueError for a lone surrogate: half of a UTF-16 pair, which is not a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        i = error.start
-        raise ValueError(f"the text has a lone surrogate, U+{ord(text[i]):04X} at character {i}: remove it") from None
-    return text
-
-
-def last_word_break(text: str) -> int:
-    """Return the last index at which `text` can be cut without changing its GPT-2 tokens, or 0.
-
-    It lies between a letter, digit, mark or sign and the space or line end that follows: no match of GPT2_PATTERN
-    crosses it or looks past it.
-    """
-    found = regex.search(r"(?r)(?<=[\p{L}\p{N}\p{P}\p{S}\p{M}])[ \n]", text)  # (?r): search from the end
-    return found.start() if found else 0
-
-
-def chunk_text(text: str, max_length: int = 100_000) -> Iterator[str]:
-    """Cut `text` at word breaks into pieces of at most `max_length` characters. A longer word is cut as well."""
-    start = 0
-    while len(text) - start > max_length:
-        piece = text[start : start + max_length]
-        cut = last_word_break(piece) or max_length
-        yield piece[:cut]
-        start += cut
-    yield text[start:]
+    ranks = {unspell(token): i for token, i in tokens.items()}
+    return BytePairTokenizer("gpt2", ranks, special_tokens, {"kind": "gpt2"})

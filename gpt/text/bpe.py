@@ -15,7 +15,8 @@ import numpy as np
 import regex
 from tqdm import tqdm
 
-from gpt.tokenizer import GPT2_PATTERN, BytePairTokenizer, check_text, chunk_text
+from gpt.system.text import check_text, chunk_text
+from gpt.tokenizer import GPT2_PATTERN, BytePairTokenizer
 
 MAX_WORD_LENGTH = 256  # characters; a longer word, such as a text without spaces, is split
 BOUNDARY = 0xFF  # a byte that UTF-8 never uses: it separates words, and replaces the right token of a merged pair

@@ -1,6 +1,7 @@
 """Read and write Hugging Face's tokenizer files: tokenizer.json, or vocab.json with merges.txt.
 
-Both sides know single characters and byte pairs split at GPT-2's words, with any merges and any special tokens.
+Single characters, and byte pairs split as GPT-2, SmolLM2, Llama 3, Qwen or Mistral split them, are read into this
+project's own classes. Other byte pairs, such as SentencePiece's, are left to Hugging Face's library `tokenizers`.
 """
 
 import itertools
@@ -9,10 +10,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt.tokenizer import EOT, BytePairTokenizer, CharTokenizer, Tokenizer, bytes_to_unicode, from_dict, load_tokenizer
+from gpt.system.text import bytes_to_unicode, spell
+from gpt.tokenizer import (
+    EOT,
+    GPT2_PATTERN,
+    BytePairTokenizer,
+    CharTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    from_dict,
+    load_tokenizer,
+)
 
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _ANY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+# How models split text into words before any merge, named as in GGUF files. smollm has single digits and GPT-2's words
+# between them; the others are as published.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERNS = {
+    "gpt-2": GPT2_PATTERN,
+    "smollm": rf"\p{{N}}|\s++(?=\p{{N}})|{GPT2_PATTERN}",
+    "llama-bpe": _CL100K % "{1,3}" + _SPACES,
+    "qwen2": _CL100K % "" + _SPACES,
+    "tekken": (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+        rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{_SPACES}"
+    ),
+}
+END_OF_TEXT = ("</s>", "<|end_of_text|>")  # what ends a text where neither <|endoftext|> nor a config says so
+_STRIPPING = ("lstrip", "rstrip", "single_word")  # flags of special tokens that change the text around them
+
+
+def splitter(pre: str) -> dict[str, Any]:
+    """Return the pre_tokenizer of tokenizer.json that splits text as PATTERNS[pre] does."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    if pre == "gpt-2":
+        return {**byte_level, "use_regex": True}
+    if pre == "smollm":
+        steps = [{"type": "Digits", "individual_digits": True}, {**byte_level, "use_regex": True}]
+    else:
+        split = {"type": "Split", "pattern": {"Regex": PATTERNS[pre]}, "behavior": "Isolated", "invert": False}
+        steps = [split, {**byte_level, "use_regex": False}]
+    return {"type": "Sequence", "pretokenizers": steps}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -21,7 +63,9 @@ _ANY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": 
 def load_any_tokenizer(path: str | Path) -> Tokenizer:
     """Return a tokenizer saved by this project or by Hugging Face: a file, or a folder that contains one.
 
-    Raises ValueError for a missing or damaged file, and for a tokenizer that this project cannot represent.
+    tokenizer_config.json and chat_template.jinja beside Hugging Face's file name the tokens that end and start a text
+    and give the chat template. Raises ValueError for a missing or damaged file, and for a tokenizer that this project
+    cannot represent.
     """
     path = Path(path)
     if path.is_dir():
@@ -33,47 +77,107 @@ def load_any_tokenizer(path: str | Path) -> Tokenizer:
         if path.name == "vocab.json":
             lines = path.with_name("merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
-            saved = {"model": {"type": "BPE", "vocab": saved, "merges": merges}, "pre_tokenizer": _BYTE_LEVEL}
-        return from_dict(saved if "kind" in saved else from_hf(saved))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is not a tokenizer that can be read here: {type(error).__name__} {error}") from None
+            saved = {"model": {"type": "BPE", "vocab": saved, "merges": merges}, "pre_tokenizer": splitter("gpt-2")}
+        return from_dict(saved if "kind" in saved else from_hf(saved, _roles(path.parent)))
+    except Exception as error:  # a damaged file may raise any
+        named = "" if isinstance(error, ValueError) or type(error) is Exception else f"{type(error).__name__} "
+        raise ValueError(f"{path} is not a tokenizer that can be read here: {named}{error}") from None
 
 
-def from_hf(saved: dict[str, Any]) -> dict[str, Any]:
+def _roles(folder: Path) -> dict[str, str]:
+    """Return the names of the tokens that end ("eot") and start ("bos") a text, and the chat template, where given."""
+    file, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    names = {"eot": config.get("eos_token"), "bos": config.get("add_bos_token") and config.get("bos_token")}
+    roles = {role: name["content"] if isinstance(name, dict) else name for role, name in names.items()}
+    roles["chat_template"] = template.read_text(encoding="utf-8") if template.exists() else config.get("chat_template")
+    if isinstance(roles["chat_template"], list):  # several by name
+        named = {entry["name"]: entry["template"] for entry in roles["chat_template"]}
+        roles["chat_template"] = named.get("default")
+    return {role: value for role, value in roles.items() if value}
+
+
+def from_hf(file: dict[str, Any], roles: dict[str, str] | None = None) -> dict[str, Any]:
     """Translate the content of Hugging Face's tokenizer.json into that of ours.
 
-    Returns single characters, our byte pairs, or another model's ("byte_pairs": spelled tokens and their ids). Raises
-    ValueError for a feature that this project does not have.
+    `roles` may name the tokens that end ("eot") and start ("bos") a text, and give the "chat_template". Returns single
+    characters, our byte pairs, another model's ("byte_pairs": spelled tokens and their ids), or the content itself
+    ("hugging_face") where its rules are others. Raises ValueError for a feature that this project does not have.
     """
-    model = saved["model"]
-    vocab, kind = dict(model["vocab"]), model["type"]
-    special = {token["content"]: token["id"] for token in saved.get("added_tokens") or ()}
-    if saved.get("normalizer"):
-        raise ValueError(f"it normalizes text before splitting it ({saved['normalizer'].get('type')})")
-    if kind == "WordLevel":
-        return _from_characters(vocab, special)
-    if kind != "BPE":
-        raise ValueError(f"its model is of type {kind!r}, neither byte pairs nor characters")
-    splitter = saved.get("pre_tokenizer") or {}
-    if splitter.get("type") != "ByteLevel" or splitter.get("add_prefix_space") or not splitter.get("use_regex", True):
-        raise ValueError("it does not split text into GPT-2's words")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+    model = file["model"]
+    special = {token["content"]: token["id"] for token in file.get("added_tokens") or ()}
+    if model["type"] == "WordLevel":
+        return _from_characters(dict(model["vocab"]), special)
+    if model["type"] != "BPE":
+        raise ValueError(f"its model is of type {model['type']!r}, neither byte pairs nor characters")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ValueError(f"it has {key} {model[key]!r}")
-    return _from_byte_pairs(vocab, model["merges"], special)
+    roles = {"bos": first_token(file)} | (roles or {})
+    roles["eot"] = next((name for name in (roles.get("eot"), EOT, *END_OF_TEXT) if name in special), EOT)
+    if roles["bos"] in (None, roles["eot"]):
+        del roles["bos"]
+    if roles["eot"] == EOT:
+        del roles["eot"]
+    return _from_byte_pairs(file, special, roles) or _for_library(file, roles)
 
 
-def _from_byte_pairs(vocab: dict[str, int], merges: list, special: dict[str, int]) -> dict[str, Any]:
-    characters = bytes_to_unicode()
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+def _from_byte_pairs(file: dict[str, Any], special: dict[str, int], roles: dict[str, str]) -> dict[str, Any] | None:
+    """Return byte pairs that tiktoken's engine merges to the same ids, or None.
+
+    It merges any two tokens whose bytes are those of a third, the lowest id first. The file's merges do the same if
+    they are in the order of ids: a token that was learned as the union of two comes about in no other way.
+    """
+    model, words = file["model"], _words(file)
+    if words is None or any(token.get(flag) for token in file.get("added_tokens") or () for flag in _STRIPPING):
+        return None
+    vocab, characters = dict(model["vocab"]), bytes_to_unicode()
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     merged = [left + right for left, right in merges]
     tokens = {token: vocab[token] for token in itertools.chain(characters.values(), merged) if token in vocab}
-    if any(vocab[b] <= vocab[a] for a, b in itertools.pairwise(merged)) or len(tokens) != len(set(tokens.values())):
-        raise ValueError("the order of its merges is not that of its tokens' ids")
-    if missing := [character for character in characters.values() if character not in tokens]:
-        raise ValueError(f"{len(missing)} of the 256 bytes have no token")
-    special |= {name: i for name, i in vocab.items() if name not in tokens}
-    in_order = sorted(special, key=special.get)
+    others = {token: i for token, i in vocab.items() if token not in tokens and token not in special}
+    if model.get("ignore_merges"):  # a word that is a token is this token, whatever the merges
+        tokens |= others
+    else:
+        special = special | others
+    if any(vocab[b] < vocab[a] for a, b in itertools.pairwise(merged)) or not tokens.keys().isdisjoint(special):
+        return None
+    if missing := [chr(i) for i in range(32, 127) if characters[i] not in tokens]:
+        raise ValueError(f"{len(missing)} of the printable characters of ASCII have no token")
+    if words or roles or len(tokens) - len(merges) < 256:
+        return {"kind": "byte_pairs", "tokens": tokens, "named": special, **words, **roles}
+    return _with_own_ids(tokens, merges, special)
+
+
+def _words(file: dict[str, Any]) -> dict[str, str] | None:
+    """Return the pattern and the normalizer that split a text into words, as `saved` has them; None for other rules."""
+    words = {}
+    if normalizer := file.get("normalizer"):
+        if normalizer.get("type") != "NFC":
+            return None
+        words["normalizer"] = "NFC"
+    known = {json.dumps(_essential(splitter(pre))): pattern for pre, pattern in PATTERNS.items()}
+    pattern = known.get(json.dumps(_essential(file.get("pre_tokenizer") or {})))
+    if pattern is None:
+        return None
+    return words if pattern == GPT2_PATTERN else {"pattern": pattern, **words}
+
+
+def _essential(pre_tokenizer: dict[str, Any]) -> list[Any]:
+    """Return the steps of a pre_tokenizer, with their settings as far as they change the tokens, in a fixed order."""
+    steps = []
+    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
+        default = {"use_regex": True} if step.get("type") == "ByteLevel" else {}
+        settings = {
+            key: value for key, value in (default | step).items() if key != "trim_offsets" and value is not False
+        }
+        steps.append(sorted(settings.items()))
+    return steps
+
+
+def _with_own_ids(tokens: dict[str, int], merges: list[tuple[str, str]], special: dict[str, int]) -> dict[str, Any]:
+    """Return byte pairs as this project numbers them, if that is how these are: 256 bytes, merges, special tokens."""
+    characters, in_order = bytes_to_unicode(), sorted(special, key=special.get)
     last_ids = list(range(len(tokens), len(tokens) + len(special)))
     if in_order[:1] != [EOT] or [special[name] for name in in_order] != last_ids:
         return {"kind": "byte_pairs", "tokens": tokens, "named": special}
@@ -86,6 +190,17 @@ def _from_byte_pairs(vocab: dict[str, int], merges: list, special: dict[str, int
     return {"kind": "byte_pairs", "tokens": tokens, "named": {EOT: len(tokens)}, **added}
 
 
+def _for_library(file: dict[str, Any], roles: dict[str, str]) -> dict[str, Any]:
+    """Return the content that Hugging Face's library runs, without what does not change the tokens of a text."""
+    byte_level = "ByteLevel" in json.dumps([file.get("pre_tokenizer"), file.get("decoder")])
+    if not byte_level and not file["model"].get("byte_fallback"):
+        raise ValueError("its byte pairs are neither of bytes, as GPT-2's, nor of characters with byte_fallback")
+    kept = {key: file.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "model")}
+    kept["added_tokens"] = kept["added_tokens"] or []
+    kept["decoder"] = kept["decoder"] or (splitter("gpt-2") if byte_level else None)
+    return {"kind": "hugging_face", "file": {"version": "1.0", **kept}, **roles}
+
+
 def _from_characters(vocab: dict[str, int], special: dict[str, int]) -> dict[str, Any]:
     characters = sorted(character for character in vocab if character not in special)
     if any(len(character) != 1 for character in characters):
@@ -96,73 +211,109 @@ def _from_characters(vocab: dict[str, int], special: dict[str, int]) -> dict[str
     return {"kind": "char", "characters": "".join(characters), **({"end_of_text": True} if special else {})}
 
 
-def starts_with_eot(saved: dict[str, Any]) -> bool:
-    """Whether Hugging Face's tokenizer.json puts the end-of-text token before each text."""
-    processors = saved.get("post_processor") or {}
+def first_token(file: dict[str, Any]) -> str | None:
+    """Return the special token that Hugging Face's tokenizer.json puts before each text."""
+    processors = file.get("post_processor") or {}
     for processor in processors.get("processors", [processors]):
         if processor.get("type") == "TemplateProcessing":
-            return processor["single"][0].get("SpecialToken", {}).get("id") == EOT
-    return False
+            return processor["single"][0].get("SpecialToken", {}).get("id")
+    return None
+
+
+def starts_with_eot(file: dict[str, Any]) -> bool:
+    """Whether Hugging Face's tokenizer.json puts the end-of-text token, or another, before each text."""
+    return first_token(file) is not None
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def to_hf(tokenizer: Tokenizer, prepend_eot: bool) -> dict[str, Any]:
-    """Return the content of a tokenizer.json for Hugging Face. With `prepend_eot`, each text starts with that token."""
-    special = tokenizer.special_tokens
-    if isinstance(tokenizer, CharTokenizer):
+    """Return the content of a tokenizer.json for Hugging Face.
+
+    With `prepend_eot`, or if the tokenizer has a token that starts a text, each text starts with the token `bos_id`.
+    """
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        file = tokenizer.saved["file"]
+    elif isinstance(tokenizer, CharTokenizer):
         vocab = {character: i for i, character in enumerate(tokenizer.characters)}
-        model = {"type": "WordLevel", "vocab": vocab | special, "unk_token": ""}  # not in vocab: an error
-        splitter, decoder = _ANY_CHARACTER, {"type": "Fuse"}
+        model = {
+            "type": "WordLevel",
+            "vocab": vocab | tokenizer.special_tokens,
+            "unk_token": "",
+        }  # an error: not in vocab
+        file = {"model": model, "pre_tokenizer": _ANY_CHARACTER, "decoder": {"type": "Fuse"}}
     else:
         assert isinstance(tokenizer, BytePairTokenizer)
-        vocab = {spell(token): i for token, i in tokenizer.ranks.items()}
-        model = {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocab | special,
-            "merges": [[spell(left), spell(right)] for left, right in _merges(tokenizer.ranks)],
-        }  # fmt: skip
-        splitter = decoder = _BYTE_LEVEL
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        file = _byte_pairs_file(tokenizer)
+    names = {token["content"]: token for token in file.get("added_tokens", ())}
+    special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+    start = "bos" in tokenizer.saved or prepend_eot
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": i, "content": name, **flags} for name, i in sorted(special.items(), key=lambda item: item[1])
-        ],
-        "normalizer": None,
-        "pre_tokenizer": splitter,
-        "post_processor": _eot_template(tokenizer.eot_id) if prepend_eot else None,
-        "decoder": decoder,
-        "model": model,
+        "added_tokens": [names.get(name, {"id": i, "content": name, **_FLAGS}) for name, i in special],
+        "normalizer": file.get("normalizer"),
+        "pre_tokenizer": file["pre_tokenizer"],
+        "post_processor": _start_template(tokenizer) if start else None,
+        "decoder": file["decoder"],
+        "model": file["model"],
     }
 
 
-def spell(token: bytes) -> str:
-    """Return the bytes of a token as GPT-2's files spell them."""
-    return "".join(map(bytes_to_unicode().__getitem__, token))
+def _byte_pairs_file(tokenizer: BytePairTokenizer) -> dict[str, Any]:
+    merges = [[spell(left), spell(right)] for left, right in merges_of(tokenizer.ranks)]
+    vocab = {spell(token): i for token, i in tokenizer.ranks.items()}
+    whole_words = len(merges) < sum(len(token) > 1 for token in tokenizer.ranks)  # tokens that no merges make
+    normalizer = tokenizer.saved.get("normalizer")
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": whole_words,
+        "vocab": vocab | tokenizer.special_tokens, "merges": merges,
+    }  # fmt: skip
+    return {
+        "model": model, "normalizer": normalizer and {"type": normalizer},
+        "pre_tokenizer": splitter(pre_of(tokenizer)), "decoder": splitter("gpt-2"),
+    }  # fmt: skip
 
 
-def _eot_template(eot_id: int) -> dict[str, Any]:
-    eot = {"SpecialToken": {"id": EOT, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+def pre_of(tokenizer: BytePairTokenizer) -> str:
+    """Return the name in PATTERNS of the rule by which a tokenizer splits text into words."""
+    return next(pre for pre, pattern in PATTERNS.items() if pattern == tokenizer.saved.get("pattern", GPT2_PATTERN))
+
+
+def token_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the tokens that start and end a text as tokenizer_config.json has them: bos_token and eos_token."""
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eot_id}
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    return {role: names[i] for role, i in ids.items() if i is not None}
+
+
+def _start_template(tokenizer: Tokenizer) -> dict[str, Any]:
+    name = token_names(tokenizer)["bos_token"]
+    start = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": part, "type_id": 0}} for part in "AB")
     return {
         "type": "TemplateProcessing",
-        "single": [eot, first],
-        "pair": [eot, first, second],
-        "special_tokens": {EOT: {"id": EOT, "ids": [eot_id], "tokens": [EOT]}},
+        "single": [start, first],
+        "pair": [start, first, second],
+        "special_tokens": {name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
     }
 
 
-def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the two tokens that each token is merged from, in order: its bytes after all earlier merges."""
+def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the two tokens that each token is merged from, in order: its bytes after all earlier merges.
+
+    A token that no merges make is left out.
+    """
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [token[i : i + 1] for i in range(len(token))]
         while len(parts) > 2:
             pairs = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
             first = min(range(len(pairs)), key=pairs.__getitem__)
+            if pairs[first] >= rank:
+                break
             parts[first : first + 2] = [parts[first] + parts[first + 1]]
-        if len(parts) == 2:
+        if len(parts) == 2 and all(part in ranks for part in parts):
             yield parts[0], parts[1]

@@ -25,9 +25,9 @@ from typing import BinaryIO, NamedTuple
 
 from gpt.system.files import sha256 as sha256_of
 from gpt.system.paths import PROJECT
+from gpt.system.text import last_word_break
 from gpt.text import tales, tasks
 from gpt.text.download import ARCHIVES, check_sha256, download, file_name, parse_sha256, unpack
-from gpt.tokenizer import last_word_break
 
 DOWNLOADS = Path("data/downloads")  # relative to the working folder
 DEFAULT_TALES = 30_000  # the number that "tales" stands for

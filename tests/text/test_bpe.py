@@ -5,7 +5,6 @@ import random
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from unicodedata import category
 
 import pytest
 import regex
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.text.bpe import MAX_WORD_LENGTH, count_words, learn_merges
-from gpt.tokenizer import GPT2_PATTERN, chunk_text, last_word_break
+from gpt.tokenizer import GPT2_PATTERN
 
 STORY = (Path(__file__).parents[2] / "data" / "story.txt").read_text(encoding="utf-8")
 
@@ -23,18 +22,7 @@ PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{
 COMMON = "aeAE019 \n\t\r'’.,!$_-sdtmrevl\u00a0\u3000é中😀\u0301"
 MIXED = st.text(st.one_of(st.sampled_from(COMMON), st.characters(codec="utf-8")))
 REPETITIVE = st.text("abs  '\n\té中1", max_size=80)
-SPACED = st.text("ab1.,'\"!$s   \n\n\t\u00a0\u3000é中😀\u0301", max_size=60)
 quick = settings(deadline=None, derandomize=True, max_examples=100)
-
-
-def gpt2_words(*texts):
-    """The words within which GPT-2 merges."""
-    return [word for text in texts for word in regex.findall(PUBLISHED_PATTERN, text)]
-
-
-def breaks(text):
-    """All indices where a space or line end follows a letter, digit, mark or sign, by hand."""
-    return [i for i in range(1, len(text)) if text[i] in " \n" and category(text[i - 1])[0] in "LNPSM"]
 
 
 def learned(texts, n_merges=None):
@@ -105,55 +93,3 @@ def test_an_endless_word_is_counted_in_parts():
     assert max(map(len, words)) == MAX_WORD_LENGTH
     assert sum(len(word) * count for word, count in words.items()) == 200_000
     assert len(list(itertools.islice(learn_merges(words), 43))) == 43
-
-
-# --- cutting text -----------------------------------------------------------------------------------------------------
-
-
-@quick
-@given(text=SPACED)
-def test_last_word_break_is_the_last_one(text):
-    assert last_word_break(text) == max(breaks(text), default=0)
-
-
-@quick
-@given(text=SPACED)
-def test_a_cut_at_a_word_break_keeps_the_words(text):
-    for i in breaks(text):
-        assert gpt2_words(text[:i], text[i:]) == gpt2_words(text)
-
-
-@quick
-@given(before=SPACED, after=SPACED)
-def test_a_word_break_holds_whatever_text_follows(before, after):
-    """A stream is cut before the rest of it is known."""
-    if cut := last_word_break(before):
-        text = before + after
-        assert gpt2_words(text[:cut], text[cut:]) == gpt2_words(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "cut"),
-    [("", 0), ("word", 0), (" word", 0), ("   ", 0), ("a ", 1), ("one two three", 7), ("Stop.\n\nGo", 5), ("a\tb", 0)],
-)
-def test_last_word_break_of_examples(text, cut):
-    assert last_word_break(text) == cut
-
-
-@quick
-@given(text=SPACED, max_length=st.integers(1, 20))
-def test_chunks_join_to_the_text_and_keep_the_words(text, max_length):
-    """At most `max_length` characters each. The words stay the same unless a chunk contains no word break."""
-    pieces = list(chunk_text(text, max_length))
-    assert "".join(pieces) == text
-    assert all(len(piece) <= max_length for piece in pieces)
-    starts = [sum(map(len, pieces[:n])) for n in range(len(pieces))]
-    within = [breaks(text[start : start + max_length]) for start in starts[:-1]]
-    assert [len(piece) for piece in pieces[:-1]] == [max(found, default=max_length) for found in within]
-    if all(within):
-        assert gpt2_words(*pieces) == gpt2_words(text)
-
-
-def test_chunk_text_cuts_a_word_that_is_too_long():
-    assert list(chunk_text("abcdefgh ij kl", 4)) == ["abcd", "efgh", " ij", " kl"]
-    assert list(chunk_text("", 4)) == [""]

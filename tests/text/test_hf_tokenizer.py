@@ -1,15 +1,25 @@
 """gpt/text/hf_tokenizer.py against the `tokenizers` library: it reads the files written here, and writes those read."""
 
 import json
+import sys
 
 import pytest
+from families import FAMILIES, mixed_texts, write_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.text.hf_tokenizer import from_hf, load_any_tokenizer, starts_with_eot, to_hf
-from gpt.text.tokenizers import get_tokenizer
-from gpt.tokenizer import CharTokenizer, from_dict, with_special_tokens
+from gpt.text.tokenizers import decode_stream, get_tokenizer
+from gpt.tokenizer import (
+    BytePairTokenizer,
+    CharTokenizer,
+    HuggingFaceTokenizer,
+    from_dict,
+    load_tokenizer,
+    with_special_tokens,
+)
 
+transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers comes with transformers, a development dependency")
 
 TEXTS = {
@@ -125,11 +135,11 @@ def test_ids_that_no_token_has_are_unused():
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"normalizer": {"type": "NFC"}}, r"normalizes text before splitting it \(NFC\)"),
-    ({"pre_tokenizer": {"type": "Whitespace"}}, "does not split text into GPT-2's words"),
-    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "does not split text"),
     ({"model": {"type": "Unigram", "vocab": []}}, "of type 'Unigram'"),
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "255 of the 256 bytes have no token"),
+    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "94 of the printable characters of ASCII have no"),
+    ({"model": {"type": "BPE", "vocab": {}, "merges": [], "end_of_word_suffix": "</w>"}}, "end_of_word_suffix '</w>'"),
+    ({"pre_tokenizer": {"type": "Whitespace"}, "decoder": None}, "neither of bytes, as GPT-2's, nor of characters"),
+    ({"pre_tokenizer": {"type": "Backwards"}}, "can be read here: data did not match"),
     ({"model": 7}, "TypeError"),
 ])  # fmt: skip
 def test_unsupported_tokenizers(change, words, both, tmp_path):
@@ -138,3 +148,151 @@ def test_unsupported_tokenizers(change, words, both, tmp_path):
     with pytest.raises(ValueError, match=words) as caught:
         load_any_tokenizer(tmp_path)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["llama3", "sentencepiece"])
+def test_a_damaged_file_is_one_sentence(name, tmp_path):
+    """Cut short, or with a part that has another type."""
+    path = write_family(name, tmp_path) / "tokenizer.json"
+    whole = path.read_text(encoding="utf-8")
+    file = json.loads(whole)
+    damaged = [whole[: len(whole) * n // 7] for n in range(7)]
+    damaged += [json.dumps(file | {key: value}) for key in ("model", "added_tokens") for value in ("x", [1], {"a": 1})]
+    damaged += [json.dumps(file | {"model": file["model"] | {key: "x"}}) for key in ("type", "vocab", "merges")]
+    for content in damaged:
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer that can be read here: ") as caught:
+            load_any_tokenizer(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+# --- today's families -------------------------------------------------------------------------------------------------
+
+MIXED = mixed_texts(2000)
+EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """Tokenizers of all families by name: ours, and transformers'."""
+    folders = {name: write_family(name, tmp_path_factory.mktemp("family")) for name in FAMILIES}
+    load = transformers.AutoTokenizer.from_pretrained
+    return {name: (load_any_tokenizer(folder), load(folder)) for name, folder in folders.items()}
+
+
+@EVERY_FAMILY
+def test_a_family_has_the_ids_and_texts_of_transformers(families, name):
+    ours, theirs = families[name]
+    for text in MIXED:
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+
+
+@EVERY_FAMILY
+def test_what_ends_and_starts_a_text(families, name):
+    ours, theirs = families[name]
+    _, end, start = FAMILIES[name]
+    assert ours.eot_id == theirs.convert_tokens_to_ids(end)
+    assert ours.bos_id == theirs.convert_tokens_to_ids(start or end)
+    assert [ours.bos_id] * (start is not None) + ours.encode("Hello") == theirs.encode("Hello")
+    assert ours.vocab_size == len(theirs)
+
+
+@EVERY_FAMILY
+def test_special_tokens_of_a_family(families, name):
+    """A special token only where asked; its letters are text otherwise."""
+    ours, theirs = families[name]
+    texts = [f"{special}Hello {special}{special} x\n{special}" for special in ours.special_tokens]
+    texts += [name.join(MIXED[30:34]) for name in ours.special_tokens]
+    for text in texts:
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text, special=True) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+        plain = ours.encode(text)
+        assert not set(ours.special_tokens.values()) & set(plain)
+        assert ours.decode(plain) == text
+
+
+@EVERY_FAMILY
+def test_a_family_is_saved_and_exported(families, name, tmp_path):
+    ours, theirs = families[name]
+    ours.save(tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    exported = tokenizers.Tokenizer.from_str(json.dumps(to_hf(again, False)))
+    for text in MIXED[:200]:
+        assert exported.encode(text).ids == theirs.encode(text)
+    for tokenizer in (again, load_any_tokenizer(tmp_path)):
+        assert tokenizer.to_dict() == ours.to_dict()
+        assert (tokenizer.eot_id, tokenizer.bos_id) == (ours.eot_id, ours.bos_id)
+        assert tokenizer.encode(MIXED[0]) == ours.encode(MIXED[0])
+
+
+@pytest.mark.parametrize("name", ["smollm2", "sentencepiece"])
+def test_special_tokens_are_added_to_a_family(families, name, tmp_path):
+    ours, _ = families[name]
+    more = with_special_tokens(ours, ["[MASK]"])
+    more.save(tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    assert again.encode("a[MASK]", special=True) == [*ours.encode("a"), ours.vocab_size]
+    assert again.vocab_size == ours.vocab_size + 1
+    exported = tokenizers.Tokenizer.from_str(json.dumps(to_hf(again, False)))
+    assert exported.token_to_id("[MASK]") == ours.vocab_size
+
+
+@EVERY_FAMILY
+def test_a_long_text_of_a_family(families, name):
+    """Longer than the pieces in which it is encoded, if it is."""
+    ours, theirs = families[name]
+    text = "".join(MIXED)[:40_000] * (3 if isinstance(ours, BytePairTokenizer) else 1)
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_bytes_without_a_token_are_dropped(families):
+    ours, theirs = families["smollm2"]
+    assert ours.encode("a\x04b\x13 c") == theirs.encode("a\x04b\x13 c") == ours.encode("ab c")
+
+
+@pytest.mark.parametrize("change", [
+    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "[a-z]"}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}},
+    {"normalizer": {"type": "Lowercase"}},
+    {"normalizer": {"type": "NFC"}},
+])  # fmt: skip
+def test_other_rules_are_left_to_the_library(families, change, tmp_path):
+    file = to_hf(families["gpt2"][0], False) | change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    ours, theirs = load_any_tokenizer(tmp_path), tokenizers.Tokenizer.from_str(json.dumps(file))
+    for text in MIXED[:300]:
+        assert ours.encode(text) == theirs.encode(text).ids
+
+
+def test_merges_in_another_order_than_their_ids(families, tmp_path):
+    """As the first ids of two merges swapped: the merge comes first that is listed first."""
+    file = to_hf(families["gpt2"][0], False)
+    vocab, merges = file["model"]["vocab"], file["model"]["merges"]
+    first, last = "".join(merges[0]), "".join(merges[-1])
+    vocab[first], vocab[last] = vocab[last], vocab[first]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    ours, theirs = load_any_tokenizer(tmp_path), tokenizers.Tokenizer.from_str(json.dumps(file))
+    assert isinstance(ours, HuggingFaceTokenizer)
+    for text in MIXED[:300]:
+        assert ours.encode(text) == theirs.encode(text).ids
+
+
+def test_without_the_library_it_is_named(families, tmp_path, monkeypatch):
+    families["sentencepiece"][0].save(tmp_path / "tokenizer.json")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for load in (load_tokenizer, load_any_tokenizer):
+        with pytest.raises(ValueError, match=r'pip install -e "\.\[tokenizers\]"'):
+            load(tmp_path / "tokenizer.json")
+    assert get_tokenizer("gpt2").encode("a") == [64]
+
+
+@pytest.mark.parametrize("name", ["qwen", "sentencepiece"])
+def test_streamed_tokens_join_to_the_text(families, name):
+    ours, _ = families[name]
+    for text in MIXED[:40]:
+        assert "".join(decode_stream(ours, ours.encode(text))).strip(" ") == ours.decode(ours.encode(text)).strip(" ")

@@ -1,0 +1,74 @@
+"""Text as bytes: whether it is valid, where it may be cut, and how tokenizer files spell bytes."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import regex
+
+
+def check_text(text: str) -> str:
+    """Return the text. Raises ValueError for a lone surrogate: half of a UTF-16 pair, which is not a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        i = error.start
+        raise ValueError(f"the text has a lone surrogate, U+{ord(text[i]):04X} at character {i}: remove it") from None
+    return text
+
+
+# No match of a published model's pattern crosses these places, or looks past them: a letter or digit before a space or
+# line end, another sign before a space, and the start of a line. The second is for GPT-2's pattern alone.
+WORD_BREAKS = (
+    r"(?<=[\p{L}\p{N}])(?=[ \n])|(?<=[\p{P}\p{S}\p{M}])(?= )|(?<=\S\n)(?=[^\s/])",
+    r"(?<=[\p{P}\p{S}\p{M}])(?=\n)",
+)
+
+
+def last_word_break(text: str) -> int:
+    """Return the last index at which `text` can be cut without changing its tokens, or 0."""
+    for places in WORD_BREAKS:
+        if found := regex.search(f"(?r){places}", text):  # (?r): search from the end
+            return found.start()
+    return 0
+
+
+def chunk_text(text: str, max_length: int = 100_000) -> Iterator[str]:
+    """Cut `text` at word breaks into pieces of at most `max_length` characters. A longer word is cut as well."""
+    start = 0
+    while len(text) - start > max_length:
+        piece = text[start : start + max_length]
+        cut = last_word_break(piece) or max_length
+        yield piece[:cut]
+        start += cut
+    yield text[start:]
+
+
+@cache
+def bytes_to_unicode() -> dict[int, str]:
+    """Return the character that spells each byte in GPT-2's files: its own if that is printable and not a space,
+    otherwise the next one from U+0100 on. Radford et al. 2019, encoder.py."""
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = sorted(set(range(256)) - set(printable))
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+@cache
+def _unicode_to_bytes() -> dict[str, int]:
+    return {character: byte for byte, character in bytes_to_unicode().items()}
+
+
+def spell(token: bytes) -> str:
+    """Return the bytes of a token as GPT-2's files spell them."""
+    return "".join(map(bytes_to_unicode().__getitem__, token))
+
+
+def unspell(token: str) -> bytes:
+    """Return the bytes of a token that GPT-2's files spell like this."""
+    return bytes(map(_unicode_to_bytes().__getitem__, token))
+
+
+def piece_bytes(token: str) -> bytes:
+    """Return the bytes of a token as SentencePiece spells them: \u2581 for a space, <0x0A> for a byte."""
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(byte[1]) if byte else token.replace("\u2581", " ").encode()

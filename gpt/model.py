@@ -89,8 +89,10 @@ class MultiHeadAttention(OpsModule):
         """(B, T, H·K) -> (B, H, T, K)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str) -> Tensor:
-        """Return the values weighted by attention, (B, H, T, K)."""
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str, rotation: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Return the values weighted by attention, (B, H, T, K). `rotation` is that of the queries, done already."""
         return self.ops.attention(query, key, value, mask, self.drop_rate if self.training else 0.0, self.window)
 
     def forward(
@@ -106,7 +108,7 @@ class MultiHeadAttention(OpsModule):
             query, key = self.ops.rotate(query, *rotation), self.ops.rotate(key, *rotation)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)  # (B, G, S, K)
-        context = self.attend(query, key, value, mask)  # (B, H, T, K)
+        context = self.attend(query, key, value, mask, rotation)  # (B, H, T, K)
         return self.out_proj(context.transpose(1, 2).flatten(-2))  # (B, T, D)
 
 

@@ -1,18 +1,22 @@
 """Prefix tuning: learned keys and values before those of a frozen model. Li and Liang 2021, arXiv:2101.00190."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.config import AdapterConfig, GPTConfig
 from gpt.model import GPTModel, KVCache, MultiHeadAttention
+from gpt.ops.reference import attention_mask
 
 
 class PrefixAttention(MultiHeadAttention):
-    """Attention with P learned keys and values, (H, P, K) each, before those of the tokens.
+    """Attention with P learned keys and values, (G, P, K) each, before those of the tokens.
 
-    Every query sees them, whatever the mask, and tokens keep their positions. The layers are those of `attention`; the
-    prefix starts as `key` and `value`. The paper computes the prefix by an MLP during training; this class does not.
+    Every query sees them, whatever the mask and the window, and tokens keep their positions. The prefix has none: with
+    rotary positions it meets each query as it was before its rotation. The layers are those of `attention`; the prefix
+    starts as `key` and `value`. The paper computes the prefix by an MLP during training; this class does not.
     """
 
     def __init__(self, config: GPTConfig, attention: MultiHeadAttention, key: Tensor, value: Tensor):
@@ -23,15 +27,27 @@ class PrefixAttention(MultiHeadAttention):
             self.set_submodule(name, layer)
         self.prefix_key, self.prefix_value = nn.Parameter(key.clone()), nn.Parameter(value.clone())
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str, rotation: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """Return the values of prefix and tokens weighted by attention, (B, H, T, K)."""
-        n_batch, n_keys, length = key.size(0), key.size(-2), self.prefix_key.size(-2)
-        pairs = ((self.prefix_key, key), (self.prefix_value, value))  # autocast lowers the second's precision
-        key, value = (torch.cat([p.to(t.dtype).expand(n_batch, -1, -1, -1), t], dim=-2) for p, t in pairs)
-        # key and value: (B, H, P+S, K)
-        if isinstance(mask, Tensor):
+        n_keys, width, length = key.size(-2), key.size(-1), self.prefix_key.size(-2)
+        if isinstance(mask, Tensor) or 0 < self.window < n_keys:
+            mask = attention_mask(mask, query.size(-2), n_keys, self.window, query.device)
             mask = F.pad(mask.expand(*mask.shape[:-1], n_keys), (length, 0), value=True)  # (..., P+S)
-        return super().attend(query, key, value, mask)  # "causal": the queries are the last T of P+S positions
+        prefix_key, prefix_value = (  # autocast lowers the precision of the others
+            p.to(key.dtype).expand(len(key), -1, -1, -1) for p in (self.prefix_key, self.prefix_value)
+        )
+        if rotation is not None:  # vectors of width 2K: tokens use the first half, the prefix the second
+            cosine, sine = rotation
+            query = torch.cat([query, self.ops.rotate(query, cosine, -sine)], dim=-1) * math.sqrt(2)  # for sqrt(2K)
+            key, prefix_key = F.pad(key, (0, width)), F.pad(prefix_key, (width, 0))
+            value, prefix_value = F.pad(value, (0, width)), F.pad(prefix_value, (0, width))
+        key = torch.cat([prefix_key, key], dim=-2)  # (B, G, P+S, K)
+        value = torch.cat([prefix_value, value], dim=-2)
+        # "causal": the queries are the last T of P+S positions
+        context = self.ops.attention(query, key, value, mask, self.drop_rate if self.training else 0.0)
+        return context[..., :width]
 
 
 def add_prefix(model: GPTModel, config: AdapterConfig) -> None:
@@ -46,9 +62,12 @@ def add_prefix(model: GPTModel, config: AdapterConfig) -> None:
         )
     device, training = model.tok_emb.weight.device, model.training
     tokens = torch.randint(model.config.vocab_size, (1, config.length), device=device)  # (1, P)
+    positions = torch.arange(config.length, device=device)
+    if model.config.position == "rope":
+        positions = torch.zeros_like(positions)  # no rotation
     cache = KVCache(model.config.n_layers, config.length)
     with torch.no_grad():
-        model.eval().hidden_states(tokens, cache=cache)
+        model.eval().hidden_states(tokens, positions=positions, cache=cache)
     for block, key, value in zip(model.trf_blocks, cache.keys, cache.values, strict=True):
         block.att = PrefixAttention(model.config, block.att, key[0], value[0])
     model.train(training)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from blocks import GPT2_BLOCK
 from numerics import tolerance
 from runs import train
 
@@ -32,6 +33,11 @@ def trained(module):
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
+def every_layer(block):
+    """Return the targets that name each linear layer of a model with this block."""
+    return EVERY if block.get("feed_forward") != "swiglu" else EVERY.replace("ff.layers.0, layers.2", "gate, up, down")
+
+
 def tokens(n_batch=2, n_tokens=7):
     return torch.randint(MODEL.vocab_size, (n_batch, n_tokens))
 
@@ -43,11 +49,11 @@ def close(dtype, expected=None):
     return {"rtol": 0, "atol": tolerance(25 * 1000, 10 * size, dtype=dtype)}
 
 
-def train_base(prepared, folder):
+def train_base(prepared, folder, block=GPT2_BLOCK):
     """Train for two steps the small model that other runs start from. Return the run's folder."""
     config = TrainConfig(
         seed=1, max_steps=2, batch_size=4, sample_every=0, sample_prompt="on the", device="cpu",
-        model=dataclasses.replace(MODEL, vocab_size=0, context_length=16, tie_embeddings=True),
+        model=dataclasses.replace(MODEL, vocab_size=0, context_length=16, tie_embeddings=True, **block),
         data=DataConfig(path=str(prepared.folder), stride=256),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+from blocks import GPT2_BLOCK, MODERN_BLOCK
 from crashes import Killed, killed_at_every_call
 from runs import assert_same_run, change, quiet, stop_at, train
 from small_adapters import LORA, PREFIX, close, train_base, trained
@@ -19,10 +20,16 @@ from gpt.variants import adapt, create_model
 from gpt.variants.prefix import PrefixAttention
 
 
+@pytest.fixture(scope="module", params=[(LORA, GPT2_BLOCK), (PREFIX, MODERN_BLOCK)], ids=["lora-gpt2", "prefix-modern"])
+def pair(request):
+    """Return an adapter, and the block of the model that it adapts."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def base(prepared, tmp_path_factory):
+def base(pair, prepared, tmp_path_factory):
     """Return the folder of a pretrained run, which other runs start from."""
-    return train_base(prepared, tmp_path_factory.mktemp("base") / "run")
+    return train_base(prepared, tmp_path_factory.mktemp("base") / "run", pair[1])
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +38,11 @@ def _undrawn(monkeypatch):
     monkeypatch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
 
 
-@pytest.fixture(params=[LORA, PREFIX], ids=lambda config: config.name)
-def config(request, tiny_config, base):
+@pytest.fixture
+def config(pair, tiny_config, base):
     """Return the config of a run that adapts the pretrained model."""
     model = GPTConfig(vocab_size=0, drop_rate=0.1)
-    return change(tiny_config, init_from=str(base), adapter=request.param, model=model)
+    return change(tiny_config, init_from=str(base), adapter=pair[0], model=model)
 
 
 def own_weights(run, which="last"):

@@ -4,17 +4,21 @@ import dataclasses
 
 import pytest
 import torch
+from blocks import BLOCKS
 from small_adapters import LORA, MODEL, PREFIX, adapted, close, model_of, tokens, trained
 
 from gpt.config import AdapterConfig
 from gpt.generation import generate, generate_text_simple
 from gpt.variants import adapt, create_model
 
+ADAPTERS = pytest.mark.parametrize("config", [LORA, PREFIX], ids=lambda config: config.name)
+
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("config", [LORA, PREFIX], ids=lambda config: config.name)
-def test_only_the_adapter_gets_gradients(config, tied):
-    model = adapted(config, tie_embeddings=tied).train()
+@ADAPTERS
+@BLOCKS
+def test_only_the_adapter_gets_gradients(config, tied, block):
+    model = adapted(config, tie_embeddings=tied, **block).train()
     model(tokens(), tokens()).backward()
     marks = ("lora_A", "lora_B") if config is LORA else ("prefix_key", "prefix_value")
     for name, parameter in model.named_parameters():
@@ -49,9 +53,10 @@ def test_invalid_settings_are_refused(config, changes, words):
         adapt(create_model(dataclasses.replace(MODEL, **changes)), config)
 
 
-@pytest.mark.parametrize("config", [LORA, PREFIX], ids=lambda config: config.name)
-def test_adapted_model_is_causal(config):
-    model, ids = adapted(config), tokens(1, 10)
+@ADAPTERS
+@BLOCKS
+def test_adapted_model_is_causal(config, block):
+    model, ids = adapted(config, **block), tokens(1, 10)
     other = ids.clone()
     other[:, 6:] = (other[:, 6:] + 1) % MODEL.vocab_size
     before, after = model(ids), model(other)
@@ -59,11 +64,21 @@ def test_adapted_model_is_causal(config):
     assert (before[:, 6:] - after[:, 6:]).abs().amax() > 0.01
 
 
-@pytest.mark.parametrize("config", [LORA, PREFIX], ids=lambda config: config.name)
-def test_generation_with_a_cache_is_unchanged(config):
-    model, ids = adapted(config, dtype=torch.float64), tokens(3, 4)
-    simple = generate_text_simple(model, ids, 14, MODEL.context_length)  # beyond the window of 12
-    assert torch.equal(generate(model, ids, 14, temperature=0), simple)
+@ADAPTERS
+@BLOCKS
+def test_generation_with_a_cache_is_unchanged(config, block):
+    """Within the context of 12 tokens and beyond, where a rotary model's cache rolls: the reference is then a model
+    with a window of 12, which reads the whole text."""
+    model, ids = adapted(config, dtype=torch.float64, **block), tokens(3, 4)
+    reference, context = model, MODEL.context_length
+    if model.config.position == "rope":
+        context = 40
+        reference = adapted(config, dtype=torch.float64, **{**block, "context_length": context})
+        reference.load_state_dict(model.state_dict())
+        for layer in reference.trf_blocks:
+            layer.att.window = min(layer.att.window, 12)
+    simple = generate_text_simple(reference, ids, 24, context)
+    assert torch.equal(generate(model, ids, 24, temperature=0), simple)
     ragged = [ids[0], ids[1, :1], ids[2, :3]]
-    for prompt, written in zip(ragged, generate(model, ragged, 8, temperature=0), strict=True):
-        assert torch.equal(written, generate_text_simple(model, prompt[None], 8, MODEL.context_length)[0])
+    for prompt, written in zip(ragged, generate(model, ragged, 24, temperature=0), strict=True):
+        assert torch.equal(written, generate_text_simple(reference, prompt[None], 24, context)[0])

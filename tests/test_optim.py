@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from blocks import BLOCKS
 from numerics import tolerance
 from torch import nn
 
@@ -16,6 +17,7 @@ from gpt.optim import create_optimizer, learning_rate, orthogonalize, parameter_
 from gpt.variants import create_model
 
 CONFIG = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=10, weight_decay=0.1)
+TINY = {"vocab_size": 7, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 2, "qkv_bias": True}
 
 
 def test_warm_up_is_linear_and_never_zero():
@@ -52,13 +54,13 @@ def test_a_warm_up_longer_than_the_run_is_no_error():
     assert learning_rate(11, CONFIG, 5) == pytest.approx(0.1)
 
 
-def test_only_matrices_decay():
-    model = GPTModel(
-        {"vocab_size": 7, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 1, "qkv_bias": True}
-    )
+@BLOCKS
+def test_only_matrices_decay(block):
+    model = GPTModel({**TINY, **block})
     decayed, kept = parameter_groups(model, 0.1)
     names = {id(p): n for n, p in model.named_parameters()}
-    assert {names[id(p)].rpartition(".")[2] for p in kept["params"]} == {"bias", "scale", "shift"}
+    vectors = {names[id(p)].rpartition(".")[2] for p in kept["params"]}
+    assert vectors == {"bias", "scale", "shift"} - ({"shift"} if block.get("norm") == "rms" else set())
     assert all(p.dim() == 2 for p in decayed["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
@@ -165,14 +167,13 @@ def test_muon_is_pytorchs_muon(monkeypatch):
         assert ((p - q).norm() / (q - start).norm()).item() < 0.02
 
 
-TINY = {"vocab_size": 7, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 2, "qkv_bias": True}
-
-
 @pytest.mark.parametrize("tied", [False, True])
-def test_muon_gets_the_hidden_matrices_and_adamw_the_rest(tied):
-    models = [GPTModel({**TINY, "tie_embeddings": tied}) for _ in "ab"]
+@BLOCKS
+def test_muon_gets_the_hidden_matrices_and_adamw_the_rest(tied, block):
+    models = [GPTModel({**TINY, **block, "tie_embeddings": tied}) for _ in "ab"]
     models[1].load_state_dict(models[0].state_dict())
-    kinds = ("att.W_query", "att.W_key", "att.W_value", "att.out_proj", "ff.layers.0", "ff.layers.2")
+    kinds = ["att.W_query", "att.W_key", "att.W_value", "att.out_proj"]
+    kinds += ["ff.gate", "ff.up", "ff.down"] if "ffn_dim" in block else ["ff.layers.0", "ff.layers.2"]
     hidden = {f"trf_blocks.{layer}.{kind}.weight" for layer in (0, 1) for kind in kinds}
     rest = [p for name, p in models[1].named_parameters() if name not in hidden]
     groups = [{"params": [p for p in rest if p.dim() == d], "weight_decay": 0.1 * (d == 2)} for d in (1, 2)]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from blocks import GPT2_BLOCK, MODERN_BLOCK, WINDOWED_BLOCK
 from conftest import corpus_of
 from crashes import Killed
 from hypothesis import HealthCheck, given, settings
@@ -109,10 +110,11 @@ def weight_tolerance(n_steps, n_tokens, optim):
     return n_steps * optim.lr / adamw_eps * tolerance(n_tokens, optim.grad_clip)
 
 
-@pytest.mark.parametrize("grad_accum_steps", [1, 4])
-def test_steps_equal_a_loop_written_by_hand(tiny_config, prepared, tmp_path, grad_accum_steps):
+@pytest.mark.parametrize(("grad_accum_steps", "block"), [(1, GPT2_BLOCK), (4, GPT2_BLOCK), (4, MODERN_BLOCK)])
+def test_steps_equal_a_loop_written_by_hand(tiny_config, prepared, tmp_path, grad_accum_steps, block):
     config = change(
         tiny_config,
+        model=dataclasses.replace(tiny_config.model, **block),
         model_drop_rate=0.0,
         batch_size=8 // grad_accum_steps,
         grad_accum_steps=grad_accum_steps,
@@ -198,6 +200,8 @@ def test_a_run_stopped_often_equals_an_uninterrupted_one(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [{"model_backbone": "lstm"}, {"model_implementation": "reference"},
+     {f"model_{name}": value for name, value in MODERN_BLOCK.items()},
+     {f"model_{name}": value for name, value in WINDOWED_BLOCK.items()} | {"dtype": "bfloat16"},
      {"dtype": "bfloat16", "model_tie_embeddings": True},
      {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"packing": "document"},
      {"optim": OptimConfig(name="muon", lr=0.02)},

@@ -1,8 +1,8 @@
 """A model with int8 weights for generation on a CPU: it reads a quarter of the bytes per token at almost the same loss.
 
-Each weight is rounded to an integer from -127 to 127 times a scale, one per output of a layer. The input of a layer is
-rounded in each call to 256 steps between its minimum and maximum, so that the product is one of integers. Jacob et al.
-2018, arXiv:1712.05877; "vector-wise" in Dettmers et al. 2022, arXiv:2208.07339.
+Each weight is rounded to an integer from -127 to 127 times a scale, one per output of a layer. Each token's input of a
+layer is divided by its largest number and rounded to 256 steps (128 on a CPU without VNNI), so that the product is one
+of integers. Jacob et al. 2018, arXiv:1712.05877; "vector-wise" in Dettmers et al. 2022, arXiv:2208.07339.
 """
 
 import warnings
@@ -35,22 +35,24 @@ class Int8Linear(nn.Module):
             )  # quantized tensors are deprecated; prepacking has no substitute
             zero = torch.zeros_like(scale, dtype=torch.long)
             quantized = torch._make_per_channel_quantized_tensor(integers, scale.double(), zero, 0)
-        bias = None if linear.bias is None else linear.bias.detach()
-        self.packed = torch.ops.quantized.linear_prepack(quantized, bias)
+        self.packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self.register_buffer("offset", None if linear.bias is None else linear.bias.detach(), persistent=False)
         # without VNNI a CPU adds pairs of products in 16 bits, which overflow unless x has only 7
         has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
         self.reduce_range = not has_vnni
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
+        size = x.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # (..., 1)
+        product = torch.ops.quantized.linear_dynamic(x / size, self.packed, self.reduce_range) * size
+        return product if self.offset is None else product + self.offset
 
 
 class Int8GPTModel(GPTModel):
     """A copy of a GPTModel whose linear layers have int8 weights. Embeddings and norms are shared with the model.
 
-    All rows of a batch share the scale of a layer's input, so a row's logits vary slightly with the other rows. Raises
-    ValueError for a model that is not a plain float32 GPTModel on a CPU, if PyTorch has no int8 product here, and from
-    `train`: rounded weights have no gradient.
+    The rounding of a token's numbers depends slightly on the other tokens, whose minimum and maximum set the zero.
+    Raises ValueError for a model that is not a plain float32 GPTModel on a CPU, if PyTorch has no int8 product here, and
+    from `train`: rounded weights have no gradient.
     """
 
     def __init__(self, model: GPTModel):

@@ -1,10 +1,10 @@
-"""The loss of a batch, a loader or a whole text; perplexity, bits per token, bits per byte, accuracy."""
+"""The loss of a batch, a loader or a whole text; perplexity, bits per token, bits per byte."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -33,9 +33,7 @@ def calc_loss_loader(
     """
     total = n_tokens = 0
     with evaluation_mode(model):
-        for index, (inputs, targets) in enumerate(data_loader):
-            if num_batches is not None and index >= num_batches:
-                break
+        for inputs, targets in islice(data_loader, num_batches):
             counted = int((targets != IGNORE_INDEX).sum())
             total += calc_loss_batch(inputs, targets, model, device).item() * counted
             n_tokens += counted
@@ -86,26 +84,15 @@ class Evaluation:
     @property
     def standard_error(self) -> float:
         """Standard error of the loss in nats per token, if segments are independent; NaN for a single segment."""
-        return self._standard_error(self.sums)
-
-    def _standard_error(self, sums: np.ndarray) -> float:  # of the ratio of two sums
-        n = len(sums)
+        n = len(self.sums)
         if n < 2:
             return math.nan
-        residuals = sums - sums.sum() / self.n_tokens * self.counts
+        residuals = self.sums - self.loss * self.counts
         return math.sqrt(n / (n - 1) * (residuals**2).sum()) / self.n_tokens
-
-    def accuracy(self, k: int = 1) -> float:
-        """Return the share, 0 to 1, of targets among the k likeliest tokens, for a k that `evaluate` was given."""
-        return float(self.topk_correct[k].sum() / self.n_tokens)
-
-    def accuracy_error(self, k: int = 1) -> float:
-        """Return the standard error of `accuracy`."""
-        return self._standard_error(self.topk_correct[k])
 
     def excess_over_floor(self, floor: np.ndarray) -> "Evaluation":
         """Return the loss minus a floor, (segments of the text,) in nats; its error is that of paired differences."""
-        return dataclasses.replace(self, sums=self.sums - floor[self.segments])
+        return replace(self, sums=self.sums - floor[self.segments])
 
     @property
     def perplexity(self) -> float:
@@ -145,9 +132,9 @@ def evaluate(
     `n_batches` > 0 evaluates about that many batches, in whole segments spread evenly over the text. Nothing is random.
     Several processes share the work, and each returns the whole result.
 
-    `token_scores` replaces the model's own losses, (1, B, T): from inputs and targets, (B, T) each, it returns the loss
-    of each target in nats and, for each k of `top_k`, 1 where the target is among the k likeliest tokens, 0 elsewhere:
-    (1 + len(top_k), B, T). See `gpt.objectives.ranks.evaluate_top_k`.
+    `token_scores` replaces the model's own losses. It maps inputs and targets, (B, T) each, to (1 + len(top_k), B, T):
+    each target's loss in nats, then for each k of `top_k` 1 where the target is among the k likeliest tokens, else 0.
+    See `gpt.objectives.ranks.evaluate_top_k`.
 
     ValueError for a text, context, stride or number of batches that leaves nothing to predict.
     """
@@ -158,15 +145,15 @@ def evaluate(
         raise ValueError(f"batch_size must be at least 1, n_batches at least 0: not {batch_size} and {n_batches}")
     windows = _evaluation_windows(tokens, context_length, stride, eot_id)
     if n_batches and n_batches * batch_size < len(windows):
-        n_segments = windows[-1][3] + 1
+        n_segments = windows[-1, 3] + 1
         n_chosen = max(1, n_batches * batch_size * n_segments // len(windows))
-        chosen = {i * n_segments // n_chosen for i in range(n_chosen)}
-        windows = [window for window in windows if window[3] in chosen]
+        chosen = np.arange(n_chosen) * n_segments // n_chosen
+        windows = windows[np.isin(windows[:, 3], chosen)]
     by_window = np.zeros((2 + len(top_k), len(windows)))  # rows: nats, targets, targets among the k likeliest
     with evaluation_mode(model):
         for begin in ctx.shard(range(0, len(windows), batch_size)):
             batch = windows[begin : begin + batch_size]
-            inputs, targets = padded_batch(tokens, ((start, end) for start, end, _, _ in batch))  # (B, T)
+            inputs, targets = padded_batch(tokens, batch[:, :2])  # (B, T)
             for row, (start, _, first, _) in enumerate(batch):
                 targets[row, : first - 1 - start] = IGNORE_INDEX  # predicted in the window before
             inputs, targets = inputs.to(device), targets.to(device)
@@ -174,27 +161,24 @@ def evaluate(
             losses, *correct = scores.float().cpu().double()  # (B, T) each
             rows = [losses, (targets != IGNORE_INDEX).cpu(), *correct]
             by_window[:, begin : begin + batch_size] = torch.stack([row.sum(1) for row in rows])
-    segment_of = [segment for _, _, _, segment in windows]
-    sums, counts, *topk_correct = (np.bincount(segment_of, row) for row in ctx.all_reduce_sum(by_window))
+    sums, counts, *topk_correct = (np.bincount(windows[:, 3], row) for row in ctx.all_reduce_sum(by_window))
     segments = np.flatnonzero(counts)
     topk_correct = {k: correct[segments] for k, correct in zip(top_k, topk_correct, strict=True)}
     return Evaluation(segments, sums[segments], counts[segments], bytes_per_token, topk_correct)
 
 
-def _evaluation_windows(
-    tokens: np.ndarray, context_length: int, stride: int | None, eot_id: int | None
-) -> list[tuple[int, int, int, int]]:
-    """Return (start, end, first new target, segment) of each window. Overlapping windows may share a segment."""
+def _evaluation_windows(tokens: np.ndarray, context_length: int, stride: int | None, eot_id: int | None) -> np.ndarray:
+    """Return windows, int64, rows of (start, end, first new target, segment). Overlapping ones may share a segment."""
     if len(tokens) < 2:
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to predict: at least two are needed")
     if stride is not None and not 1 <= stride <= context_length:
         raise ValueError(f"the stride must be 1 to context_length, {context_length}, not {stride}")
     if eot_id is None:
-        spans = packed_spans(len(tokens), context_length, stride or 0).tolist()
-        return [(start, end, first, (first - 1) // context_length) for start, end, first in spans]
+        spans = packed_spans(len(tokens), context_length, stride or 0)
+        return np.column_stack([spans, (spans[:, 2] - 1) // context_length])
     if stride not in (None, context_length):
         raise ValueError("documents are evaluated without overlap: leave the stride out")
-    spans = document_spans(tokens, eot_id, context_length).tolist()
-    if not spans:
+    spans = document_spans(tokens, eot_id, context_length)
+    if not len(spans):
         raise ValueError("the text contains no document between two end-of-text tokens")
-    return [(start, end, start + 1, document) for start, end, document in spans]
+    return np.insert(spans, 2, spans[:, 0] + 1, axis=1)

@@ -1,6 +1,7 @@
 """The rank of each target among a model's predictions, and the accuracy that follows from it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,6 +24,13 @@ def evaluate_top_k(
         return scores.view(-1, *targets.shape)  # (1 + len(top_k), B, T)
 
     return evaluate(model, tokens, context_length, top_k=top_k, token_scores=token_scores, **options)
+
+
+def accuracy_with_error(evaluation: Evaluation, k: int = 1) -> tuple[float, float]:
+    """Return the share, 0 to 1, of targets among the k likeliest tokens, and its standard error, for a k that
+    `evaluate_top_k` was given."""
+    correct = replace(evaluation, sums=evaluation.topk_correct[k])  # a mean over targets, as the loss is
+    return correct.loss, correct.standard_error
 
 
 def losses_and_ranks(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from gpt.evaluation.report import (
 )
 from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar
 from gpt.exchange.models import LoadedModel, open_model, run_data
+from gpt.objectives.ranks import accuracy_with_error
 from gpt.run.logging import comparison, describe_evaluation
 from gpt.system.device import choose_device
 from gpt.system.memory import set_allocator_flags
@@ -92,6 +93,7 @@ def describe_next_token(loaded: LoadedModel, report: ModelReport, options: Repor
     context = model.config.context_length if options.context_length is None else options.context_length
     stride = context if options.stride is None else options.stride
     examples = "examples of one document" if loaded.prepend_eot else f"stride {stride}"
+    (top_1, error_1), (top_5, error_5) = (accuracy_with_error(result, k) for k in (1, 5))
     lines = [
         f"model           {loaded.name}",
         f"text            {report.text}: {result.n_tokens:,} tokens predicted",
@@ -101,14 +103,14 @@ def describe_next_token(loaded: LoadedModel, report: ModelReport, options: Repor
     if report.int8:
         lines.append(
             f"int8 weights    loss {report.int8.loss:.4f} nats per token, {report.int8.loss - result.loss:+.4f}; "
-            f"accuracy {report.int8.accuracy():.2%}"
+            f"accuracy {accuracy_with_error(report.int8)[0]:.2%}"
         )
     lines += [
         f"perplexity      {result.perplexity:,.2f}",
         f"bits per token  {result.bits_per_token:.4f}",
         f"bits per byte   {result.bits_per_byte:.4f}",
-        f"accuracy        {result.accuracy():.2%} of tokens, standard error {result.accuracy_error():.2%}",
-        f"top-5 accuracy  {result.accuracy(5):.2%} of tokens, standard error {result.accuracy_error(5):.2%}",
+        f"accuracy        {top_1:.2%} of tokens, standard error {error_1:.2%}",
+        f"top-5 accuracy  {top_5:.2%} of tokens, standard error {error_5:.2%}",
         *_describe_comparison(report),
     ]
     scores = ["accuracy", "top-5 accuracy"]

@@ -12,7 +12,7 @@ import gpt.objectives.ranks
 from gpt.config import GPTConfig
 from gpt.evaluation.metrics import accuracy, top_k_accuracy
 from gpt.loss import evaluate
-from gpt.objectives.ranks import evaluate_top_k, target_ranks
+from gpt.objectives.ranks import accuracy_with_error, evaluate_top_k, target_ranks
 from gpt.ops import fused
 from gpt.variants import create_model
 
@@ -96,13 +96,20 @@ def test_top_k_accuracy_needs_no_second_forward_pass(backbone, implementation, r
         assert np.array_equal(result.sums, plain.sums)
     np.testing.assert_allclose(result.sums, plain.sums, rtol=tolerance(12 * 64))  # a dozen sums of at most 64 products
     for k in (1, 5):
-        assert result.accuracy(k) == pytest.approx(brute_accuracy(model, spans, tokens, k), rel=tolerance(99))
+        assert accuracy_with_error(result, k)[0] == pytest.approx(
+            brute_accuracy(model, spans, tokens, k), rel=tolerance(99)
+        )
     tokens[[0, 3, 4, 17, 99]] = EOT
     spans = [(0, 3), (3, 4), (4, 12), (12, 17), *((i, min(i + 8, 99)) for i in range(17, 99, 8))]
     result = evaluate_top_k(model, tokens, 8, batch_size=4, eot_id=EOT, top_k=(1, 5))
     for k in (1, 5):
-        assert result.accuracy(k) == pytest.approx(brute_accuracy(model, spans, tokens, k), rel=tolerance(99))
-    assert 0 < result.accuracy_error(5) < 0.5
+        assert accuracy_with_error(result, k)[0] == pytest.approx(
+            brute_accuracy(model, spans, tokens, k), rel=tolerance(99)
+        )
+    shares = [brute_accuracy(model, [(i, i + 8)], tokens, 5) for i in range(0, 96, 8)]
+    result = evaluate_top_k(model, tokens[:97], 8, top_k=(5,))
+    truth = (np.mean(shares), np.std(shares, ddof=1) / 12**0.5)
+    assert accuracy_with_error(result, 5) == pytest.approx(truth, rel=tolerance(99))
 
 
 def test_overlapping_windows_count_each_token_once():
@@ -110,11 +117,11 @@ def test_overlapping_windows_count_each_token_once():
     tokens = np.random.default_rng(2).integers(0, 31, 60)
     result = evaluate_top_k(model, tokens, 8, stride=3, top_k=(1, 31))
     assert result.n_tokens == 59
-    assert result.accuracy(31) == 1
-    assert result.accuracy_error(31) == 0
+    assert accuracy_with_error(result, 31) == (1, 0)
     with torch.no_grad():
         model.out_head.weight.zero_()  # all tokens equally likely: the lowest id comes first
-    assert evaluate_top_k(model, tokens, 8, stride=3, top_k=(1,)).accuracy() == np.mean(tokens[1:] == 0)
+    result = evaluate_top_k(model, tokens, 8, stride=3, top_k=(1,))
+    assert accuracy_with_error(result)[0] == np.mean(tokens[1:] == 0)
 
 
 def test_accuracy_of_nan_logits_is_an_error():

@@ -5,10 +5,9 @@ value of 0 or "" may mean "decide later": `gpt.exchange.models.resolve_config` t
 `init_from` and from the objective.
 """
 
-import dataclasses
 import math
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -40,7 +39,7 @@ class _Config:
 
     def __post_init__(self):
         """Check type, choices and bounds of each field; convert an int to a float field's type. Raises ValueError."""
-        for f in dataclasses.fields(self):
+        for f in fields(self):
             value = getattr(self, f.name)
             if f.type is float and type(value) is int:
                 object.__setattr__(self, f.name, value := float(value))  # frozen otherwise
@@ -211,17 +210,12 @@ class TrainConfig(_Config):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
-    @property
-    def decay_steps(self) -> int:
-        """The step at which the learning rate reaches min_lr."""
-        return self.optim.decay_steps or self.max_steps
 
-
-def config_fields(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
+def config_fields(kind: type, prefix: str = "") -> list[tuple[str, Field]]:
     """Return all fields of a config class with dotted names: 'max_steps', 'model.n_layers', ..."""
     found = []
-    for f in dataclasses.fields(kind):
-        nested = dataclasses.is_dataclass(f.type)
+    for f in fields(kind):
+        nested = is_dataclass(f.type)
         found += config_fields(f.type, f"{prefix}{f.name}.") if nested else [(prefix + f.name, f)]
     return found
 
@@ -236,13 +230,13 @@ def from_dict(kind: type, values: Any, prefix: str = "") -> Any:
     if not isinstance(values, dict):
         table = prefix.rstrip(".")
         raise ValueError(f"{table} is a table of settings, [{table}], not a value: {values!r}")
-    types = {f.name: f.type for f in dataclasses.fields(kind)}
+    types = {f.name: f.type for f in fields(kind)}
     arguments = {}
     for name, value in values.items():
         if name not in types:
             known = [key for key, _ in config_fields(TrainConfig if prefix else kind)]
             raise ValueError(f"unknown setting {prefix}{name}: {did_you_mean(f'{prefix}{name}', known)}")
-        is_table = dataclasses.is_dataclass(types[name])
+        is_table = is_dataclass(types[name])
         arguments[name] = from_dict(types[name], value, f"{prefix}{name}.") if is_table else value
     try:
         return kind(**arguments)

@@ -66,9 +66,6 @@ def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-# --- examples ---------------------------------------------------------------------------------------------------------
-
-
 class Examples:
     """A map-style dataset of spans of a text: item i is the (inputs, targets) of span i, int64, (T,) each."""
 
@@ -79,8 +76,6 @@ class Examples:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
         inputs, targets = self.batch([index])
         return inputs[0], targets[0]
 
@@ -120,9 +115,6 @@ class DocumentExamples(Examples):
         if not len(starts):
             raise ValueError(f"{len(tokens)} tokens hold no document between two end-of-text tokens")
         super().__init__(tokens, starts, ends)
-
-
-# --- the order of examples --------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)  # a step may straddle two epochs

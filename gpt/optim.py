@@ -31,9 +31,7 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
 def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) for the trainable parameters of `module`, or Muon for
     its hidden matrices and AdamW for the rest. ValueError if nothing is trainable."""
-    if not (groups := parameter_groups(module, config.weight_decay)):
-        raise ValueError("nothing to train: no parameter requires a gradient")
-    hidden = hidden_matrices(module)
+    groups, hidden = parameter_groups(module, config.weight_decay), hidden_matrices(module)
     if config.name == "adamw" or not hidden:
         return _adamw(groups, config)
     others = [{**group, "params": [p for p in group["params"] if p not in set(hidden)]} for group in groups]
@@ -59,17 +57,17 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def learning_rate(step: int, config: OptimConfig, decay_steps: int) -> float:
-    """Return the learning rate of step `step`, counted from 0.
+def learning_rate(step: int, config: OptimConfig, max_steps: int) -> float:
+    """Return the learning rate of step `step`, counted from 0, in a run of `max_steps`.
 
-    It rises linearly to `lr` over warmup_steps, then falls to `min_lr` at `decay_steps` along half a cosine
-    (Loshchilov and Hutter 2017, arXiv:1608.03983) or a line, and stays there. "constant" stays at `lr`.
+    It rises linearly to `lr` over warmup_steps, then falls along half a cosine (Loshchilov and Hutter 2017,
+    arXiv:1608.03983) or a line to `min_lr` at decay_steps (0: max_steps), and stays there. "constant" stays at `lr`.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    span = max(1, decay_steps - config.warmup_steps)
+    span = max(1, (config.decay_steps or max_steps) - config.warmup_steps)
     progress = min(1.0, (step - config.warmup_steps) / span)  # 0 .. 1
     remaining = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return config.min_lr + (config.lr - config.min_lr) * remaining

@@ -21,17 +21,7 @@ from gpt.config import TrainConfig
 from gpt.data import ExampleSampler
 from gpt.loss import Evaluation
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
-from gpt.system.device import (
-    autocast,
-    choose_device,
-    choose_dtype,
-    compile_module,
-    environment,
-    random_state,
-    set_random_state,
-    synchronize,
-    to_device,
-)
+from gpt.system import device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.signals import stop_signals
@@ -81,11 +71,11 @@ class Trainer:
     ):
         self.config, self.data, self.run, self.ctx = config, data, run, ctx
         self.callbacks, self.log = list(callbacks), log
-        self.device = choose_device(config.device)
-        self.dtype = choose_dtype(config.dtype, self.device)
+        self.device = device.choose_device(config.device)
+        self.dtype = device.choose_dtype(config.dtype, self.device)
         self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)  # this one is saved
         objective.model.recompute = config.recompute
-        compiled = compile_module(self.objective, self.device, log) if config.compile else self.objective
+        compiled = device.compile_module(self.objective, self.device, log) if config.compile else self.objective
         self.forward = ctx.wrap_ddp(compiled, self.device)  # this one is called
         self.optimizer = create_optimizer(self.objective, config.optim)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -114,8 +104,7 @@ class Trainer:
         """
         lock = self.run.folder_lock.held() if self.ctx.is_main else contextlib.nullcontext()
         start, before = time.perf_counter(), self.elapsed_s
-        hint = oom_hint(self.config.batch_size, self.config.grad_accum_steps)
-        with lock, stop_signals(self._on_signal), hint:
+        with lock, stop_signals(self._on_signal), oom_hint(self.config.batch_size, self.config.grad_accum_steps):
             self._call("on_train_start")
             while not self._is_stopped():
                 if self.report_due:
@@ -133,7 +122,7 @@ class Trainer:
         """Do one optimizer step on batch_size x grad_accum_steps examples, shared by the processes."""
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config.optim, config.decay_steps)
+            group["lr"] = learning_rate(self.step, config.optim, config.max_steps)
         loss_sum, n_tokens = 0.0, 0
         indices = self.sampler.step(self.step)
         micro_batches = self.ctx.micro_batches(indices, config.batch_size)
@@ -150,7 +139,7 @@ class Trainer:
             raise self._diverged(f"{reason} (loss {loss_sum / n_tokens}, gradient norm {norm})", indices)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        synchronize(self.device)
+        device.synchronize(self.device)
         self.step += 1
         self.report_due, self.grad_norm = True, norm
         self.tokens_seen += n_tokens
@@ -163,9 +152,9 @@ class Trainer:
 
         After the last micro-batch of a step the gradients are averaged over the processes.
         """
-        batch = {name: to_device(tensor, self.device) for name, tensor in self._batch(indices).items()}
+        batch = {name: device.to_device(tensor, self.device) for name, tensor in self._batch(indices).items()}
         with self.ctx.grad_sync(self.forward, last):
-            with autocast(self.device, self.dtype):
+            with device.autocast(self.device, self.dtype):
                 loss_sum, n_tokens = self.forward(**batch)
             loss_sum.backward()
         return loss_sum.detach(), n_tokens
@@ -181,7 +170,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Evaluate the objective on the validation split: all of it, or eval_batches. Changes no random state."""
-        with self.ctx.unsharded(), autocast(self.device, self.dtype):
+        with self.ctx.unsharded(), device.autocast(self.device, self.dtype):
             return self.objective.evaluate(self.config, self.data, self.device, self.ctx)
 
     def _report(self) -> None:
@@ -193,14 +182,13 @@ class Trainer:
             self.evaluation = evaluation
             if not math.isfinite(evaluation.loss):
                 raise self._diverged(f"the validation loss is {evaluation.loss} after step {self.step}")
-            is_best = self.step > 0 and (self.best_loss is None or evaluation.loss < self.best_loss)
+            if is_best := self.step > 0 and (self.best_loss is None or evaluation.loss < self.best_loss):
+                self.best_loss = evaluation.loss
         if evaluation or (self.step and self.is_due(self.config.log_every)):
             self._call("on_log", evaluation)
             self.loss_sum, self.loss_tokens = 0.0, 0
             self.timed_tokens, self.timed_seconds = 0, 0.0
         self._call("on_step_end")
-        if is_best:
-            self.best_loss = evaluation.loss
         if is_best or (self.step and self.is_due(self.config.save_every)):
             self._save(is_best)
 
@@ -208,7 +196,7 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *arguments)
 
-    # --- saving and restoring -----------------------------------------------------------------------------------------
+    # --- saving, restoring, stopping ----------------------------------------------------------------------------------
 
     def _save(self, is_best: bool) -> None:
         """Save a checkpoint; rank 0 writes it."""
@@ -216,12 +204,12 @@ class Trainer:
         weights = self.objective.named_weights(self.ctx)
         training_state = {
             "optimizer": self.ctx.full_state_dict(self.optimizer.state_dict()),
-            "random": self.ctx.all_gather(random_state(self.device)),
+            "random": self.ctx.all_gather(device.random_state(self.device)),
         }
         state = {
             **{name: getattr(self, name) for name in COUNTERS},
             "data": self.data.checksums,
-            "environment": environment(self.device) | {"processes": self.ctx.world_size},
+            "environment": device.environment(self.device) | {"processes": self.ctx.world_size},
             "config": dataclasses.asdict(self.config),
         }
         if self.ctx.is_main:
@@ -240,14 +228,12 @@ class Trainer:
             self._forward_backward(self.ctx.shard(self.sampler.step(0))[: self.config.batch_size], last=True)
             self.optimizer.zero_grad(set_to_none=True)
         if self.ctx.rank < len(saved["random"]):
-            set_random_state(saved["random"][self.ctx.rank], self.device)
+            device.set_random_state(saved["random"][self.ctx.rank], self.device)
         for name in COUNTERS:
             setattr(self, name, state[name])
-        for name, now in (environment(self.device) | {"processes": self.ctx.world_size}).items():
+        for name, now in (device.environment(self.device) | {"processes": self.ctx.world_size}).items():
             if (before := state["environment"][name]) != now:
                 self.log(f"{name}: {before} → {now}; the last digits of the results may differ")
-
-    # --- the end ------------------------------------------------------------------------------------------------------
 
     def _is_stopped(self) -> bool:
         """Return whether any process has received a signal: all stop at the same step."""

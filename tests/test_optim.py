@@ -3,6 +3,7 @@ and the singular value decomposition."""
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ def test_warm_up_is_linear_and_never_zero():
 def test_cosine_falls_over_half_a_period_and_stays():
     assert learning_rate(35, CONFIG, 110) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
     assert learning_rate(60, CONFIG, 110) == pytest.approx(0.55)
+    assert learning_rate(60, replace(CONFIG, decay_steps=110), 500) == pytest.approx(0.55)
     assert learning_rate(110, CONFIG, 110) == learning_rate(10_000, CONFIG, 110) == pytest.approx(0.1)
 
 
@@ -72,7 +74,7 @@ def test_frozen_parameters_are_left_out():
     (group,) = create_optimizer(layer, CONFIG).param_groups
     assert group["params"] == [layer.bias]
     layer.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="empty parameter list"):
         create_optimizer(layer, CONFIG)
 
 

@@ -96,7 +96,7 @@ class Objective(nn.Module):
         return dataclasses.replace(
             config,
             model=dataclasses.replace(model, vocab_size=tokenizer.vocab_size),
-            optim=dataclasses.replace(config.optim, decay_steps=config.decay_steps),
+            optim=dataclasses.replace(config.optim, decay_steps=config.optim.decay_steps or config.max_steps),
         )
 
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:

@@ -31,9 +31,6 @@ from gpt.tokenizer import Tokenizer, load_tokenizer
 FORMAT = 3  # of a checkpoint
 
 
-# --- a checkpoint -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """The content of a checkpoint folder."""
@@ -50,11 +47,9 @@ class Checkpoint:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's state.json. ValueError if it is missing, damaged or of another format."""
-    try:
-        state = files.read_checksummed(folder / "state.json")
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is incomplete: state.json is missing") from None
+    """Return a checkpoint's state.json. FileNotFoundError if there is none, ValueError if it is damaged or of another
+    format."""
+    state = files.read_checksummed(folder / "state.json")
     if state["format"] != FORMAT:
         raise ValueError(f"{folder} has checkpoint format {state['format']}, this version reads {FORMAT}")
     return state
@@ -65,14 +60,17 @@ def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
 
     Nothing in it is executed. Without `training` the optimizer state, up to twice the size of the weights, is not read.
     """
-    state = read_state(folder)
+    frozen = folder.parent.parent / "frozen.safetensors"
     try:
-        for name, digest in state["sha256"].items():
-            _check_sha256(folder / name, digest)
-        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        state = read_state(folder)
+        digests = {folder / name: digest for name, digest in state["sha256"].items()}
         if state["frozen"]:
-            frozen = folder.parent.parent / "frozen.safetensors"
-            _check_sha256(frozen, state["frozen"])
+            digests[frozen] = state["frozen"]
+        for path, digest in digests.items():
+            if sha256(path) != digest:
+                raise ValueError(f"{path} is damaged: its SHA-256 differs from the one in state.json")
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        if frozen in digests:
             weights = {**safetensors.torch.load_file(frozen), **weights}
         path = folder / "training_state.pt"
         training_state = torch.load(path, map_location="cpu", weights_only=True) if training else None
@@ -83,19 +81,11 @@ def read_checkpoint(folder: Path, training: bool = True) -> Checkpoint:
     return Checkpoint(folder, weights, training_state, state)
 
 
-def _check_sha256(path: Path, digest: str) -> None:
-    if sha256(path) != digest:
-        raise ValueError(f"{path} is damaged: its SHA-256 differs from the one in state.json")
-
-
 def _check_finite(name: str, weights: dict[str, Tensor], training_state: dict) -> None:
     moments = [t for state in training_state["optimizer"]["state"].values() for t in state.values()]
     for label, tensor in [*weights.items(), *(("the optimizer state", t) for t in moments)]:
         if not torch.as_tensor(tensor).isfinite().all():
             raise FloatingPointError(f"{label} is not finite, so {name} was not saved")
-
-
-# --- a run folder -----------------------------------------------------------------------------------------------------
 
 
 class RunFolder:
@@ -232,19 +222,6 @@ class RunFolder:
         for pointer, name in (("last", checkpoint.path.name), ("best", checkpoint.state["best"])):
             if name in self.steps() and self._pointer(pointer) != name:
                 write_text(self.checkpoints / pointer, f"{name}\n")
-
-    def truncate_logs(self, checkpoint: Checkpoint) -> list[str]:
-        """Restore metrics.csv and samples.txt as of a checkpoint; return the names of those that were damaged."""
-        damaged = []
-        for log in (self.metrics, self.samples):
-            saved = (checkpoint.path / log.name).read_bytes()
-            found = log.read_bytes() if log.is_file() else b""
-            if found != saved:
-                with atomic_file(log) as temporary:
-                    temporary.write_bytes(saved)
-            if not found.startswith(saved):
-                damaged.append(log.name)
-        return damaged
 
     def save_batch(self, batch: dict[str, Tensor], **metadata: Any) -> None:
         """Write a batch whose loss is not finite to not_finite.safetensors."""

@@ -5,7 +5,6 @@ This file must not import PyTorch, which takes longer to import than a book take
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,11 +52,6 @@ class PreparedData:
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of the validation text per predicted token; it converts a loss per token to one per byte."""
         return self.val.bytes / (len(self.val.tokens) - self.has_eot)  # the first end-of-text token is not predicted
-
-    @cached_property
-    def train_texts(self) -> frozenset[str]:
-        """The set of training documents, to tell a new text from a memorised one."""
-        return frozenset(self.documents(self.train))
 
     def documents(self, split: TokenFile) -> Iterator[str]:
         """Yield the text of each document of a split, in file order; the whole text if has_eot is False."""

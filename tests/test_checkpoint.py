@@ -19,6 +19,7 @@ from gpt.exchange.models import load_model
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.weights import load_weights, named_weights
+from gpt.run.training import truncate_logs
 from gpt.system.files import checksummed
 from gpt.text.tokenizers import get_tokenizer
 
@@ -112,7 +113,7 @@ def test_saved_tensors_and_counters_load_bit_for_bit(
         saved = found.training_state["optimizer"]["state"][key]
         assert {name: bits(tensor) for name, tensor in saved.items()} == {name: bits(t) for name, t in named.items()}
     run.metrics.write_bytes(b"something else")
-    run.truncate_logs(found)
+    truncate_logs(run, found)
     assert run.metrics.read_bytes() == rows
 
 

@@ -29,7 +29,7 @@ MAX_EXAMPLE_TOKENS = 256  # of a prompt and its continuation: a few sentences, g
 def check_samples(objective: Objective, data: PreparedData, n: int, seed: int = 0) -> tuple[list[str], GrammarReport]:
     """Return n tales that the model samples at temperature 1, and the grammar's report on them."""
     texts = objective.sample_documents(data.tokenizer, n, seed)
-    return texts, check_tales(texts, data.train_texts)
+    return texts, check_tales(texts, set(data.documents(data.train)))
 
 
 def check_checkpoints(
@@ -43,6 +43,7 @@ def check_checkpoints(
     data = run_data(run, run.load("last", training=False))
     if tales_entropy_floor(data) is None:
         raise ValueError(f"{data.folder} does not hold tales: only tales have a grammar to check samples by")
+    known = set(data.documents(data.train))
     for name in run.steps():
         try:
             objective, _, checkpoint = load_objective(run, name)
@@ -50,8 +51,8 @@ def check_checkpoints(
             if name in run.steps():
                 raise
             continue  # a training run has deleted it meanwhile
-        _, report = check_samples(objective.to(device), data, n, seed)
-        yield name, checkpoint.state["tokens_seen"], report
+        texts = objective.to(device).sample_documents(data.tokenizer, n, seed)
+        yield name, checkpoint.state["tokens_seen"], check_tales(texts, known)
 
 
 def describe_grammar(report: GrammarReport) -> str:

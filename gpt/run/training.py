@@ -19,7 +19,7 @@ from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
-from gpt.system.files import write_text
+from gpt.system.files import atomic_file, write_text
 from gpt.system.paths import find_path
 from gpt.token_files import load_data
 from gpt.trainer import Trainer
@@ -134,7 +134,7 @@ def _create(
 def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Bring everything in the run folder to the state of a checkpoint."""
     folder = trainer.run
-    for log in folder.truncate_logs(checkpoint):
+    for log in truncate_logs(folder, checkpoint):
         trainer.log(f"{log} was damaged: restored as of step {trainer.step}")
     folder.update_pointers(checkpoint)
     try:
@@ -143,6 +143,20 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
     folder.write_tokenizer(trainer.data.tokenizer)
     write_text(folder.config_file, to_toml(trainer.config))  # the next --resume starts from these settings
+
+
+def truncate_logs(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
+    """Restore metrics.csv and samples.txt as of a checkpoint; return the names of those that were damaged."""
+    damaged = []
+    for log in (run.metrics, run.samples):
+        saved = (checkpoint.path / log.name).read_bytes()
+        found = log.read_bytes() if log.is_file() else b""
+        if found != saved:
+            with atomic_file(log) as temporary:
+                temporary.write_bytes(saved)
+        if not found.startswith(saved):
+            damaged.append(log.name)
+    return damaged
 
 
 # --- settings on resume -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 # make faults      kill, damage and starve runs, and check that none is lost: twenty minutes
 # make scaling     measure how loss falls with compute, and compare plans with what runs take: an hour
 # make objectives  train every config of configs/objectives and write the tables of docs/objectives.md
+# make ladder      train every rung of configs/ladder and write the tables of docs/ladder.md: an hour
 # make notebooks   run every notebook and its solutions from the first cell to the last: ten minutes
 # make bench       time training and decoding next to Hugging Face transformers and a plain GPT: a quarter of an hour
 # make clean       remove .venv and caches; runs and data stay
@@ -21,7 +22,7 @@ endif
 NUMERIC := tests/ops tests/variants tests/objectives tests/evaluation tests/test_model.py tests/test_loss.py \
   tests/test_optim.py tests/test_generation.py tests/test_trainer.py
 
-.PHONY: train test test-slow test-numeric notebooks faults scaling objectives bench lint clean
+.PHONY: train test test-slow test-numeric notebooks faults scaling objectives ladder bench lint clean
 
 train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
@@ -46,6 +47,9 @@ scaling: .venv/installed
 
 objectives: .venv/installed
 	"$(BIN)" benchmarks/objectives.py
+
+ladder: .venv/installed
+	"$(BIN)" benchmarks/ladder.py
 
 notebooks: .venv/installed-dev
 	"$(BIN)" notebooks/run.py

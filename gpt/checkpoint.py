@@ -217,7 +217,7 @@ class RunFolder:
                 shutil.rmtree(doomed)
 
     def update_pointers(self, checkpoint: Checkpoint) -> None:
-        """Point `last` and `best` as the save of this checkpoint would have, in case it was killed before that."""
+        """Point `last` and `best` as this checkpoint's save would have, in case it was killed before it could."""
         self._frozen_sha256 = checkpoint.state["frozen"]
         for pointer, name in (("last", checkpoint.path.name), ("best", checkpoint.state["best"])):
             if name in self.steps() and self._pointer(pointer) != name:

@@ -93,9 +93,9 @@ class GPTConfig(_Config):
         if self.backbone == "gpt" and not self.head_dim and self.emb_dim % self.n_heads:
             raise ValueError(f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: choose a multiple")
         if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.n_kv_heads}: choose one")
+            raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.n_kv_heads}: change one")
         if self.position == "rope" and self.head_width % 2:
-            raise ValueError(f"rotary embeddings turn pairs of numbers: head_dim must be even, not {self.head_width}")
+            raise ValueError(f"rotary embeddings rotate pairs of numbers: head_dim must be even, not {self.head_width}")
 
     @property
     def kv_heads(self) -> int:
@@ -114,7 +114,7 @@ class GPTConfig(_Config):
 
     def layer_window(self, layer: int) -> int:
         """Return how many tokens a token sees in a layer, itself included; 0: all. Rotary positions have no last one:
-        what a token sees ends at context_length."""
+        context_length is then the limit."""
         is_full = not self.window or (self.full_every and (layer + 1) % self.full_every == 0)
         return self.context_length * (self.position == "rope") if is_full else self.window
 
@@ -172,7 +172,7 @@ class ObjectiveConfig(_Config):
 
 @dataclass(frozen=True)
 class AdapterConfig(_Config):
-    """Few new parameters to train while the model's own stay frozen."""
+    """A few new parameters, trained while the model's own stay frozen."""
 
     name: Literal["none", "lora", "prefix"] = _setting(
         "none", "none: train all weights; lora: low-rank updates of matrices; prefix: keys and values before the text's"

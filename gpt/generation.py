@@ -82,7 +82,7 @@ def generate_stream(
     """Yield the next token of each row, (B,), step by step. Arguments as in `generate`.
 
     A row that has ended yields stop_id; the stream ends when all rows have. As long as all tokens fit the model's
-    context, a KV cache avoids reading any of them twice. Beyond it learned positions shift at each step, which
+    context, a KV cache avoids reading any of them twice. Beyond it, learned positions shift at each step, which
     invalidates every cached key: each step reads the last context_length tokens, as the reference does. With rotary
     positions the cache rolls instead: each token sees the context_length - 1 before it, and none is read twice.
     """
@@ -132,8 +132,8 @@ def _new_cache(config: GPTConfig, n_tokens: int) -> KVCache:
 
 
 def _padding_arguments(padding: Tensor, columns: int, n_new: int, first: int, rotary: bool) -> dict[str, Tensor]:
-    """Return the mask and learned positions of the last n_new of `columns` columns. Row b starts with padding[b] of
-    padding, and the keys with column `first`.
+    """Return the mask and learned positions of the last n_new of `columns` columns. Row b starts with padding[b]
+    columns of padding; the first key is that of column `first`.
 
     Empty if no key is padding: the default causal mask and positions are right, and faster. Rotary positions may start
     anywhere, since only distances count.

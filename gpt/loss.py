@@ -43,7 +43,7 @@ def calc_loss_loader(
 
 
 def perplexity(loss: float | Tensor) -> float | Tensor:
-    """Return exp(loss), a number of tokens: a uniform guess among them has this loss in nats. Jelinek et al. 1977."""
+    """Return exp(loss): a uniform guess among this many tokens has the same loss in nats. Jelinek et al. 1977."""
     if isinstance(loss, Tensor):
         return loss.exp()
     return math.inf if loss >= 709 else math.exp(loss)  # infinite where a float overflows; NaN stays NaN

@@ -44,7 +44,7 @@ class Callback:
         """Called every log_every steps and after each evaluation of the validation split, with that evaluation."""
 
     def on_step_end(self, trainer: "Trainer") -> None:
-        """Called after each step, and once before the first one; a checkpoint of this step follows."""
+        """Called after each step, and once before the first one. If a checkpoint is due, it is saved next."""
 
     def on_save(self, trainer: "Trainer", checkpoint: str) -> None:
         """Called after a checkpoint has been saved, with its name."""
@@ -56,7 +56,7 @@ class Callback:
 class Trainer:
     """Train one objective on one prepared corpus, in one run folder whose lock is held.
 
-    `gpt.run.training` makes a Trainer from a config or from a run to resume. With several processes each has one.
+    `gpt.run.training` makes a Trainer from a config or from a run to resume. Each process has its own.
     """
 
     def __init__(

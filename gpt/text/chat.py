@@ -56,7 +56,8 @@ def encode_chat(tokenizer: Tokenizer, messages: list[dict[str, str]], add_genera
     """
     if tokenizer.chat_template is None:
         raise ValueError("the model has no chat template: it was not trained on conversations")
-    names = sorted(tokenizer.special_tokens, key=len, reverse=True)  # of two that match, the longer one
+    names = tokenizer.special_tokens.keys() - tokenizer.saved.get("plain", ())
+    names = sorted(names, key=len, reverse=True)  # of two that match, the longer one
     spelt = re.compile("|".join(map(re.escape, names)))
 
     def mark(text: str) -> str:

@@ -7,7 +7,7 @@
 from typing import Any
 
 from gpt.system.text import spell
-from gpt.text.hf_tokenizer import FLAGS, PATTERNS, from_hf, merges_of, pre_of, splitter
+from gpt.text.hf_tokenizer import PATTERNS, added_token, from_hf, merges_of, pre_of, splitter
 from gpt.tokenizer import BytePairTokenizer, Tokenizer, from_dict
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # token types
@@ -41,7 +41,7 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
         if template := metadata.get("tokenizer.chat_template"):
             roles["chat_template"] = template
         special = [
-            {"id": i, "content": token, **FLAGS, "special": types[i] != USER_DEFINED}
+            added_token(token, i, special=types[i] != USER_DEFINED)
             for i, token in enumerate(ggml["tokens"])
             if types[i] not in (NORMAL, BYTE) or i in ends.values()
         ]
@@ -94,7 +94,8 @@ def to_gguf(tokenizer: Tokenizer, prepend_eot: bool = False) -> dict[str, Any]:
     token_of = {i: spell(token) for token, i in tokenizer.ranks.items()}
     types = dict.fromkeys(token_of, NORMAL)
     for name, i in tokenizer.special_tokens.items():
-        token_of[i], types[i] = name, UNUSED if name.startswith("<|unused ") else CONTROL
+        plain = name in tokenizer.saved.get("plain", ())
+        token_of[i], types[i] = name, USER_DEFINED if plain else UNUSED if name.startswith("<|unused ") else CONTROL
     metadata = {
         "model": "gpt2",
         "pre": pre_of(tokenizer),

@@ -23,7 +23,6 @@ from gpt.tokenizer import (
 )
 
 _ANY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 # How models split text into words before any merge, named as in GGUF files. smollm has single digits and GPT-2's words
 # between them; the others are as published.
@@ -55,6 +54,12 @@ def splitter(pre: str) -> dict[str, Any]:
         split = {"type": "Split", "pattern": {"Regex": PATTERNS[pre]}, "behavior": "Isolated", "invert": False}
         steps = [split, {**byte_level, "use_regex": False}]
     return {"type": "Sequence", "pretokenizers": steps}
+
+
+def added_token(name: str, i: int, special: bool = True) -> dict[str, Any]:
+    """Return an entry of tokenizer.json's added_tokens."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": i, "content": name, **flags, "special": special}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -100,9 +105,10 @@ def _roles(folder: Path) -> dict[str, str]:
 def from_hf(file: dict[str, Any], roles: dict[str, str] | None = None) -> dict[str, Any]:
     """Translate the content of Hugging Face's tokenizer.json into that of ours.
 
-    `roles` may name the tokens that end ("eot") and start ("bos") a text, and give the "chat_template". Returns single
-    characters, our byte pairs, another model's ("byte_pairs": spelled tokens and their ids), or the content itself
-    ("hugging_face") where its rules are others. Raises ValueError for a feature that this project does not have.
+    `roles` may name the tokens that end ("eot") and start ("bos") a text, and give the "chat_template". "plain" tokens,
+    such as <think>, are single tokens that a message may hold, unlike special ones. Returns single characters, our byte
+    pairs, another model's ("byte_pairs": spelled tokens and their ids), or the content itself ("hugging_face") where
+    its rules are others. Raises ValueError for a feature that this project does not have.
     """
     model = file["model"]
     special = {token["content"]: token["id"] for token in file.get("added_tokens") or ()}
@@ -119,6 +125,8 @@ def from_hf(file: dict[str, Any], roles: dict[str, str] | None = None) -> dict[s
         del roles["bos"]
     if roles["eot"] == EOT:
         del roles["eot"]
+    if plain := [token["content"] for token in file.get("added_tokens") or () if token.get("special") is False]:
+        roles["plain"] = plain
     return _from_byte_pairs(file, special, roles) or _for_library(file, roles)
 
 
@@ -248,12 +256,12 @@ def to_hf(tokenizer: Tokenizer, prepend_eot: bool) -> dict[str, Any]:
         file = _byte_pairs_file(tokenizer)
     names = {token["content"]: token for token in file.get("added_tokens", ())}
     special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
-    start = "bos" in tokenizer.saved or prepend_eot
+    start, plain = "bos" in tokenizer.saved or prepend_eot, tokenizer.saved.get("plain", ())
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [names.get(name, {"id": i, "content": name, **FLAGS}) for name, i in special],
+        "added_tokens": [names.get(name, added_token(name, i, name not in plain)) for name, i in special],
         "normalizer": file.get("normalizer"),
         "pre_tokenizer": file["pre_tokenizer"],
         "post_processor": _start_template(tokenizer) if start else None,

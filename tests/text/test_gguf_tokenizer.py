@@ -76,8 +76,6 @@ def test_what_is_written_is_what_llama_cpp_writes(name):
     for key, value in written.items():
         if key == "tokenizer.ggml.merges" and name == "llama3":
             assert set(value) <= set(metadata[key])
-        elif key == "tokenizer.ggml.token_type":
-            assert value == [3 if kind == 4 else kind for kind in metadata[key]]
         elif key != "tokenizer.ggml.add_bos_token":
             assert value == metadata[key], key
     assert written["tokenizer.ggml.add_bos_token"] == (FAMILIES[name][2] is not None)
@@ -93,6 +91,7 @@ def test_own_tokens_are_written(name):
     assert from_gguf(metadata).to_dict() == ours.to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "tekken"])
 def test_transformers_reads_what_is_written(name, tmp_path):
     metadata, theirs = metadata_of(name)

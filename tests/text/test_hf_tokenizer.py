@@ -220,8 +220,10 @@ def test_a_family_is_saved_and_exported(families, name, tmp_path):
     ours.save(tmp_path / "tokenizer.json")
     again = load_tokenizer(tmp_path / "tokenizer.json")
     exported = tokenizers.Tokenizer.from_str(json.dumps(to_hf(again, False)))
-    for text in MIXED[:200]:
-        assert exported.encode(text).ids == theirs.encode(text)
+    for text in [*MIXED[:200], "a<think>b</think> <s>c</s><|im_end|>"]:
+        ids = theirs.encode(text)
+        assert exported.encode(text).ids == ids
+        assert exported.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     for tokenizer in (again, load_any_tokenizer(tmp_path)):
         assert tokenizer.to_dict() == ours.to_dict()
         assert (tokenizer.eot_id, tokenizer.bos_id) == (ours.eot_id, ours.bos_id)

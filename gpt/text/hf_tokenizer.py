@@ -145,6 +145,8 @@ def _from_byte_pairs(file: dict[str, Any], special: dict[str, int], roles: dict[
     tokens = {token: vocab[token] for token in itertools.chain(characters.values(), merged) if token in vocab}
     others = {token: i for token, i in vocab.items() if token not in tokens and token not in special}
     if model.get("ignore_merges"):  # a word that is a token is this token, whatever the merges
+        if any(token[:i] in tokens and token[i:] in tokens for token in others for i in range(1, len(token))):
+            return None
         tokens |= others
     else:
         special = special | others
@@ -152,7 +154,7 @@ def _from_byte_pairs(file: dict[str, Any], special: dict[str, int], roles: dict[
         return None
     if missing := [chr(i) for i in range(32, 127) if characters[i] not in tokens]:
         raise ValueError(f"{len(missing)} of the printable characters of ASCII have no token")
-    if words or roles or len(tokens) - len(merges) < 256:
+    if words or roles or len(tokens) - len(merges) != 256:
         return {"kind": "byte_pairs", "tokens": tokens, "named": special, **words, **roles}
     return _with_own_ids(tokens, merges, special)
 

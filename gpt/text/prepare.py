@@ -20,7 +20,7 @@ from gpt.text.sources import Corpus, open_corpus
 from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
 from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import FORMAT, PreparedData, load_data
-from gpt.tokenizer import CharTokenizer, Tokenizer
+from gpt.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
 WORKERS = min(8, os.cpu_count() or 1)  # encoding threads; more would wait for the one that reads
@@ -196,7 +196,7 @@ def _write_split(
         yield None
         for document in documents:
             count["documents"] += 1
-            yield from document
+            yield from ["".join(document)] if isinstance(tokenizer, HuggingFaceTokenizer) else document
             yield None
 
     def encode(batch: list[str | None]) -> tuple[np.ndarray, int, int]:

@@ -4,12 +4,15 @@ import json
 import sys
 
 import pytest
+from conftest import corpus_of
 from families import FAMILIES, mixed_texts, write_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.text.hf_tokenizer import from_hf, load_any_tokenizer, starts_with_eot, to_hf
+from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import decode_stream, get_tokenizer
+from gpt.token_files import load_data
 from gpt.tokenizer import (
     BytePairTokenizer,
     CharTokenizer,
@@ -189,6 +192,16 @@ def test_a_family_has_the_ids_and_texts_of_transformers(families, name):
         assert ours.decode(ids) == theirs.decode(ids)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t\r'aZ0é中😀-./\u0301")), max_size=40))
+@EVERY_FAMILY
+def test_a_family_on_any_text(families, name, text):
+    ours, theirs = families[name]
+    ids = theirs.encode(text, add_special_tokens=False)
+    assert ours.encode(text) == ids
+    assert ours.decode(ids) == theirs.decode(ids)
+
+
 @EVERY_FAMILY
 def test_what_ends_and_starts_a_text(families, name):
     ours, theirs = families[name]
@@ -231,6 +244,18 @@ def test_a_family_is_saved_and_exported(families, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["smollm2", "sentencepiece"])
+def test_data_are_prepared_with_a_family(name, tmp_path):
+    folder = write_family(name, tmp_path / "model", chat_template="{{ messages }}")
+    texts = [text.replace("\r", "").lstrip(" ") for text in MIXED[:20]]  # SentencePiece forgets a leading space
+    corpus = corpus_of(tmp_path / "in", *texts)
+    data = prepare_data(corpus, str(folder), tmp_path / "out", 0.2)
+    again = load_data(tmp_path / "out", verify=True)
+    assert again.tokenizer.to_dict() == load_any_tokenizer(folder).to_dict()
+    assert [*again.documents(again.train), *again.documents(again.val)] == texts
+    assert data.train.tokens[0] == again.tokenizer.eot_id == 2
+
+
+@pytest.mark.parametrize("name", ["smollm2", "sentencepiece"])
 def test_special_tokens_are_added_to_a_family(families, name, tmp_path):
     ours, _ = families[name]
     more = with_special_tokens(ours, ["[MASK]"])
@@ -269,6 +294,21 @@ def test_other_rules_are_left_to_the_library(families, change, tmp_path):
     ours, theirs = load_any_tokenizer(tmp_path), tokenizers.Tokenizer.from_str(json.dumps(file))
     for text in MIXED[:300]:
         assert ours.encode(text) == theirs.encode(text).ids
+
+
+@pytest.mark.parametrize(("word", "kind"), [("QxzW", BytePairTokenizer), ("Qx", HuggingFaceTokenizer)])
+def test_a_word_that_no_merges_make(families, word, kind, tmp_path):
+    """tiktoken's engine would merge Q and x within other words too."""
+    file = to_hf(families["gpt2"][0], False)
+    model, eot = file["model"], file["added_tokens"][0]
+    model["ignore_merges"], model["vocab"][word] = True, eot["id"]
+    model["vocab"]["<|endoftext|>"] = eot["id"] = eot["id"] + 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    ours, theirs = load_any_tokenizer(tmp_path), tokenizers.Tokenizer.from_str(json.dumps(file))
+    assert isinstance(ours, kind)
+    for text in (f"{word} {word}", f"a{word} {word}a", word[:-1], *MIXED[:100]):
+        assert ours.encode(text) == theirs.encode(text).ids
+    assert to_hf(ours, False) == file
 
 
 def test_merges_in_another_order_than_their_ids(families, tmp_path):

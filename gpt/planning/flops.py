@@ -59,8 +59,11 @@ def count_adapter(adapter: AdapterConfig, model: GPTConfig) -> int:
     if adapter.name == "none":
         return 0
     targets = tuple(f".{target.strip()}.weight" for target in adapter.targets.split(","))
-    shapes = _shapes(model).items()
-    return sum(count * adapter.rank * sum(shape) for name, (shape, count, _) in shapes if f".{name}".endswith(targets))
+    size = 0
+    for name, (shape, count, _) in _shapes(model).items():
+        names = [f".{name.replace('.0.', f'.{layer}.', 1)}" for layer in range(count)]
+        size += sum(adapter.rank * sum(shape) for name in names if name.endswith(targets))
+    return size
 
 
 def flops_per_token(model: GPTConfig, n_tokens: float = 0) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Estimate the memory of a training step, by formula.
 
-Shape letters: B batch, T tokens in the window, D emb_dim, H heads, V vocab_size, N = B·T tokens in all.
+Shape letters: B batch, T tokens in the window, D emb_dim, H heads, G key/value heads, K head_dim, F width of the
+feed-forward layer, V vocab_size, N = B·T tokens in all.
 """
 
 import sys
@@ -40,53 +41,87 @@ def activation_bytes(
     b = 2 if half else 4  # bytes per number out of a matrix product; the residual stream stays float32
     drops = model.drop_rate > 0
     vectors = n_examples * n_tokens * model.emb_dim  # B·T·D numbers
-    mask = 1 if device == "cuda" else 4  # bytes per number of a dropout mask; a CPU's has the input's dtype
-    embeddings = 8 * n_tokens + drops * mask * vectors  # positions; the mask of drop_emb
-    norm = _norm_bytes(model, n_examples * n_tokens)
+    norm = _norm_bytes(model, n_examples * n_tokens, model.emb_dim)
+    embeddings = drops * _mask_bytes(device) * vectors  # the mask of drop_emb
     if model.backbone == "lstm":
         # per layer: its output, and oneDNN's workspace of four gates, both states and copies of the inputs
         layer = (b + (46 if half else 64)) * vectors + 8 * (model.emb_dim**2) * half * b
         between = 2 * b * vectors * drops * (model.n_layers - 1)  # dropout between layers: the mask and its result
         return embeddings + model.n_layers * layer + between + b * vectors + norm
-    block = _block_bytes(model, n_examples, n_tokens, half, device)
-    blocks = model.n_layers * 4 * vectors + block if recompute else model.n_layers * block
-    return embeddings + blocks + norm
+    # positions, or the cosines and sines of a rotation
+    embeddings += 8 * n_tokens * (model.head_width if model.position == "rope" else 1)
+    blocks = [_block_bytes(model, layer, n_examples, n_tokens, half, device) for layer in range(model.n_layers)]
+    kept = model.n_layers * 4 * vectors + max(blocks) if recompute else sum(blocks)
+    return embeddings + kept + norm
 
 
-def _norm_bytes(model: GPTConfig, n_rows: int) -> int:
-    """Return the bytes kept by one LayerNorm over (n_rows, D)."""
-    vectors = n_rows * model.emb_dim
+def _mask_bytes(device: str) -> int:
+    """Return the bytes per number of a dropout mask in float32; a CPU's has the input's dtype."""
+    return 1 if device == "cuda" else 4
+
+
+def _norm_bytes(model: GPTConfig, n_rows: int, width: int, mixed: bool = False) -> int:
+    """Return the bytes kept by one norm over (n_rows, width); `mixed`: of bfloat16 numbers, with a float32 scale."""
+    reference = model.implementation == "reference"
+    numbers = n_rows * width
+    if model.norm == "rms":  # reference, or mixed types: x, x scaled, and the root; fused: x and 1 / root
+        kept = (6 if mixed else 8) * numbers if reference else (8 if mixed else 4) * numbers
+        return kept + (2 if reference and mixed else 4) * n_rows
     # reference: x, x - mean and scale · (x - mean), (N, D) each, and the root; fused: x, mean and 1 / root
-    return 12 * vectors + 4 * n_rows if model.implementation == "reference" else 4 * vectors + 8 * n_rows
+    return 12 * numbers + 4 * n_rows if reference else 4 * numbers + 8 * n_rows
 
 
-def _block_bytes(model: GPTConfig, n_examples: int, n_tokens: int, half: bool, device: str) -> int:
+def _block_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: int, half: bool, device: str) -> int:
     """Return the bytes kept by one transformer block."""
     b = 2 if half else 4
-    drops = model.drop_rate > 0
-    reference = model.implementation == "reference"
-    norm = _norm_bytes(model, n_examples * n_tokens)
-    vectors = n_examples * n_tokens * model.emb_dim  # B·T·D numbers
+    rows = n_examples * n_tokens  # N
+    vectors = rows * model.emb_dim  # N·D
+    norms = 2 * _norm_bytes(model, rows, model.emb_dim)
+    residual_masks = 2 * (model.drop_rate > 0) * min(_mask_bytes(device), b) * vectors  # of drop_resid
+    matrices = b * half * count_hidden(model) // model.n_layers  # bfloat16 copies
+    attention = _attention_bytes(model, layer, n_examples, n_tokens, half, device)
+    return norms + attention + _feed_forward_bytes(model, rows, half) + residual_masks + matrices
+
+
+def _attention_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: int, half: bool, device: str) -> int:
+    """Return the bytes kept by the attention of one layer, without its norm."""
+    b = 2 if half else 4
+    drops, reference = model.drop_rate > 0, model.implementation == "reference"
+    rows = n_examples * n_tokens
+    queries, keys = (rows * n * model.head_width for n in (model.n_heads, model.kv_heads))  # N·H·K, N·G·K
     pairs = n_examples * model.n_heads * n_tokens**2  # B·H·T·T attention weights
-    rows = n_examples * model.n_heads * n_tokens  # B·H·T
-    mask = 1 if device == "cuda" else 4
-    copies = 3 if half else 1  # of the norm's output: autocast converts it for each of W_query, W_key, W_value
-    block = norm + copies * b * vectors  # norm1, and the inputs of the three projections
+    # the input of the projections, which autocast converts for each of the three, and that of out_proj
+    kept = (3 if half else 1) * b * rows * model.emb_dim + b * queries
+    if model.qk_norm:
+        kept += sum(_norm_bytes(model, rows * n, model.head_width, half) for n in (model.n_heads, model.kv_heads))
+    if model.position == "rope" and half:
+        kept += 4 * b * n_tokens * model.head_width  # cosines and sines in the type of the queries, and of the keys
     if reference:
-        # query, key, value; scores, their exponentials, the weights, dropped weights; each row's maximum and sum; mask
-        block += 3 * b * vectors + (3 + drops) * b * pairs + 2 * b * rows + n_tokens**2
-    elif drops and device != "cuda":
+        # query, key, value, for each head; scores, their exponentials, the weights, dropped weights; each row's maximum
+        # and sum; the mask
+        return kept + 3 * b * queries + (3 + drops) * b * pairs + 2 * b * rows * model.n_heads + n_tokens**2
+    if drops and device != "cuda":
         # with dropout a CPU runs the kernel that materialises the weights, in float32: query, key, value; weights,
         # mask, dropped weights
-        block += 3 * 4 * vectors + 3 * 4 * pairs
-    else:
-        block += 3 * b * vectors + 4 * rows  # query, key, value; the logarithm of each row's sum
-    block += b * vectors  # the input of out_proj, which the fused kernel keeps too
-    block += norm + b * vectors  # norm2, and the input of layers.0
-    # the GELU, 4·D wide; reference: x, tanh, 0.5 x, 1 + tanh and the product; fused: x and the result
-    block += (5 if reference else 2) * 4 * b * vectors
-    block += 2 * drops * min(mask, b) * vectors  # the masks of drop_resid
-    return block + 12 * model.emb_dim**2 * b * half  # bfloat16 copies of the block's matrices
+        return kept + 3 * 4 * queries + 3 * 4 * pairs
+    kept += b * (queries + 2 * keys) + 4 * rows * model.n_heads  # query, key, value; the logarithm of each row's sum
+    if 0 < model.layer_window(layer) < n_tokens:
+        kept += b * n_tokens**2  # the mask, as numbers that are added
+    if model.qk_norm and (half or model.norm == "layer"):
+        kept += b * queries  # the result, which then has another layout than the input of out_proj
+    return kept
+
+
+# (B, T, F) tensors kept by fused and by reference, the input of the last layer included
+_ACTIVATIONS = {"gelu": (2, 5), "relu2": (2, 4), "swiglu": (4, 6)}
+
+
+def _feed_forward_bytes(model: GPTConfig, n_rows: int, half: bool) -> int:
+    """Return the bytes kept by one feed-forward layer, without its norm."""
+    b = 2 if half else 4
+    n_inputs = 2 if half and model.feed_forward == "swiglu" else 1  # autocast converts it for each of the two layers
+    n_activations = _ACTIVATIONS[model.feed_forward][model.implementation == "reference"]
+    return b * n_rows * (n_inputs * model.emb_dim + n_activations * model.ffn_width)
 
 
 def fragmentation_bytes(
@@ -99,22 +134,28 @@ def fragmentation_bytes(
     """
     b = 2 if half else 4
     drops = model.drop_rate > 0
-    vectors = n_examples * n_tokens * model.emb_dim  # B·T·D numbers
+    rows = n_examples * n_tokens
+    vectors = rows * model.emb_dim  # B·T·D numbers
     reference = model.implementation == "reference"
     norm = 4 * vectors * (reference + half)  # the quotient before the shift; autocast's conversion
     if model.backbone == "lstm":
         return model.n_layers * 2 * b * vectors + norm
+    queries, keys = (rows * n * model.head_width for n in (model.n_heads, model.kv_heads))  # N·H·K, N·G·K
+    hidden = rows * model.ffn_width  # B·T·F numbers
     pairs = n_examples * model.n_heads * n_tokens**2  # B·H·T·T
-    block = 2 * norm + (2 + 2 * drops) * b * vectors  # the results of out_proj and layers.2, and of their drop_resid
-    backward = 5 * b * vectors  # gradients of the stream and of the GELU's result
+    block = 2 * norm + (2 + 2 * drops) * b * vectors  # the results of out_proj and of the last layer, and drop_resid's
+    if model.position == "rope":
+        block += 2 * b * (queries + keys)  # the two products that a rotation adds
+    backward = b * (vectors + hidden)  # gradients of the stream and of the activation's result
     if reference:
         # copies of query, key, value and context for reordering; scores twice, scores - maximum, dropout's random
-        # numbers and product; four steps of the GELU before the tanh
-        block += 4 * b * vectors + (3 + 2 * drops) * b * pairs + 4 * 4 * b * vectors
+        # numbers and product; steps of the activation that it does not keep
+        steps = 4 if model.feed_forward == "gelu" else 1
+        block += 4 * b * queries + (3 + 2 * drops) * b * pairs + steps * b * hidden
         backward = 2 * b * pairs
     elif drops:
         # query, key, value and the scaled two; the context; scores
-        block += (4 * half + 5 * 4 + 4) * vectors + 4 * pairs
+        block += (4 * half + 5 * 4 + 4) * queries + 4 * pairs
         backward = 2 * 4 * pairs
     return (1 if recompute else model.n_layers) * block + backward
 

@@ -209,8 +209,8 @@ def suggest_smaller(plan: Plan, memory: int) -> str:
         step = f"the same {n} examples per step" if n == n_examples else f"{n} examples per step"
         needed = format_bytes(fitting.peak)
         return f"batch_size {batch_size} with grad_accum_steps {accumulation} ({step}) needs {needed}"
-    n_heads = config.model.n_heads  # emb_dim is a multiple of it
-    for name, lowest, unit in (("context_length", MIN_CONTEXT, 1), ("n_layers", 1, 1), ("emb_dim", n_heads, n_heads)):
+    width = config.model.n_heads * (2 if config.model.position == "rope" else 1)  # emb_dim is a multiple of it
+    for name, lowest, unit in (("context_length", MIN_CONTEXT, 1), ("n_layers", 1, 1), ("emb_dim", width, width)):
 
         def peak(n: int, name: str = name, unit: int = unit) -> int:
             return with_batch(1, **{name: n * unit}).peak

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt import ops
+from gpt.layers import POSITIONS
 from gpt.model import TransformerBlock
 from gpt.optim import create_optimizer, scale_and_clip
 from gpt.planning.flops import flops_per_token
@@ -116,10 +117,11 @@ def _measure_layers(plan: Plan, device: torch.device) -> tuple[float, float]:
 
     def seconds(n_examples: int, n_tokens: int) -> float:
         x = torch.rand(n_examples, n_tokens, model.emb_dim, requires_grad=True)  # (B, T, D)
+        _, rotation = POSITIONS[model.position](model).encode(x, torch.arange(n_tokens))
 
         def work() -> None:
             with autocast(device, dtype):
-                y = layer(x)[0] if is_lstm else layer(x)
+                y = layer(x)[0] if is_lstm else layer(x, rotation=rotation)
             y.backward(torch.ones_like(y))
             layer.zero_grad()
 

@@ -51,8 +51,8 @@ class Int8GPTModel(GPTModel):
     """A copy of a GPTModel whose linear layers have int8 weights. Embeddings and norms are shared with the model.
 
     The rounding of a token's numbers depends slightly on the other tokens, whose minimum and maximum set the zero.
-    Raises ValueError for a model that is not a plain float32 GPTModel on a CPU, if PyTorch has no int8 product here, and
-    from `train`: rounded weights have no gradient.
+    ValueError for a model that is not a plain float32 GPTModel on a CPU, if PyTorch has no int8 product here, and from
+    `train`: rounded weights have no gradient.
     """
 
     def __init__(self, model: GPTModel):

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from blocks import MODERN_BLOCK
 from conftest import corpus_of
 
 from gpt.config import DataConfig, GPTConfig, TrainConfig
@@ -94,6 +95,10 @@ def test_too_large_a_model_names_the_layers_that_fit():
     assert width % n_heads == 0
     assert peak(config, emb_dim=width) <= 800_000_000 < peak(config, emb_dim=width + n_heads)
     assert "even the smallest model does not fit" in error_of(config, 100_000_000)
+    rotary = train_config(dataclasses.replace(config.model, **MODERN_BLOCK), batch_size=1)
+    width = int(re.search(r"and model\.emb_dim (\d+) ", error_of(rotary, 550_000_000))[1])
+    assert width % (2 * n_heads) == 0  # pairs of numbers are rotated
+    assert peak(rotary, emb_dim=width) <= 550_000_000 < peak(rotary, emb_dim=width + 2 * n_heads)
 
 
 def test_too_little_disk_names_the_checkpoints_to_keep():

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from blocks import GPT2_BLOCK, MODERN_BLOCK
 
 from gpt.config import GPTConfig, OptimConfig, TrainConfig
 from gpt.exchange.layouts import GPT2_SIZES
@@ -72,9 +73,9 @@ def test_communication_by_hand():
     assert per_step == pytest.approx(1.5 * backward + sent - backward + 40 * 124_439_808 / 1.01e12)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_measured_throughput_predicts_a_step_and_draws_nothing(name):
-    model = dataclasses.replace(SMALL, emb_dim=128, drop_rate=0.1)
+@pytest.mark.parametrize(("name", "block"), [("adamw", GPT2_BLOCK), ("muon", GPT2_BLOCK), ("muon", MODERN_BLOCK)])
+def test_measured_throughput_predicts_a_step_and_draws_nothing(name, block):
+    model = dataclasses.replace(SMALL, emb_dim=128, drop_rate=0.1, **block)
     plan = estimate(TrainConfig(model=model, device="cpu", batch_size=8, max_steps=1, optim=OptimConfig(name)))
     before = torch.get_rng_state()
     throughput = measure_throughput(plan)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from blocks import BLOCKS, GPT2_BLOCK, MODERN_BLOCK, WINDOWED_BLOCK
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.exchange.layouts import GPT2_SIZES
@@ -52,19 +53,22 @@ def kept_by_loss(config, n_examples, n_tokens, half):
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
 @pytest.mark.parametrize("half", [False, True])
-def test_activations_are_what_autograd_keeps(shape, implementation, drop_rate, half):
+@BLOCKS
+def test_activations_are_what_autograd_keeps(shape, implementation, drop_rate, half, block):
     n_examples, n_tokens, emb_dim, n_heads, n_layers, vocab_size = shape
-    config = GPTConfig(vocab_size, 64, emb_dim, n_heads, n_layers, drop_rate, implementation=implementation)
+    model = {"implementation": implementation, **block, "n_kv_heads": 1 if block.get("n_kv_heads") else 0}
+    config = GPTConfig(vocab_size, 64, emb_dim, n_heads, n_layers, drop_rate, **model)
     loss = kept_by_loss(config, n_examples, n_tokens, half)
     measured = kept_bytes(config, n_examples, n_tokens, half)
-    assert activation_bytes(config, n_examples, n_tokens, half) + loss == pytest.approx(measured, rel=0.1)
+    assert activation_bytes(config, n_examples, n_tokens, half) + loss == pytest.approx(measured, rel=0.02)
     assert logit_bytes(config, n_examples * n_tokens, half) >= loss
 
 
-def test_recompute_keeps_block_inputs_and_one_block():
-    config = dataclasses.replace(SMALL, n_layers=10)
+@pytest.mark.parametrize("options", [GPT2_BLOCK, MODERN_BLOCK], ids=["gpt2", "modern"])
+def test_recompute_keeps_block_inputs_and_one_block(options):
+    config = dataclasses.replace(SMALL, n_layers=10, **options)
     everything, recomputed = (activation_bytes(config, 4, 64, recompute=flag) for flag in (False, True))
-    block = (everything - activation_bytes(SMALL, 4, 64)) / 7
+    block = (everything - activation_bytes(dataclasses.replace(config, n_layers=3), 4, 64)) / 7
     assert everything - recomputed == pytest.approx(9 * block - 10 * 4 * 4 * 64 * 64)
 
 
@@ -127,6 +131,8 @@ def peak_of_a_run(prepared, folder, options):
         (256, 1, {"emb_dim": 32, "n_layers": 25, "context_length": 64}, "adamw"),  # a gigabyte of activations
         (1, 2, {"emb_dim": 512, "n_layers": 10, "context_length": 32}, "adamw"),  # 31 million parameters
         (1, 1, {"emb_dim": 384, "n_layers": 8, "context_length": 32}, "muon"),
+        (256, 1, {"emb_dim": 32, "n_layers": 25, "context_length": 64, **MODERN_BLOCK, "ffn_dim": 96}, "adamw"),
+        (128, 1, {"emb_dim": 32, "n_layers": 25, "context_length": 64, **WINDOWED_BLOCK}, "adamw"),
     ],
 )
 def test_peak_memory_of_a_training_process(prepared, tmp_path, batch_size, grad_accum_steps, shape, optimizer):

@@ -89,6 +89,11 @@ class Objective(nn.Module):
                 f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one example of "
                 f"context_length {model.context_length}: lower model.context_length or use a longer text"
             )
+        if model.window and not cls.continues_prompts:
+            raise ValueError(
+                f"model.window is {model.window}, but the objective {config.objective.name} reads both sides of a "
+                f"token: set it to 0"
+            )
         try:
             tokenizer.encode(config.sample_prompt)
         except ValueError as error:  # a char tokenizer may not know the prompt's characters

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import GPT2_BLOCK, MODERN_BLOCK
 from conftest import corpus_of
 from numerics import tolerance
 
@@ -18,11 +19,12 @@ from gpt.text.prepare import prepare_data
 IDS = {"[MASK]": 20, "[SOP]": 21, "[EOP]": 22}
 TEXT = np.array([10, 11, 12, 13, 14, 15])  # x1 .. x6 of the paper's figure 2
 X = -100
+TWO_BLOCKS = pytest.mark.parametrize("block", [GPT2_BLOCK, MODERN_BLOCK], ids=["gpt2", "modern"])
 ROUNDING = tolerance(24 * 64)  # a loss is made by two dozen sums of at most 64 products
 
 
-def tiny(**settings):
-    model = GPTModel(GPTConfig(23, 32, 16, 2, 2, 0.0, init="gpt2"))
+def tiny(block=GPT2_BLOCK, **settings):
+    model = GPTModel(GPTConfig(23, 32, 16, 2, 2, 0.0, init="gpt2", **block))
     return Infilling(model, ObjectiveConfig("infilling", **settings)).double().eval()
 
 
@@ -89,19 +91,20 @@ def test_attention_mask_equals_brute_force():
         assert bool(mask[query, key]) == may_see(query, key, spans_of), (query, key)
 
 
-def test_loss_equals_one_forward_pass_per_target():
+@TWO_BLOCKS
+def test_loss_equals_one_forward_pass_per_target(block):
     """Each target's -ln p read off the logits of a text that ends with its predecessor, all of which it may see."""
-    objective = tiny()
+    objective = tiny(block)
     blanks = cut_spans(TEXT, [(2, 3), (4, 6)], [1, 0], IDS)
     batch, expected = tensors(blanks), []
     for place in range(blanks.n_context, len(blanks.inputs)):
         part = {name: batch[name][:, : place + 1] for name in ("inputs", "positions", "span_positions")}
         own = torch.ones(place + 1, place + 1, dtype=torch.bool).tril()
         own[:, : blanks.n_context] = True
-        vectors = objective.model.tok_emb(part["inputs"]) + objective.model.pos_emb(part["positions"])
+        vectors, rotation = objective.model.pos_emb.encode(objective.model.tok_emb(part["inputs"]), part["positions"])
         x = vectors + objective.span_pos_emb(part["span_positions"])
-        for block in objective.model.trf_blocks:
-            x = block(x, own)
+        for layer in objective.model.trf_blocks:
+            x = layer(x, own, rotation=rotation)
         logits = objective.model.final_norm(x)[0, -1] @ objective.model.out_head.weight.T
         expected.append(-torch.log_softmax(logits, -1)[blanks.targets[place]])
     loss, counted = objective(**batch)
@@ -132,8 +135,9 @@ def test_spans_see_both_sides_but_not_their_own_targets():
     assert torch.equal(before, again)
 
 
-def test_padding_does_not_change_the_loss():
-    objective = tiny()
+@TWO_BLOCKS
+def test_padding_does_not_change_the_loss(block):
+    objective = tiny(block)
     short = cut_spans(TEXT[:3], [(1, 2)], [0], IDS)
     long = cut_spans(TEXT, [(2, 3), (4, 6)], [0, 1], IDS)
     alone = sum(objective(**tensors(blanks))[0] for blanks in (short, long))
@@ -207,8 +211,9 @@ def test_batch_depends_only_on_indices_and_key(data):
     assert sorted(kept + cut) == sorted(text)
 
 
-def test_filling_with_cache_equals_filling_without(data):
-    config = config_of(data)
+@TWO_BLOCKS
+def test_filling_with_cache_equals_filling_without(data, block):
+    config = config_of(data, **block)
     objective = Infilling(GPTModel(config.model), config.objective).double().eval()
     ids = data.tokenizer.special_tokens
     context = data.tokenizer.encode("1 gr[MASK] bottles [MASK]ll", special=True)

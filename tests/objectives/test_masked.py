@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import GPT2_BLOCK, MODERN_BLOCK
 from conftest import corpus_of
 from numerics import tolerance
 
@@ -18,6 +19,7 @@ from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import EOT, CharTokenizer, with_special_tokens
 
 X = -100
+TWO_BLOCKS = pytest.mark.parametrize("block", [GPT2_BLOCK, MODERN_BLOCK], ids=["gpt2", "modern"])
 ROUNDING = tolerance(24 * 64)  # a loss is made by two dozen sums of at most 64 products
 
 
@@ -28,16 +30,16 @@ def data(tmp_path_factory):
     return Masked.transform(prepare_data(corpus_of(folder / "texts", *texts), "char", folder / "data"))
 
 
-def config_of(data, **objective):
+def config_of(data, block=GPT2_BLOCK, **objective):
     return TrainConfig(
-        model=GPTConfig(data.tokenizer.vocab_size, 64, 16, 2, 2, 0.0, init="gpt2"),
+        model=GPTConfig(data.tokenizer.vocab_size, 64, 16, 2, 2, 0.0, init="gpt2", **block),
         data=DataConfig(path=str(data.folder), packing="document"),
         objective=ObjectiveConfig("masked", **objective),
     )
 
 
-def masked(data, **objective):
-    config = config_of(data, **objective)
+def masked(data, block=GPT2_BLOCK, **objective):
+    config = config_of(data, block, **objective)
     return config, Masked(GPTModel(config.model), config.objective).double().eval()
 
 
@@ -100,20 +102,21 @@ def test_input_is_cls_first_half_sep_second_half_sep(data):
     assert 0.3 < np.mean(verdicts) < 0.7
 
 
-def test_loss_by_hand(data):
+@TWO_BLOCKS
+def test_loss_by_hand(data, block):
     """Both losses from the plain logits of every token; their sum per token chosen, a pair's verdict weighing as much
     as its tokens."""
-    config, objective = masked(data)
+    config, objective = masked(data, block)
     examples = objective.examples(config, data, data.train)
     batch = objective.batch(examples, [0, 5, 7], (1,))
     total, tokens, sentences = 0, 0, 0
     for row in range(3):
         n = int(batch["lengths"][row])
         inputs, targets, segments = (batch[name][row, :n] for name in ("inputs", "targets", "segments"))
-        x = objective.model.tok_emb(inputs) + objective.model.pos_emb.weight[:n] + objective.segment_emb(segments)
-        x = x[None]
-        for block in objective.model.trf_blocks:
-            x = block(x, "full")
+        x, rotation = objective.model.pos_emb.encode(objective.model.tok_emb(inputs), torch.arange(n))
+        x = (x + objective.segment_emb(segments))[None]
+        for layer in objective.model.trf_blocks:
+            x = layer(x, "full", rotation=rotation)
         hidden = objective.model.final_norm(x)[0]
         lost = F.cross_entropy(hidden @ objective.model.out_head.weight.T, targets, reduction="sum", ignore_index=X)
         verdict = F.cross_entropy(objective.sentence_head(hidden[0]), batch["is_next"][row])
@@ -128,10 +131,11 @@ def test_loss_by_hand(data):
     assert measured["val_sentence_loss"][1] == 3
 
 
-def test_rows_of_a_batch_are_independent(data):
+@TWO_BLOCKS
+def test_rows_of_a_batch_are_independent(data, block):
     """Padding changes no loss, and no row what is drawn for another."""
     for next_sentence in (True, False):
-        config, objective = masked(data, next_sentence=next_sentence)
+        config, objective = masked(data, block, next_sentence=next_sentence)
         examples = objective.examples(config, data, data.train)
         indices = [0, 3, 9]  # of unequal lengths
         together = objective(**objective.batch(examples, indices, (2, 2)))
@@ -142,8 +146,9 @@ def test_rows_of_a_batch_are_independent(data):
         assert not torch.equal(other["inputs"][:, :9], objective.batch(examples, indices, (2, 2))["inputs"][:, :9])
 
 
-def test_hidden_states_see_both_sides(data):
-    _, objective = masked(data, next_sentence=False)
+@TWO_BLOCKS
+def test_hidden_states_see_both_sides(data, block):
+    _, objective = masked(data, block, next_sentence=False)
     ids = data.tokenizer.special_tokens
     text = torch.tensor([[ids["[CLS]"], 3, ids["[MASK]"], 4, 5, ids["[SEP]"]]])
     lengths = torch.tensor([6])

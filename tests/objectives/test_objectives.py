@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import GPT2_BLOCK, MODERN_BLOCK
 from numerics import tolerance
 from runs import assert_same_run, quiet, stop_at, train
 from small_objectives import create, create_workspace, short_config
@@ -229,6 +230,14 @@ def test_evaluation_keeps_random_state_and_training_mode(name, workspace):
     assert not any(p.grad is not None for p in objective.parameters())
 
 
+@pytest.mark.parametrize("name", ["masked", "infilling"])
+def test_a_window_needs_an_objective_that_reads_from_left_to_right(name, workspace):
+    with pytest.raises(
+        ValueError, match=f"model.window is 4, but the objective {name} reads both sides .*: set it to 0"
+    ):
+        create(name, workspace, model_window=4)
+
+
 @pytest.mark.parametrize("name", ["reverse", "sft", "distill"])
 def test_label_smoothing_of_other_objectives(name, workspace):
     objective, config, data = create(name, workspace, model_drop_rate=0.0)
@@ -243,7 +252,9 @@ def test_label_smoothing_of_other_objectives(name, workspace):
 
 
 @EVERY_OBJECTIVE
-def test_every_objective_trains_in_bfloat16(name, workspace, tmp_path):
-    trainer = train(short_config(name, workspace, dtype="bfloat16", max_steps=2), tmp_path / "run")
+@pytest.mark.parametrize("block", [GPT2_BLOCK, MODERN_BLOCK], ids=["gpt2", "modern"])
+def test_every_objective_trains_in_bfloat16(name, workspace, tmp_path, block):
+    model = {f"model_{setting}": value for setting, value in block.items()}
+    trainer = train(short_config(name, workspace, dtype="bfloat16", max_steps=2, **model), tmp_path / "run")
     assert trainer.dtype == torch.bfloat16
     assert math.isfinite(trainer.evaluation.loss)

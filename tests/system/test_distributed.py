@@ -19,6 +19,7 @@ import pytest
 import together
 import torch
 import torch.distributed as dist
+from blocks import MODERN_BLOCK, WINDOWED_BLOCK
 from conftest import TEXT, corpus_of, pairs_of
 from numerics import tolerance
 
@@ -225,6 +226,7 @@ def test_two_processes_train_as_one(documents, tmp_path):
     """With DDP and with FSDP2; stopped, resumed, and refused where the processes differ."""
     config = dataclasses.replace(document_config(documents), max_steps=4, eval_every=2, sample_every=0)
     dropout = with_model(config, drop_rate=0.1)
+    modern = with_model(config, **MODERN_BLOCK)
     differing_data = []
     for number, text in enumerate(("to be or not to be. " * 30, "to be or not to eb. " * 30)):
         folder = tmp_path / f"place-{number}"
@@ -234,6 +236,7 @@ def test_two_processes_train_as_one(documents, tmp_path):
     jobs = {
         "ddp": {"config": as_dict(config, parallel="ddp")},
         "fsdp": {"config": as_dict(config, parallel="fsdp")},
+        "modern": {"config": as_dict(modern, parallel="fsdp")},
         "dropout": {"config": as_dict(dropout, parallel="fsdp")},
         "resumed": {"config": as_dict(dropout, parallel="fsdp"), "stop_at": 2},
         "resumed again": {"config": as_dict(dropout, parallel="fsdp"), "resume": True},
@@ -247,8 +250,10 @@ def test_two_processes_train_as_one(documents, tmp_path):
     outcomes = dict(zip(jobs, outcomes, strict=True))
 
     train(config, tmp_path / "runs" / "one")
+    train(modern, tmp_path / "runs" / "one modern")
     assert_same_losses(runs["ddp"], tmp_path / "runs" / "one")
     assert_same_losses(runs["fsdp"], tmp_path / "runs" / "one")
+    assert_same_losses(runs["modern"], tmp_path / "runs" / "one modern")
     assert all(outcome.endswith("averaged 4 times") for outcome in outcomes["ddp"])  # once per step
     assert_same_run(runs["resumed"], runs["dropout"])  # bit for bit
 
@@ -331,7 +336,8 @@ def test_a_mistake_of_all_processes_is_reported_once():
 
 SIZES = (2, 4)
 ON_ALL_SIZES = ("packed", "documents")
-OTHERS = ("uneven", "untied", "lstm", "lora", "reverse", "masked", "infilling", "sft", "distill")  # on two processes
+MODELS = ("uneven", "untied", "modern", "window", "lstm", "lora")
+OTHERS = (*MODELS, "reverse", "masked", "infilling", "sft", "distill")  # on two processes
 
 
 def all_configs(documents, pairs, teacher):
@@ -343,6 +349,8 @@ def all_configs(documents, pairs, teacher):
         "documents": by_document,
         "uneven": dataclasses.replace(by_document, batch_size=5, grad_accum_steps=3, optim=packed.optim, max_steps=20),
         "untied": with_model(short, tie_embeddings=False, implementation="reference"),
+        "modern": with_model(short, **MODERN_BLOCK),
+        "window": with_model(short, **WINDOWED_BLOCK),
         "lstm": with_model(short, backbone="lstm"),
     }
     for name in ("reverse", "masked", "infilling", "sft", "distill"):

@@ -113,10 +113,8 @@ class GPTConfig(_Config):
         return self.ffn_dim or 4 * self.emb_dim
 
     def layer_window(self, layer: int) -> int:
-        """Return how many tokens a token sees in a layer, itself included; 0: all. Rotary positions have no last one:
-        context_length is then the limit."""
-        is_full = not self.window or (self.full_every and (layer + 1) % self.full_every == 0)
-        return self.context_length * (self.position == "rope") if is_full else self.window
+        """Return how many tokens a token sees in a layer, itself included; 0: all earlier ones."""
+        return 0 if self.full_every and (layer + 1) % self.full_every == 0 else self.window
 
 
 @dataclass(frozen=True)

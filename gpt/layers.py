@@ -139,7 +139,11 @@ class RotaryPositions(nn.Module):
     def encode(self, x: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return embeddings (B, T, D) as they are, and the rotation for positions (T,) or (B, T): cosine and sine of
         shape (T, K) or (B, 1, T, K)."""
-        return x, rotary_tables(positions if positions.dim() == 1 else positions[:, None], *self.settings)
+        return x, self.rotation(positions if positions.dim() == 1 else positions[:, None])
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine for positions (..., T), of shape (..., T, K)."""
+        return rotary_tables(positions, *self.settings)
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}

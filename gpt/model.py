@@ -9,6 +9,7 @@ Shape letters: B batch, T tokens, S tokens attended to (T plus those cached), D 
 K head_dim (D = H·K in GPT-2), F width of the feed-forward layer, V vocab_size, N = B·T.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,40 +25,38 @@ from gpt.ops.reference import IGNORE_INDEX
 class KVCache:
     """The keys and values of the `length` tokens read so far, layer by layer, so that each is computed only once.
 
-    Memory for `max_length` tokens is allocated at the first use. With a `window` the cache rolls: when it is full, it
-    drops all but the last window - 1 tokens. That needs rotary positions, with which cached keys stay valid.
+    Memory for `max_length` tokens is allocated at the first use. `drop` frees that of the first ones.
     """
 
-    def __init__(self, n_layers: int, max_length: int, window: int = 0):
-        assert not window or max_length >= window
-        self.max_length, self.window = max_length, window
-        self.length, self.start = 0, 0  # tokens read; tokens dropped
+    def __init__(self, n_layers: int, max_length: int):
+        self.max_length, self.length = max_length, 0
+        self.start = 0  # tokens dropped
         self.keys: list[Tensor | None] = [None] * n_layers
         self.values: list[Tensor | None] = [None] * n_layers
 
-    def first(self, n_new: int) -> int:
-        """Return the position of the first token whose key `extend` returns together with n_new new ones."""
-        if self.length + n_new - self.start <= self.max_length:
-            return self.start
-        assert self.window, f"{self.length + n_new} tokens do not fit a cache of {self.max_length}"
-        return self.length - self.window + 1
-
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values (B, G, T, K) of one layer; return those of S tokens, (B, G, S, K)."""
-        n_new = key.size(-2)
-        first = self.first(n_new)
-        kept, end = self.length - first, self.length - first + n_new
+        """Append new keys and values (B, G, T, K) of one layer; return all S that it holds, (B, G, S, K)."""
+        begin, n_new = self.length - self.start, key.size(-2)
+        assert begin + n_new <= self.max_length, f"{begin + n_new} tokens do not fit a cache of {self.max_length}"
         for tensors, new in ((self.keys, key), (self.values, value)):
             if tensors[layer] is None:
                 tensors[layer] = new.new_empty(*new.shape[:2], self.max_length, new.size(-1))
-            if first > self.start:
-                tensors[layer][:, :, :kept] = tensors[layer].narrow(2, first - self.start, kept).clone()
-            tensors[layer].narrow(2, kept, n_new).copy_(new)
-        return self.keys[layer].narrow(2, 0, end), self.values[layer].narrow(2, 0, end)
+            tensors[layer].narrow(2, begin, n_new).copy_(new)
+        return self.keys[layer].narrow(2, 0, begin + n_new), self.values[layer].narrow(2, 0, begin + n_new)
 
-    def advance(self, n_new: int) -> None:
-        """Count n_new tokens as read, after `extend` was called for every layer."""
-        self.start, self.length = self.first(n_new), self.length + n_new
+    def move(self, row: int, first: int, n: int, distance: int, rotate: Callable[[Tensor], Tensor]) -> None:
+        """Move the n tokens of a row from position `first` on by a distance, over others; `rotate` turns their keys."""
+        source, target = (slice(place, place + n) for place in (first - self.start, first - self.start + distance))
+        for key, value in zip(self.keys, self.values, strict=True):
+            key[row, :, target] = rotate(key[row, :, source])
+            value[row, :, target] = value[row, :, source].clone()
+
+    def drop(self, n: int) -> None:
+        """Drop the first n tokens of all rows."""
+        kept = self.length - self.start - n
+        for tensor in (*self.keys, *self.values):
+            tensor[:, :, :kept] = tensor.narrow(2, n, kept).clone()
+        self.start += n
 
 
 class MultiHeadAttention(OpsModule):
@@ -201,7 +200,7 @@ class GPTModel(OpsModule):
             raise ValueError(f"mask must be 'causal', 'full' or a boolean tensor, not {found}")
         start = 0 if cache is None else cache.length
         end = start + token_ids.size(-1)
-        n_seen = end if cache is None or not cache.window else token_ids.size(-1)
+        n_seen = end if cache is None else end - cache.start
         if n_seen > self.config.context_length:
             raise ValueError(f"{n_seen} tokens exceed the model's context_length {self.config.context_length}")
         if positions is None:
@@ -216,7 +215,7 @@ class GPTModel(OpsModule):
             else:
                 x = block(x, mask, cache, rotation)
         if cache is not None:
-            cache.advance(token_ids.size(-1))
+            cache.length = end
         return self.final_norm(x)
 
     def forward(

@@ -15,6 +15,7 @@ from gpt.generation import (
     token_ids_to_text,
 )
 from gpt.model import GPTModel
+from gpt.ops import reference
 from gpt.text.tokenizers import get_tokenizer
 
 CONFIG = {
@@ -43,28 +44,55 @@ def test_greedy_equals_the_reference(implementation, block, new):
     assert torch.equal(generate(model, idx, new, temperature=0), generate_text_simple(model, idx, new, 10))
 
 
+def logits_without_a_cache(model, ids, n_sinks):
+    """The logits (T, V) of a text of any length, each token attending to those that the cache would hold.
+
+    The cache holds 10 tokens; when it is full it drops 2 after the first n_sinks, which keep their distance to those
+    before which they are dropped.
+    """
+    held, dropped, visible, shift = [], 0, torch.zeros(len(ids), len(ids), dtype=torch.bool), []
+    for t in range(len(ids)):
+        if len(held) == 10:
+            held, dropped = held[:n_sinks] + held[n_sinks + 2 :], dropped + 2
+        held.append(t)
+        visible[t, held] = True
+        shift.append(dropped)
+    positions, shift = torch.arange(len(ids)), torch.tensor(shift)
+    is_sink = (shift[:, None] > 0) & (positions < n_sinks)  # (T, S)
+    distance = positions[:, None] - positions - shift[:, None] * is_sink
+    near, far = model.pos_emb.rotation(positions), model.pos_emb.rotation(positions - shift)
+    x = model.tok_emb(ids)[None]
+    for block in model.trf_blocks:
+        att, h = block.att, block.norm1(x)
+        query, key, value = (att.split_heads(w(h)) for w in (att.W_query, att.W_key, att.W_value))
+        query, key = att.q_norm(query), reference.rotate(att.k_norm(key), *near)
+        key, value = (y.repeat_interleave(query.size(1) // key.size(1), dim=1) for y in (key, value))
+        scores, to_sinks = (reference.rotate(query, *tables) @ key.mT / query.size(-1) ** 0.5 for tables in (near, far))
+        allowed = visible & (distance < (att.window or 10))
+        weights = torch.where(is_sink, to_sinks, scores).masked_fill(~allowed, -torch.inf).softmax(-1)
+        x = x + att.out_proj((weights @ value).transpose(1, 2).flatten(-2))
+        x = x + block.ff(block.norm2(x))
+    return model.out_head(model.final_norm(x))[0]
+
+
 @pytest.mark.parametrize("implementation", ["reference", "fused"])
-@pytest.mark.parametrize("block", [MODERN_BLOCK, WINDOWED_BLOCK], ids=["modern", "window"])
+@pytest.mark.parametrize(
+    ("block", "n_sinks"), [(MODERN_BLOCK, 4), (WINDOWED_BLOCK, 4), ({**WINDOWED_BLOCK, "full_every": 0}, 0)]
+)
 @pytest.mark.parametrize("lengths", [(4,), (1, 7, 10, 4), (13, 2)])
-def test_a_cache_that_rolls_equals_attention_within_a_window(implementation, block, lengths, monkeypatch):
-    """60 tokens in a context of 10, against a model that reads all of them again for each, without a cache."""
-    options = {**CONFIG, "n_heads": 4, **block, "implementation": implementation}
-    model = GPTModel(options).double().eval()
-    full_every = options.get("full_every", 0)
-    assert full_every in (0, 2)  # of two layers the second sees the whole context: the reference's window is 10
-    long = GPTModel({**options, "context_length": 100, "window": options.get("window", 10), "full_every": 0})
-    long.double().eval().load_state_dict(model.state_dict())
-    for layer in long.trf_blocks[1:full_every]:
-        layer.att.window = 10
+def test_beyond_the_context_a_cache_drops_old_tokens(implementation, block, n_sinks, lengths, monkeypatch):
+    """40 tokens in a context of 10, each row against itself alone, read again as a whole without a cache."""
+    model = GPTModel({**CONFIG, "n_heads": 4, **block, "implementation": implementation, "init": "lecun"}).double()
+    model.eval()
     seen = []
     monkeypatch.setattr("gpt.generation.sample_token", lambda logits, *args: seen.append(logits) or logits.argmax(-1))
     prompts = [torch.randint(0, 19, (n,)) for n in lengths]
-    for row, (prompt, text) in enumerate(zip(prompts, generate(model, prompts, 60, temperature=0), strict=True)):
-        start = max(0, max(lengths) - 10) - (max(lengths) - len(prompt))  # columns before the last ten are not read
-        for step, logits in enumerate(seen):
-            alone = long(text[None, max(0, start) : len(prompt) + step])[0, -1]
-            torch.testing.assert_close(logits[row], alone, rtol=0, atol=1e-6 * alone.abs().max().item())  # angles
-            assert text[len(prompt) + step] == alone.argmax()
+    for row, (prompt, text) in enumerate(zip(prompts, generate(model, prompts, 40, temperature=0), strict=True)):
+        start = max(0, len(prompt) - 10)
+        alone = logits_without_a_cache(model, text[start:-1], n_sinks)[len(prompt) - 1 - start :]
+        assert torch.equal(text[len(prompt) :], alone.argmax(-1))
+        ours = torch.stack([logits[row] for logits in seen])
+        torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5 * alone.abs().max().item())  # float32 angles
 
 
 def test_a_prompt_longer_than_the_window_is_cropped(model):

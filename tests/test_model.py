@@ -415,21 +415,6 @@ def test_cached_logits_equal_uncached_logits(implementation, pieces, grad, block
         model(ids[:, :1], cache=cache)
 
 
-@IMPLEMENTATIONS
-@pytest.mark.parametrize("pieces", [[1] * 40, [12, 1, 1, 5, 1, 12, 3, 5]])
-def test_a_rolling_cache_equals_a_window(implementation, pieces):
-    """A cache that drops old tokens against a model that reads all 40 at once, with a window as its context was."""
-    model = small(implementation=implementation, **MODERN_BLOCK).eval()
-    long = small(implementation=implementation, **MODERN_BLOCK, context_length=40, window=12).eval()
-    long.load_state_dict(model.state_dict())
-    ids = tokens(2, 40)
-    cache = KVCache(model.config.n_layers, 23, window=12)
-    with torch.no_grad():
-        logits = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
-        assert_close(logits, long(ids))
-    assert (cache.length, cache.keys[0].size(-2)) == (40, 23)
-
-
 def test_a_window_hides_earlier_tokens():
     model = small(window=3, n_layers=2, full_every=0).eval()
     ids = tokens(1, 12)

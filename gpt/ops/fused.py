@@ -36,7 +36,8 @@ def gelu(x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
     """See `reference.rms_norm`. On a CPU PyTorch's own is a longer chain of operations, and so is its gradient."""
-    if not x.is_cpu or x.dtype != scale.dtype or torch.compiler.is_compiling():
+    x = x.to(scale.dtype)  # under autocast a head's queries have a lower precision
+    if not x.is_cpu or torch.compiler.is_compiling():
         return F.rms_norm(x, scale.shape, scale, eps)
     return _RMSNorm.apply(x, scale, eps) if torch.is_grad_enabled() else (x * _rms_factor(x, eps)).mul_(scale)
 

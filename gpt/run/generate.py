@@ -1,13 +1,17 @@
 """Generate text from the command line: print samples as they are generated, and notices on stderr."""
 
 import sys
+from collections.abc import Iterable
 
 import torch
 
 from gpt.config import GPTConfig
 from gpt.exchange.models import LoadedModel
 from gpt.generation import check_sampling
+from gpt.objectives.documents import generate_ids
 from gpt.system.device import choose_device
+from gpt.text.chat import encode_chat
+from gpt.text.tokenizers import decode_stream
 from gpt.variants.int8 import Int8GPTModel, weight_bytes
 
 
@@ -30,12 +34,36 @@ def print_samples(
         n_prompt = prepend_eot + len(tokenizer.encode(prompt))
         _notice_context(objective.model.config, n_prompt, max_new_tokens, prepend_eot)
     generator = torch.Generator(device).manual_seed(seed)
-    for sample in range(n_samples):
-        if sample:
+    _print_pieces(
+        objective.generate_text(prompt, tokenizer, prepend_eot, max_new_tokens, **sampling, generator=generator)
+        for _ in range(n_samples)
+    )
+
+
+def print_answers(
+    loaded: LoadedModel, message: str, n_answers: int, max_new_tokens: int | None, seed: int, device: str, **sampling
+) -> None:
+    """Print `n_answers` to a user's message, by the model's chat template. Arguments as for `print_samples`.
+
+    Without max_new_tokens an answer ends after 1,000. ValueError if the model has no chat template.
+    """
+    check_sampling(max_new_tokens or 0, **sampling)
+    device = choose_device(device)
+    model, tokenizer = loaded.objective.to(device).model, loaded.tokenizer
+    ids = encode_chat(tokenizer, [{"role": "user", "content": message}])
+    generator = torch.Generator(device).manual_seed(seed)
+    answers = (
+        generate_ids(model, ids, tokenizer, False, max_new_tokens or 1000, **sampling, generator=generator)
+        for _ in range(n_answers)
+    )
+    _print_pieces(decode_stream(tokenizer, answer) for answer in answers)
+
+
+def _print_pieces(texts: Iterable[Iterable[str]]) -> None:
+    """Print texts, each piece as it comes."""
+    for n, pieces in enumerate(texts):
+        if n:
             print("\n---")
-        pieces = objective.generate_text(
-            prompt, tokenizer, prepend_eot, max_new_tokens, **sampling, generator=generator
-        )
         for piece in pieces:
             print(piece, end="", flush=True)
         print()

@@ -70,6 +70,8 @@ class GGUFFile(Mapping[str, Tensor]):
 
     def _entry(self, name: str, shape: tuple[int, ...], kind: int, start: int) -> _Entry:
         block, block_bytes = self._block(name, kind)
+        if math.prod(shape[-1:]) % block:
+            raise ValueError(f"{self.path} is damaged: a row of {name} has {shape[-1]} numbers in blocks of {block}")
         n_bytes = math.prod(shape) // block * block_bytes
         if start + n_bytes > len(self._content):
             raise ValueError(
@@ -131,8 +133,6 @@ class _Header:
     def value(self, kind: int) -> Any:
         if kind == STRING:
             return self.string()
-        if kind == FLOAT32:
-            return float(str(np.float32(self.scalar("f"))))  # 1e-05, not 9.999999747378752e-06
         if kind != ARRAY:
             return self.scalar(SCALARS[kind])
         kind, length = self.scalar("I"), self.scalar("Q")

@@ -255,6 +255,11 @@ def test_a_run_and_its_export_generate_the_same(name, shelf, tmp_path, monkeypat
     ("generate --pretrained runs/documents --prompt x", "runs/documents is a run: --run runs/documents"),
     ("generate --pretrained nothing --prompt x", "no file or folder 'nothing'; known names are gpt2, gpt2-medium"),
     ("generate --pretrained texts --prompt x", "no weights in texts"),
+    ("generate --run packed --chat --prompt x", "the model has no chat template: it was not trained on conversations"),
+    ("generate --pretrained none.gguf --prompt x", "no file or folder 'none.gguf'"),
+    ("export --run documents --format gguf --out new", "new must end in .gguf"),
+    ("export --run documents --format gguf --out new.gguf", "GGUF cannot hold the char tokenizer"),
+    ("export --run documents --dtype q8_0 --out new", "--dtype is an option of --format gguf: leave it out"),
     ("evaluate --pretrained gpt2", "name a text, --text FILE"),
 ])  # fmt: skip
 def test_mistakes(command, words, shelf, monkeypatch, capfd):

@@ -196,7 +196,7 @@ def test_an_export_is_read_here(name, tmp_path):
 
 def test_an_export_with_scaled_rotary_embeddings(tmp_path):
     shape = {"context_length": 24, "emb_dim": 32, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0, **MODERN}
-    scaling = {"rope_theta": 5e3, "rope_scaling": 8.0, "rope_original_length": 128, "head_dim": 32}
+    scaling = {"rope_theta": 5e3, "rope_scaling": 8.0, "rope_original_length": 128, "head_dim": 32, "norm_eps": 0.5}
     ours = randomized(GPTModel(GPTConfig(vocab_size=TOKENIZER.vocab_size, **shape, **scaling)))
     export_gguf(ours, TOKENIZER, False, tmp_path / "a.gguf")
     factors = next(t.data for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors if t.name == "rope_freqs.weight")

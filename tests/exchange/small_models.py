@@ -15,7 +15,7 @@ LLAMA3_ROPE = {
 }  # fmt: skip
 FAMILIES = {
     "llama": ("Llama", {}),
-    "llama tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 2, "rms_norm_eps": 1e-2}),
+    "llama tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 2, "rms_norm_eps": 2.0**-7}),
     "llama biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama attention biases": ("Llama", {"attention_bias": True}),
     "llama feed-forward biases": ("Llama", {"mlp_bias": True, "num_key_value_heads": 1}),
@@ -41,6 +41,7 @@ def small_family(name):
     kind, settings = FAMILIES[name]
     shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 24}
+    shape["rms_norm_eps"] = 2.0**-20  # GGUF has it in float32
     config = getattr(transformers, f"{kind}Config")(**{**shape, "bos_token_id": 0, "eos_token_id": 0, **settings})
     return randomized(getattr(transformers, f"{kind}ForCausalLM")(config))
 

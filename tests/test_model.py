@@ -553,10 +553,11 @@ def test_both_implementations_train_alike():
 
 
 @pytest.mark.slow
-def test_compiled_model_is_one_graph(monkeypatch):
+@BLOCKS
+def test_compiled_model_is_one_graph(monkeypatch, block):
     """A branch on data, or a call that it cannot trace, would split the graph."""
     monkeypatch.setattr(ops.fused, "ONEDNN_MIN_NUMEL", 0)
-    model = GPTModel(GPTConfig(**{**SMALL, "n_layers": 1, "tie_embeddings": True}))
+    model = GPTModel(GPTConfig(**{**SMALL, **block, "n_layers": 1, "tie_embeddings": True}))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     ids, gradients = tokens(2, 12), []
     for call in (model, compiled):
@@ -590,10 +591,11 @@ def test_both_implementations_train_alike_in_float32():
     assert losses["fused"] == pytest.approx(losses["reference"], abs=1e-4)
 
 
-def test_recomputed_blocks_have_the_same_gradients_to_the_bit():
+@BLOCKS
+def test_recomputed_blocks_have_the_same_gradients_to_the_bit(block):
     """With dropout: the second forward pass draws the numbers of the first."""
     torch.manual_seed(2)
-    model = GPTModel({**SMALL, "drop_rate": 0.3, "tie_embeddings": True})
+    model = GPTModel({**SMALL, **block, "drop_rate": 0.3, "tie_embeddings": True})
     ids, calls = tokens(4, 12), []
     model.trf_blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
     results = []

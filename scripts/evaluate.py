@@ -36,7 +36,7 @@ def main() -> None:
         "context": (None, "tokens of context (default: the model's context_length)"),
         "stride": (None, "tokens between the starts of two examples; less than the context: they overlap (default: "
                          "the context)"),
-        "batch_size": (16, "examples in a batch (default: 16)"),
+        "batch_size": (None, "examples in a batch (default: 16, or fewer if they have over 1,024 tokens)"),
         "samples": (500, "tales to sample, for a run on tales (default: 500)"),
         "seed": (0, "seed of these samples (default: 0)"),
         "continuations": (20, "prompts to continue, for BLEU and ROUGE (default: 20)"),

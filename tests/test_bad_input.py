@@ -306,6 +306,8 @@ GENERATE = "generate --run tiny --prompt the"
         (f"{GENERATE} --seed -1", "seed ... -1"),
         (f"{GENERATE} --checkpoint step-000123", "no checkpoint 'step-000123' ... step-000004"),
         (f"{GENERATE} --device cuda", "'cuda' is not available"),
+        (f"{GENERATE} --chat", "no chat template ... not trained on conversations"),
+        (f"{GENERATE} --system Briefly.", "--system ... --chat"),
     ]
 )
 def test_generate(assert_mistake, command, words):

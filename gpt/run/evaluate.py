@@ -51,10 +51,12 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
     loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
     loaded.objective.to(device)
     int8 = arguments.weights == "int8"
+    context_length = arguments.context or loaded.objective.model.config.context_length
+    batch_size = arguments.batch_size
     options = ReportOptions(
         context_length=arguments.context,
         stride=arguments.stride,
-        batch_size=arguments.batch_size,
+        batch_size=max(1, min(16, 16 * 1024 // context_length)) if batch_size is None else batch_size,
         int8=int8,
         n_samples=arguments.samples,
         n_continuations=arguments.continuations,

@@ -41,16 +41,22 @@ def print_samples(
 
 
 def print_answers(
-    loaded: LoadedModel, message: str, n_answers: int, max_new_tokens: int | None, seed: int, device: str, **sampling
+    loaded: LoadedModel,
+    messages: list[dict[str, str]],
+    n_answers: int,
+    max_new_tokens: int | None,
+    seed: int,
+    device: str,
+    **sampling,
 ) -> None:
-    """Print `n_answers` to a user's message, by the model's chat template. Arguments as for `print_samples`.
+    """Print `n_answers` to a conversation, by the model's chat template. Arguments as for `print_samples`.
 
     Without max_new_tokens an answer ends after 1,000. ValueError if the model has no chat template.
     """
     check_sampling(max_new_tokens or 0, **sampling)
     device = choose_device(device)
     model, tokenizer = loaded.objective.to(device).model, loaded.tokenizer
-    ids = encode_chat(tokenizer, [{"role": "user", "content": message}])
+    ids = encode_chat(tokenizer, messages)
     generator = torch.Generator(device).manual_seed(seed)
     answers = (
         generate_ids(model, ids, tokenizer, False, max_new_tokens or 1000, **sampling, generator=generator)
@@ -75,9 +81,9 @@ def _notice_context(model: GPTConfig, n_prompt: int, max_new_tokens: int | None,
     if prepend_eot and max_new_tokens is None:
         n_new = context
     if model.backbone == "gpt" and 0 < n_prompt <= context < n_prompt + n_new:
-        print(
-            f"generation slows down beyond {context} tokens: each new token reads the whole context again",
-            file=sys.stderr,
-        )
+        effect = "generation slows down: each new token reads the whole context again"
+        if model.position == "rope":
+            effect = "the model forgets the oldest ones, a quarter of them at a time"
+        print(f"beyond {context} tokens {effect}", file=sys.stderr)
     if n_prompt > context:
         print(f"the prompt has {n_prompt} tokens; the model sees the last {context} of them", file=sys.stderr)

@@ -120,6 +120,8 @@ def train(rung: str, data: Path, seed: int, steps: int) -> dict:
         trainer, curve = trainer_of(rung, data, seed, steps, folder), Curve()
         trainer.callbacks = [curve]
         trainer.train()
+    if trainer.stopped_by:  # a signal ended the run before its last step
+        raise KeyboardInterrupt
     return {"seed": seed, "steps": steps, "loss": round(trainer.evaluation.loss, 5), "curve": curve.points}
 
 

@@ -1,12 +1,12 @@
-"""Measure how soon the fast settings reach the final loss of the plain settings.
+"""Measure how soon the fast and the modern settings reach the final loss of the plain settings.
 
     python benchmarks/time_to_loss.py
     python benchmarks/time_to_loss.py --input shakespeare.txt --seeds 1 2 3
 
-For each seed it trains configs/shakespeare_char_plain.toml and then configs/shakespeare_char_fast.toml, each in its own
-process with all cores. The target is plain's mean final loss over the whole validation split. Seconds are wall-clock
-time from the start of a process to its end. The text is prepared first if necessary; without a network, --input names a
-file with it.
+For each seed it trains configs/shakespeare_char_plain.toml, then _fast.toml (the same model, with Muon), then
+_modern.toml (today's block), each in its own process with all cores. The target is plain's mean final loss over the
+whole validation split. Seconds are wall-clock time from the start of a process to its end. The text is prepared first
+if necessary; without a network, --input names a file with it.
 """
 
 import csv
@@ -23,7 +23,7 @@ from pathlib import Path
 from gpt.run import cli
 
 PROJECT = Path(__file__).resolve().parent.parent
-CONFIGS = {name: PROJECT / "configs" / f"shakespeare_char_{name}.toml" for name in ("plain", "fast")}
+CONFIGS = {name: PROJECT / "configs" / f"shakespeare_char_{name}.toml" for name in ("plain", "fast", "modern")}
 DATA = PROJECT / "data" / "shakespeare_char"
 
 
@@ -31,7 +31,7 @@ DATA = PROJECT / "data" / "shakespeare_char"
 class Run:
     """One finished `train.py`."""
 
-    name: str  # plain or fast
+    name: str  # plain, fast or modern
     seed: int
     seconds: float  # wall-clock time of the process
     history: tuple[tuple[int, float, float], ...]  # step, seconds, nats per character
@@ -70,27 +70,30 @@ def train(name: str, seed: int, data: Path, settings: tuple[str, ...] = ()) -> R
 
 
 def train_all(data: Path, seeds: list[int], settings: tuple[str, ...] = ()) -> Iterator[Run]:
-    """Yield the plain and the fast run of each seed as they end."""
+    """Yield the runs of each seed as they end."""
     return (train(name, seed, data, settings) for seed in seeds for name in CONFIGS)
 
 
 def table(runs: list[Run]) -> list[tuple[str, ...]]:
-    """Return a header, a row for each run, and the ratios of fast's median times to plain's.
+    """Return a header, a row for each run, and for each other setting the ratios of its median times to plain's.
 
     The target is the mean of plain's final losses.
     """
-    plain, fast = ([one for one in runs if one.name == name] for name in CONFIGS)
+    by_name = {name: [one for one in runs if one.name == name] for name in CONFIGS}
+    plain = by_name.pop("plain")
     target = statistics.fmean(one.loss for one in plain)
     rows = [("settings", "seed", "steps", "val loss", "seconds", "in training", f"to reach {target:.3f}")]
     for one in runs:
         times = (one.seconds, one.training_seconds, one.seconds_to(target))
         shown = ["not reached" if time is None else f"{time:.1f}" for time in times]
         rows.append((one.name, str(one.seed), f"{one.steps:,}", f"{one.loss:.4f}", *shown))
-    ratios = [
-        statistics.median(map(seconds, fast)) / statistics.median(map(seconds, plain))
-        for seconds in (attrgetter("seconds"), attrgetter("training_seconds"))
-    ]
-    return [*rows, ("fast / plain", "", "", "", *(f"{ratio:.3f}" for ratio in ratios), "")]
+    for name, others in by_name.items():
+        ratios = [
+            statistics.median(map(seconds, others)) / statistics.median(map(seconds, plain))
+            for seconds in (attrgetter("seconds"), attrgetter("training_seconds"))
+        ]
+        rows.append((f"{name} / plain", "", "", "", *(f"{ratio:.3f}" for ratio in ratios), ""))
+    return rows
 
 
 def _script(name: str, *arguments: str) -> None:

@@ -205,13 +205,15 @@ def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Return the tokenizer that `save` wrote, or GPT-2's for "gpt2". ValueError if the file is missing or damaged."""
+    """Return the tokenizer of a run or of prepared data, or GPT-2's for "gpt2". ValueError for a damaged file."""
     if path == "gpt2":
         return _gpt2()
     if not Path(path).is_file():
         raise ValueError(f"no tokenizer file {path}")
     try:
-        return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        tokenizer = from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        tokenizer.bos_id = tokenizer.eot_id  # the token before each document in the data
+        return tokenizer
     except Exception as error:  # a damaged file may raise any
         raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
 

@@ -7,7 +7,7 @@
 from typing import Any
 
 from gpt.system.text import spell
-from gpt.text.hf_tokenizer import PATTERNS, added_token, from_hf, merges_of, pre_of, splitter
+from gpt.text.hf_tokenizer import PATTERNS, added_token, from_hf, merges_of, pre_of, splitter, start_token
 from gpt.tokenizer import BytePairTokenizer, Tokenizer, from_dict
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # token types
@@ -84,13 +84,14 @@ def _sentencepiece(ggml: dict[str, Any], types: list[int]) -> dict[str, Any]:
 def to_gguf(tokenizer: Tokenizer, prepend_eot: bool = False) -> dict[str, Any]:
     """Return the metadata of a GGUF file that describe a tokenizer, by name.
 
-    With `prepend_eot`, or if the tokenizer has a token that starts a text, each text starts with the token `bos_id`.
+    With `prepend_eot` each text starts with the token `bos_id`; else with the tokenizer's own such token, if any.
     Raises ValueError for characters, and for byte pairs that are not byte-level.
     """
     if not isinstance(tokenizer, BytePairTokenizer):
         raise ValueError(
             f"GGUF cannot hold the {tokenizer.name} tokenizer: it has byte-level pairs, such as gpt2 and bpe"
         )
+    start = start_token(tokenizer, prepend_eot)
     token_of = {i: spell(token) for token, i in tokenizer.ranks.items()}
     types = dict.fromkeys(token_of, NORMAL)
     for name, i in tokenizer.special_tokens.items():
@@ -102,9 +103,9 @@ def to_gguf(tokenizer: Tokenizer, prepend_eot: bool = False) -> dict[str, Any]:
         "tokens": [token_of[i] for i in range(tokenizer.vocab_size)],
         "token_type": [types[i] for i in range(tokenizer.vocab_size)],
         "merges": [f"{spell(left)} {spell(right)}" for left, right in merges_of(tokenizer.ranks)],
-        "bos_token_id": tokenizer.bos_id,
+        "bos_token_id": tokenizer.special_tokens.get(start, tokenizer.eot_id),
         "eos_token_id": tokenizer.eot_id,
-        "add_bos_token": prepend_eot or "bos" in tokenizer.saved,
+        "add_bos_token": start is not None,
     }
     named = {f"tokenizer.ggml.{key}": value for key, value in metadata.items() if value is not None}
     return named | ({"tokenizer.chat_template": tokenizer.chat_template} if tokenizer.chat_template else {})

@@ -241,7 +241,7 @@ def starts_with_eot(file: dict[str, Any]) -> bool:
 def to_hf(tokenizer: Tokenizer, prepend_eot: bool) -> dict[str, Any]:
     """Return the content of a tokenizer.json for Hugging Face.
 
-    With `prepend_eot`, or if the tokenizer has a token that starts a text, each text starts with the token `bos_id`.
+    With `prepend_eot` each text starts with the token `bos_id`; else with the tokenizer's own such token, if any.
     """
     if isinstance(tokenizer, HuggingFaceTokenizer):
         file = tokenizer.saved["file"]
@@ -258,7 +258,7 @@ def to_hf(tokenizer: Tokenizer, prepend_eot: bool) -> dict[str, Any]:
         file = _byte_pairs_file(tokenizer)
     names = {token["content"]: token for token in file.get("added_tokens", ())}
     special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
-    start, plain = "bos" in tokenizer.saved or prepend_eot, tokenizer.saved.get("plain", ())
+    start, plain = start_token(tokenizer, prepend_eot), tokenizer.saved.get("plain", ())
     return {
         "version": "1.0",
         "truncation": None,
@@ -266,7 +266,7 @@ def to_hf(tokenizer: Tokenizer, prepend_eot: bool) -> dict[str, Any]:
         "added_tokens": [names.get(name, added_token(name, i, name not in plain)) for name, i in special],
         "normalizer": file.get("normalizer"),
         "pre_tokenizer": file["pre_tokenizer"],
-        "post_processor": _start_template(tokenizer) if start else None,
+        "post_processor": _start_template(start, tokenizer.special_tokens[start]) if start else None,
         "decoder": file["decoder"],
         "model": file["model"],
     }
@@ -295,20 +295,26 @@ def pre_of(tokenizer: BytePairTokenizer) -> str:
 
 def token_names(tokenizer: Tokenizer) -> dict[str, str]:
     """Return the tokens that start and end a text as tokenizer_config.json has them: bos_token and eos_token."""
-    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eot_id}
     names = {i: name for name, i in tokenizer.special_tokens.items()}
-    return {role: names[i] for role, i in ids.items() if i is not None}
+    start = tokenizer.saved.get("bos", names.get(tokenizer.bos_id))
+    roles = {"bos_token": start, "eos_token": names.get(tokenizer.eot_id)}
+    return {role: name for role, name in roles.items() if name}
 
 
-def _start_template(tokenizer: Tokenizer) -> dict[str, Any]:
-    name = token_names(tokenizer)["bos_token"]
+def start_token(tokenizer: Tokenizer, prepend_eot: bool) -> str | None:
+    """Return the token before each text: with `prepend_eot` the one of `bos_id`, else the tokenizer's own, if any."""
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    return names[tokenizer.bos_id] if prepend_eot else tokenizer.saved.get("bos")
+
+
+def _start_template(name: str, i: int) -> dict[str, Any]:
     start = {"SpecialToken": {"id": name, "type_id": 0}}
     first, second = ({"Sequence": {"id": part, "type_id": 0}} for part in "AB")
     return {
         "type": "TemplateProcessing",
         "single": [start, first],
         "pair": [start, first, second],
-        "special_tokens": {name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]}},
     }
 
 
@@ -322,8 +328,6 @@ def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
         while len(parts) > 2:
             pairs = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
             first = min(range(len(pairs)), key=pairs.__getitem__)
-            if pairs[first] >= rank:
-                break
             parts[first : first + 2] = [parts[first] + parts[first + 1]]
         if len(parts) == 2 and all(part in ranks for part in parts):
             yield parts[0], parts[1]

@@ -9,7 +9,7 @@ from families import FAMILIES, mixed_texts, write_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.text.hf_tokenizer import from_hf, load_any_tokenizer, starts_with_eot, to_hf
+from gpt.text.hf_tokenizer import from_hf, load_any_tokenizer, starts_with_eot, to_hf, token_names
 from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import decode_stream, get_tokenizer
 from gpt.token_files import load_data
@@ -212,6 +212,20 @@ def test_what_ends_and_starts_a_text(families, name):
     assert ours.vocab_size == len(theirs)
 
 
+@pytest.mark.parametrize("name", ["llama3", "sentencepiece"])
+def test_a_run_starts_documents_as_its_data_do(families, name, tmp_path):
+    """With the end-of-text token, which separates them; what its tokenizer's model had is kept for its own file."""
+    ours, _ = families[name]
+    ours.save(tmp_path / "tokenizer.json")
+    of_a_run, of_the_model = load_tokenizer(tmp_path / "tokenizer.json"), load_any_tokenizer(tmp_path)
+    assert of_a_run.bos_id == of_a_run.eot_id == ours.eot_id
+    assert of_the_model.bos_id == ours.bos_id != ours.eot_id
+    for tokenizer, prepend_eot, start in ((of_a_run, True, ours.eot_id), (of_a_run, False, ours.bos_id)):
+        exported = tokenizers.Tokenizer.from_str(json.dumps(to_hf(tokenizer, prepend_eot)))
+        assert exported.encode("Hi").ids == [start, *ours.encode("Hi")]
+        assert token_names(tokenizer) == {"bos_token": FAMILIES[name][2], "eos_token": FAMILIES[name][1]}
+
+
 @EVERY_FAMILY
 def test_special_tokens_of_a_family(families, name):
     """A special token only where asked; its letters are text otherwise."""
@@ -239,7 +253,7 @@ def test_a_family_is_saved_and_exported(families, name, tmp_path):
         assert exported.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     for tokenizer in (again, load_any_tokenizer(tmp_path)):
         assert tokenizer.to_dict() == ours.to_dict()
-        assert (tokenizer.eot_id, tokenizer.bos_id) == (ours.eot_id, ours.bos_id)
+        assert tokenizer.eot_id == ours.eot_id
         assert tokenizer.encode(MIXED[0]) == ours.encode(MIXED[0])
 
 
@@ -294,6 +308,16 @@ def test_other_rules_are_left_to_the_library(families, change, tmp_path):
     ours, theirs = load_any_tokenizer(tmp_path), tokenizers.Tokenizer.from_str(json.dumps(file))
     for text in MIXED[:300]:
         assert ours.encode(text) == theirs.encode(text).ids
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_special_tokens_that_change_the_text_around_them(families, flag, tmp_path):
+    file = to_hf(families["gpt2"][0], False)
+    file["added_tokens"][0][flag] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    ours, theirs = load_any_tokenizer(tmp_path), tokenizers.Tokenizer.from_str(json.dumps(file))
+    text = "a <|endoftext|> b<|endoftext|>c"
+    assert ours.encode(text, special=True) == theirs.encode(text).ids != families["gpt2"][0].encode(text, special=True)
 
 
 @pytest.mark.parametrize(("word", "kind"), [("QxzW", BytePairTokenizer), ("Qx", HuggingFaceTokenizer)])

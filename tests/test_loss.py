@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import GPT2_BLOCK, MODERN_BLOCK, WINDOWED_BLOCK
 from numerics import tolerance
 
 from gpt.config import GPTConfig
@@ -177,10 +178,14 @@ def document_losses(model, tokens, context):
     return np.array(sums)
 
 
-@pytest.mark.parametrize(("backbone", "implementation"), [("gpt", "fused"), ("gpt", "reference"), ("lstm", "fused")])
-def test_a_padded_batch_has_the_loss_of_its_documents(backbone, implementation):
+@pytest.mark.parametrize(
+    "options",
+    [GPT2_BLOCK, {"implementation": "reference"}, {"backbone": "lstm"}, MODERN_BLOCK, WINDOWED_BLOCK],
+    ids=str,
+)
+def test_a_padded_batch_has_the_loss_of_its_documents(options):
     """And the sum of their gradients."""
-    model = create_model(GPTConfig(**CONFIG | {"backbone": backbone, "implementation": implementation})).double().eval()
+    model = create_model(GPTConfig(**CONFIG | options)).double().eval()
     tokens = documents_of(3, 7, 0, 5, 20, 1)
     examples = DocumentExamples(tokens, 8, EOT)
     parameters = list(model.parameters())

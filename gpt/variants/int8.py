@@ -42,8 +42,11 @@ class Int8Linear(nn.Module):
         self.reduce_range = not has_vnni
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # (..., 1)
-        product = torch.ops.quantized.linear_dynamic(x / size, self.packed, self.reduce_range) * size
+        if x.numel() == self.in_features:  # a single token's scale is that of the call
+            product = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
+        else:
+            size = x.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # (..., 1)
+            product = torch.ops.quantized.linear_dynamic(x / size, self.packed, self.reduce_range) * size
         return product if self.offset is None else product + self.offset
 
 

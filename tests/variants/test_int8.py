@@ -9,6 +9,7 @@ from blocks import BLOCKS, GPT2_BLOCK
 
 from gpt.config import GPTConfig
 from gpt.generation import generate, generate_text_simple
+from gpt.loss import evaluate
 from gpt.model import GPTModel
 from gpt.variants.int8 import Int8GPTModel, Int8Linear, int8_obstacle, weight_bytes
 from gpt.variants.lstm import LSTMModel
@@ -108,6 +109,30 @@ def test_generation_follows_the_logits(model):
     assert (logits.amax(-1) - chosen).max() < 0.05 * logits.std()  # near-ties may fall to the other side
     assert generate(int8, [torch.tensor([1, 2]), torch.tensor([3])], 20, temperature=0)[0].shape == (22,)
     assert generate_text_simple(int8, torch.tensor([[3]]), 3, 12).shape == (1, 4)
+
+
+@here
+@BLOCKS
+def test_trained_model_keeps_its_loss_and_its_text(prepared, block):
+    """Loss on held-out text, and a batch of unequal prompts, beyond the context too."""
+    config = GPTConfig(prepared.tokenizer.vocab_size, 24, 32, 4, 2, 0.0, tie_embeddings=True, init="gpt2", **block)
+    model, tokens = GPTModel(config), torch.tensor(prepared.train.tokens.astype(int))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(120):
+        starts = torch.randint(len(tokens) - 25, (8,), generator=torch.Generator().manual_seed(step))
+        batch = tokens[starts[:, None] + torch.arange(25)]
+        model(batch[:, :-1], batch[:, 1:]).backward()
+        optimizer.step(), optimizer.zero_grad()
+    int8 = Int8GPTModel(model.eval())
+    before, after = (evaluate(m, prepared.val.tokens, 24).loss for m in (model, int8))
+    assert before < 1
+    assert abs(after - before) < 0.02
+    encode, decode = prepared.tokenizer.encode, prepared.tokenizer.decode
+    prompts = [torch.tensor(encode(text)) for text in ("green bottles ha", "and if 3 should fa", "e to s")]
+    sung = [decode(ids.tolist()) for ids in generate(int8, prompts, 18, temperature=0)]
+    assert sung[0].startswith("green bottles hanging on the wall")
+    assert sung[1].startswith("and if 3 should fall there is more t")
+    assert sung[2].startswith("e to sing.")
 
 
 @here

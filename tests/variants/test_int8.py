@@ -112,6 +112,7 @@ def test_generation_follows_the_logits(model):
 
 
 @here
+@pytest.mark.slow
 @BLOCKS
 def test_trained_model_keeps_its_loss_and_its_text(prepared, block):
     """Loss on held-out text, and a batch of unequal prompts, beyond the context too."""
@@ -119,13 +120,13 @@ def test_trained_model_keeps_its_loss_and_its_text(prepared, block):
     model, tokens = GPTModel(config), torch.tensor(prepared.train.tokens.astype(int))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(120):
-        starts = torch.randint(len(tokens) - 25, (8,), generator=torch.Generator().manual_seed(step))
+        starts = torch.randint(len(tokens) - 25, (16,), generator=torch.Generator().manual_seed(step))
         batch = tokens[starts[:, None] + torch.arange(25)]
         model(batch[:, :-1], batch[:, 1:]).backward()
         optimizer.step(), optimizer.zero_grad()
     int8 = Int8GPTModel(model.eval())
     before, after = (evaluate(m, prepared.val.tokens, 24).loss for m in (model, int8))
-    assert before < 1
+    assert before < 0.5
     assert abs(after - before) < 0.02
     encode, decode = prepared.tokenizer.encode, prepared.tokenizer.decode
     prompts = [torch.tensor(encode(text)) for text in ("green bottles ha", "and if 3 should fa", "e to s")]

@@ -119,14 +119,14 @@ def test_trained_model_keeps_its_loss_and_its_text(prepared, block):
     config = GPTConfig(prepared.tokenizer.vocab_size, 24, 32, 4, 2, 0.0, tie_embeddings=True, init="gpt2", **block)
     model, tokens = GPTModel(config), torch.tensor(prepared.train.tokens.astype(int))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(120):
+    for step in range(300):
         starts = torch.randint(len(tokens) - 25, (16,), generator=torch.Generator().manual_seed(step))
         batch = tokens[starts[:, None] + torch.arange(25)]
         model(batch[:, :-1], batch[:, 1:]).backward()
         optimizer.step(), optimizer.zero_grad()
     int8 = Int8GPTModel(model.eval())
     before, after = (evaluate(m, prepared.val.tokens, 24).loss for m in (model, int8))
-    assert before < 0.5
+    assert before < 0.3
     assert abs(after - before) < 0.02
     encode, decode = prepared.tokenizer.encode, prepared.tokenizer.decode
     prompts = [torch.tensor(encode(text)) for text in ("green bottles ha", "and if 3 should fa", "e to s")]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt.config import GPTConfig
 from gpt.model import GPTModel
+from gpt.system.device import shapes_only
 
 # GPT-2's four published sizes (Radford et al. 2019, table 2), with the biases and the tied head of its checkpoints.
 GPT2_SIZES = {
@@ -93,7 +94,7 @@ def layout_of(
 def _one_by_one(model_type: str, form: str, config: GPTConfig, biases: tuple[str, ...]) -> Iterator[TensorMapping]:
     """Yield a mapping for each parameter, and for each bias that the model lacks."""
     names = GPT2_NAMES if model_type == "gpt2" else LLAMA_NAMES
-    with torch.device("meta"):
+    with shapes_only():
         shapes = {name: tuple(p.shape) for name, p in GPTModel(config).named_parameters()}  # lists a tied weight once
     for module in dict.fromkeys(name.rpartition(".")[0] for name in shapes):
         number = re.search(r"\d+", module)
@@ -117,7 +118,7 @@ def book_layout(config: GPTConfig) -> list[TensorMapping]:
 
     The names are those of Raschka, "Build a Large Language Model (From Scratch)", 2024.
     """
-    with torch.device("meta"):
+    with shapes_only():
         parameters = GPTModel(config).named_parameters()  # lists a tied weight once
     return [TensorMapping(name, tuple(parameter.shape), (name,)) for name, parameter in parameters]
 

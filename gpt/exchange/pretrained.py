@@ -27,6 +27,7 @@ from gpt.config import GPT_CONFIG_124M, GPTConfig, from_dict
 from gpt.exchange.families import ROPE_FACTORS, config_from_gguf, config_from_hf, hf_biases
 from gpt.exchange.layouts import GPT2_SIZES, TensorMapping, book_layout, layout_of, unpack
 from gpt.model import GPTModel
+from gpt.system.device import shapes_only
 from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
 from gpt.system.paths import find_path
 from gpt.text.hf_tokenizer import starts_with_eot
@@ -54,7 +55,7 @@ class Pretrained:
         parameters = dict(unpack(self.tensors, self.layout))
         if config.position == "learned":
             parameters["pos_emb.weight"] = parameters["pos_emb.weight"][: config.context_length].clone()
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+        with shapes_only():  # no memory and no random numbers for weights that are replaced
             model = GPTModel(config)
         model.load_state_dict(parameters, strict=not config.tie_embeddings, assign=True)
         if config.tie_embeddings:

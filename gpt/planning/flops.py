@@ -10,6 +10,7 @@ import torch
 
 from gpt.config import AdapterConfig, GPTConfig
 from gpt.optim import hidden_matrices
+from gpt.system.device import shapes_only
 from gpt.variants import create_model
 
 _PARTS = {  # substring of a parameter's name -> the part of the model it belongs to
@@ -29,7 +30,7 @@ def _shapes(model: GPTConfig) -> dict[str, tuple[torch.Size, int, bool]]:
 
     They are read off a one-layer model on the meta device, which allocates nothing: all layers are alike.
     """
-    with torch.device("meta"):
+    with shapes_only():
         one_layer = create_model(dataclasses.replace(model, n_layers=1))
     layers, hidden = ("trf_blocks", "lstm"), set(hidden_matrices(one_layer))
     return {

@@ -3,10 +3,11 @@
 import contextlib
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -107,3 +108,22 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+class _SkipInitialization(TorchFunctionMode):
+    """A context in which the functions of torch.nn.init do nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """A context in which new modules have shapes but no memory (the meta device), for weights to be assigned.
+
+    They are not initialized: on that device PyTorch would import its compiler for it, which takes seconds.
+    """
+    with torch.device("meta"), _SkipInitialization():
+        yield

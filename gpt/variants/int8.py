@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gpt.model import GPTModel
 from gpt.ops import fused
+from gpt.system.device import shapes_only
 
 
 class Int8Linear(nn.Module):
@@ -66,7 +67,7 @@ class Int8GPTModel(GPTModel):
             raise ValueError(f"int8 weights need a float32 model on device cpu, not {weight.dtype} on {weight.device}")
         if obstacle := int8_obstacle():
             raise ValueError(obstacle)
-        with torch.device("meta"):  # modules without memory
+        with shapes_only():  # modules without memory
             super().__init__(model.config)
         if extra := sorted(model.state_dict().keys() - self.state_dict().keys()):
             raise ValueError(f"int8 weights need a model without an adapter, but this one has {extra[0]}: use float32")

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from gpt.config import AdapterConfig
 from gpt.layers import Linear
 from gpt.model import GPTModel
+from gpt.system.device import shapes_only
 
 
 class LoRALinear(Linear):
@@ -17,7 +18,7 @@ class LoRALinear(Linear):
     """
 
     def __init__(self, linear: Linear, rank: int, alpha: float):
-        with torch.device("meta"):  # no memory and no random numbers: both parameters are replaced
+        with shapes_only():  # no memory and no random numbers: both parameters are replaced
             super().__init__(linear.in_features, linear.out_features, linear.bias is not None, linear.role)
         self.implementation = linear.implementation
         self.weight, self.bias = linear.weight, linear.bias
@@ -36,7 +37,7 @@ class LoRALinear(Linear):
 
     def merged(self) -> Linear:
         """Return a plain layer that computes the same function; it shares the bias."""
-        with torch.device("meta"):
+        with shapes_only():
             plain = Linear(self.in_features, self.out_features, self.bias is not None, self.role)
         plain.implementation = self.implementation
         plain.weight, plain.bias = nn.Parameter(self.effective_weight.detach()), self.bias

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gpt.config import AdapterConfig, GPTConfig
 from gpt.model import GPTModel, KVCache, MultiHeadAttention
 from gpt.ops.reference import attention_mask
+from gpt.system.device import shapes_only
 
 
 class PrefixAttention(MultiHeadAttention):
@@ -20,7 +21,7 @@ class PrefixAttention(MultiHeadAttention):
     """
 
     def __init__(self, config: GPTConfig, attention: MultiHeadAttention, key: Tensor, value: Tensor):
-        with torch.device("meta"):
+        with shapes_only():
             super().__init__(config, attention.layer)
         self.implementation = attention.implementation
         for name, layer in attention.named_children():

@@ -33,6 +33,7 @@ def main() -> None:
 
     from gpt.exchange.export import export_book, export_gguf, export_hf
     from gpt.exchange.models import load_objective
+    from gpt.text.hf_tokenizer import token_names
 
     objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
     prepend_eot = checkpoint.config.data.packing == "document"
@@ -49,7 +50,8 @@ def main() -> None:
         export_book(objective.model, tokenizer, out)
     print(f"{folder}, step {checkpoint.state['step']:,} -> {out}: {objective.model.num_parameters():,} parameters")
     if tokenizer.eot_id is not None and arguments.format != "book":
-        print("Note: other programs read <|endoftext|> inside a text as the special token; here it is ordinary text.")
+        name = token_names(tokenizer)["eos_token"]
+        print(f"Note: other programs read {name} inside a text as the special token; here it is ordinary text.")
 
 
 if __name__ == "__main__":

@@ -42,19 +42,12 @@ def test_its_config_and_its_first_words():
     assert config.tie_embeddings
     assert not config.bias
     assert not found.prepend_eot
-    prompt = torch.tensor([found.tokenizer().encode("Once upon a time")])
-    assert generate(found.model(), prompt, 5, temperature=0)[0].tolist() == [
-        *prompt[0].tolist(),
-        28,
-        260,
-        2240,
-        282,
-        23324,
-    ]
+    prompt = [6403, 1980, 253, 655]  # Once upon a time
+    written = generate(found.model(), torch.tensor([prompt]), 5, temperature=0)[0]
+    assert written.tolist() == [*prompt, 28, 260, 2240, 282, 23324]
 
 
-@pytest.fixture(scope="module")
-def theirs():
+def load_theirs():
     pytest.importorskip("accelerate", reason="transformers needs accelerate to read GGUF")
     path = open_pretrained("smollm2").path
     return transformers.AutoModelForCausalLM.from_pretrained(
@@ -63,8 +56,9 @@ def theirs():
 
 
 @pytest.mark.slow
-def test_logits_are_those_of_transformers(theirs, tmp_path):
+def test_logits_are_those_of_transformers(tmp_path):
     """In float32 and float64; and those of its exports, read by transformers and here."""
+    theirs = load_theirs()
     found = open_pretrained("smollm2")
     ours, tokenizer = found.model(), found.tokenizer()
     batches = [torch.tensor([tokenizer.encode(text)]) for text in TEXTS]
@@ -81,3 +75,16 @@ def test_logits_are_those_of_transformers(theirs, tmp_path):
     with torch.no_grad():
         for ids in batches:
             torch.testing.assert_close(ours(ids), exact(ids).logits, rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_batch_is_continued_as_transformers_continues_each_text():
+    """Greedily, for 20 prompts of different lengths at once, with a cache."""
+    found = open_pretrained("smollm2")
+    tokenizer = found.tokenizer()
+    prompts = [torch.tensor(tokenizer.encode(text)) for text in TEXTS]
+    theirs = load_theirs()
+    written = generate(found.model(), prompts, 20, temperature=0)
+    for prompt, ids in zip(prompts, written, strict=True):
+        expected = theirs.generate(prompt[None], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert ids.tolist() == expected[0].tolist()

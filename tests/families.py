@@ -3,8 +3,13 @@
 import json
 import random
 
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+import pytest
+
+tokenizers = pytest.importorskip("tokenizers", reason="tokenizers comes with transformers, a development dependency")
+AddedToken, decoders, models, normalizers = (
+    tokenizers.AddedToken, tokenizers.decoders, tokenizers.models, tokenizers.normalizers
+)  # fmt: skip
+pre_tokenizers, processors, trainers = tokenizers.pre_tokenizers, tokenizers.processors, tokenizers.trainers
 
 SENTENCES = {
     "English": "It's a café, isn't it? THEY'VE 12,345 of them... and \"more\" than that; we'll see, I'd say.",
@@ -63,7 +68,7 @@ TEKKEN = (
 
 def split_by(pattern):
     """Return the pre-tokenizer of models that publish a pattern of their own."""
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 

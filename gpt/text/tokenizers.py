@@ -44,7 +44,8 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Yield the text of tokens as they arrive, each piece as soon as its characters are complete.
 
-    The pieces join to `tokenizer.decode(all ids)`, and none ends within a character.
+    The pieces join to `tokenizer.decode(all ids)`, and none ends within a character. A space that SentencePiece writes
+    before a text is kept: these tokens may continue one.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for i in ids:

@@ -14,7 +14,6 @@ from gpt.text.hf_tokenizer import load_any_tokenizer
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import CharTokenizer, load_tokenizer, with_special_tokens
 
-gguf = pytest.importorskip("gguf", reason="gguf is a development dependency")
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 
 MIXED = mixed_texts(2000)
@@ -94,6 +93,7 @@ def test_own_tokens_are_written(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "tekken"])
 def test_transformers_reads_what_is_written(name, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="gguf is a development dependency")
     metadata, theirs = metadata_of(name)
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
@@ -151,6 +151,7 @@ def smollm2_file():
 
 @pytest.fixture(scope="module")
 def smollm2_metadata(smollm2_file):
+    pytest.importorskip("gguf", reason="gguf is a development dependency")
     return GGUFFile(smollm2_file).metadata
 
 

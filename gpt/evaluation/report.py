@@ -58,14 +58,24 @@ def split_tokens(data: PreparedData) -> TextTokens:
     return TextTokens(f"validation split of {data.folder}", data.val.tokens, data.bytes_per_token)
 
 
+def by_documents(tokenizer: Tokenizer, prepend_eot: bool) -> bool:
+    """Return whether a text is evaluated document by document: the token that ends one starts the next."""
+    return prepend_eot and tokenizer.bos_id == tokenizer.eot_id
+
+
 def encode_text(name: str, tokenizer: Tokenizer, prepend_eot: bool) -> TextTokens:
     """Return the token ids of a text, named as in `gpt.text.sources.open_corpus`; ValueError if it cannot be read.
 
-    With `prepend_eot` end-of-text tokens separate its documents; otherwise it is one text.
+    With `prepend_eot` end-of-text tokens separate its documents; otherwise, and if another token than this one starts a
+    text, it is one text.
     """
     corpus = open_corpus(name)
     texts = ["".join(document) for document in corpus.documents()]
-    tokens = encode_documents(texts if prepend_eot else ["".join(texts)], tokenizer, prepend_eot)
+    if by_documents(tokenizer, prepend_eot):
+        tokens = encode_documents(texts, tokenizer, has_eot=True)
+    else:
+        start = [tokenizer.bos_id] * prepend_eot
+        tokens = np.array([*start, *tokenizer.encode("".join(texts))], np.int64)
     n_bytes = sum(len(text.encode()) for text in texts)
     return TextTokens(corpus.name, tokens, n_bytes / max(1, len(tokens) - prepend_eot))
 
@@ -92,7 +102,7 @@ def report_on_text(
     """
     model = loaded.objective.model
     context_length = model.config.context_length if options.context_length is None else options.context_length
-    eot_id = loaded.tokenizer.eot_id if loaded.prepend_eot else None
+    eot_id = loaded.tokenizer.eot_id if by_documents(loaded.tokenizer, loaded.prepend_eot) else None
     evaluate_model = partial(
         evaluate_top_k,
         tokens=text.tokens,

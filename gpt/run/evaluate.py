@@ -8,6 +8,7 @@ from gpt.checkpoint import RunFolder
 from gpt.evaluation.report import (
     ModelReport,
     ReportOptions,
+    by_documents,
     encode_text,
     report_on_objective,
     report_on_text,
@@ -94,7 +95,8 @@ def describe_next_token(loaded: LoadedModel, report: ModelReport, options: Repor
     result, model = report.evaluation, loaded.objective.model
     context = model.config.context_length if options.context_length is None else options.context_length
     stride = context if options.stride is None else options.stride
-    examples = "examples of one document" if loaded.prepend_eot else f"stride {stride}"
+    documents = by_documents(loaded.tokenizer, loaded.prepend_eot)
+    examples = "examples of one document" if documents else f"stride {stride}"
     (top_1, error_1), (top_5, error_5) = (accuracy_with_error(result, k) for k in (1, 5))
     lines = [
         f"model           {loaded.name}",

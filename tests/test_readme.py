@@ -57,7 +57,7 @@ def test_python_trains_and_generates(page, monkeypatch, capsys):
 
 
 def test_python_page_trains_a_run_and_loads_it(tiny_config, tmp_path, monkeypatch):
-    _, load, train = code_blocks(read(PROJECT / "docs" / "python.md"))
+    _, load, _, train = code_blocks(read(PROJECT / "docs" / "python.md"))
     monkeypatch.chdir(tmp_path)
     Path("configs").mkdir()
     Path("configs/tales.toml").write_text(to_toml(tiny_config), encoding="utf-8")

@@ -46,8 +46,7 @@ RUNGS = {  # config -> the lines that it changes
     "06_gqa": "n_kv_heads = 2",
     "07_untied": "tie_embeddings = false",
     "08_muon": 'name = "muon"',
-    "09_lr": "lr = 2e-2",
-    "10_relu2": 'feed_forward = "relu2", ffn_dim = 0',
+    "09_relu2": 'feed_forward = "relu2", ffn_dim = 0',
 }
 FIRST = next(iter(RUNGS))
 TEXTS = {  # name -> its folder, and how prepare_data.py makes it

@@ -64,9 +64,10 @@ def _norm_bytes(model: GPTConfig, n_rows: int, width: int, mixed: bool = False) 
     """Return the bytes kept by one norm over (n_rows, width); `mixed`: of bfloat16 numbers, with a float32 scale."""
     reference = model.implementation == "reference"
     numbers = n_rows * width
-    if model.norm == "rms":  # reference, or mixed types: x, x scaled, and the root; fused: x and 1 / root
-        kept = (6 if mixed else 8) * numbers if reference else (8 if mixed else 4) * numbers
-        return kept + (2 if reference and mixed else 4) * n_rows
+    if model.norm == "rms" and reference:  # x, x scaled, and the root
+        return (6 if mixed else 8) * numbers + (2 if mixed else 4) * n_rows
+    if model.norm == "rms":  # x and 1 / root
+        return 4 * numbers + 4 * n_rows
     # reference: x, x - mean and scale · (x - mean), (N, D) each, and the root; fused: x, mean and 1 / root
     return 12 * numbers + 4 * n_rows if reference else 4 * numbers + 8 * n_rows
 
@@ -92,10 +93,10 @@ def _attention_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: in
     pairs = n_examples * model.n_heads * n_tokens**2  # B·H·T·T attention weights
     # the input of the projections, which autocast converts for each of the three, and that of out_proj
     kept = (3 if half else 1) * b * rows * model.emb_dim + b * queries
-    if model.qk_norm:
+    if model.qk_norm:  # its results are float32
         kept += sum(_norm_bytes(model, rows * n, model.head_width, half) for n in (model.n_heads, model.kv_heads))
-    if model.position == "rope" and half:
-        kept += 4 * b * n_tokens * model.head_width  # cosines and sines in the type of the queries, and of the keys
+    elif model.position == "rope" and half:
+        kept += 4 * b * n_tokens * model.head_width  # cosines and sines in bfloat16, for queries and for keys
     if reference:
         # query, key, value, for each head; scores, their exponentials, the weights, dropped weights; each row's maximum
         # and sum; the mask
@@ -107,7 +108,7 @@ def _attention_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: in
     kept += b * (queries + 2 * keys) + 4 * rows * model.n_heads  # query, key, value; the logarithm of each row's sum
     if 0 < model.layer_window(layer) < n_tokens:
         kept += b * n_tokens**2  # the mask, as numbers that are added
-    if model.qk_norm and (half or model.norm == "layer"):
+    if model.qk_norm and model.norm == "layer":
         kept += b * queries  # the result, which then has another layout than the input of out_proj
     return kept
 

@@ -167,7 +167,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             from tokenizers import Tokenizer as Engine
         except ImportError:
-            raise ValueError('this tokenizer is run by Hugging Face\'s: pip install -e ".[tokenizers]"') from None
+            raise ValueError('it needs the library tokenizers: pip install -e ".[tokenizers]"') from None
         file = saved["file"]
         special = {token["content"]: token["id"] for token in file["added_tokens"]}
         self._byte_level = "ByteLevel" in json.dumps(file["decoder"])

@@ -132,10 +132,10 @@ def test_metadata_without_a_tokenizer():
         from_gguf({"general.architecture": "llama"})
 
 
-@pytest.mark.parametrize("tokenizer", [CharTokenizer("ab"), from_gguf(metadata_of("sentencepiece")[0])], ids=str)
-def test_only_byte_level_pairs_are_written(tokenizer):
-    with pytest.raises(ValueError, match="byte-level pairs"):
-        to_gguf(tokenizer)
+def test_only_byte_level_pairs_are_written():
+    for tokenizer in (CharTokenizer("ab"), from_gguf(metadata_of("sentencepiece")[0])):
+        with pytest.raises(ValueError, match="byte-level pairs"):
+            to_gguf(tokenizer)
 
 
 # --- SmolLM2's own ----------------------------------------------------------------------------------------------------

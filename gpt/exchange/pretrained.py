@@ -74,7 +74,8 @@ class Pretrained:
     def prepend_eot(self) -> bool:
         """Whether a text starts with a special token, according to the tokenizer's file."""
         if isinstance(self.tensors, GGUFFile):
-            return self.tensors.metadata.get("tokenizer.ggml.add_bos_token", "bos" in self.tokenizer().saved)
+            adds_bos = self.tensors.metadata.get("tokenizer.ggml.add_bos_token")
+            return "bos" in self.tokenizer().saved if adds_bos is None else adds_bos
         return self.tokenizer_path is not None and starts_with_eot(
             _read_json(self.tokenizer_path / "tokenizer.json") or {}
         )

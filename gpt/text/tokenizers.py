@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
 from gpt.text.bpe import train_bpe
 from gpt.text.gguf_tokenizer import from_gguf
 from gpt.text.hf_tokenizer import load_any_tokenizer
@@ -29,8 +28,10 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
         return train_bpe(texts, int(size)) if kind == "bpe" else CharTokenizer(itertools.chain.from_iterable(texts))
     if name == "gpt2":
         return load_tokenizer(name)
-    if name == SMOLLM2 or name.endswith(".gguf"):
-        file = GGUFFile(smollm2_file() if name == SMOLLM2 else name)
+    if name == "smollm2" or name.endswith(".gguf"):
+        from gpt.system.gguf import GGUFFile, smollm2_file  # which import PyTorch
+
+        file = GGUFFile(smollm2_file() if name == "smollm2" else name)
         try:
             return from_gguf(file.metadata)
         except ValueError as error:

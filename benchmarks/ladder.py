@@ -161,6 +161,10 @@ def measure(texts: dict, seeds: list[int], folder: Path, results: Results, steps
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
+def _title(rung: str) -> str:
+    return rung.replace("_", " ")
+
+
 def mean_and_spread(values: list[float]) -> str:
     """Return "mean ± sample standard deviation"."""
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -170,13 +174,14 @@ def mean_and_spread(values: list[float]) -> str:
 def gain(before: dict[int, dict], after: dict[int, dict]) -> str:
     """Return the mean fall of the loss over seeds that both have, and its spread.
 
-    In parentheses if it is less than twice its standard error: chance would explain it.
+    In parentheses if it is less than 2.5 times the spread: with three seeds, its 95% confidence interval (Student's t)
+    then contains 0.
     """
     falls = [before[seed]["loss"] - after[seed]["loss"] for seed in after if seed in before]
     if not falls:
         return ""
     shown = mean_and_spread(falls).replace("-", "−")
-    is_noise = len(falls) > 1 and abs(statistics.fmean(falls)) < 2 * statistics.stdev(falls) / len(falls) ** 0.5
+    is_noise = len(falls) > 1 and abs(statistics.fmean(falls)) < 2.5 * statistics.stdev(falls)
     return f"({shown})" if is_noise else shown
 
 
@@ -197,7 +202,7 @@ def table(text: str, results: Results, steps: int) -> list[str]:
             cells += [mean_and_spread([row["loss"] for row in new.values()]) if new else "", gain(old, new)]
         changed = changed if rung == FIRST else f"`{changed}`"
         lines.append(
-            f"| [{rung.replace('_', ' ', 1)}](../configs/ladder/{rung}.toml) | {changed} | {timing['parameters']:,} "
+            f"| [{_title(rung)}](../configs/ladder/{rung}.toml) | {changed} | {timing['parameters']:,} "
             f"| {timing['ms']:.1f} | {' | '.join(cells)} | {in_time} |"
         )
         before = after
@@ -205,21 +210,24 @@ def table(text: str, results: Results, steps: int) -> list[str]:
 
 
 def plot(texts: dict, results: Results, steps: int, out: Path) -> None:
-    """Plot loss over seconds of one core as a PNG: a panel per text, for each rung the mean over runs of equal time."""
-    figure = Figure(figsize=(4.4 * len(texts), 4.4), dpi=110, layout="constrained")
+    """Plot loss over seconds of one core as a PNG: a panel per text, for each rung the mean over runs of equal time.
+
+    Curves start at their second point: the first would squeeze the rest.
+    """
+    figure = Figure(figsize=(4.2 * len(texts) + 1.2, 4.4), dpi=110, layout="constrained")
     for axes, text in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
         for number, rung in enumerate(RUNGS):
             runs = results.runs(text, rung, results.steps_in_equal_time(text, rung, steps)).values()
             points = list(zip(*(row["curve"] for row in runs), strict=True))  # by point, then by seed
             seconds = [of_seeds[0][0] * results.found[text, rung]["ms"] / 1000 for of_seeds in points]
             losses = [statistics.fmean(loss for _, loss in of_seeds) for of_seeds in points]
-            axes.plot(seconds, losses, color=colormaps["viridis"](0.95 * number / (len(RUNGS) - 1)), label=rung)
+            axes.plot(seconds[1:], losses[1:], color=colormaps["tab10"](number), label=_title(rung))
         axes.set_title(text, loc="left", fontsize=10)
         axes.set_xlabel("seconds on one core")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("validation loss, nats per token")
-    figure.axes[-1].legend(frameon=False, fontsize=8)
+    figure.axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     with atomic_file(out) as temporary:
         figure.savefig(temporary)
 

@@ -222,6 +222,17 @@ def test_feed_forward_module(implementation):
     assert_same_module(ours, truth, torch.randn(2, 7, 16).double(), pairs)
 
 
+def assert_same_loss(ours, theirs):
+    """Equal logits and loss; the backward pass of both gives gradients to compare."""
+    ids, targets = tokens(2, 12), tokens(2, 12)
+    their_logits = theirs(ids).logits
+    assert_close(ours(ids), their_logits)
+    loss = ours(ids, targets)
+    their_loss = nn.functional.cross_entropy(their_logits.flatten(0, 1), targets.flatten())
+    assert_close(loss, their_loss)
+    loss.backward(), their_loss.backward()
+
+
 def transformers_gpt2(ours):
     """transformers' GPT-2 of the same shape with the same weights (its linear layers are stored transposed)."""
     transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
@@ -251,13 +262,7 @@ def transformers_gpt2(ours):
 def test_whole_model_against_transformers(implementation, tied):
     ours = small(implementation=implementation, tie_embeddings=tied, init="gpt2").eval()
     theirs = transformers_gpt2(ours)
-    ids, targets = tokens(2, 12), tokens(2, 12)
-    their_logits = theirs(ids).logits
-    assert_close(ours(ids), their_logits)
-    loss = ours(ids, targets)
-    their_loss = nn.functional.cross_entropy(their_logits.flatten(0, 1), targets.flatten())
-    assert_close(loss, their_loss)
-    loss.backward(), their_loss.backward()
+    assert_same_loss(ours, theirs)
     assert_close(ours.tok_emb.weight.grad, theirs.transformer.wte.weight.grad)
     assert_close(ours.pos_emb.weight.grad, theirs.transformer.wpe.weight.grad)
     assert_close(ours.trf_blocks[0].att.W_key.weight.grad, theirs.transformer.h[0].attn.c_attn.weight.grad[:, 16:32].T)
@@ -329,13 +334,7 @@ def test_todays_blocks_against_transformers(implementation, family):
         if "norm" in name:
             nn.init.normal_(parameter)
     theirs = transformers_family(family, ours, settings)
-    ids, targets = tokens(2, 12), tokens(2, 12)
-    their_logits = theirs(ids).logits
-    assert_close(ours(ids), their_logits)
-    loss = ours(ids, targets)
-    their_loss = nn.functional.cross_entropy(their_logits.flatten(0, 1), targets.flatten())
-    assert_close(loss, their_loss)
-    loss.backward(), their_loss.backward()
+    assert_same_loss(ours, theirs)
     for their_part, our_part in pairs_of_family(theirs, ours):
         for parameter, our_parameter in zip(their_part.parameters(), our_part.parameters(), strict=True):
             assert_close(our_parameter.grad, parameter.grad)

@@ -226,12 +226,11 @@ def _llama_settings(config: GPTConfig, model_type: str) -> dict[str, Any]:
         return {**settings, "attention_bias": config.bias, "mlp_bias": config.bias}
     if model_type == "mistral":
         return {**settings, "sliding_window": config.window or None}
-    is_full = [not config.window or bool(config.full_every and n % config.full_every == 0)
-               for n in range(1, config.n_layers + 1)]  # fmt: skip
+    windows = [config.layer_window(n) for n in range(config.n_layers)]
     return {
         **settings, "use_sliding_window": config.window > 0, "sliding_window": config.window or None,
         "max_window_layers": 0 if config.window else config.n_layers,
-        "layer_types": ["full_attention" if full else "sliding_attention" for full in is_full],
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
         **({"attention_bias": config.qkv_bias} if model_type == "qwen3" else {}),
     }  # fmt: skip
 

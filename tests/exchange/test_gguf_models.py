@@ -15,19 +15,9 @@ from gpt.model import GPTModel
 from gpt.text.tokenizers import get_tokenizer
 
 gguf = pytest.importorskip("gguf", reason='quantized GGUF files need pip install -e ".[gguf]"')
+from gguf_files import written  # noqa: E402, after the skip
 
 # --- models -----------------------------------------------------------------------------------------------------------
-
-
-def written(path, add, arch="llama"):
-    """Write a file by the package gguf."""
-    writer = gguf.GGUFWriter(path, arch)
-    add(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def permuted(weights, n_heads):

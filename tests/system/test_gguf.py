@@ -7,23 +7,13 @@ import torch
 from gpt.system.gguf import GGUFFile, write_gguf
 
 gguf = pytest.importorskip("gguf", reason='quantized GGUF files need pip install -e ".[gguf]"')
+from gguf_files import written  # noqa: E402, after the skip
 
 TYPES = gguf.GGMLQuantizationType
 QUANTIZED = [
     TYPES.Q8_0, TYPES.Q4_0, TYPES.Q4_1, TYPES.Q5_0, TYPES.Q5_1, TYPES.Q2_K, TYPES.Q3_K, TYPES.Q4_K, TYPES.Q5_K,
     TYPES.Q6_K, TYPES.IQ4_NL, TYPES.IQ4_XS,
 ]  # fmt: skip
-
-
-def written(path, add, arch="llama"):
-    """Write a file by the package gguf."""
-    writer = gguf.GGUFWriter(path, arch)
-    add(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def test_metadata_of_each_type(tmp_path):

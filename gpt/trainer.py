@@ -21,7 +21,7 @@ from gpt.config import TrainConfig
 from gpt.data import ExampleSampler
 from gpt.loss import Evaluation
 from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
-from gpt.system import device
+from gpt.system import device, kernels
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.signals import stop_signals
@@ -209,7 +209,8 @@ class Trainer:
         state = {
             **{name: getattr(self, name) for name in COUNTERS},
             "data": self.data.checksums,
-            "environment": device.environment(self.device) | {"processes": self.ctx.world_size},
+            "environment": self._environment(),
+            "kernels": dict(kernels.choices),
             "config": dataclasses.asdict(self.config),
         }
         if self.ctx.is_main:
@@ -224,6 +225,8 @@ class Trainer:
         """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
         state, saved = checkpoint.state, checkpoint.training_state
         restore(self.optimizer, saved["optimizer"])
+        if state["environment"] == self._environment():
+            kernels.restore(state["kernels"])  # before the first product
         if self.ctx.world_size > 1 and state["step"]:  # DDP orders its gradient buckets in a first pass
             self._forward_backward(self.ctx.shard(self.sampler.step(0))[: self.config.batch_size], last=True)
             self.optimizer.zero_grad(set_to_none=True)
@@ -231,9 +234,12 @@ class Trainer:
             device.set_random_state(saved["random"][self.ctx.rank], self.device)
         for name in COUNTERS:
             setattr(self, name, state[name])
-        for name, now in (device.environment(self.device) | {"processes": self.ctx.world_size}).items():
+        for name, now in self._environment().items():
             if (before := state["environment"][name]) != now:
                 self.log(f"{name}: {before} → {now}; the last digits of the results may differ")
+
+    def _environment(self) -> dict[str, str | int]:
+        return device.environment(self.device) | {"processes": self.ctx.world_size}
 
     def _is_stopped(self) -> bool:
         """Return whether any process has received a signal: all stop at the same step."""

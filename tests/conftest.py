@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gpt.system import kernels
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import Corpus
 
@@ -49,6 +50,16 @@ def saved_state(step, config):
         "environment": {},
         "config": dataclasses.asdict(config),
     }
+
+
+@pytest.fixture
+def fresh_kernels(tmp_path, monkeypatch):
+    """No choice of a product is known yet, and small weights have one too. Return the folder that remembers them."""
+    monkeypatch.setattr(kernels, "MIN_NUMEL", 0)
+    monkeypatch.setattr(kernels, "choices", {})
+    monkeypatch.setattr(kernels, "_products", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gpt.ops.reference import IGNORE_INDEX, attention_mask
+from gpt.system import kernels
 
 # Logits that linear_cross_entropy holds at once: 2^23 numbers, 32 MB in float32, the size of a large CPU's cache.
 MAX_LOGITS = 2**23
-# Numbers in a weight. Below it, calling oneDNN and computing gradients in Python cost as much as they save.
-ONEDNN_MIN_NUMEL = 2**17
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -108,37 +106,31 @@ def attention(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See `reference.linear`. In float32 on a CPU it calls oneDNN, which on AVX2 and AVX-512 is a fifth faster
-    than MKL on a batch and twice as fast on the single row of decoding. It has no second derivative."""
-    if weight.numel() < ONEDNN_MIN_NUMEL or not _can_use_onednn(x, weight):
+    """See `reference.linear`. In float32 on a CPU by the library that is fastest here (gpt/system/kernels.py); where
+    that is not PyTorch's own, it has no second derivative."""
+    if not kernels.can_choose(x, weight):
         return F.linear(x, weight, bias)
-    return _OneDNNLinear.apply(x, weight, bias) if torch.is_grad_enabled() else onednn_linear(x, weight, bias)
+    product = kernels.choose("rows", x, weight)
+    if not torch.is_grad_enabled():
+        return product(x, weight, bias)
+    if product is F.linear and kernels.choose("grad", x, weight) is torch.matmul:
+        return F.linear(x, weight, bias)
+    return _ChosenLinear.apply(x, weight, bias)
 
 
-def _can_use_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether both are float32 on a CPU, outside autocast and compiled code, where the compiler chooses."""
-    is_float32_on_cpu = x.is_cpu and x.dtype is weight.dtype is torch.float32
-    return HAS_ONEDNN and is_float32_on_cpu and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+def _grad_matmul(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return grad · weight, (N, D_out) · (D_out, D_in), by the library that is fastest here."""
+    product = kernels.choose("grad", grad, weight) if kernels.can_choose(grad, weight) else torch.matmul
+    return product(grad, weight)
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` by oneDNN, without a gradient. PyTorch calls it for compiled models only."""
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
-
-
-def grad_matmul(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return grad · weight, (N, D_out) · (D_out, D_in); by oneDNN where that is faster than MKL, with AVX-512."""
-    faster = _can_use_onednn(grad, weight) and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return onednn_linear(grad, weight.T) if faster else grad @ weight
-
-
-class _OneDNNLinear(torch.autograd.Function):
-    """`onednn_linear` with a gradient. That of the weight uses MKL, which is as fast (docs/speed-log.md)."""
+class _ChosenLinear(torch.autograd.Function):
+    """`linear` with a gradient. That of the weight is PyTorch's: nowhere has another been faster (docs/speed-log.md)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return onednn_linear(x, weight, bias)
+        return kernels.choose("rows", x, weight)(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -147,7 +139,7 @@ class _OneDNNLinear(torch.autograd.Function):
         grad, rows = grad.reshape(-1, grad.size(-1)), x.reshape(-1, x.size(-1))  # (N, D_out), (N, D_in)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            grad_matmul(grad, weight).view_as(x) if needs_x else None,
+            _grad_matmul(grad, weight).view_as(x) if needs_x else None,
             grad.T @ rows if needs_weight else None,
             grad.sum(0) if needs_bias else None,
         )
@@ -208,7 +200,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         for h, t, grad_h in _chunks(len(weight), hidden, targets, grad_hidden):
             loss, grad_logits = _loss_and_gradient(linear(h, weight).to(weight.dtype), t, label_smoothing)
             total += loss
-            grad_h.copy_(grad_matmul(grad_logits, weight))
+            grad_h.copy_(_grad_matmul(grad_logits, weight))
             if grad_weight is not None and torch.is_autocast_enabled(weight.device.type):
                 grad_weight += grad_logits.T @ h  # in the lower precision
             elif grad_weight is not None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numerics import tolerance
 
 from gpt.ops import fused, reference
+from gpt.system import kernels
 
 OPS = pytest.mark.parametrize("ops", [reference, fused], ids=["reference", "fused"])
 OPS_AND_DTYPE = pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_both_files_have_the_same_functions():
     plain, fast = functions(reference), functions(fused)
     names = {"softmax", "linear", "layer_norm", "rms_norm", "gelu", "relu2", "swiglu", "rotate", "attention"}
     names |= {"cross_entropy", "linear_cross_entropy"}
-    assert set(fast) == names | {"chunk_rows", "onednn_linear", "grad_matmul"}  # these three are helpers
+    assert set(fast) == names | {"chunk_rows"}  # a helper
     assert {name: fast[name] for name in names} == {name: plain[name] for name in names}
 
 
@@ -352,10 +353,10 @@ def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
 
 
 @OPS_AND_DTYPE
-@pytest.mark.parametrize("min_numel", [0, 2**17], ids=["oneDNN", "PyTorch"])
+@pytest.mark.parametrize("choice", ["onednn", "mv", "pytorch"])
 @pytest.mark.parametrize("shape", [(3, 5, 8), (1, 1, 8), (0, 8), (8,)], ids=str)
-def test_linear(ops, dtype, min_numel, shape, monkeypatch):
-    monkeypatch.setattr(fused, "ONEDNN_MIN_NUMEL", min_numel)
+def test_linear(ops, dtype, choice, shape, monkeypatch, fresh_kernels):
+    monkeypatch.setenv("GPT_KERNELS", choice)
     x, weight, bias = torch.randn(shape, dtype=dtype), torch.randn(6, 8, dtype=dtype), torch.randn(6, dtype=dtype)
     for inputs in ([x, weight], [x, weight, bias]):
         assert_same(ops.linear, F.linear, inputs)
@@ -364,25 +365,18 @@ def test_linear(ops, dtype, min_numel, shape, monkeypatch):
 
 
 @OPS
-def test_linear_takes_any_strides(ops, monkeypatch):
-    monkeypatch.setattr(fused, "ONEDNN_MIN_NUMEL", 0)
+@pytest.mark.parametrize("choice", ["onednn", "pytorch"])
+def test_linear_takes_any_strides(ops, choice, monkeypatch, fresh_kernels):
+    monkeypatch.setenv("GPT_KERNELS", choice)
     x = torch.randn(5, 3, 8).transpose(0, 1)
     assert_same(ops.linear, F.linear, [x, torch.randn(8, 6).T, torch.randn(6)])
 
 
-@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
-def test_fused_linear_is_right_on_either_kind_of_cpu(capability, monkeypatch):
-    monkeypatch.setattr(fused, "ONEDNN_MIN_NUMEL", 0)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert_same(fused.linear, F.linear, [torch.randn(3, 5, 8), torch.randn(6, 8), torch.randn(6)])
-
-
-def test_fused_linear_leaves_other_precisions_to_pytorch(monkeypatch):
+def test_fused_linear_leaves_other_precisions_to_pytorch(monkeypatch, fresh_kernels):
     x, weight = torch.randn(3, 8), torch.randn(6, 8)
-    monkeypatch.setattr(fused, "onednn_linear", lambda *_: pytest.fail("oneDNN was asked"))
+    monkeypatch.setattr(kernels, "choose", lambda *_: pytest.fail("there was a choice"))
     with torch.autocast("cpu", torch.bfloat16):
         assert fused.linear(x, weight).dtype == torch.bfloat16
     fused.linear(x.double(), weight.double())
-    monkeypatch.setattr(fused, "HAS_ONEDNN", False)
-    monkeypatch.setattr(fused, "ONEDNN_MIN_NUMEL", 0)
+    monkeypatch.setattr(kernels, "HAS_ONEDNN", False)
     torch.testing.assert_close(fused.linear(x, weight), x @ weight.T)

@@ -1,0 +1,158 @@
+"""Which library multiplies float32 matrices on this CPU: measured where the program runs, then remembered.
+
+PyTorch's CPU build holds two, MKL (or OpenBLAS) and oneDNN. Which one is faster depends on the CPU and on the shape, by
+up to a factor of two in either direction (docs/speed-log.md). The first product of each shape is timed with each of
+them, some milliseconds in all, and the answer is kept in a file per machine, so that all processes agree and a run
+rounds the same way today and tomorrow. A checkpoint stores the answers its run has used, and `--resume` restores them.
+
+GPT_KERNELS=pytorch in the environment skips all this: every product is PyTorch's own. GPT_KERNELS=onednn takes oneDNN's.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt.system.files import atomic_file
+
+# Numbers in a weight. Below it, calling oneDNN and computing gradients in Python cost as much as they save.
+MIN_NUMEL = 2**17
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Another library's product must take less than this share of the time of PyTorch's own: the choice is no coin toss.
+MARGIN = 0.92
+ROUNDS = 5
+
+Product = Callable[..., Tensor]
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x · weight^T + bias by oneDNN, without a gradient. PyTorch calls it for compiled models only."""
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def matrix_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x · weight^T + bias for one row, (..., 1, D_in) -> (..., 1, D_out), as a matrix times a vector."""
+    row = x.reshape(-1)
+    result = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)
+    return result.view(*x.shape[:-1], len(weight))
+
+
+# What can compute x · weight^T + bias for one row and for many, and a gradient (N, D_out) · weight. PyTorch's own first.
+CANDIDATES: dict[str, dict[str, Product]] = {
+    "row": {"pytorch": F.linear, "onednn": onednn, "mv": matrix_vector},
+    "rows": {"pytorch": F.linear, "onednn": onednn},
+    "grad": {"pytorch": torch.matmul, "onednn": lambda grad, weight: onednn(grad, weight.T)},
+}
+
+choices: dict[str, str] = {}  # product and shape -> candidate, as far as this process has used them
+_products: dict[tuple, Product] = {}  # the same by what a call knows, for speed
+
+
+def can_choose(x: Tensor, weight: Tensor) -> bool:
+    """Return whether there is a choice: a large float32 product on a CPU, outside autocast and compiled code."""
+    return (
+        weight.numel() >= MIN_NUMEL
+        and HAS_ONEDNN
+        and x.is_cpu
+        and x.dtype is weight.dtype is torch.float32
+        and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+    )
+
+
+def choose(kind: str, x: Tensor, weight: Tensor) -> Product:
+    """Return the fastest product of a kind in CANDIDATES for x (..., D) and a weight. "rows" of one is "row".
+
+    Numbers of rows share a choice up to the next power of 4.
+    """
+    n_rows = x.numel() // x.size(-1)
+    size = 1 << 2 * max(0, (n_rows - 1).bit_length() + 1 >> 1)  # the next power of 4
+    key = (kind, size, weight.shape, weight.is_contiguous())
+    if key not in _products:
+        kind = "row" if kind == "rows" and size == 1 else kind
+        name = f"{kind} {min(size, 1024)}x{weight.size(0)}x{weight.size(1)}" + " transposed" * (not key[-1])
+        _products[key] = CANDIDATES[kind][_choice(name, kind, min(size, 1024), weight.detach())]
+    return _products[key]
+
+
+def restore(saved: dict[str, str]) -> None:
+    """Take the choices that a checkpoint stored, in this process."""
+    choices.update(saved)
+    _products.clear()
+
+
+def _choice(name: str, kind: str, n_rows: int, weight: Tensor) -> str:
+    """Return the choice by name: this process's, the file's, or a new measurement's."""
+    forced = os.environ.get("GPT_KERNELS", "auto")
+    if forced in CANDIDATES[kind]:
+        choices[name] = forced
+    if name not in choices:
+        with contextlib.suppress(OSError):  # a folder that cannot be written: measured anew by each process
+            path = cache_file()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(f"{path}.lock"):  # the second process waits for the first one's answer
+                known = _read(path)
+                if known.get(name) not in CANDIDATES[kind]:
+                    known[name] = _fastest(kind, n_rows, weight)
+                    with atomic_file(path) as temporary:
+                        temporary.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+                choices[name] = known[name]
+        if name not in choices:
+            choices[name] = _fastest(kind, n_rows, weight)
+    return choices[name]
+
+
+def _read(path: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError):  # missing or damaged: measure again
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(known, dict):
+            return known
+    return {}
+
+
+@torch.no_grad()
+def _fastest(kind: str, n_rows: int, weight: Tensor) -> str:
+    """Time the candidates in turn on numbers of this shape; return the name of the fastest."""
+    width = weight.size(0 if kind == "grad" else 1)
+    x = torch.linspace(-1, 1, n_rows * width).view(n_rows, width)
+    times: dict[str, float] = {}
+    for n in range(ROUNDS + 1):
+        for name, product in CANDIDATES[kind].items():
+            start = time.perf_counter()
+            product(x, weight)
+            seconds = time.perf_counter() - start
+            if n:  # the first is a warm-up
+                times[name] = min(seconds, times.get(name, seconds))
+    best = min(times, key=times.get)
+    return best if times[best] < MARGIN * times["pytorch"] else "pytorch"
+
+
+def machine() -> dict[str, str | int]:
+    """Return what the speed of a product depends on, apart from its shape."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux has the model's name here
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    limits = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+    return {
+        "cpu": name,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "PyTorch": torch.__version__,
+        **{limit: os.environ[limit] for limit in limits if limit in os.environ},
+    }
+
+
+def cache_file() -> Path:
+    """Return the path of this machine's choices, in the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    digest = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:12]
+    return Path(root) / "gpt-from-scratch" / f"kernels-{digest}.json"

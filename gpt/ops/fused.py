@@ -125,7 +125,7 @@ def _grad_matmul(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 class _ChosenLinear(torch.autograd.Function):
-    """`linear` with a gradient. That of the weight is PyTorch's: nowhere has another been faster (docs/speed-log.md)."""
+    """`linear` with a gradient. That of the weight is PyTorch's: no other has been faster (docs/speed-log.md)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -174,15 +174,22 @@ def linear_cross_entropy(
     return total / (targets != IGNORE_INDEX).sum() if reduction == "mean" else total
 
 
-def chunk_rows(vocab_size: int) -> int:
-    """Return how many rows of logits to hold at once: MAX_LOGITS at most, in whole blocks of 64 if more than one."""
-    n_rows = max(1, MAX_LOGITS // vocab_size)
+def max_logits(is_low: bool) -> int:
+    """Return how many logits a training step holds at once: under autocast four times as many, because each chunk adds
+    a matrix of the head's size to the gradient."""
+    return MAX_LOGITS * (4 if is_low else 1)
+
+
+def chunk_rows(vocab_size: int, n_logits: int = 0) -> int:
+    """Return how many rows of logits to hold at once: `n_logits` at most (0: MAX_LOGITS), in whole blocks of 64 if more
+    than one."""
+    n_rows = max(1, (n_logits or MAX_LOGITS) // vocab_size)
     return n_rows - n_rows % 64 if n_rows > 64 else n_rows
 
 
-def _chunks(vocab_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+def _chunks(vocab_size: int, *tensors: Tensor, n_logits: int = 0) -> Iterable[tuple[Tensor, ...]]:
     """Split each tensor (N, ...) into chunks of `chunk_rows` rows, and return the chunks side by side."""
-    return zip(*(tensor.split(chunk_rows(vocab_size)) for tensor in tensors), strict=True)
+    return zip(*(tensor.split(chunk_rows(vocab_size, n_logits)) for tensor in tensors), strict=True)
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
@@ -197,12 +204,16 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device, dtype=weight.dtype)
         grad_hidden = torch.empty_like(hidden)  # (N, D)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # (V, D); none for a frozen head
-        for h, t, grad_h in _chunks(len(weight), hidden, targets, grad_hidden):
-            loss, grad_logits = _loss_and_gradient(linear(h, weight).to(weight.dtype), t, label_smoothing)
+        kind = weight.device.type
+        is_low = torch.is_autocast_enabled(kind)
+        head = weight.to(torch.get_autocast_dtype(kind)) if is_low else weight  # once, not in every chunk
+        for h, t, grad_h in _chunks(len(weight), hidden, targets, grad_hidden, n_logits=max_logits(is_low)):
+            loss, grad_logits = _loss_and_gradient(linear(h, head).to(weight.dtype), t, label_smoothing)
             total += loss
-            grad_h.copy_(_grad_matmul(grad_logits, weight))
-            if grad_weight is not None and torch.is_autocast_enabled(weight.device.type):
-                grad_weight += grad_logits.T @ h  # in the lower precision
+            grad_logits = grad_logits.to(head.dtype)
+            grad_h.copy_(_grad_matmul(grad_logits, head))
+            if grad_weight is not None and is_low:
+                grad_weight += grad_logits.T @ h.to(head.dtype)
             elif grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, h)
             del grad_logits  # before the next chunk's logits are computed

@@ -5,7 +5,7 @@ up to a factor of two in either direction (docs/speed-log.md). The first product
 them, some milliseconds in all, and the answer is kept in a file per machine, so that all processes agree and a run
 rounds the same way today and tomorrow. A checkpoint stores the answers its run has used, and `--resume` restores them.
 
-GPT_KERNELS=pytorch in the environment skips all this: every product is PyTorch's own. GPT_KERNELS=onednn takes oneDNN's.
+GPT_KERNELS=pytorch in the environment skips all this and takes PyTorch's own products, GPT_KERNELS=onednn oneDNN's.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def matrix_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return result.view(*x.shape[:-1], len(weight))
 
 
-# What can compute x · weight^T + bias for one row and for many, and a gradient (N, D_out) · weight. PyTorch's own first.
+# What computes x · weight^T + bias for one row and for many, and a gradient (N, D_out) · weight; PyTorch's own first.
 CANDIDATES: dict[str, dict[str, Product]] = {
     "row": {"pytorch": F.linear, "onednn": onednn, "mv": matrix_vector},
     "rows": {"pytorch": F.linear, "onednn": onednn},

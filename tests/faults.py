@@ -57,6 +57,7 @@ from gpt.text.sources import Corpus  # noqa: E402
 
 TRAIN = PROJECT / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork") if sys.platform == "linux" else None
+UNLIKE = ("elapsed_s", "kernels", "sha256", "checksum")  # of state.json: kernels are those of a whole process
 TIMES = ("tokens_per_second", "elapsed_s")  # the columns of metrics.csv that no two runs share
 LOGS = ("metrics.csv", "samples.txt")
 SAVED = ("model.safetensors", "training_state.pt", "state.json", *LOGS)
@@ -253,7 +254,7 @@ def demand_the_same(run: RunFolder, truth: RunFolder) -> None:
             raise Lost(f"finished, but {error}") from None
         for what in ("weights", "training_state", "state"):
             a, b = (dict(getattr(checkpoint, what)) for checkpoint in (ours, theirs))
-            for name in [name for name in {**a, **b} if name not in ("elapsed_s", "sha256", "checksum")]:
+            for name in [name for name in {**a, **b} if name not in UNLIKE]:
                 if not same(a.get(name), b.get(name)):
                     differing.append(f"{name} of {pointer}, {ours.path.name}")
         if (run.checkpoints / pointer).read_bytes() != (truth.checkpoints / pointer).read_bytes():

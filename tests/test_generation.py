@@ -114,10 +114,11 @@ def test_prompts_of_unequal_length_continue_as_each_by_itself(model, new, monkey
             torch.testing.assert_close(logits[row], alone, rtol=0, atol=ROUNDING * alone.abs().max().item())
 
 
+@pytest.mark.parametrize("library", ["pytorch", "onednn", "mv"])
 @pytest.mark.parametrize("lengths", [(5,), (6, 1, 3)])
-def test_float32_logits_are_those_of_the_reference(lengths, monkeypatch):
+def test_float32_logits_are_those_of_the_reference(lengths, library, monkeypatch, fresh_kernels):
     """Within 1e-4 of float64's for each row by itself, with the cache and beyond the window."""
-    monkeypatch.setattr("gpt.ops.fused.ONEDNN_MIN_NUMEL", 0)
+    monkeypatch.setenv("GPT_KERNELS", library)
     torch.manual_seed(5)
     model = GPTModel({**CONFIG, "qkv_bias": True}).eval()
     exact = GPTModel({**CONFIG, "qkv_bias": True}).double().eval()

@@ -79,7 +79,7 @@ def choose(kind: str, x: Tensor, weight: Tensor) -> Product:
     if key not in _products:
         kind = "row" if kind == "rows" and size == 1 else kind
         name = f"{kind} {min(size, 1024)}x{weight.size(0)}x{weight.size(1)}" + " transposed" * (not key[-1])
-        _products[key] = CANDIDATES[kind][_choice(name, kind, min(size, 1024), weight.detach())]
+        _products[key] = CANDIDATES[kind][_choice(name, kind, min(size, 1024), weight)]
     return _products[key]
 
 

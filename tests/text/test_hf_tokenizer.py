@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import corpus_of
 from families import FAMILIES, mixed_texts, write_family
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gpt.text.hf_tokenizer import from_hf, load_any_tokenizer, starts_with_eot, to_hf, token_names
@@ -197,6 +197,8 @@ def test_a_family_has_the_ids_and_texts_of_transformers(families, name):
 @EVERY_FAMILY
 def test_a_family_on_any_text(families, name, text):
     ours, theirs = families[name]
+    # Hypothesis tries strings of the source code too: a special token in a text is text to us, but not to transformers
+    assume(not any(token in text for token in theirs.get_added_vocab()))
     ids = theirs.encode(text, add_special_tokens=False)
     assert ours.encode(text) == ids
     assert ours.decode(ids) == theirs.decode(ids)

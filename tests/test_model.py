@@ -9,7 +9,6 @@ from blocks import BLOCKS, MODERN_BLOCK
 from numerics import tolerance
 from torch import nn
 
-from gpt import ops
 from gpt.config import GPT_CONFIG_124M, GPTConfig
 from gpt.exchange.layouts import GPT2_SIZES
 from gpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
@@ -553,9 +552,8 @@ def test_both_implementations_train_alike():
 
 @pytest.mark.slow
 @BLOCKS
-def test_compiled_model_is_one_graph(monkeypatch, block):
+def test_compiled_model_is_one_graph(monkeypatch, block, fresh_kernels):
     """A branch on data, or a call that it cannot trace, would split the graph."""
-    monkeypatch.setattr(ops.fused, "ONEDNN_MIN_NUMEL", 0)
     model = GPTModel(GPTConfig(**{**SMALL, **block, "n_layers": 1, "tie_embeddings": True}))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     ids, gradients = tokens(2, 12), []

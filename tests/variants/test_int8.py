@@ -119,7 +119,7 @@ def test_trained_model_keeps_its_loss_and_its_text(prepared, block):
     config = GPTConfig(prepared.tokenizer.vocab_size, 24, 32, 4, 2, 0.0, tie_embeddings=True, init="gpt2", **block)
     model, tokens = GPTModel(config), torch.tensor(prepared.train.tokens.astype(int))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(300):
+    for step in range(600):
         starts = torch.randint(len(tokens) - 25, (16,), generator=torch.Generator().manual_seed(step))
         batch = tokens[starts[:, None] + torch.arange(25)]
         model(batch[:, :-1], batch[:, 1:]).backward()

@@ -226,7 +226,7 @@ class Trainer:
         state, saved = checkpoint.state, checkpoint.training_state
         restore(self.optimizer, saved["optimizer"])
         if state["environment"] == self._environment():
-            kernels.restore(state["kernels"])  # before the first product
+            kernels.restore(state.get("kernels", {}))  # none in older checkpoints; before the first product
         if self.ctx.world_size > 1 and state["step"]:  # DDP orders its gradient buckets in a first pass
             self._forward_backward(self.ctx.shard(self.sampler.step(0))[: self.config.batch_size], last=True)
             self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from gpt.generation import generate_text_simple, text_to_token_ids, token_ids_to
 from gpt.layers import GELU, FeedForward, LayerNorm
 from gpt.model import GPTModel, KVCache, MultiHeadAttention, TransformerBlock
 from gpt.ops import use_implementation
+from gpt.system import kernels
 from gpt.text.tokenizers import get_tokenizer
 
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", "fused"])
@@ -586,6 +587,7 @@ def test_both_implementations_train_alike_in_float32(library, monkeypatch, fresh
             optimizer.step()
             optimizer.zero_grad()
             losses[implementation].append(loss.item())
+    assert set(kernels.choices.values()) == {library}
     assert losses["fused"] == pytest.approx(losses["reference"], abs=1e-4)
 
 

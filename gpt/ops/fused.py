@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from gpt.ops.reference import IGNORE_INDEX, attention_mask
 from gpt.system import kernels
+from gpt.system.kernels import Product
 
 # Logits that linear_cross_entropy holds at once: 2^23 numbers, 32 MB in float32, the size of a large CPU's cache.
 MAX_LOGITS = 2**23
@@ -113,35 +114,36 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product = kernels.choose("rows", x, weight)
     if not torch.is_grad_enabled():
         return product(x, weight, bias)
-    if product is F.linear and kernels.choose("grad", x, weight) is torch.matmul:
+    grad_product = kernels.choose("grad", x, weight)
+    if product is F.linear and grad_product is torch.matmul:
         return F.linear(x, weight, bias)
-    return _ChosenLinear.apply(x, weight, bias)
-
-
-def _grad_matmul(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return grad · weight, (N, D_out) · (D_out, D_in), by the library that is fastest here."""
-    product = kernels.choose("grad", grad, weight) if kernels.can_choose(grad, weight) else torch.matmul
-    return product(grad, weight)
+    return _ChosenLinear.apply(x, weight, bias, product, grad_product)
 
 
 class _ChosenLinear(torch.autograd.Function):
-    """`linear` with a gradient. That of the weight is PyTorch's: no other has been faster (docs/speed-log.md)."""
+    """`linear` by two given products, with a gradient.
+
+    The weight's gradient is PyTorch's: no other has been faster (docs/speed-log.md).
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product, grad_product: Product) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return kernels.choose("rows", x, weight)(x, weight, bias)
+        ctx.grad_product = grad_product
+        return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         grad, rows = grad.reshape(-1, grad.size(-1)), x.reshape(-1, x.size(-1))  # (N, D_out), (N, D_in)
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         return (
-            _grad_matmul(grad, weight).view_as(x) if needs_x else None,
+            ctx.grad_product(grad, weight).view_as(x) if needs_x else None,
             grad.T @ rows if needs_weight else None,
             grad.sum(0) if needs_bias else None,
+            None,
+            None,
         )
 
 
@@ -174,22 +176,19 @@ def linear_cross_entropy(
     return total / (targets != IGNORE_INDEX).sum() if reduction == "mean" else total
 
 
-def max_logits(is_low: bool) -> int:
-    """Return how many logits a training step holds at once: under autocast four times as many, because each chunk adds
-    a matrix of the head's size to the gradient."""
-    return MAX_LOGITS * (4 if is_low else 1)
+def chunk_rows(vocab_size: int, half: bool = False) -> int:
+    """Return how many rows of logits to hold at once: MAX_LOGITS at most, in whole blocks of 64 if more than one.
 
-
-def chunk_rows(vocab_size: int, n_logits: int = 0) -> int:
-    """Return how many rows of logits to hold at once: `n_logits` at most (0: MAX_LOGITS), in whole blocks of 64 if more
-    than one."""
-    n_rows = max(1, (n_logits or MAX_LOGITS) // vocab_size)
+    Four times as many in a training step in half precision, where adding each chunk's part of the head's gradient
+    takes a copy of it in float32.
+    """
+    n_rows = max(1, MAX_LOGITS * (4 if half else 1) // vocab_size)
     return n_rows - n_rows % 64 if n_rows > 64 else n_rows
 
 
-def _chunks(vocab_size: int, *tensors: Tensor, n_logits: int = 0) -> Iterable[tuple[Tensor, ...]]:
+def _chunks(vocab_size: int, *tensors: Tensor, half: bool = False) -> Iterable[tuple[Tensor, ...]]:
     """Split each tensor (N, ...) into chunks of `chunk_rows` rows, and return the chunks side by side."""
-    return zip(*(tensor.split(chunk_rows(vocab_size, n_logits)) for tensor in tensors), strict=True)
+    return zip(*(tensor.split(chunk_rows(vocab_size, half)) for tensor in tensors), strict=True)
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
@@ -204,16 +203,15 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device, dtype=weight.dtype)
         grad_hidden = torch.empty_like(hidden)  # (N, D)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # (V, D); none for a frozen head
-        kind = weight.device.type
-        is_low = torch.is_autocast_enabled(kind)
-        head = weight.to(torch.get_autocast_dtype(kind)) if is_low else weight  # once, not in every chunk
-        for h, t, grad_h in _chunks(len(weight), hidden, targets, grad_hidden, n_logits=max_logits(is_low)):
-            loss, grad_logits = _loss_and_gradient(linear(h, head).to(weight.dtype), t, label_smoothing)
+        half = torch.is_autocast_enabled(weight.device.type)
+        for h, t, grad_h in _chunks(len(weight), hidden, targets, grad_hidden, half=half):
+            loss, grad_logits = _loss_and_gradient(linear(h, weight).to(weight.dtype), t, label_smoothing)
             total += loss
-            grad_logits = grad_logits.to(head.dtype)
-            grad_h.copy_(_grad_matmul(grad_logits, head))
-            if grad_weight is not None and is_low:
-                grad_weight += grad_logits.T @ h.to(head.dtype)
+            can_choose = kernels.can_choose(grad_logits, weight)
+            product = kernels.choose("grad", grad_logits, weight) if can_choose else torch.matmul
+            grad_h.copy_(product(grad_logits, weight))
+            if grad_weight is not None and half:
+                grad_weight += grad_logits.T @ h  # in the lower precision
             elif grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, h)
             del grad_logits  # before the next chunk's logits are computed

@@ -172,7 +172,7 @@ def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
         # kept: logits, logits - maximum and its exponentials; backward: a gradient of each, the zeros that gather's
         # gradient is written to, two sums, and the head's gradient
         return 4 * hidden + (3 + 6) * b * n_targets * model.vocab_size + head
-    rows = fused.chunk_rows(model.vocab_size, fused.max_logits(half))
+    rows = fused.chunk_rows(model.vocab_size, half)
     chunk = 4 * min(n_targets, rows) * model.vocab_size
     # a chunk's logits and the log softmax that becomes their gradient; on a fragmented heap, one more
     chunks = 2 if n_targets <= rows else 3

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt.system.files import atomic_file
+from gpt.system.device import environment
+from gpt.system.files import write_text
 
 # Numbers in a weight. Below it, calling oneDNN and computing gradients in Python cost as much as they save.
 MIN_NUMEL = 2**17
@@ -71,15 +72,15 @@ def can_choose(x: Tensor, weight: Tensor) -> bool:
 def choose(kind: str, x: Tensor, weight: Tensor) -> Product:
     """Return the fastest product of a kind in CANDIDATES for x (..., D) and a weight. "rows" of one is "row".
 
-    Numbers of rows share a choice up to the next power of 4.
+    Numbers of rows share a choice up to the next power of 4, all above 1,024 the last one.
     """
     n_rows = x.numel() // x.size(-1)
-    size = 1 << 2 * max(0, (n_rows - 1).bit_length() + 1 >> 1)  # the next power of 4
-    key = (kind, size, weight.shape, weight.is_contiguous())
+    n_rows = min(1024, 4 ** (((n_rows - 1).bit_length() + 1) // 2))  # the next power of 4
+    key = (kind, n_rows, weight.shape, weight.is_contiguous())
     if key not in _products:
-        kind = "row" if kind == "rows" and size == 1 else kind
-        name = f"{kind} {min(size, 1024)}x{weight.size(0)}x{weight.size(1)}" + " transposed" * (not key[-1])
-        _products[key] = CANDIDATES[kind][_choice(name, kind, min(size, 1024), weight)]
+        kind = "row" if kind == "rows" and n_rows == 1 else kind
+        name = f"{kind} {n_rows}x{weight.size(0)}x{weight.size(1)}" + " transposed" * (not key[-1])
+        _products[key] = CANDIDATES[kind][_choice(name, kind, n_rows, weight)]
     return _products[key]
 
 
@@ -100,11 +101,12 @@ def _choice(name: str, kind: str, n_rows: int, weight: Tensor) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(f"{path}.lock"):  # the second process waits for the first one's answer
                 known = _read(path)
-                if known.get(name) not in CANDIDATES[kind]:
-                    known[name] = _fastest(kind, n_rows, weight)
-                    with atomic_file(path) as temporary:
-                        temporary.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-                choices[name] = known[name]
+                if known.get(name) in CANDIDATES[kind]:
+                    choices[name] = known[name]
+                else:
+                    choices[name] = _fastest(kind, n_rows, weight)
+                    text = json.dumps({**known, name: choices[name]}, indent=1, sort_keys=True)
+                    write_text(path, text + "\n")
         if name not in choices:
             choices[name] = _fastest(kind, n_rows, weight)
     return choices[name]
@@ -144,9 +146,7 @@ def machine() -> dict[str, str | int]:
     limits = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
     return {
         "cpu": name,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "PyTorch": torch.__version__,
+        **environment(torch.device("cpu")),
         **{limit: os.environ[limit] for limit in limits if limit in os.environ},
     }
 

@@ -119,6 +119,15 @@ def test_a_run_goes_on_with_the_choices_of_its_checkpoint(tiny_config, tmp_path,
         assert torch.equal(weight, resumed.objective.state_dict()[name]), name
 
 
+def test_a_checkpoint_from_before_the_choices_is_resumed(tiny_config, tmp_path):
+    start_run(change(tiny_config, max_steps=1), tmp_path / "run").train()
+    trainer = resume_run(tmp_path / "run")
+    checkpoint, _ = trainer.run.load_newest_valid()
+    del checkpoint.state["kernels"]
+    trainer.restore(checkpoint)
+    assert trainer.step == 1
+
+
 def test_small_products_have_no_choice():
     assert not kernels.can_choose(X, WEIGHT)
     torch.testing.assert_close(fused.linear(X, WEIGHT), X @ WEIGHT.T)

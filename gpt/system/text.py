@@ -17,6 +17,11 @@ def check_text(text: str) -> str:
     return text
 
 
+def unescape(text: str) -> str:
+    r"""Return an option's text with \n, \t and \\ replaced by a line end, a tab and a backslash."""
+    return re.sub(r"\\[nt\\]", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[0][1]], text)
+
+
 # No match of a published model's pattern crosses these places, or looks past them: a letter or digit before a space or
 # line end, another sign before a space, and the start of a line. The second is for GPT-2's pattern alone.
 WORD_BREAKS = (

@@ -9,7 +9,7 @@ from families import LLAMA3, QWEN2, SENTENCES, TEKKEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.system.text import chunk_text, last_word_break
+from gpt.system.text import chunk_text, last_word_break, unescape
 
 # The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -113,3 +113,8 @@ def test_chunks_join_to_the_text_and_keep_the_words(text, max_length):
 def test_chunk_text_cuts_a_word_that_is_too_long():
     assert list(chunk_text("abcdefgh ij kl", 4)) == ["abcd", "efgh", " ij", " kl"]
     assert list(chunk_text("", 4)) == [""]
+
+
+def test_unescape_reads_line_ends_tabs_and_backslashes():
+    assert unescape(r"Long ago,\n\tand \\n is \d") == "Long ago,\n\tand \\n is \\d"
+    assert unescape("Long ago,\n") == "Long ago,\n"

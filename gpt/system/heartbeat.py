@@ -41,11 +41,13 @@ class Heartbeat:
             problem = self._watch()
         except RuntimeError:
             problem = "torchrun, or the machine of rank 0, is gone"
-        if problem and not self.stopped.is_set():
+        failed = bool(problem) and not self.stopped.is_set()
+        if failed:
             print(f"{problem}: ending. --resume continues from the last checkpoint", file=sys.stderr, flush=True)
-            os._exit(1)
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError):  # or the next rank, stuck in a collective operation, would name this one
             self.store.set(f"heartbeat/{self.rank}", ENDED)
+        if failed:
+            os._exit(1)
 
     def _watch(self) -> str:
         """Send and watch until stopped. Return a description of the watched process once its heartbeat stops."""

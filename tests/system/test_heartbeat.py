@@ -29,6 +29,7 @@ def test_a_silent_process_is_named_and_its_watcher_exits(exits, capsys):
     watcher.thread.join(5)
     assert exits == [1]
     assert capsys.readouterr().err.startswith("rank 1 (process 123 on host) has sent no heartbeat")
+    assert store.get("heartbeat/0") == heartbeat.ENDED  # the one that watches the watcher has nothing to name
 
 
 def test_processes_that_live_and_end_are_left_alone(exits):

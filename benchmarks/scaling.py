@@ -22,7 +22,8 @@ from gpt.config import TrainConfig, from_dict, read_toml
 from gpt.evaluation.baselines import tales_entropy_floor
 from gpt.planning import plan
 from gpt.run import cli
-from gpt.run.plots import plot_scaling, read_metrics
+from gpt.run.logging import read_metrics
+from gpt.run.plots import plot_scaling
 from gpt.system.paths import find_path
 from gpt.token_files import PreparedData, load_data
 

@@ -34,7 +34,7 @@ from gpt.loss import evaluate
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.optim import learning_rate
-from gpt.run.plots import read_metrics
+from gpt.run.logging import read_metrics
 from gpt.run.training import resume_run, start_run
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus

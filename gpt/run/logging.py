@@ -1,9 +1,11 @@
 """The text that a run prints: what it will train, a line per row of metrics, its results."""
 
+import csv
 import math
 import shlex
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 from gpt.checkpoint import read_state
 from gpt.evaluation.baselines import Baselines
@@ -12,6 +14,7 @@ from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
 from gpt.planning.throughput import estimate_seconds, measure_throughput
+from gpt.run.advice import advise
 from gpt.system.paths import PROJECT, RUNS
 from gpt.text.tales import first_broken_rule
 from gpt.trainer import Trainer
@@ -42,6 +45,13 @@ def metrics_row(trainer: Trainer, evaluation: Evaluation | None) -> dict[str, fl
         if not math.isnan(evaluation.standard_error):
             row["val_loss_se"] = evaluation.standard_error
     return {**row, "elapsed_s": trainer.elapsed_s}
+
+
+def read_metrics(path: Path) -> dict[str, list[float]]:
+    """Return the columns of a metrics.csv; an empty cell is NaN."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
 def progress_line(row: dict[str, float], max_steps: int) -> str:
@@ -134,12 +144,18 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         f"plot      {run.plot}",
         f"metrics   {run.metrics}",
         f"samples   {run.samples}",
+        *(advice_line(line) for line in advise(read_metrics(run.metrics), baselines, trainer.config)),
         "",
         f'to generate text: python scripts/generate.py --run {name} --prompt "..."',
         f"to evaluate it:   python scripts/evaluate.py --run {name}",
         *([f"rules over time:  python scripts/evaluate.py --run {name} --checkpoint all"] * has_grammar),
     ]
     return "\n".join(lines)
+
+
+def advice_line(text: str) -> str:
+    """Format a piece of advice like the other results."""
+    return textwrap.fill(text, 110, initial_indent="advice    ", subsequent_indent=" " * 10)
 
 
 def describe_evaluation(evaluation: Evaluation) -> str:

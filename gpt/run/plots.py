@@ -1,6 +1,5 @@
 """All plots. They need no display, so they also work on a server and in tests."""
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from gpt.evaluation.baselines import Baselines
 from gpt.evaluation.information import Numbers, Reliability, binary_cross_entropy, entropy
 from gpt.loss import perplexity
 from gpt.planning.plan import Plan
+from gpt.run.logging import read_metrics
 from gpt.system.files import atomic_file
 from gpt.text.grammar import UNKNOWN
 from gpt.text.tales import GrammarReport
@@ -33,13 +33,6 @@ RULES = [
     "#7048e8",
     "#82583a",
 ]  # neither grey nor green
-
-
-def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Return the columns of a metrics.csv; an empty cell is NaN."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
 def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:

@@ -44,7 +44,7 @@ class Heartbeat:
         failed = bool(problem) and not self.stopped.is_set()
         if failed:
             print(f"{problem}: ending. --resume continues from the last checkpoint", file=sys.stderr, flush=True)
-        with contextlib.suppress(RuntimeError):  # or the next rank, stuck in a collective operation, would name this one
+        with contextlib.suppress(RuntimeError):  # or the next rank, stuck meanwhile, would name this one
             self.store.set(f"heartbeat/{self.rank}", ENDED)
         if failed:
             os._exit(1)

@@ -20,7 +20,7 @@ from gpt.model import GPTModel
 from gpt.objectives import OBJECTIVES
 from gpt.objectives.objective import Objective, example_rng
 from gpt.run.callbacks import CSVLog, SampleLog
-from gpt.run.plots import read_metrics
+from gpt.run.logging import read_metrics
 from gpt.run.training import resume_run, start_run
 from gpt.trainer import Trainer
 from scripts import run_script

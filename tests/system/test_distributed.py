@@ -26,7 +26,7 @@ from numerics import tolerance
 from gpt.checkpoint import RunFolder
 from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, OptimConfig, TrainConfig, to_toml
 from gpt.run.callbacks import Plot
-from gpt.run.plots import read_metrics
+from gpt.run.logging import read_metrics
 from gpt.run.training import resume_run, start_run
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.text.prepare import prepare_data

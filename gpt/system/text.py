@@ -22,6 +22,11 @@ def unescape(text: str) -> str:
     return re.sub(r"\\[nt\\]", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[0][1]], text)
 
 
+def escape(text: str) -> str:
+    r"""Return a text on one line, which `unescape` reads: \n for a line end, \t for a tab, \\ for a backslash."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+
+
 # No match of a published model's pattern crosses these places, or looks past them: a letter or digit before a space or
 # line end, another sign before a space, and the start of a line. The second is for GPT-2's pattern alone.
 WORD_BREAKS = (

@@ -29,8 +29,9 @@ def write(tmp_path, monkeypatch, capsys):
     """A function that runs generate.py with a small random model, and returns what it prints and its notices."""
     monkeypatch.chdir(tmp_path)
 
-    def run(options: str, prompts=(), *, kind=NextToken, end_of_text=True, prepend_eot=False, **block):
+    def run(options: str, prompts=(), *, kind=NextToken, end_of_text=True, prepend_eot=False, template=None, **block):
         tokenizer = CharTokenizer(LETTERS, end_of_text)
+        tokenizer.chat_template = template
         shape = {"vocab_size": tokenizer.vocab_size, "context_length": 16, "emb_dim": 16, "n_heads": 4, "n_layers": 2}
         config = GPTConfig(**{**shape, "drop_rate": 0.0, **block})
         torch.manual_seed(3)
@@ -94,6 +95,20 @@ def test_json_lines_say_why_a_text_ended(write):
     assert len({row["text"] for row in rows}) > len(PROMPTS)
     out, _, _ = write("--format jsonl --prompt ab --seed 8 --max_new_tokens 9")
     assert json.loads(out) == rows[1]
+
+
+def test_messages_are_answered_in_batches(write):
+    """Each line is a message; the text is the answer. The template's own end token is one, a message's is text."""
+    template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}a"
+    options = "--chat --system 'd\\n' --temperature 0 --max_new_tokens 6"
+    prompts = ["ab", "日é cab", "a"]
+    lines = write(f"{options} --prompts prompts.txt", prompts, template=template)[0].splitlines()
+    for prompt, line in zip(prompts, lines, strict=True):
+        out, _, loaded = write(f"{options} --prompt '{prompt}'", template=template)
+        assert out == unescape(line) + "\n"
+        ids = loaded.tokenizer.encode(f"d\n<|endoftext|>{prompt}<|endoftext|>a", special=True)
+        greedy = generate_text_simple(loaded.objective.model, torch.tensor([ids]), 6, 16)[0, len(ids) :].tolist()
+        assert loaded.tokenizer.decode(greedy).split("<|endoftext|>")[0] == out[:-1]
 
 
 def test_int8_weights_write_in_batches(write):

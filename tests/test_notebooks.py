@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -113,3 +114,14 @@ def test_exercises_are_posed_checked_and_solved(path):
         asked = [cell for cell in cells(path, "code") if f'check("{exercise}"' in cell["source"]]
         assert len(asked) == 1 and "not " in json.dumps(asked[0]["outputs"])  # reported as unanswered
         assert any(f'assert check("{exercise}"' in cell["source"] for cell in solved), exercise
+
+
+def test_the_notebook_on_scale_says_what_the_docs_show():
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    tables = re.findall(r"<!-- scaling of .*? -->\n(.*?)<!--", page, re.S)
+    rows = [re.findall(r"^\| \d+, \d+ \|.*?(\S+e\+\d+) ", table, re.M) for table in tables]
+    words = {5: "five", 6: "six", 7: "seven", 8: "eight"}
+    (sizes, decades) = re.search(r"scaling\.md\) has (\w+) sizes over (\w+)\sdecades", prose(NOTEBOOKS[11])).groups()
+    assert [words[len(row)] for row in rows] == [sizes] * len(tables)
+    assert round(math.log10(float(rows[0][-1]) / float(rows[0][0]))) == {"three": 3, "four": 4, "five": 5}[decades]
+    assert "(predicted)" in tables[0] and "error bar" not in prose(NOTEBOOKS[11])

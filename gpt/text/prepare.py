@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
-from gpt.text.sources import Corpus, open_corpus
+from gpt.text.sources import Corpus, add_text_options, open_texts
 from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
 from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import FORMAT, PreparedData, load_data
@@ -294,38 +294,19 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         "--val_fraction", type=float, default=0.1, metavar="X",
         help="share of the text held out for validation (default: 0.1)",
     )
-    add(
-        "--separator", default="", metavar="TEXT",
-        help="text between the documents of a file, such as '<|endoftext|>' or '\\n\\n' (default: none)",
-    )
-    add("--encoding", default="utf-8", metavar="NAME", help="of the input, any that Python knows (default: utf-8)")
-    add("--field", default="", metavar="NAME", help="the field of each line of a .jsonl that is a document")
-    add("--prompt_field", default="", metavar="NAME", help="the field of each line of a .jsonl that is the prompt")
-    add("--target_field", default="", metavar="NAME", help="the field of each line of a .jsonl that is the target")
     add("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
     # fmt: on
+    add_text_options(parser)
 
 
 def prepare_from(arguments: argparse.Namespace) -> PreparedData:
     """Prepare data as these options say. ValueError if they contradict each other."""
     if missing := [f"--{name}" for name in ("input", "out") if getattr(arguments, name) is None]:
         raise ValueError(f"the following arguments are required: {', '.join(missing)}")
-    pair = tuple(filter(None, (arguments.prompt_field, arguments.target_field)))
-    if len(pair) == 1:
-        raise ValueError("--prompt_field and --target_field name the two halves of a pair: both are needed")
-    if pair and arguments.field:
-        raise ValueError("--field names a document, --prompt_field and --target_field a pair: one or the other")
-    if pair and arguments.separator:
-        raise ValueError("--separator means nothing with --prompt_field: each line of a .jsonl is a pair")
     if arguments.sha256 and len(arguments.input) > 1:
         raise ValueError(f"--sha256 is the checksum of a single input, not of {len(arguments.input)}")
-    separator, *fields = (
-        text.replace("\\n", "\n").replace("\\t", "\t")
-        for text in (arguments.separator, *(pair or filter(None, [arguments.field])))
-    )
-    options = {"separator": separator, "fields": tuple(fields), "encoding": arguments.encoding}
-    corpora = [open_corpus(source, sha256=arguments.sha256, **options) for source in arguments.input]
-    val_corpus = open_corpus(arguments.val_input, **options) if arguments.val_input is not None else None
+    corpora = open_texts(arguments.input, arguments, arguments.sha256)
+    val_corpus = open_texts([arguments.val_input], arguments)[0] if arguments.val_input is not None else None
     return prepare_data(
         corpora, arguments.tokenizer, Path(arguments.out), arguments.val_fraction, val_corpus, arguments.weights
     )

@@ -63,7 +63,7 @@ def test_a_single_text_is_split_at_a_character(tmp_path, gpt2, val_fraction):
 
 @pytest.mark.parametrize("name", ["char", "bpe:300"])
 def test_chunks_do_not_change_the_tokens(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 700)
     data = prepare_data(open_corpus("story"), name, tmp_path / "out", 0.3)
     n = int(len(STORY) * Fraction("0.7"))
     tokenizer = get_tokenizer(name, [STORY])
@@ -95,7 +95,7 @@ def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, chunk,
     expected = [[*mark, *(i for part in parts for i in [*part.encode(), *mark])] for parts in (train, val)]
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpt.text.sources, "CHUNK_BYTES", chunk)
+        patch.setattr(gpt.text.readers, "CHUNK_BYTES", chunk)
         corpus, out = corpus_of(Path(folder, "in"), *files, separator=separator), Path(folder, "out")
         if total < 2 or min(map(len, expected)) < 2 + len(mark):
             with pytest.raises(ValueError, match=r"too short|no text to learn from"):
@@ -122,7 +122,7 @@ def test_the_split_does_not_suffer_from_rounding(tmp_path, n, val_fraction, n_va
 @pytest.mark.parametrize("separator", ["", "\n", "\n\n"])
 def test_ten_or_more_documents_are_split_by_documents(tmp_path, monkeypatch, n, val_fraction, n_val, separator):
     """One per file, or all in one file, read in chunks that end within documents and separators."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 50)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 50)
     texts = [" ".join([f"text {i}."] * (i + 1)) for i in range(n)]
     files = [separator.join(texts)] if separator else texts
     data = prepare_data(corpus_of(tmp_path / "in", *files, separator=separator), BYTES, tmp_path / "out", val_fraction)
@@ -312,7 +312,7 @@ def test_describe_shows_the_counts(tmp_path):
 @pytest.mark.parametrize("separator", ["", "\n"])
 def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     """A file of 2 MB is prepared in a fraction of that: nothing holds the whole text or all of its ids."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 10_000)
     monkeypatch.setattr(gpt.text.prepare, "BATCH_CHARACTERS", 5_000)
     monkeypatch.setattr(gpt.text.prepare, "WORKERS", 2)
     corpus = corpus_of(tmp_path / "in", ("some words " * 100 + "\n") * 1800, separator=separator)
@@ -585,7 +585,7 @@ def test_several_languages_round_trip_together(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe:400"])
 def test_encodings_and_gz_do_not_change_the_tokens(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 101)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 101)
     text = "Déjà vu: «Öl», ½ naïve façade.\r\nSo it ends; or does it?\n" * 30
     found = []
     for encoding in ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-32-be", "gb18030"):
@@ -646,7 +646,7 @@ def test_the_script_lists_the_known_texts(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("separator", ["", "\n\n"])
 def test_the_number_of_threads_does_not_change_the_tokens(tmp_path, monkeypatch, gpt2, separator):
     """A thread gets parts of documents, or several at once; the expected ids come from whole documents."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 700)
     monkeypatch.setattr(gpt.text.prepare, "BATCH_CHARACTERS", 500)
     files = [STORY, "one\r\nline \r\n\r\n\n  <|endoftext|> 中文 😀\r", *[f"{n} geese.\n\n" * n for n in range(1, 12)]]
     texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in files]

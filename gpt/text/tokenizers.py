@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt.text.bpe import train_bpe
 from gpt.text.gguf_tokenizer import from_gguf
-from gpt.text.hf_tokenizer import load_any_tokenizer
+from gpt.text.tokenizer_files import load_any_tokenizer
 from gpt.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
 
 

@@ -4,7 +4,7 @@ import pytest
 from families import SENTENCES, write_family
 
 from gpt.evaluation.report import by_documents, encode_text
-from gpt.text.hf_tokenizer import load_any_tokenizer
+from gpt.text.tokenizer_files import load_any_tokenizer
 from gpt.text.tokenizers import get_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")

@@ -5,6 +5,7 @@ A `Corpus` is a sequence of documents. Each is read in chunks, so a file may be 
 
 import argparse
 import atexit
+import contextlib
 import glob
 import io
 import itertools
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -84,8 +85,8 @@ class Corpus:
     """Documents on disk: one per file or, with a separator, one between separators in each file.
 
     With `fields` a file holds records, and the texts of these fields are documents, in turn; with a single field, .txt
-    and .md files remain plain text. `name` describes the source. `left_out` counts the files of a folder that were not
-    taken, by suffix.
+    and .md files remain plain text. `name` describes the source. `left_out` says which files of a folder were not
+    taken.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Corpus:
     separator: str = ""
     fields: tuple[str, ...] = ()
     encoding: str = "utf-8"
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: str = ""
 
     def documents(self) -> Iterator[Iterable[str]]:
         """Yield each document as its chunks of text. Exhaust one before asking for the next.
@@ -142,7 +143,7 @@ def open_corpus(
         else:
             check_sha256(known.path, sha256, str(known.path), CHECKSUM_ADVICE)
         return Corpus(source, [known.path], separator or known.separator, fields)
-    path, left_out = _find_file(source, sha256), Counter()
+    path, left_out = _find_file(source, sha256), ""
     if path is None and sha256:
         raise ValueError(f"a SHA-256 is that of a file or a download, and {source!r} is neither")
     if path is not None and path.name.lower().endswith(ARCHIVES):
@@ -194,30 +195,37 @@ def _find_file(source: str, sha256: str) -> Path | None:
     return Path(source)
 
 
-def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], Counter[str]]:
-    """Return the files of a folder to read, and the number of the others by suffix, without hidden ones."""
+def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
+    """Return the files of a folder to read, and a line about the others, hidden ones apart. ValueError if none fits."""
     suffixes = RECORDS if len(fields) > 1 else (*PLAIN, *RECORDS) if fields else PLAIN
     files = _files(folder.rglob("*"))
-    left_out = Counter(
-        path.suffix.lower() or path.name
-        for path in files
-        if suffix_of(path) not in suffixes and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
     found = [path for path in files if suffix_of(path) in suffixes]
+    others = [
+        path for path in files if path not in set(found) and "/." not in f"/{path.relative_to(folder).as_posix()}"
+    ]
+    kinds = Counter(path.suffix.lower() or path.name for path in others).most_common()
+    named = [f"{n:,} {kind}" for kind, n in kinds[:5]] + [f"{len(kinds) - 5} other kinds"] * (len(kinds) > 5)
     if not found:
-        there = f", but {describe_left_out(left_out)}" if left_out else ""
-        archive = next((path for path in files if path.name.lower().endswith(ARCHIVES)), None)
-        advice = f"--input {archive} unpacks that one" if archive else f'a glob takes others: "{folder}/**/*"'
         names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        there = f", but {', '.join(named)}" if named else ""
+        archive = next((path for path in others if path.name.lower().endswith(ARCHIVES)), None)
+        advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder)
         raise ValueError(f"the folder {folder} holds no {names} file{there}; {advice}")
-    return found, left_out
+    line = f"{folder}: {len(found):,} files are read, left out are {', '.join(named)}; {_way_to(others, folder)}"
+    return found, line if others else ""
 
 
-def describe_left_out(left_out: Counter[str], n: int = 5) -> str:
-    """Return the numbers of files by suffix as text, the most frequent n of them."""
-    others = sum(left_out.values()) - sum(count for _, count in left_out.most_common(n))
-    named = [f"{count:,} {suffix}" for suffix, count in left_out.most_common(n)]
-    return ", ".join(named + ([f"{others:,} others"] if others else []))
+def _way_to(paths: list[Path], folder: Path) -> str:
+    """Return how the most frequent kind of text among these files is read."""
+    kinds = [kind for kind, _ in Counter(path.suffix.lower() for path in paths if path.suffix).most_common(5)]
+    for kind in kinds:
+        path = next(path for path in paths if path.suffix.lower() == kind)
+        if kind in RECORDS:
+            return "--field NAME reads files of records too"
+        with contextlib.suppress(ValueError, OSError):  # no text
+            if not form(path) and next(read_chunks(path), ""):
+                return f'a glob takes others: "{folder}/**/*{kind}"'
+    return "a glob takes others"
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:

@@ -57,7 +57,7 @@ def write_split(
             count["characters"] += n_characters
             count["bytes"] += n_bytes
             spelled.update(found)
-            n_ends += np.count_nonzero(ids == tokenizer.eot_id) if special else 0
+            n_ends += int(np.count_nonzero(ids == tokenizer.eot_id)) if special else 0
             bar.update(n_characters)
     if special and has_eot:  # the text may end documents itself
         count["documents"] = n_ends - 1

@@ -32,8 +32,8 @@ def notice(line: str) -> None:
 def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool) -> Iterator[str]:
     """Yield one line for each thing that a person should know. `spelled` counts the names of special tokens that the
     text holds as ordinary text; `has_repeats` says that training documents are repeated by their weight."""
-    if spelled:
-        yield describe_spelled(spelled, data.tokenizer)
+    if line := describe_spelled(spelled, data.tokenizer, data.paired):
+        yield line
     kinds = set(np.unique(data.train.tokens[:: 1 + len(data.train.tokens) // MAX_TOKENS]).tolist())
     if len(kinds - {data.tokenizer.eot_id}) < 2:
         yield "the training split holds a single distinct token: there is nothing to learn from it"

@@ -176,13 +176,18 @@ def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
 
     with _progress_bar("counting", sum(path.stat().st_size for path in corpus.paths), "B") as bar:
         lengths = np.fromiter(map(length, corpus.documents()), np.int64)
+    check_lengths(corpus, lengths)
+    if needs_two and len(lengths) < 4:
+        raise ValueError(f"one pair cannot be split into training and validation: {corpus.name} needs two")
+    return lengths
+
+
+def check_lengths(corpus: Corpus, lengths: np.ndarray) -> None:
+    """Raise ValueError for documents of these lengths if they hold no text, or if the target of a pair is empty."""
     if lengths.sum() < 2:
         raise ValueError(f"{corpus.name} holds {lengths.sum()} characters: no text to learn from")
     if len(corpus.fields) == 2 and (empty := np.flatnonzero(lengths[1::2] == 0)).size:
         raise ValueError(f"the target of pair {empty[0] + 1} is empty in {corpus.name}: there is nothing to learn")
-    if needs_two and len(lengths) < 4:
-        raise ValueError(f"one pair cannot be split into training and validation: {corpus.name} needs two")
-    return lengths
 
 
 def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int) -> Tokenizer:

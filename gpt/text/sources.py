@@ -209,23 +209,23 @@ def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
         names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
         there = f", but {', '.join(named)}" if named else ""
         archive = next((path for path in others if path.name.lower().endswith(ARCHIVES)), None)
-        advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder)
+        advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder, fields)
         raise ValueError(f"the folder {folder} holds no {names} file{there}; {advice}")
-    line = f"{folder}: {len(found):,} files are read, left out are {', '.join(named)}; {_way_to(others, folder)}"
+    line = f"{folder}: {len(found):,} files are read, not {', '.join(named)}; {_way_to(others, folder, fields)}"
     return found, line if others else ""
 
 
-def _way_to(paths: list[Path], folder: Path) -> str:
-    """Return how the most frequent kind of text among these files is read."""
+def _way_to(paths: list[Path], folder: Path, fields: tuple[str, ...]) -> str:
+    """Return how the most frequent kind of these files that can be read is read."""
     kinds = [kind for kind, _ in Counter(path.suffix.lower() for path in paths if path.suffix).most_common(5)]
     for kind in kinds:
         path = next(path for path in paths if path.suffix.lower() == kind)
-        if kind in RECORDS:
-            return "--field NAME reads files of records too"
         with contextlib.suppress(ValueError, OSError):  # no text
-            if not form(path) and next(read_chunks(path), ""):
-                return f'a glob takes others: "{folder}/**/*{kind}"'
-    return "a glob takes others"
+            if (records := form(path)) and not fields:
+                return "--field NAME reads files of records too"
+            if records or (len(fields) < 2 and next(read_chunks(path), "")):
+                return f'--input "{folder}/**/*{kind}" takes those'
+    return "a glob takes those of one kind"
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
@@ -295,6 +295,14 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         help="read the names of special tokens in the text as these tokens (default: as ordinary text)",
     )
     # fmt: on
+
+
+def given_text_options(arguments: argparse.Namespace) -> list[str]:
+    """Return those of the options of `add_text_options` that are given."""
+    named = ("separator", "field", "prompt_field", "target_field")
+    given = [name for name in named if getattr(arguments, name)]
+    given += ["encoding"] * (arguments.encoding != "utf-8")
+    return [f"--{name}" for name in given + ["special_tokens"] * (arguments.special_tokens is not None)]
 
 
 def open_texts(sources: list[str], arguments: argparse.Namespace, sha256: str = "") -> list[Corpus]:

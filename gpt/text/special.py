@@ -10,6 +10,7 @@ from gpt.tokenizer import EOT, HuggingFaceTokenizer, Tokenizer
 
 LOOKS_SPECIAL = re.compile(r"<\|\w{1,40}\|>")
 RESERVED = re.compile(r"reserved|unused|extra_id|\d")  # names that no text is written with
+MIN_SPELLED = 5  # times that what looks like a special token, but is none yet, must occur to be one
 MARGIN = 1000  # characters on each side of a border between chunks: longer than any name with its white space
 
 
@@ -68,13 +69,16 @@ def name_counter(tokenizer: Tokenizer, special: bool) -> Callable[[str], Counter
     return count
 
 
-def describe_spelled(spelled: Counter[str], tokenizer: Tokenizer) -> str:
-    """Return the line about names of special tokens that a text holds."""
-    most = spelled.most_common(3)
-    named = ", ".join(f"{name} ({count:,} times)" for name, count in most)
-    others = f" and {len(spelled) - 3} others" if len(spelled) > 3 else ""
-    new = "".join(f" '{name}'" for name in sorted(spelled) if name not in tokenizer.special_tokens)
-    advice = f"--special_tokens{new[:200]} makes each a token of its own"
-    if EOT in spelled:
+def describe_spelled(spelled: Counter[str], tokenizer: Tokenizer, paired: bool) -> str:
+    """Return the line about names of special tokens that a text holds as ordinary text, or "" if there are none."""
+    known = tokenizer.special_tokens
+    found = [(name, n) for name, n in spelled.most_common() if name in known or n >= MIN_SPELLED]
+    if not found:
+        return ""
+    named = ", ".join(f"{name} ({n:,} times)" for name, n in found[:3])
+    others = f" and {len(found) - 3} others" if len(found) > 3 else ""
+    new = "".join(f" '{name}'" for name, _ in found[:10] if name not in known)
+    advice = f"--special_tokens{new} makes each a token of its own"
+    if EOT in spelled and not paired:
         advice += f"; where it ends documents, --separator '{EOT}' does so"
     return f"{named}{others} in the text stay ordinary text: {advice}"

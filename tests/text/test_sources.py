@@ -586,7 +586,7 @@ def test_a_folder_of_pairs_is_its_files_of_records(tmp_path):
     assert documents(open_corpus(str(tmp_path / "*.log"), fields=("q", "a"))) == ["more.log", "x"]
     for name in ("b.jsonl", "0/a.JSONL", "other.json"):
         (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=r"holds no \.jsonl, .* or \.parquet file, but 1 \.log, 1 \.txt; a glob"):
+    with pytest.raises(ValueError, match=r"holds no \.jsonl, .*, but 1 \.log, 1 \.txt; --input .*\.log"):
         open_corpus(str(tmp_path), fields=("q", "a"))
 
 

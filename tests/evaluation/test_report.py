@@ -4,7 +4,8 @@ import pytest
 from families import SENTENCES, write_family
 
 from gpt.evaluation.report import by_documents, encode_text
-from gpt.text.hf_tokenizer import load_any_tokenizer
+from gpt.text.sources import open_corpus
+from gpt.text.tokenizer_files import load_any_tokenizer
 from gpt.text.tokenizers import get_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
@@ -25,7 +26,7 @@ def test_a_text_starts_as_transformers_lets_it(name, folder, tmp_path):
     """A token of its own starts a text: as one text, since no end-of-text token starts the second document."""
     model = write_family(name, tmp_path / "model")
     ours, theirs = load_any_tokenizer(model), transformers.AutoTokenizer.from_pretrained(model)
-    text = encode_text(str(folder), ours, prepend_eot=True)
+    text = encode_text(open_corpus(str(folder)), ours, prepend_eot=True)
     assert text.tokens.tolist() == theirs.encode(TEXT)
     assert text.bytes_per_token == len(TEXT.encode()) / (len(text.tokens) - 1)
     assert not by_documents(ours, True)
@@ -34,7 +35,7 @@ def test_a_text_starts_as_transformers_lets_it(name, folder, tmp_path):
 def test_documents_end_and_start_with_the_same_token(folder):
     gpt2 = get_tokenizer("gpt2")
     first, second = (gpt2.encode(SENTENCES[name]) for name in ("English", "German"))
-    assert encode_text(str(folder), gpt2, True).tokens.tolist() == [50256, *first, 50256, *second, 50256]
-    assert encode_text(str(folder), gpt2, False).tokens.tolist() == gpt2.encode(TEXT)
+    assert encode_text(open_corpus(str(folder)), gpt2, True).tokens.tolist() == [50256, *first, 50256, *second, 50256]
+    assert encode_text(open_corpus(str(folder)), gpt2, False).tokens.tolist() == gpt2.encode(TEXT)
     assert by_documents(gpt2, True)
     assert not by_documents(gpt2, False)

@@ -31,7 +31,9 @@ def main() -> None:
     add("--prompt", type=unescape, metavar="TEXT", help="the text to continue (default: start a new one)")
     add("--prompts", metavar="FILE", help="continue each line of a file, or of standard input (-)")
     add("--field", type=unescape, metavar="NAME",
-        help="--prompts is a .jsonl: its field that is the prompt, or a template, 'Q: {question}\\nA:'")  # fmt: skip
+        help="--prompts holds records (.jsonl, .json, .csv, .tsv, .parquet): the field that is the prompt, or a "
+        "template such as 'Q: {question}\\nA:'")  # fmt: skip
+    add("--encoding", default="utf-8", metavar="NAME", help="of --prompts, any that Python knows (default: utf-8)")
     add("--format", choices=["text", "jsonl"], default="text", help="how results are printed (default: text)")
     add("--batch_size", type=int, default=8, metavar="N", help="prompts in a batch (default: 8)")
     add("--chat", action="store_true", help="answer the prompt as a message, by the model's own chat template")

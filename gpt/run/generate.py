@@ -18,7 +18,8 @@ from gpt.system.device import choose_device
 from gpt.system.memory import set_allocator_flags
 from gpt.system.text import escape
 from gpt.text.chat import encode_chat
-from gpt.text.sources import open_corpus, read_chunks, read_fields
+from gpt.text.readers import form, read_chunks, read_fields
+from gpt.text.sources import open_corpus
 from gpt.text.tokenizers import decode_stream
 from gpt.variants.int8 import Int8GPTModel, weight_bytes
 
@@ -41,7 +42,9 @@ def generate_from(folder: Path | None, arguments: Namespace) -> None:
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
     check_sampling(arguments.max_new_tokens or 0, **sampling)
     listed = arguments.prompts is not None
-    prompts = read_prompts(arguments.prompts, arguments.field) if listed else [arguments.prompt or ""]
+    prompts = [arguments.prompt or ""]
+    if listed:
+        prompts = read_prompts(arguments.prompts, arguments.field, arguments.encoding)
     device = choose_device(arguments.device)
     set_allocator_flags()
     loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
@@ -63,18 +66,18 @@ def generate_from(folder: Path | None, arguments: Namespace) -> None:
             print(json.dumps(result, ensure_ascii=False) if arguments.format == "jsonl" else escape(result["text"]))
 
 
-def read_prompts(source: str, field: str | None) -> list[str]:
-    """Return the lines of a text, the empty ones too, or with `field` that of each line of a .jsonl.
+def read_prompts(source: str, field: str | None, encoding: str = "utf-8") -> list[str]:
+    """Return the lines of a text, the empty ones too, or the texts of a `field` (or template) of records.
 
     `source` is a file or another source of `open_corpus`, such as - for standard input. ValueError if it holds none.
     """
-    if field is None and source.lower().endswith(".jsonl"):
-        raise ValueError(f"{source} holds a JSON object in each line: name the field that is the prompt, --field NAME")
-    corpus = open_corpus(source, fields=(field,) if field else ())
-    prompts = []
+    corpus = open_corpus(source, fields=(field or "",), encoding=encoding)
+    prompts: list[str] = []
     for path in corpus.paths:
         if field:
             prompts += read_fields(path, (field,), corpus.encoding)
+        elif form(path, corpus.encoding):
+            raise ValueError(f"{path} holds records: name the field that is the prompt, --field NAME")
         elif text := "".join(read_chunks(path, corpus.encoding)):
             prompts += text.removesuffix("\n").split("\n")
     if not prompts:

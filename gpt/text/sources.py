@@ -260,7 +260,7 @@ def _python_docs(fields: tuple[str, ...]) -> Corpus:
 
 def _stdin() -> BinaryIO:
     if sys.stdin is None or sys.stdin.isatty():
-        raise ValueError("standard input is a terminal: pipe a text into it, as in `cat book.txt | ... --input -`")
+        raise ValueError("standard input is a terminal: pipe a text into it, as in `cat book.txt | ...`")
     return sys.stdin.buffer
 
 
@@ -280,16 +280,16 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # fmt: off
     add(
-        "--separator", default="", metavar="TEXT",
+        "--separator", default="", type=unescape, metavar="TEXT",
         help="text between the documents of a file, such as '<|endoftext|>' or '\\n\\n' (default: none)",
     )
     add("--encoding", default="utf-8", metavar="NAME", help="of the text, any that Python knows (default: utf-8)")
     add(
-        "--field", default="", metavar="NAME",
+        "--field", default="", type=unescape, metavar="NAME",
         help="the field of each record of a .jsonl, .json, .csv, .tsv or .parquet that is a document",
     )
-    add("--prompt_field", default="", metavar="NAME", help="the field of each record that is the prompt")
-    add("--target_field", default="", metavar="NAME", help="the field of each record that is the target")
+    add("--prompt_field", default="", type=unescape, metavar="NAME", help="the field of each record that is the prompt")
+    add("--target_field", default="", type=unescape, metavar="NAME", help="the field of each record that is the target")
     add(
         "--special_tokens", nargs="*", metavar="NAME",
         help="read the names of special tokens in the text as these tokens (default: as ordinary text)",
@@ -314,6 +314,5 @@ def open_texts(sources: list[str], arguments: argparse.Namespace, sha256: str = 
         raise ValueError("--field names a document, --prompt_field and --target_field a pair: one or the other")
     if pair and arguments.separator:
         raise ValueError("--separator means nothing with --prompt_field: each record is a pair")
-    fields = tuple(map(unescape, pair or filter(None, [arguments.field])))
-    separator = unescape(arguments.separator)
-    return [open_corpus(source, separator, sha256, fields, arguments.encoding) for source in sources]
+    fields = pair or tuple(filter(None, [arguments.field]))
+    return [open_corpus(source, arguments.separator, sha256, fields, arguments.encoding) for source in sources]

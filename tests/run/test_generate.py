@@ -117,11 +117,14 @@ def test_int8_weights_write_in_batches(write):
     assert "int8 weights" in err
 
 
-def test_prompts_of_json_lines_and_of_standard_input(write, tmp_path, monkeypatch):
+def test_prompts_of_records_and_of_standard_input(write, tmp_path, monkeypatch):
     rows = [{"q": "ab", "n": 1}, {"q": "d\nc"}, {"q": ""}]
     (tmp_path / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     out = write("--prompts p.jsonl --field 'c{q}\\n' --format jsonl --max_new_tokens 1")[0]
     assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["cab\n", "cd\nc\n", "c\n"]
+    (tmp_path / "p.csv").write_text('n;q\n1;ab\n2;"d\nc"\n', encoding="utf-16")
+    out = write("--prompts p.csv --field q --encoding utf-16 --format jsonl --max_new_tokens 1")[0]
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["ab", "d\nc"]
     with (tmp_path / "crlf.txt").open("wb") as file:
         file.write("\ufeffab \r\n\r\n日".encode())
     monkeypatch.setattr("sys.stdin", (tmp_path / "crlf.txt").open())
@@ -173,8 +176,8 @@ def test_prompts_that_are_too_long_are_counted(write):
         ("", "the prompt is empty, and the tokenizer has no token that begins a text: write --prompt TEXT"),
         ("--prompts prompts.txt", "prompt 2: the character '日' (U+65E5) is not among the characters"),
         ("--prompts empty.txt", "empty.txt holds no prompt"),
-        ("--prompts p.jsonl", "p.jsonl holds a JSON object in each line: name the field that is the prompt, --field"),
-        ("--prompts p.jsonl --field y", "has no text 'y', but: x"),
+        ("--prompts p.jsonl", "p.jsonl holds records: name the field that is the prompt, --field NAME"),
+        ("--prompts p.jsonl --field y", "has no field 'y', but: x"),
         ("--prompts prompts.txt --prompt a", "--prompt is one prompt, --prompts a file of them: give one"),
         ("--prompt a --field x", "--field names a part of each line of --prompts"),
         ("--chat", "--chat answers a message: write it as --prompt TEXT"),

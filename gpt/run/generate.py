@@ -77,7 +77,7 @@ def read_prompts(source: str, field: str | None, encoding: str = "utf-8") -> lis
         if field:
             prompts += read_fields(path, (field,), corpus.encoding)
         elif form(path, corpus.encoding):
-            raise ValueError(f"{path} holds records: name the field that is the prompt, --field NAME")
+            raise ValueError(f"{corpus.name} holds records: name the field that is the prompt, --field NAME")
         elif text := "".join(read_chunks(path, corpus.encoding)):
             prompts += text.removesuffix("\n").split("\n")
     if not prompts:

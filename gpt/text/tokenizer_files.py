@@ -42,7 +42,12 @@ def load_any_tokenizer(path: str | Path) -> Tokenizer:
         if path.suffix == ".pkl":
             return _from_nanogpt(path)
         saved = _json_object(path)
-        return from_dict(saved if "kind" in saved else from_hf(*_published(path, saved)))
+        if "kind" in saved:
+            return from_dict(saved)
+        tokenizer = from_dict(from_hf(*_published(path, saved)))
+        start = _name(_config(path.parent).get("bos_token"))  # also where it is not put before each text by itself
+        tokenizer.bos_id = tokenizer.special_tokens.get(start, tokenizer.bos_id)
+        return tokenizer
     except (ValueError, pickle.UnpicklingError) as error:
         reason = str(error)
     except Exception as error:  # the library tokenizers raises Exception itself; a damaged file leads to any other

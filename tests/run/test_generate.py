@@ -1,6 +1,5 @@
 """scripts/generate.py: batches against one prompt at a time and against transformers, starts, notices, files."""
 
-import functools
 import json
 import shlex
 
@@ -208,6 +207,7 @@ CHATS = {
     "roles": ({"additional_special_tokens": ["<|user|>", "<|bot|>"]}, [], "<|user|>Hello <|user|> you<|bot|>"),
     "dialog": ({}, [], "Hello there<|endoftext|>How are you?<|endoftext|>"),
     "words": ({}, ["SMILES", "foo bar"], "a SMILES of foo bar and foo bars"),
+    "another start": ({"bos_token": "<s>", "eos_token": "</s>"}, [], "Hello <s>you"),
     "another end": ({"eos_token": "<|im_end|>", "pad_token": "<pad>"}, [], "Hello<|im_end|><pad>you<|endoftext|>"),
 }
 
@@ -231,13 +231,15 @@ def test_text_equals_that_of_transformers(tmp_path, capsys, name):
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
     their.save_pretrained(tmp_path)
-    ids, end = their(prompt, return_tensors="pt").input_ids, their.eos_token_id
-    greedy = functools.partial(model.generate, ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    end, settings = their.eos_token_id, {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    ids = their(prompt, return_tensors="pt").input_ids
     with torch.no_grad():  # the end token is a little likelier than the sixth of the text
-        model.transformer.wte.weight[end] = 1.1 * model.transformer.wte.weight[greedy()[0, ids.size(1) + 5]]
+        sixth = model.generate(ids, **settings)[0, ids.size(1) + 5]
+        model.transformer.wte.weight[end] = 1.1 * model.transformer.wte.weight[sixth]
     model.save_pretrained(tmp_path)
-    new = greedy()[0, ids.size(1) :].tolist()
-    assert end in [*new, *ids[0]]
-    written = their.decode(new[: new.index(end)] if end in new else new)
-    assert run_script(f"generate --pretrained {tmp_path} --prompt '{prompt}' --temperature 0 --max_new_tokens 12") == 0
-    assert capsys.readouterr().out == f"{prompt}{written}\n"
+    for start, option in (ids, f"--prompt '{prompt}'"), (torch.tensor([[their.bos_token_id]]), ""):
+        written = model.generate(start, **settings)[0, start.size(1) :].tolist()
+        assert end in [*written, *start[0]] or not option
+        text = their.decode(written[: written.index(end)] if end in written else written)
+        assert run_script(f"generate --pretrained {tmp_path} {option} --temperature 0 --max_new_tokens 12") == 0
+        assert capsys.readouterr().out == (prompt if option else "") + text + "\n"

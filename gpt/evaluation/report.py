@@ -12,7 +12,6 @@ from gpt.evaluation.samples import Continuations, check_samples, continue_prompt
 from gpt.exchange.models import LoadedModel
 from gpt.loss import Evaluation
 from gpt.objectives.ranks import evaluate_top_k
-from gpt.objectives.sft import SFT
 from gpt.text.prepare import check_lengths, encode_documents
 from gpt.text.sources import Corpus
 from gpt.text.tales import GrammarReport
@@ -98,13 +97,8 @@ def text_as_data(corpus: Corpus, tokenizer: Tokenizer, prepend_eot: bool, specia
 def report_on_objective(
     loaded: LoadedModel, data: PreparedData, options: ReportOptions, device: torch.device, own: bool = True
 ) -> ModelReport:
-    """Evaluate a run by its own objective on the whole validation split of `data`, with baselines if it is its `own`.
-
-    ValueError if the objective reads pairs, and the data hold none.
-    """
+    """Evaluate a run by its own objective on the validation split of `data`, with baselines if these are its `own`."""
     objective = loaded.objective
-    if isinstance(objective, SFT) and not data.paired:
-        raise ValueError(f"{loaded.name} answers prompts: name the fields of pairs, --prompt_field and --target_field")
     data = objective.transform(data)
     config = replace(loaded.checkpoint.config, eval_batches=0, batch_size=options.batch_size)
     evaluation = objective.evaluate(config, data, device)

@@ -1,6 +1,7 @@
 """The output of scripts/evaluate.py: a model's evaluation as text, and the grammar's reports on all checkpoints."""
 
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gpt.evaluation.report import (
 from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar
 from gpt.exchange.models import LoadedModel, open_model, run_data
 from gpt.objectives.ranks import accuracy_with_error
+from gpt.objectives.sft import SFT
 from gpt.run.logging import comparison, describe_evaluation
 from gpt.system.device import choose_device
 from gpt.system.memory import set_allocator_flags
@@ -25,6 +27,7 @@ from gpt.system.paths import find_path
 from gpt.text.notices import notice
 from gpt.text.prepare import has_special_tokens
 from gpt.text.sources import Corpus, given_text_options, open_texts
+from gpt.text.special import describe_spelled, name_counter
 
 LIMITS = {  # what each score does not measure
     "accuracy": "how sure the model was: at 30% or at 99%, the likeliest token counts the same",
@@ -100,8 +103,15 @@ def _text(arguments: Namespace, folder: Path | None, loaded: LoadedModel) -> tup
         notice(corpus.left_out)
     if unknown := [name for name in arguments.special_tokens or () if name not in loaded.tokenizer.special_tokens]:
         raise ValueError(f"{loaded.name} has no special token {unknown[0]!r}: it must be named when data are prepared")
+    if isinstance(loaded.objective, SFT) and len(corpus.fields) != 2:
+        raise ValueError(f"{loaded.name} answers prompts: name the fields of pairs, --prompt_field and --target_field")
     path = find_path(loaded.checkpoint.config.data.path) if folder else Path()
-    return corpus, arguments.special_tokens is not None or has_special_tokens(path)
+    special = arguments.special_tokens is not None or has_special_tokens(path)
+    spelled = sum(map(name_counter(loaded.tokenizer, special), corpus.chunks()), Counter())
+    known = Counter({name: n for name, n in spelled.items() if name in loaded.tokenizer.special_tokens})
+    if line := describe_spelled(known, loaded.tokenizer, paired=len(corpus.fields) == 2):
+        notice(line)
+    return corpus, special
 
 
 def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:

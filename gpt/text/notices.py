@@ -18,6 +18,7 @@ from gpt.tokenizer import BytePairTokenizer, CharTokenizer
 MAX_DOCUMENTS = 200_000  # training documents whose copies are looked for
 MAX_COMPARED = 500  # validation documents that are compared with similar ones
 MAX_TOKENS = 4_000_000  # training tokens that are compared
+MAX_RUNS = 1_000_000  # runs of tokens that are kept for a comparison
 FIRST_TOKENS = 1024  # of each document
 NEAR = 0.8  # share of the runs of a document that make it a near-duplicate
 RUN_BYTES = 30  # bytes that two similar documents share at least
@@ -83,31 +84,41 @@ def _repeats_of_documents(data: PreparedData, has_repeats: bool) -> Iterator[str
 def _near_duplicates(data: PreparedData, val_starts: np.ndarray, val_stops: np.ndarray) -> int:
     """Return how many of these validation documents share NEAR of their runs of tokens with one training document."""
     starts, stops, _ = _documents(data, data.train.tokens, MAX_TOKENS // FIRST_TOKENS)
-    hashes, owners = _runs(data, data.train.tokens, starts, stops)
-    order = np.argsort(hashes, kind="stable")
-    hashes, owners = hashes[order], owners[order]
+    of_train, owners = _runs(data, data.train.tokens, starts, stops)
     of_val, val_owners = _runs(data, data.val.tokens, val_starts, val_stops)
+    one_in = np.int64(1 + len(of_train) // MAX_RUNS)  # the same runs of all documents
+    hashes, owners = _distinct(of_train, owners, one_in)
+    of_val, val_owners = _distinct(of_val, val_owners, one_in)
     first = np.searchsorted(hashes, of_val)
     last = np.minimum(np.searchsorted(hashes, of_val, side="right"), first + 100)  # a run that all share tells little
     near = 0
-    bounds = np.searchsorted(val_owners, np.arange(len(val_starts) + 1))
-    for a, b in itertools.pairwise(bounds.tolist()):
-        if b - a >= 5:
-            sharing = [owners[i:j] for i, j in zip(first[a:b], last[a:b], strict=True) if i < j]
-            near += bool(sharing) and np.bincount(np.concatenate(sharing)).max() >= NEAR * (b - a)
+    for document in range(len(val_starts)):
+        runs = np.flatnonzero(val_owners == document)
+        sharing = [owners[first[i] : last[i]] for i in runs if first[i] < last[i]]
+        if len(runs) >= 5 and sharing:
+            near += np.bincount(np.concatenate(sharing)).max() >= NEAR * len(runs)
     return int(near)
 
 
 def _runs(data: PreparedData, tokens: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return a sample of the hashes of documents' runs of tokens, once per document, and the documents' numbers."""
+    """Return the hashes of all runs of tokens within documents, and the documents' numbers."""
     stops = np.minimum(stops, starts + FIRST_TOKENS)
     text = np.concatenate([tokens[a:b] for a, b in zip(starts, stops, strict=True)] or [tokens[:0]])
     owners = np.repeat(np.arange(len(starts)), stops - starts)
     n, hashes = _hash_runs(text, RUN_BYTES / data.bytes_per_token)
     within = owners[: len(hashes)] == owners[n - 1 :][: len(hashes)]
-    found = np.stack([owners[: len(hashes)], hashes.astype(np.int64)], axis=1)[within & (hashes % 8 == 0)]
-    found = np.unique(found, axis=0)  # sorted by document
-    return found[:, 1], found[:, 0]
+    return hashes[within], owners[: len(hashes)][within]
+
+
+def _distinct(hashes: np.ndarray, owners: np.ndarray, one_in: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a sample of hashes in ascending order, each once per document, with the documents' numbers."""
+    chosen = hashes % one_in == 0
+    hashes, owners = hashes[chosen], owners[chosen]
+    order = np.lexsort((owners, hashes))
+    hashes, owners = hashes[order], owners[order]
+    new = np.ones(len(hashes), bool)
+    new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    return hashes[new], owners[new]
 
 
 def _hash_runs(tokens: np.ndarray, length: float) -> tuple[int, np.ndarray]:
@@ -117,7 +128,7 @@ def _hash_runs(tokens: np.ndarray, length: float) -> tuple[int, np.ndarray]:
         hashes = hashes[:-n] * np.uint64(0xD6E8FEB86659FD93) + hashes[n:]
         hashes ^= hashes >> np.uint64(29)
         n *= 2
-    return n, hashes >> np.uint64(1)
+    return n, (hashes >> np.uint64(1)).astype(np.int64)
 
 
 def _repeats_of_text(data: PreparedData) -> Iterator[str]:
@@ -126,13 +137,14 @@ def _repeats_of_text(data: PreparedData) -> Iterator[str]:
     train, val = data.train.tokens, data.val.tokens
     n, known = _hash_runs(_spread(train, MAX_TOKENS), length)
     n, asked = _hash_runs(_spread(val, MAX_TOKENS // 8), length)
-    if len(asked) and len(known):
-        share = np.isin(asked, known[known % 8 == 0])[asked % 8 == 0].mean() if (asked % 8 == 0).any() else 0.0
-        if share >= 0.1:
-            yield (
-                f"{share:.0%} of the validation text also stands in the training text, in runs of {n} tokens: the "
-                f"validation loss measures memory too; remove copies before preparing"
-            )
+    one_in = 1 + len(known) // MAX_RUNS
+    asked = asked[asked % one_in == 0]
+    share = np.isin(asked, known[known % one_in == 0]).mean() if len(asked) else 0.0
+    if share >= 0.1:
+        yield (
+            f"{share:.0%} of the validation text also stands in the training text, in runs of {n} tokens: the "
+            f"validation loss measures memory too; remove copies before preparing"
+        )
 
 
 def _spread(tokens: np.ndarray, most: int, n: int = 16) -> np.ndarray:

@@ -259,8 +259,12 @@ def _json_records(path: Path, kind: str, names: KeysView[str], encoding: str) ->
     """Yield the records of JSON lines, or of one JSON text: an array, an object that holds one, or a single object."""
     lines = split_at(read_chunks(path, encoding), "\n")
     first, second = next(lines, ""), next(lines, "")
+    if not first:
+        return
     if first.startswith("[") or (kind == ".json" and not (second and _is_json(first))):
         whole = _parse("\n".join(itertools.chain([first, second], lines)), path)
+        if isinstance(whole, dict) and all(isinstance(value, dict) and "0" in value for value in whole.values()):
+            raise ValueError(f"{path} holds columns, not records: write it by to_json(orient='records') of pandas")
         arrays = [value for value in whole.values() if _is_array(value)] if isinstance(whole, dict) else [whole]
         if len(arrays) > 1 and names.isdisjoint(whole):
             there = ", ".join(key for key, value in whole.items() if _is_array(value))
@@ -300,6 +304,8 @@ def _table_rows(path: Path, kind: str, names: KeysView[str], encoding: str) -> I
     n = 0
     try:
         header = [name.strip() for name in next(rows, [])]
+        if twice := [name for name in names if header.count(name) > 1]:
+            raise ValueError(f"{path} has the field {twice[0]!r} twice in its first line: rename one of them")
         if header and (missing := [name for name in names if name not in header]):
             raise ValueError(f"{path} has no field {missing[0]!r}, but in its first line: {', '.join(header)[:200]}")
         for row in filter(None, rows):

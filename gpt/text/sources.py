@@ -211,8 +211,7 @@ def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
         archive = next((path for path in others if path.name.lower().endswith(ARCHIVES)), None)
         advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder, fields)
         raise ValueError(f"the folder {folder} holds no {names} file{there}; {advice}")
-    line = f"{folder}: {len(found):,} files are read, not {', '.join(named)}; {_way_to(others, folder, fields)}"
-    return found, line if others else ""
+    return found, f"{folder}: left out are {', '.join(named)}; {_way_to(others, folder, fields)}" if others else ""
 
 
 def _way_to(paths: list[Path], folder: Path, fields: tuple[str, ...]) -> str:

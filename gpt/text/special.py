@@ -75,8 +75,8 @@ def describe_spelled(spelled: Counter[str], tokenizer: Tokenizer, paired: bool) 
     found = [(name, n) for name, n in spelled.most_common() if name in known or n >= MIN_SPELLED]
     if not found:
         return ""
-    named = ", ".join(f"{name} ({n:,} times)" for name, n in found[:3])
-    others = f" and {len(found) - 3} others" if len(found) > 3 else ""
+    named = ", ".join(f"{name} ({n:,} time{'s' * (n > 1)})" for name, n in found[:3])
+    others = f" and {len(found) - 3} more" if len(found) > 3 else ""
     new = "".join(f" '{name}'" for name, _ in found[:10] if name not in known)
     advice = f"--special_tokens{new} makes each a token of its own"
     if EOT in spelled and not paired:

@@ -138,6 +138,8 @@ def test_numbers_and_truth_are_written_as_in_json(tmp_path, value, text):
         ("a.csv", "text,b\none\n", r"record 1 .* has no field 'b', but: text"),
         ("a.csv", "one,two\n", r"a\.csv has no field 'b', but in its first line: one, two"),
         ("a.json", '{"a": [{"x": 1}], "c": [{"x": 1}]}', r"holds several arrays \(a, c\)"),
+        ("a.csv", "b,b\none,two\n", r"a\.csv has the field 'b' twice in its first line"),
+        ("a.json", '{"b": {"0": "x", "1": "y"}}', r"a\.json holds columns, not records: .*orient='records'"),
         ("a.json", '[{"b": "x"}, ', r"a\.json is not JSON"),
         ("a.json", '["x", "y"]', r"record 1 .* has no field 'b', but: a text"),
     ],
@@ -148,6 +150,23 @@ def test_records_that_cannot_be_read_are_named(tmp_path, name, data, message):
     with pytest.raises(ValueError, match=message) as caught:
         documents(tmp_path / name, "b")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.json", ""), ("a.json", "[]"), ("a.csv", ""), ("a.csv", "b,c\n"), ("a.jsonl", " ")]
+)
+def test_no_records_are_no_texts(tmp_path, name, data):
+    (tmp_path / name).write_text(data)
+    assert documents(tmp_path / name, "b") == []
+    with pytest.raises(ValueError, match="holds no records: there is nothing to read"):
+        documents(tmp_path / name)
+
+
+def test_a_folder_of_single_objects_and_tables(tmp_path):
+    (tmp_path / "1.json").write_text(json.dumps({"text": "one", "notes": [{"x": 1}], "tags": ["a"]}))
+    (tmp_path / "2.csv").write_text("text\ntwo\n")
+    (tmp_path / "3.md").write_text("three")
+    assert documents(tmp_path, "text") == ["one", "two", "three"]
 
 
 # --- compression ------------------------------------------------------------------------------------------------------

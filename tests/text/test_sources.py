@@ -361,6 +361,23 @@ def test_a_folder_is_its_txt_and_md_files_sorted(library):
     assert "".join(corpus.chunks()) == "".join(f"text of {name}\n" for name in names)
 
 
+def test_what_a_folder_leaves_out_is_said(library, tmp_path):
+    """With the way to the most frequent kind that is text; hidden files do not count."""
+    for name, data in {".git/x": b"", "a.png": b"\x89PNG", "b.png": b"\x89PNG", "c.jsonl": b'{"t": "x"}'}.items():
+        (library / name).parent.mkdir(exist_ok=True)
+        (library / name).write_bytes(data)
+    line = open_corpus(str(library)).left_out
+    assert line.startswith(f"{library}: left out are 2 .png, 1 .log, 1 .jsonl, 1 .rst; ")
+    assert line.endswith(f'--input "{library}/**/*.log" takes those')
+    assert ".jsonl" not in open_corpus(str(library), fields=("t",)).left_out
+    (library / "0/data.log").unlink()
+    (library / "notes.rst").unlink()
+    assert open_corpus(str(library)).left_out.endswith("1 .jsonl; --field NAME reads files of records too")
+    (library / "only").mkdir()
+    (library / "only" / "a.md").write_text("text")
+    assert open_corpus(str(library / "only")).left_out == open_corpus("story").left_out == ""
+
+
 def test_the_working_folder_has_its_own_name(library, monkeypatch):
     monkeypatch.chdir(library)
     assert open_corpus(".").name == library.name

@@ -137,9 +137,9 @@ def test_generate_continues_prompts_or_fills_masks(name, workspace, tmp_path, mo
     if not objective.continues_prompts:
         assert run_script("generate --run mine --prompt '7 green'") == 2
         assert "write [MASK] into the prompt" in capfd.readouterr()[1]
-    for arguments in ("--text story", "--weights int8") if not objective.reads_any_text else ():
+    for arguments in ("--context 8", "--weights int8") if not objective.reads_any_text else ():
         assert run_script(f"evaluate --run mine {arguments}") == 2
-        words = f"{arguments.removesuffix(' story')} is for models that predict the next token"
+        words = f"{arguments.removesuffix(' 8')} is for models that predict the next token"
         assert words in capfd.readouterr()[1]
 
 

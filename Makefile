@@ -65,7 +65,8 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 data/tales/meta.json: gpt/text/tales.py gpt/text/grammar.py | .venv/installed
-	"$(BIN)" scripts/prepare_data.py --input tales --tokenizer bpe:2048 --val_fraction 0.01 --out data/tales
+	"$(BIN)" scripts/prepare_data.py --input tales --tokenizer bpe:2048 --val_fraction 0.01 --out data/tales \
+	  --overwrite
 
 .venv/installed: requirements.txt pyproject.toml
 	"$(PYTHON)" -m venv .venv

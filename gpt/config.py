@@ -27,11 +27,11 @@ GPT_CONFIG_124M = {
 }
 
 
-def _setting(default: Any, meaning: str, low: Any = None, high: Any = None, applies_to: str = "") -> Any:
+def _setting(default: Any, meaning: str, low: Any = None, high: Any = None, applies_to: str = "", **more) -> Any:
     """Return a dataclass field with its meaning, shown by --help, the closed interval of its values, and the objectives
-    or adapters that have this setting; it is an error to set it for others."""
+    or adapters that have this setting: an error for others. text=True: an option for it reads \\n as a line end."""
     meaning = f"{applies_to}: {meaning}" if applies_to else meaning
-    return field(default=default, metadata={"help": meaning, "low": low, "high": high, "applies_to": applies_to})
+    return field(default=default, metadata={"help": meaning, "low": low, "high": high, "applies_to": applies_to} | more)
 
 
 class _Config:
@@ -195,7 +195,7 @@ class TrainConfig(_Config):
     save_every: int = _setting(500, "steps between checkpoints; 0: only at the end", 0)
     keep_checkpoints: int = _setting(2, "number of latest checkpoints to keep; the best one is kept as well", 1)
     sample_every: int = _setting(100, "steps between generated samples; 0: only at the end", 0)
-    sample_prompt: str = _setting("", "prompt of the samples; empty: the first token of the training split")
+    sample_prompt: str = _setting("", "prompt of the samples; empty: the first token of the training split", text=True)
     device: str = _setting("auto", "auto (the first available of cuda, mps, cpu), cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = _setting("auto", "of matrix products; auto: bfloat16 if supported")
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")

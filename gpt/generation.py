@@ -41,13 +41,13 @@ def sample_token(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> Tensor:
     """Sample one token per row, (B,), from softmax(logits / temperature) for logits (B, V); temperature 0 is greedy.
 
     top_k keeps the k most probable tokens (Fan et al. 2018, arXiv:1805.04833). top_p then keeps the smallest set of the
     most probable ones with a total probability of at least top_p (nucleus sampling, Holtzman et al. 2020,
-    arXiv:1904.09751). FloatingPointError if the logits are NaN.
+    arXiv:1904.09751). `generator` may be a list, one for each row. FloatingPointError if the logits are NaN.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -64,7 +64,9 @@ def sample_token(
     probabilities = logits.softmax(dim=-1)
     if not probabilities.isfinite().all():
         raise FloatingPointError("the model's logits are not finite: its weights have diverged")
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    generators = generator if isinstance(generator, list) else [generator]
+    parts = zip(probabilities.chunk(len(generators)), generators, strict=True)
+    return torch.cat([torch.multinomial(p, 1, generator=g)[:, 0] for p, g in parts])
 
 
 @torch.no_grad()
@@ -76,7 +78,7 @@ def generate_stream(
     top_k: int | None = None,
     top_p: float | None = None,
     stop_id: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of each row, (B,), step by step. Arguments as in `generate`.
 
@@ -138,7 +140,7 @@ def _make_room(model: nn.Module, cache: KVCache, padding: Tensor) -> Tensor:
     return padding
 
 
-def _padding_arguments(padding: Tensor, cache: KVCache, new: Tensor, is_rotary: bool) -> dict[str, Tensor]:
+def _padding_arguments(padding: Tensor, cache: KVCache, new: Tensor, is_rotary: bool) -> dict[str, Tensor | None]:
     """Return mask and learned positions of new tokens (B, T), where row b starts with padding[b] of padding.
 
     Empty if no key is padding: the default causal mask and positions are right, and faster. Rotary positions may start
@@ -151,8 +153,7 @@ def _padding_arguments(padding: Tensor, cache: KVCache, new: Tensor, is_rotary: 
     query = column[-new.size(1) :]  # (T,)
     visible = (column <= query[:, None]) & (column >= padding[:, None, None])  # (B, T, S)
     own = column == query[:, None]  # a padding column sees itself: a softmax over nothing is NaN
-    positions = {} if is_rotary else {"positions": (query - padding[:, None]).clamp(min=0)}
-    return {"mask": visible | own, **positions}
+    return {"mask": visible | own, "positions": None if is_rotary else (query - padding[:, None]).clamp(min=0)}
 
 
 def generate(
@@ -163,7 +164,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     stop_id: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> Tensor | list[Tensor]:
     """Continue token ids by up to max_new_tokens. Return prompts and continuations, (B, T + new) for `idx` (B, T).
 
@@ -177,8 +178,7 @@ def generate(
     if isinstance(idx, Tensor):
         return torch.cat([idx, *[chosen[:, None].to(idx.device) for chosen in new]], dim=1)
     texts = []
-    for row, prompt in enumerate(idx):
-        written = [int(chosen[row]) for chosen in new]
+    for prompt, *written in zip(idx, *(chosen.tolist() for chosen in new), strict=True):
         end = written.index(stop_id) + 1 if stop_id in written else len(written)
         texts.append(torch.cat([prompt, prompt.new_tensor(written[:end])]))
     return texts

@@ -11,7 +11,6 @@ import copy
 import importlib.util
 import itertools
 import json
-import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,9 +20,11 @@ import numpy as np
 import tiktoken
 
 from gpt.system.files import sha256
-from gpt.system.text import check_text, chunk_text, piece_bytes, unspell
+from gpt.system.text import check_text, chunk_text, piece_bytes, split_at_names, unspell
 
 EOT = "<|endoftext|>"
+# What tokenizer.json of any kind may add: the tokens that end and start a text, a template, names by how they match.
+ROLES = ("eot", "bos", "chat_template", "plain", "lstrip", "rstrip", "single_word", "normalized", "unmatched")
 
 # GPT-2's rule for splitting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
 # then letters, digits or other signs, each with one leading space, then runs of white space.
@@ -48,25 +49,26 @@ class Tokenizer:
         used = {i for _, i in tokens} | set(special_tokens.values())
         special_tokens = special_tokens | {f"<|unused {i}|>": i for i in range(max(used)) if i not in used}
         tokens += [(name.encode(), i) for name, i in special_tokens.items()]
-        self.name, self.saved, self.special_tokens = name, saved, special_tokens
+        self.name, self.saved, self.special_tokens = name, {}, special_tokens
         self.vocab_size = self.base_vocab_size = len(tokens)
         if len(tokens) != max(used) + 1:
             raise ValueError(f"the ids of the tokenizer {name} are not 0 to {max(used)}, each of one token")
         self._bytes = [token for token, _ in sorted(tokens, key=lambda token: token[1])]
-        self.eot_id = special_tokens.get(saved.get("eot", EOT))
-        self.bos_id = special_tokens.get(saved.get("bos"), self.eot_id)
-        self.chat_template: str | None = saved.get("chat_template")
+        self._add_to_saved(saved)
+
+    def _add_to_saved(self, content: dict[str, Any]) -> None:
+        self.saved = self.saved | content
+        self.eot_id = self.special_tokens.get(self.saved.get("eot", EOT))
+        self.bos_id = self.special_tokens.get(self.saved.get("bos"), self.eot_id)
+        self.chat_template: str | None = self.saved.get("chat_template")
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Return the token ids. With `special`, the names of special tokens in the text become these tokens.
 
         Raises ValueError for text that the vocabulary cannot express: an unknown character, a lone surrogate.
         """
-        if not special or not self.special_tokens:
-            return self.encode_to_numpy(text).tolist()
-        names = sorted(self.special_tokens, key=len, reverse=True)  # of two that match, the longer one
-        parts = re.split(f"({'|'.join(map(re.escape, names))})", text)  # ordinary text and names alternate
-        ids = ([self.special_tokens[part]] if i % 2 else self.encode(part) for i, part in enumerate(parts))
+        parts = split_at_names(text, self.special_tokens, self.saved) if special else [text]
+        ids = ([part] if isinstance(part, int) else self.encode_to_numpy(part).tolist() for part in parts)
         return list(itertools.chain.from_iterable(ids))
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
@@ -174,14 +176,17 @@ class HuggingFaceTokenizer(Tokenizer):
         as_bytes = unspell if self._byte_level else piece_bytes
         tokens = [(as_bytes(token), i) for token, i in file["model"]["vocab"].items() if token not in special]
         super().__init__("hugging_face", tokens, special, saved)
-        self._with_special = Engine.from_str(json.dumps(file))
+        self._with_special, self._names = Engine.from_str(json.dumps(file)), self.special_tokens
         self._engine = Engine.from_str(json.dumps(file | {"added_tokens": []}))  # their names are ordinary text to it
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """As in the base class, but a text has one space before it, however many special tokens divide it."""
-        if special and not self.added_tokens:
-            return self._with_special.encode(check_text(text), add_special_tokens=False).ids
-        return super().encode(text, special)
+        if not special:
+            return super().encode(text)
+        if self._names is not self.special_tokens:  # with_special_tokens has added some to this copy
+            self._names, self._with_special = self.special_tokens, copy.deepcopy(self._with_special)
+            self._with_special.add_special_tokens(self.added_tokens)
+        return self._with_special.encode(check_text(text), add_special_tokens=False).ids
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """Return the token ids, uint32. Raises ValueError for a lone surrogate."""
@@ -234,7 +239,9 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
         tokenizer = HuggingFaceTokenizer(saved)
     else:
         raise ValueError(f"unknown kind {kind!r}")
-    return with_special_tokens(tokenizer, saved.get("special_tokens", []))
+    tokenizer = with_special_tokens(tokenizer, saved.get("special_tokens", []))
+    tokenizer._add_to_saved({key: saved[key] for key in ROLES if key in saved})
+    return tokenizer
 
 
 def _gpt2() -> BytePairTokenizer:

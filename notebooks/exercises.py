@@ -38,10 +38,14 @@ class Result:
 
 
 def check(exercise: str, answer: Any = ...) -> Result:
-    """Check the answer to an exercise, such as "06.2". Return a Result, with a hint if it is wrong. Never raise."""
+    """Check the answer to an exercise, such as "06.2". Return a Result, with a hint if it is wrong, of whatever type.
+
+    ValueError if there is no such exercise.
+    """
+    asked, exercise = exercise, str(exercise).zfill(4)  # 6.2 is 06.2
     if exercise not in _load(exercise):
         raise ValueError(
-            f"there is no exercise {exercise!r}: give the number of the notebook and of the exercise, such as '06.2'"
+            f"there is no exercise {asked!r}: give the number of the notebook and of the exercise, such as '06.2'"
         )
     if answer is ... or answer is None:
         return Result(False, f"{exercise}: not answered yet. Replace the dots with your answer.")
@@ -68,18 +72,26 @@ def exercise(number: str) -> Callable:
 Mistakes = Sequence[tuple[Any, str]]  # (result of a known mistake, its hint)
 
 
+def as_number(given: Any, what: str = "The answer is one number; yours") -> float:
+    """Return a number of any type as a float, NaN included. For anything else raise Wrong: `what` "is a list"."""
+    kind = Wrong(f"{what} is a {type(given).__name__}.")
+    if isinstance(given, bool | str | bytes) or callable(given):
+        raise kind
+    try:
+        if hasattr(given, "shape"):
+            given = torch.as_tensor(given)
+            if given.numel() != 1:
+                raise Wrong(f"{what} has the shape {tuple(given.shape)}.")
+        return float(given)
+    except OverflowError:
+        raise Wrong(f"{what} is too large for a float.") from None
+    except (TypeError, ValueError, RuntimeError):
+        raise kind from None
+
+
 def number(answer: Any, right: float, mistakes: Mistakes = (), hint: str = "", tolerance: float = 1e-3) -> None:
     """Compare one number, within a relative `tolerance`. `hint` is for answers that no known mistake explains."""
-    if isinstance(answer, bool | str) or callable(answer):
-        raise Wrong(f"The answer is one number; yours is a {type(answer).__name__}.")
-    if isinstance(answer, Tensor) or hasattr(answer, "shape"):
-        answer = torch.as_tensor(answer)
-        if answer.numel() != 1:
-            raise Wrong(f"The answer is one number; yours has the shape {tuple(answer.shape)}.")
-    try:
-        answer = float(answer)
-    except (TypeError, ValueError):
-        raise Wrong(f"The answer is one number; yours is a {type(answer).__name__}.") from None
+    answer = as_number(answer)
     if math.isnan(answer):
         raise Wrong("It is NaN. Do you multiply 0 by infinity, or take the logarithm of a negative number?")
     hint = f" {hint}" if hint else ""

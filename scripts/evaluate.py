@@ -5,6 +5,7 @@
     python scripts/evaluate.py --run story-001 --weights int8
     python scripts/evaluate.py --run tales-001 --continuations 100
     python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
+    python scripts/evaluate.py --run questions-001 --text test.jsonl --prompt_field question --target_field answer
     python scripts/evaluate.py --pretrained gpt2 --text book.txt --context 1024 --stride 512
 
 A perplexity depends on the tokenizer, the context and the stride, so they are printed with it. Bits per byte are
@@ -13,7 +14,8 @@ comparable across tokenizers. On its validation split a run is compared with bas
 Accuracy is the share of tokens to which the model gives the highest probability. BLEU and ROUGE compare what the model
 writes with the true text: it continues --continuations prompts from the text greedily.
 
-A run with an objective other than next-token prediction is evaluated by that objective, on its validation split.
+A run with an objective other than next-token prediction is evaluated by that objective. --text and the options that
+say how it is read are those of prepare_data.py.
 
 --weights int8 also prints the loss with int8 weights, which generate.py can use.
 
@@ -22,6 +24,7 @@ rule the others break first. --checkpoint all does so for each checkpoint, and d
 """
 
 from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run
+from gpt.text.sources import add_text_options
 
 
 def main() -> None:
@@ -32,6 +35,7 @@ def main() -> None:
         "--text", metavar="TEXT",
         help="a file, folder, glob, story, tales:N:SEED or - (default: the validation split)",
     )  # fmt: skip
+    add_text_options(parser)
     numbers = {
         "context": (None, "tokens of context (default: the model's context_length)"),
         "stride": (None, "tokens between the starts of two examples; less than the context: they overlap (default: "

@@ -9,22 +9,23 @@
     python scripts/prepare_data.py --input old.txt.gz --encoding cp1252 --out data/old
     python scripts/prepare_data.py --input shakespeare --tokenizer char --out data/shakespeare_char
     python scripts/prepare_data.py --input story tales python-docs --weights 3 0.5 1 --tokenizer bpe:4096 --out data/mix
-    python scripts/prepare_data.py --input articles.jsonl --field text --out data/articles
+    python scripts/prepare_data.py --input articles.csv --field text --out data/articles
     python scripts/prepare_data.py --input pairs.jsonl --prompt_field question --target_field answer --out data/pairs
-    python scripts/prepare_data.py --input tasks.jsonl --prompt_field "Task: {task}\\n\\n{input}\\n\\n" \\
+    python scripts/prepare_data.py --input tasks.json --prompt_field "Task: {task}\\n\\n{input}\\n\\n" \\
         --target_field "{output}" --out data/tasks
+    python scripts/prepare_data.py --input chats.txt --special_tokens "<|user|>" "<|bot|>" --out data/chats
     python scripts/prepare_data.py --input https://example.org/books.zip --sha256 HEX --out data/books
 
 An input is a text known by name (see --list), a file, a folder (its .txt and .md files), a glob, a URL, or - for
 standard input: text in any language and of any size, in UTF-8 or the --encoding you name. tales:N are N tales and
-tales:N:SEED are others; summaries:N:SEED are pairs of a tale and its summary. A .gz is decompressed. A URL, or a text
-that "needs the network", is downloaded to data/downloads once; if that breaks off, run the same command again to
-resume. A .zip or .tar archive is unpacked there and read as a folder.
+tales:N:SEED are others; summaries:N:SEED are pairs of a tale and its summary. A .gz, .bz2, .xz or .zst is decompressed.
+A URL, or a text that "needs the network", is downloaded to data/downloads once; if that breaks off, run the same
+command again to resume. A .zip or .tar archive is unpacked there and read as a folder.
 
-Each file is a document; with --separator, each text between separators; with --field, that field of each line of a
-.jsonl (.txt and .md files remain plain text); with --prompt_field and --target_field, each line of a .jsonl is a pair,
-for the objective sft. A field may be a template: {name} is replaced by the text of that field, {{ and }} are braces,
-and \\n is a line end.
+Each file is a document; with --separator, each text between separators; with --field, that field of each record of a
+.jsonl, .json, .csv, .tsv or .parquet (.txt and .md files remain plain text); with --prompt_field and --target_field,
+each record is a pair, for the objective sft. A field may be a template: {name} is replaced by the text of that field,
+{{ and }} are braces, and \\n is a line end. A name with dots leads into objects and lists, as in turns.0.value.
 
 The last tenth of the characters of each input is held out for validation; with ten documents or more, the last tenth of
 its documents. --weights say how often the rest of each input is repeated in the training split; validation text is

@@ -372,7 +372,7 @@ FIELDS = "--prompt_field q --target_field a"
         (f"{PREPARE} pairs.jsonl --prompt_field q --target_field b", "record 1 of pairs.jsonl ... 'b' ... q, a"),
         (f"{PREPARE} broken.jsonl {FIELDS}", "record 2 of broken.jsonl is not JSON"),
         (f"{PREPARE} unanswered.jsonl {FIELDS}", "pair 2 is empty"),
-        (f"{PREPARE} pairs.jsonl", "pairs.jsonl ... --field text"),
+        (f"{PREPARE} pairs.jsonl", "pairs.jsonl ... --field q"),
         (f"{PREPARE} pairs.jsonl --field 'Q: {{q}} {{z}}'", "record 1 of pairs.jsonl ... 'z' ... q, a"),
         (f"{PREPARE} text.txt summaries:3", "pairs"),
         (f"{PREPARE} text.txt --weights 1 2", "weights ... 1 ... not 2"),

@@ -288,3 +288,17 @@ def test_text_to_token_ids_and_back():
     assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == "Every effort moves you"
     with pytest.raises(ValueError, match="one sequence"):
         token_ids_to_text(ids.expand(2, -1), tokenizer)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 4}, {"top_p": 0.8}], ids=str)
+def test_a_generator_for_each_row_samples_it_as_by_itself(settings):
+    logits = torch.randn(5, 11)
+
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in range(5)]
+
+    together = sample_token(logits, generator=generators(), **settings)
+    alone = [sample_token(row[None], generator=g, **settings) for row, g in zip(logits, generators(), strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+    with pytest.raises(ValueError, match="zip"):
+        sample_token(logits, generator=generators()[:4])

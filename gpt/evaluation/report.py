@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +12,10 @@ from gpt.evaluation.samples import Continuations, check_samples, continue_prompt
 from gpt.exchange.models import LoadedModel
 from gpt.loss import Evaluation
 from gpt.objectives.ranks import evaluate_top_k
-from gpt.text.prepare import encode_documents
-from gpt.text.sources import open_corpus
+from gpt.text.prepare import check_lengths, encode_documents
+from gpt.text.sources import Corpus
 from gpt.text.tales import GrammarReport
-from gpt.token_files import PreparedData
+from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
 from gpt.variants.int8 import Int8GPTModel
 
@@ -63,31 +64,46 @@ def by_documents(tokenizer: Tokenizer, prepend_eot: bool) -> bool:
     return prepend_eot and tokenizer.bos_id == tokenizer.eot_id
 
 
-def encode_text(name: str, tokenizer: Tokenizer, prepend_eot: bool) -> TextTokens:
-    """Return the token ids of a text, named as in `gpt.text.sources.open_corpus`; ValueError if it cannot be read.
+def encode_text(corpus: Corpus, tokenizer: Tokenizer, prepend_eot: bool, special: bool = False) -> TextTokens:
+    """Return the token ids of a corpus; with `special`, names of special tokens in it are these tokens.
 
     With `prepend_eot` end-of-text tokens separate its documents; otherwise, and if another token than this one starts a
     text, it is one text.
     """
-    corpus = open_corpus(name)
     texts = ["".join(document) for document in corpus.documents()]
     if by_documents(tokenizer, prepend_eot):
-        tokens = encode_documents(texts, tokenizer, has_eot=True)
+        tokens = encode_documents(texts, tokenizer, True, special)
     else:
         start = [tokenizer.bos_id] * prepend_eot
-        tokens = np.array([*start, *tokenizer.encode("".join(texts))], np.int64)
+        tokens = np.array([*start, *tokenizer.encode("".join(texts), special)], np.int64)
     n_bytes = sum(len(text.encode()) for text in texts)
     return TextTokens(corpus.name, tokens, n_bytes / max(1, len(tokens) - prepend_eot))
 
 
+def text_as_data(corpus: Corpus, tokenizer: Tokenizer, prepend_eot: bool, special: bool = False) -> PreparedData:
+    """Return a corpus as if it had been prepared and held out for validation, for objectives that read such data.
+
+    ValueError for pairs whose target is empty, and for a corpus without text.
+    """
+    texts, paired = ["".join(document) for document in corpus.documents()], len(corpus.fields) == 2
+    check_lengths(corpus, np.array([len(text) for text in texts], np.int64))
+    has_eot = tokenizer.eot_id is not None and (prepend_eot or len(texts) > 1)
+    tokens = encode_documents(texts, tokenizer, has_eot, special)
+    n_bytes = sum(len(text.encode()) for text in texts)
+    split = TokenFile(Path(corpus.name), tokens, len(texts), sum(map(len, texts)), n_bytes, sha256="")
+    return PreparedData(Path(corpus.name), corpus.name, tokenizer, has_eot, split, split, paired)
+
+
 def report_on_objective(
-    loaded: LoadedModel, data: PreparedData, options: ReportOptions, device: torch.device
+    loaded: LoadedModel, data: PreparedData, options: ReportOptions, device: torch.device, own: bool = True
 ) -> ModelReport:
-    """Evaluate a run by its own objective on the whole validation split of `data`."""
+    """Evaluate a run by its own objective on the validation split of `data`, with baselines if these are its `own`."""
     objective = loaded.objective
     data = objective.transform(data)
     config = replace(loaded.checkpoint.config, eval_batches=0, batch_size=options.batch_size)
     evaluation = objective.evaluate(config, data, device)
+    if not own:
+        return ModelReport(evaluation, data.source)
     baselines = compute_baselines(objective, config, data)
     grammar = _check_tales(loaded, data, baselines, options)
     return ModelReport(evaluation, split_tokens(data).name, baselines=baselines, grammar=grammar)

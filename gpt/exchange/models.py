@@ -77,11 +77,16 @@ def load_model(run: str | Path | RunFolder, checkpoint: str = "best") -> tuple[G
 
 
 def run_data(run: str | Path | RunFolder, checkpoint: Checkpoint) -> PreparedData:
-    """Return the prepared data of a run. ValueError if the folder has been prepared again since."""
+    """Return the prepared data of a run. ValueError if they are gone, or prepared from another text since."""
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    data = load_data(find_path(folder.config().data.path), verify=True)
+    path = find_path(folder.config().data.path)
+    again = f"python scripts/prepare_data.py --input TEXT --tokenizer {folder.tokenizer_file} --out {path}"
+    ways = f"prepare its text again ({again}), or name another one with --text FILE"
+    if not (path / "meta.json").is_file():
+        raise ValueError(f"no prepared data in {path}, on which this run was trained: {ways}")
+    data = load_data(path, verify=True)
     if data.checksums != checkpoint.state["data"]:
-        raise ValueError(f"{data.folder} has changed since this run started: name a text with --text FILE")
+        raise ValueError(f"{data.folder} has changed since this run started: {ways}")
     return data
 
 

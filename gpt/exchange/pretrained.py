@@ -30,7 +30,7 @@ from gpt.model import GPTModel
 from gpt.system.device import shapes_only
 from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
 from gpt.system.paths import find_path
-from gpt.text.hf_tokenizer import starts_with_eot
+from gpt.text.tokenizer_files import starts_with_token, tokenizer_in
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import Tokenizer, with_special_tokens
 
@@ -68,7 +68,7 @@ class Pretrained:
         if isinstance(self.tensors, GGUFFile):
             return self.path
         folder = self.path if self.path.is_dir() else self.path.parent
-        return folder if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")) else None
+        return folder if tokenizer_in(folder) else None
 
     @property
     def prepend_eot(self) -> bool:
@@ -76,9 +76,7 @@ class Pretrained:
         if isinstance(self.tensors, GGUFFile):
             adds_bos = self.tensors.metadata.get("tokenizer.ggml.add_bos_token")
             return "bos" in self.tokenizer().saved if adds_bos is None else adds_bos
-        return self.tokenizer_path is not None and starts_with_eot(
-            _read_json(self.tokenizer_path / "tokenizer.json") or {}
-        )
+        return self.tokenizer_path is not None and starts_with_token(self.tokenizer_path)
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer in the file or the folder, or GPT-2's if there is none and the vocabulary has its size.
@@ -278,7 +276,7 @@ def _download(source: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ValueError(f'{source} needs huggingface_hub: pip install -e ".[hub]", or {by_hand}') from None
-    files = ["config.json", "tokenizer*.json", "chat_template.jinja", "vocab.json", "merges.txt"]
+    files = ["config.json", "*token*.json", "chat_template.jinja", "vocab.json", "merges.txt"]
     try:
         for weights in (["model.safetensors", "model*.safetensors*"], ["pytorch_model*.bin*"]):
             folder = Path(snapshot_download(repository, allow_patterns=files + weights))

@@ -1,12 +1,59 @@
-"""Documents that a model writes: the rest of a given one, or new ones."""
+"""Text that a model writes: the rest of a document, of several in a batch, or new documents."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from gpt.generation import generate, generate_stream
+from gpt.generation import generate_stream
 from gpt.tokenizer import Tokenizer
+
+
+class Completion(NamedTuple):
+    """The ids that continue a prompt, without the end-of-text token, and whether it came: otherwise they are cut."""
+
+    ids: list[int]
+    ended: bool
+
+
+def with_start(ids: list[int], tokenizer: Tokenizer, prepend_eot: bool) -> list[int]:
+    """Return the ids of a prompt, after the token that begins a text if `prepend_eot` or if the prompt is empty.
+
+    `prepend_eot` is for models trained on one document at a time. ValueError if there is neither prompt nor such token.
+    """
+    if ids and not prepend_eot:
+        return ids
+    if tokenizer.bos_id is None:
+        raise ValueError("the prompt is empty, and the tokenizer has no token that begins a text: write --prompt TEXT")
+    return [tokenizer.bos_id, *ids]
+
+
+def default_length(model: nn.Module, prepend_eot: bool) -> int:
+    """Return the most tokens to generate if nobody says how many: a document's, or 200."""
+    return model.config.context_length if prepend_eot else 200
+
+
+def generate_rows(
+    model: nn.Module,
+    prompts: list[list[int]],
+    eot_id: int | None,
+    max_new_tokens: int,
+    on_overflow: Callable[[], None] | None = None,
+    **sampling,
+) -> Iterator[list[int]]:
+    """Yield the next id of each prompt, step by step; eot_id for those that have ended. `sampling` is passed to
+    `generate_stream`. `on_overflow` is called once if a text grows beyond the model's context."""
+    room = [model.config.context_length - len(ids) for ids in prompts]  # below 0: cut before it is read
+    growing = {row for row, n in enumerate(room) if n >= 0}
+    rows = [torch.tensor(ids) for ids in prompts]
+    for n, tokens in enumerate(generate_stream(model, rows, max_new_tokens, stop_id=eot_id, **sampling)):
+        if on_overflow and any(n > room[row] for row in growing):
+            on_overflow()
+            on_overflow = None
+        ids = tokens.tolist()
+        growing -= {row for row in growing if ids[row] == eot_id}
+        yield ids
 
 
 def generate_ids(
@@ -19,19 +66,24 @@ def generate_ids(
 ) -> Iterator[int]:
     """Yield the ids that continue a prompt, one by one, up to the end-of-text token, which is left out.
 
-    `prepend_eot` is for models trained on one document at a time: the prompt then starts a document. Without
-    max_new_tokens there are at most 200, or context_length with prepend_eot. `sampling` is passed to `generate_stream`.
-    ValueError for a prompt without tokens.
+    An empty prompt, or any with `prepend_eot`, starts a document: see `with_start`. Without max_new_tokens there are at
+    most 200, or context_length with prepend_eot. `sampling` is passed to `generate_rows`.
     """
-    ids = [tokenizer.bos_id] * prepend_eot + ids
-    if not ids:
-        raise ValueError("the prompt is empty: write at least one token")
+    prompt = with_start(ids, tokenizer, prepend_eot)
     if max_new_tokens is None:
-        max_new_tokens = model.config.context_length if prepend_eot else 200
-    for tokens in generate_stream(model, torch.tensor([ids]), max_new_tokens, stop_id=tokenizer.eot_id, **sampling):
-        (i,) = tokens.tolist()
+        max_new_tokens = default_length(model, prepend_eot)
+    for (i,) in generate_rows(model, [prompt], tokenizer.eot_id, max_new_tokens, **sampling):
         if i != tokenizer.eot_id:
             yield i
+
+
+def complete(
+    model: nn.Module, prompts: list[list[int]], eot_id: int | None, max_new_tokens: int, **sampling
+) -> list[Completion]:
+    """Continue prompts of any lengths, none empty, in one batch. Arguments as for `generate_rows`."""
+    steps = list(generate_rows(model, prompts, eot_id, max_new_tokens, **sampling))
+    rows = zip(*steps, strict=True) if steps else [()] * len(prompts)
+    return [Completion([i for i in row if i != eot_id], eot_id in row) for row in rows]
 
 
 def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch_size: int = 100) -> list[list[int]]:
@@ -42,7 +94,7 @@ def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     documents = []
     while len(documents) < n:
-        prompts = [torch.tensor([eot_id])] * min(batch_size, n - len(documents))
-        written = generate(model, prompts, model.config.context_length, stop_id=eot_id, generator=generator)
-        documents += [[i for i in ids.tolist() if i != eot_id] for ids in written]
+        prompts = [[eot_id]] * min(batch_size, n - len(documents))
+        written = complete(model, prompts, eot_id, model.config.context_length, generator=generator)
+        documents += [text.ids for text in written]
     return documents

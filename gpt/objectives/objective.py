@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Objective(nn.Module):
                 f"token: set it to 0"
             )
         try:
-            tokenizer.encode(config.sample_prompt)
+            cls.encode_prompt(config.sample_prompt, tokenizer)
         except ValueError as error:  # a char tokenizer may not know the prompt's characters
             raise ValueError(f"sample_prompt: {error}") from None
         return dataclasses.replace(
@@ -171,13 +171,24 @@ class Objective(nn.Module):
 
     # --- samples ------------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def encode_prompt(cls, prompt: str, tokenizer: Tokenizer) -> list[int]:
+        """Return the ids that the model reads for a prompt. In it the name of a special token is this token."""
+        return tokenizer.encode(prompt, special=True)
+
+    @classmethod
+    def join_text(cls, prompt: str, new: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+        """Yield the text of a prompt and of the ids generated for it, piece by piece as they come."""
+        yield prompt
+        yield from decode_stream(tokenizer, new)
+
     def generate_text(
         self, prompt: str, tokenizer: Tokenizer, prepend_eot: bool, max_new_tokens: int | None = None, **sampling
     ) -> Iterator[str]:
-        """Yield the prompt and its continuation piece by piece; `sampling` as in `gpt.generation.generate`."""
-        written = generate_ids(self.model, tokenizer.encode(prompt), tokenizer, prepend_eot, max_new_tokens, **sampling)
-        yield prompt
-        yield from decode_stream(tokenizer, written)
+        """Yield the prompt and its continuation piece by piece; `sampling` as in `generate_ids`."""
+        ids = self.encode_prompt(prompt, tokenizer)
+        new = generate_ids(self.model, ids, tokenizer, prepend_eot, max_new_tokens, **sampling)
+        yield from self.join_text(prompt, new, tokenizer)
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
         """Return a text for samples.txt: a continuation of sample_prompt, or of the training split's first token."""

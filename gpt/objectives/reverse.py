@@ -1,9 +1,9 @@
 """Next-token prediction from right to left."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from gpt.objectives.documents import generate_ids, sample_documents
+from gpt.objectives.documents import sample_documents
 from gpt.objectives.next_token import NextToken
 from gpt.token_files import PreparedData
 from gpt.tokenizer import Tokenizer
@@ -26,13 +26,15 @@ class Reverse(NextToken):
         backwards = {name: dataclasses.replace(split, tokens=split.tokens[::-1]) for name, split in splits}
         return dataclasses.replace(data, **backwards, reversed=not data.reversed)
 
-    def generate_text(
-        self, prompt: str, tokenizer: Tokenizer, prepend_eot: bool, max_new_tokens: int | None = None, **sampling
-    ) -> Iterator[str]:
+    @classmethod
+    def encode_prompt(cls, prompt: str, tokenizer: Tokenizer) -> list[int]:
+        """Return the ids of a prompt in reverse order."""
+        return super().encode_prompt(prompt, tokenizer)[::-1]
+
+    @classmethod
+    def join_text(cls, prompt: str, new: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
         """Yield a text that ends with the prompt, in one piece: its beginning is generated last."""
-        ids = tokenizer.encode(prompt)[::-1]
-        new = list(generate_ids(self.model, ids, tokenizer, prepend_eot, max_new_tokens, **sampling))
-        yield tokenizer.decode(new[::-1]) + prompt
+        yield tokenizer.decode([*new][::-1]) + prompt
 
     def sample_documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
         """Return n documents sampled from the model at temperature 1, from their ends to their beginnings."""

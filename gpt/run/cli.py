@@ -12,10 +12,14 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from gpt.config import TrainConfig, config_fields, from_dict, load_config
 from gpt.system.errors import did_you_mean
 from gpt.system.paths import existing_run, find_path
+from gpt.system.text import unescape
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ValueError instead of printing its usage text; `run` prints the message."""
+    """An ArgumentParser that raises ValueError instead of printing its usage text; `run` prints the message.
+
+    An option whose value is text, not a name or a path, has the type `unescape`; --help then says what that reads.
+    """
 
     def __init__(self, doc: str):
         super().__init__(
@@ -26,6 +30,13 @@ class Parser(argparse.ArgumentParser):
         )
         self.register("type", int, lambda text: _number(text, int))
         self.register("type", float, lambda text: _number(text, float))
+
+    def format_help(self) -> str:
+        """Return the help text, with the rule of options that are text if there are any."""
+        options = [action.option_strings[0] for action in self._actions if action.type is unescape]
+        rule = rf"In {', '.join(options)}: \n is a line end, \t a tab, \\ a backslash."
+        self.epilog = rule if options else None
+        return super().format_help()
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Flush before exiting, so that `run` catches the BrokenPipeError of `--help | head`."""
@@ -58,8 +69,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     A ValueError or OSError is printed as one line and exits with 2, a diverged loss (FloatingPointError) with 1,
     Ctrl-C with 130. With GPT_TRACEBACK=1 in the environment errors keep their traceback.
     """
-    # a pipe such as `| tee log` gets each line at once; a console shows ? for a character that it lacks
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    # A pipe such as `| tee log` gets each line at once. Files and pipes are UTF-8 whatever the locale; a console has
+    # its own encoding, and shows ? for a character that it lacks.
+    for stream in (sys.stdout, sys.stderr):
+        encoding = stream.encoding if stream.isatty() else "utf-8"
+        stream.reconfigure(encoding=encoding, errors="replace", line_buffering=True)
     # SIGTERM becomes an exception, so that context managers clean up
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     status = 0
@@ -100,6 +114,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         groups[table].add_argument(
             f"--{name}", dest=name, default=argparse.SUPPRESS, metavar=_metavar(field.type),
             help=f"{field.metadata['help'].replace('%', '%%')} (default: {'empty' if default == '' else default})",
+            type=unescape if field.metadata.get("text") else None,
             **({"nargs": "?", "const": "true"} if field.type is bool else {}),
         )  # fmt: skip
 

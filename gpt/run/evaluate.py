@@ -1,6 +1,7 @@
 """The output of scripts/evaluate.py: a model's evaluation as text, and the grammar's reports on all checkpoints."""
 
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,13 +14,20 @@ from gpt.evaluation.report import (
     report_on_objective,
     report_on_text,
     split_tokens,
+    text_as_data,
 )
 from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar
 from gpt.exchange.models import LoadedModel, open_model, run_data
 from gpt.objectives.ranks import accuracy_with_error
+from gpt.objectives.sft import SFT
 from gpt.run.logging import comparison, describe_evaluation
 from gpt.system.device import choose_device
 from gpt.system.memory import set_allocator_flags
+from gpt.system.paths import find_path
+from gpt.text.notices import notice
+from gpt.text.prepare import has_special_tokens
+from gpt.text.sources import Corpus, given_text_options, open_texts
+from gpt.text.special import describe_spelled, name_counter
 
 LIMITS = {  # what each score does not measure
     "accuracy": "how sure the model was: at 30% or at 99%, the likeliest token counts the same",
@@ -63,20 +71,47 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
         n_continuations=arguments.continuations,
         seed=arguments.seed,
     )
+    corpus, special = _text(arguments, folder, loaded)
     if not loaded.objective.reads_any_text:
-        given = [f"--{option}" for option in ("text", "context", "stride") if getattr(arguments, option) is not None]
+        given = [f"--{option}" for option in ("context", "stride") if getattr(arguments, option) is not None]
         if given or int8:
             raise ValueError(
                 f"{given[0] if given else '--weights int8'} is for models that predict the next token; this one was "
-                f"trained with the objective {loaded.objective.config.name} and is evaluated on its validation split"
+                f"trained with the objective {loaded.objective.config.name}"
             )
-        report = report_on_objective(loaded, run_data(folder, loaded.checkpoint), options, device)
-        print(describe_objective(loaded, report))
+        if corpus is None:
+            data = run_data(folder, loaded.checkpoint)
+        else:
+            data = text_as_data(corpus, loaded.tokenizer, loaded.prepend_eot, special)
+        print(describe_objective(loaded, report_on_objective(loaded, data, options, device, own=corpus is None)))
         return
-    data = run_data(folder, loaded.checkpoint) if arguments.text is None else None
-    text = split_tokens(data) if data else encode_text(arguments.text, loaded.tokenizer, loaded.prepend_eot)
+    data = run_data(folder, loaded.checkpoint) if corpus is None else None
+    text = split_tokens(data) if data else encode_text(corpus, loaded.tokenizer, loaded.prepend_eot, special)
     report = report_on_text(loaded, text, data, options, device)
     print(describe_next_token(loaded, report, options))
+
+
+def _text(arguments: Namespace, folder: Path | None, loaded: LoadedModel) -> tuple[Corpus | None, bool]:
+    """Return the corpus of --text, if given, and whether names of special tokens in it are these tokens: where the
+    run's data were prepared so, or by --special_tokens."""
+    if arguments.text is None:
+        if given := given_text_options(arguments):
+            raise ValueError(f"{given[0]} says how a text is read, and none is named: --text FILE")
+        return None, False
+    (corpus,) = open_texts([arguments.text], arguments)
+    if corpus.left_out:
+        notice(corpus.left_out)
+    if unknown := [name for name in arguments.special_tokens or () if name not in loaded.tokenizer.special_tokens]:
+        raise ValueError(f"{loaded.name} has no special token {unknown[0]!r}: it must be named when data are prepared")
+    if isinstance(loaded.objective, SFT) and len(corpus.fields) != 2:
+        raise ValueError(f"{loaded.name} answers prompts: name the fields of pairs, --prompt_field and --target_field")
+    path = find_path(loaded.checkpoint.config.data.path) if folder else Path()
+    special = arguments.special_tokens is not None or has_special_tokens(path)
+    spelled = sum(map(name_counter(loaded.tokenizer, special), corpus.chunks()), Counter())
+    known = Counter({name: n for name, n in spelled.items() if name in loaded.tokenizer.special_tokens})
+    if line := describe_spelled(known, loaded.tokenizer, paired=len(corpus.fields) == 2):
+        notice(line)
+    return corpus, special
 
 
 def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:

@@ -1,18 +1,88 @@
-"""Generate text from the command line: print samples as they are generated, and notices on stderr."""
+"""Generate text from the command line: one text as it is written, or many in batches; notices on stderr."""
 
+import functools
+import json
 import sys
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from gpt.config import GPTConfig
-from gpt.exchange.models import LoadedModel
+from gpt.exchange.models import LoadedModel, open_model
 from gpt.generation import check_sampling
-from gpt.objectives.documents import generate_ids
+from gpt.objectives.documents import complete, default_length, generate_ids, with_start
 from gpt.system.device import choose_device
+from gpt.system.memory import set_allocator_flags
+from gpt.system.text import escape
 from gpt.text.chat import encode_chat
+from gpt.text.readers import form, read_chunks, read_fields
+from gpt.text.sources import open_corpus
 from gpt.text.tokenizers import decode_stream
 from gpt.variants.int8 import Int8GPTModel, weight_bytes
+
+ANSWER_TOKENS = 1000  # the longest answer to a message, unless --max_new_tokens says another
+
+
+class Job(NamedTuple):
+    """A text to generate."""
+
+    prompt: str
+    ids: list[int]  # what the model continues; none if it fills in blanks
+    seed: int
+
+
+def generate_from(folder: Path | None, arguments: Namespace) -> None:
+    """Generate as the options of scripts/generate.py say, and print it. `folder` is a run's, or None.
+
+    Text i has the seed --seed + i. ValueError for a mistake in the options, before the model is loaded, or in a prompt.
+    """
+    sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
+    check_sampling(arguments.max_new_tokens or 0, **sampling)
+    listed = arguments.prompts is not None
+    prompts = [arguments.prompt or ""]
+    if listed:
+        prompts = read_prompts(arguments.prompts, arguments.field, arguments.encoding)
+    device = choose_device(arguments.device)
+    set_allocator_flags()
+    loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
+    print(loaded.name, file=sys.stderr)
+    if arguments.weights == "int8":
+        use_int8(loaded)
+    loaded.objective.to(device)
+    writer = Writer(loaded, arguments.chat, arguments.system, arguments.max_new_tokens, sampling)
+    ids = [writer.encode(prompt, f"prompt {n}: " * listed) for n, prompt in enumerate(prompts, start=1)]
+    notice_long_prompts([len(prompt) for prompt in ids], loaded.objective.model.config.context_length)
+    pairs = [pair for pair in zip(prompts, ids, strict=True) for _ in range(arguments.num_samples)]
+    jobs = [Job(*pair, arguments.seed + i) for i, pair in enumerate(pairs)]
+    if arguments.format == "text" and not listed:
+        print_pieces(map(writer.stream, jobs))
+        return
+    size = 1 if loaded.objective.model.config.backbone == "lstm" else arguments.batch_size  # it takes no padded prompts
+    for first in range(0, len(jobs), size):
+        for result in writer.complete(jobs[first : first + size]):
+            print(json.dumps(result, ensure_ascii=False) if arguments.format == "jsonl" else escape(result["text"]))
+
+
+def read_prompts(source: str, field: str | None, encoding: str = "utf-8") -> list[str]:
+    """Return the lines of a text, the empty ones too, or the texts of a `field` (or template) of records.
+
+    `source` is a file or another source of `open_corpus`, such as - for standard input. ValueError if it holds none.
+    """
+    corpus = open_corpus(source, fields=(field or "",), encoding=encoding)
+    prompts: list[str] = []
+    for path in corpus.paths:
+        if field:
+            prompts += read_fields(path, (field,), corpus.encoding)
+        elif form(path, corpus.encoding):
+            raise ValueError(f"{corpus.name} holds records: name the field that is the prompt, --field NAME")
+        elif text := "".join(read_chunks(path, corpus.encoding)):
+            prompts += text.removesuffix("\n").split("\n")
+    if not prompts:
+        raise ValueError(f"{corpus.name} holds no prompt")
+    return prompts
 
 
 def use_int8(loaded: LoadedModel) -> None:
@@ -23,49 +93,91 @@ def use_int8(loaded: LoadedModel) -> None:
     print(f"int8 weights: {after / 1e6:,.1f} MB, float32 {before / 1e6:,.1f} MB", file=sys.stderr)
 
 
-def print_samples(
-    loaded: LoadedModel, prompt: str, n_samples: int, max_new_tokens: int | None, seed: int, device: str, **sampling
-) -> None:
-    """Print `n_samples` texts, token by token. `sampling`: temperature, top_k and top_p of `generate`."""
-    check_sampling(max_new_tokens or 0, **sampling)
-    device = choose_device(device)
-    objective, tokenizer, prepend_eot = loaded.objective.to(device), loaded.tokenizer, loaded.prepend_eot
-    if objective.continues_prompts:
-        n_prompt = prepend_eot + len(tokenizer.encode(prompt))
-        _notice_context(objective.model.config, n_prompt, max_new_tokens, prepend_eot)
-    generator = torch.Generator(device).manual_seed(seed)
-    _print_pieces(
-        objective.generate_text(prompt, tokenizer, prepend_eot, max_new_tokens, **sampling, generator=generator)
-        for _ in range(n_samples)
-    )
+class Writer:
+    """A loaded model, and how it writes: as an assistant or not, at most how many tokens, and the sampling settings."""
+
+    def __init__(self, loaded: LoadedModel, chat: bool, system: str | None, max_new_tokens: int | None, sampling: dict):
+        self.objective, self.tokenizer, self.prepend_eot = loaded.objective, loaded.tokenizer, loaded.prepend_eot
+        self.model, self.chat = loaded.objective.model, chat
+        self.instructions = [] if system is None else [{"role": "system", "content": system}]
+        self.continues = chat or loaded.objective.continues_prompts
+        if max_new_tokens is None and self.continues:
+            max_new_tokens = ANSWER_TOKENS if chat else default_length(self.model, loaded.prepend_eot)
+        self.max_new_tokens, self.sampling = max_new_tokens, sampling
+        self.on_overflow = overflow_notice(self.model.config)
+
+    def encode(self, prompt: str, name: str = "") -> list[int]:
+        """Return the ids that the model continues. ValueError, after `name`, for a prompt that it cannot read."""
+        try:
+            if self.chat:
+                return encode_chat(self.tokenizer, [*self.instructions, {"role": "user", "content": prompt}])
+            ids = self.objective.encode_prompt(prompt, self.tokenizer)
+            return with_start(ids, self.tokenizer, self.prepend_eot) if self.continues else ids
+        except ValueError as error:
+            raise ValueError(f"{name}{error}") from None
+
+    def stream(self, job: Job) -> Iterator[str]:
+        """Yield a text piece by piece: the prompt and what continues it, or the answer to a message."""
+        options = {**self.sampling, "generator": self._generator(job)}
+        if not self.continues:
+            return self.objective.generate_text(
+                job.prompt, self.tokenizer, self.prepend_eot, self.max_new_tokens, **options
+            )
+        new = generate_ids(
+            self.model, job.ids, self.tokenizer, False, self.max_new_tokens, on_overflow=self.on_overflow, **options
+        )
+        return self._text(job, new)
+
+    def complete(self, jobs: list[Job]) -> Iterator[dict[str, Any]]:
+        """Yield the results of a batch of jobs: prompt, text (that of `stream`), finish_reason, n_tokens, seed.
+
+        finish_reason is "stop" at an end-of-text token and "length" if the text is cut; n_tokens are those generated.
+        """
+        if self.continues:
+            written = complete(
+                self.model, [job.ids for job in jobs], self.tokenizer.eot_id, self.max_new_tokens,
+                on_overflow=self.on_overflow, generator=[self._generator(job) for job in jobs], **self.sampling,
+            )  # fmt: skip
+            for job, (new, ended) in zip(jobs, written, strict=True):
+                yield _result(job, self._text(job, new), "stop" if ended else "length", len(new))
+        else:
+            yield from (_result(job, self.stream(job), "stop", None) for job in jobs)
+
+    def _text(self, job: Job, new: Iterable[int]) -> Iterator[str]:
+        if self.chat:
+            return decode_stream(self.tokenizer, new)
+        return self.objective.join_text(job.prompt, new, self.tokenizer)
+
+    def _generator(self, job: Job) -> torch.Generator:
+        return torch.Generator(next(self.model.parameters()).device).manual_seed(job.seed)
 
 
-def print_answers(
-    loaded: LoadedModel,
-    messages: list[dict[str, str]],
-    n_answers: int,
-    max_new_tokens: int | None,
-    seed: int,
-    device: str,
-    **sampling,
-) -> None:
-    """Print `n_answers` to a conversation, by the model's chat template. Arguments as for `print_samples`.
-
-    Without max_new_tokens an answer ends after 1,000. ValueError if the model has no chat template.
-    """
-    check_sampling(max_new_tokens or 0, **sampling)
-    device = choose_device(device)
-    model, tokenizer = loaded.objective.to(device).model, loaded.tokenizer
-    ids = encode_chat(tokenizer, messages)
-    generator = torch.Generator(device).manual_seed(seed)
-    answers = (
-        generate_ids(model, ids, tokenizer, False, max_new_tokens or 1000, **sampling, generator=generator)
-        for _ in range(n_answers)
-    )
-    _print_pieces(decode_stream(tokenizer, answer) for answer in answers)
+def _result(job: Job, text: Iterable[str], finish_reason: str, n_tokens: int | None) -> dict[str, Any]:
+    found = {"prompt": job.prompt, "text": "".join(text), "finish_reason": finish_reason, "n_tokens": n_tokens}
+    return found | {"seed": job.seed}
 
 
-def _print_pieces(texts: Iterable[Iterable[str]]) -> None:
+def overflow_notice(config: GPTConfig) -> Callable[[], None]:
+    """Return a function that says, at its first call, what happens to a text beyond the model's context."""
+    effect = "generation slows down: each new token reads the whole context again"
+    if config.position == "rope" and config.backbone == "gpt":
+        effect = "the model forgets the oldest ones, a quarter of them at a time"
+    # on a terminal the text is in the middle of a line
+    start = "\n" * sys.stdout.isatty()
+    return functools.cache(lambda: print(f"{start}beyond {config.context_length} tokens {effect}", file=sys.stderr))
+
+
+def notice_long_prompts(lengths: list[int], context_length: int) -> None:
+    """Say which prompts, by their lengths in tokens, the model cannot see whole."""
+    too_long = [n for n in lengths if n > context_length]
+    if too_long and len(lengths) == 1:
+        print(f"the prompt has {too_long[0]} tokens; the model sees the last {context_length} of them", file=sys.stderr)
+    elif too_long:
+        share = f"{len(too_long)} of {len(lengths)} prompts have more than {context_length} tokens"
+        print(f"{share}; the model sees the last {context_length} of each", file=sys.stderr)
+
+
+def print_pieces(texts: Iterable[Iterable[str]]) -> None:
     """Print texts, each piece as it comes."""
     for n, pieces in enumerate(texts):
         if n:
@@ -73,17 +185,3 @@ def _print_pieces(texts: Iterable[Iterable[str]]) -> None:
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
-
-
-def _notice_context(model: GPTConfig, n_prompt: int, max_new_tokens: int | None, prepend_eot: bool) -> None:
-    """Print a notice if prompt and new tokens exceed the model's context."""
-    context, n_new = model.context_length, 200 if max_new_tokens is None else max_new_tokens
-    if prepend_eot and max_new_tokens is None:
-        n_new = context
-    if model.backbone == "gpt" and 0 < n_prompt <= context < n_prompt + n_new:
-        effect = "generation slows down: each new token reads the whole context again"
-        if model.position == "rope":
-            effect = "the model forgets the oldest ones, a quarter of them at a time"
-        print(f"beyond {context} tokens {effect}", file=sys.stderr)
-    if n_prompt > context:
-        print(f"the prompt has {n_prompt} tokens; the model sees the last {context} of them", file=sys.stderr)

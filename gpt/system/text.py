@@ -1,8 +1,10 @@
-"""Text as bytes: whether it is valid, where it may be cut, and how tokenizer files spell bytes."""
+"""Text as bytes: whether it is valid, where it may be cut, where it names a token, how tokenizer files spell bytes."""
 
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import Any
 
 import regex
 
@@ -20,6 +22,11 @@ def check_text(text: str) -> str:
 def unescape(text: str) -> str:
     r"""Return an option's text with \n, \t and \\ replaced by a line end, a tab and a backslash."""
     return re.sub(r"\\[nt\\]", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[0][1]], text)
+
+
+def escape(text: str) -> str:
+    r"""Return a text on one line, which `unescape` reads: \n for a line end, \t for a tab, \\ for a backslash."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
 
 
 # No match of a published model's pattern crosses these places, or looks past them: a letter or digit before a space or
@@ -47,6 +54,52 @@ def chunk_text(text: str, max_length: int = 100_000) -> Iterator[str]:
         yield piece[:cut]
         start += cut
     yield text[start:]
+
+
+WORD_CHARACTER = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
+SPACES, SPACES_BEFORE = regex.compile(r"\s*"), regex.compile(r"(?r)\s*")  # (?r): search from the end
+
+
+def split_at_names(text: str, ids: Mapping[str, int], flags: Mapping[str, Any]) -> Iterator[str | int]:
+    """Yield the ids of the names that a text contains, and the ordinary text between them, in order.
+
+    Names match as added tokens do in Hugging Face's library: the first in the text, and of several that begin there the
+    longest. `flags` may list names as "lstrip" or "rstrip", which take the white space before or after them; as
+    "single_word", which match only without a letter or digit beside them; and as "normalized", which are searched
+    after the others, once `flags["normalizer"]`, a Unicode form, is applied. Those listed as "unmatched" never match.
+    """
+    form, late, never = (flags.get(key, ()) for key in ("normalizer", "normalized", "unmatched"))
+    first = {name: name for name in ids if name not in late and name not in never}
+    second = {unicodedata.normalize(form, name) if form else name: name for name in ids if name in late}
+    for part, name in _split_once(text, first, flags):
+        if name:
+            yield ids[name]
+            continue
+        composed = unicodedata.normalize(form, part) if form and second else part
+        for piece, late_name in _split_once(composed, second, flags):
+            yield ids[late_name] if late_name else piece
+
+
+def _split_once(text: str, names: Mapping[str, str], flags: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield pieces of a text, each with its name or "". `names` maps what a text holds to a name."""
+    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    start = 0
+    for found in re.finditer(pattern, text) if names else ():
+        name, (left, right) = names[found[0]], found.span()
+        beside = (WORD_CHARACTER.fullmatch(text[i : i + 1]) for i in (left - 1, right) if i >= 0)
+        if name in flags.get("single_word", ()) and any(beside):
+            continue
+        if name in flags.get("lstrip", ()):
+            left = max(start, SPACES_BEFORE.match(text, 0, left).start())
+        if name in flags.get("rstrip", ()):
+            right = SPACES.match(text, right).end()
+        if start < left:
+            yield text[start:left], ""
+        if left < right:  # else the name before has taken it as white space
+            yield text[left:right], name
+        start = right
+    if start < len(text):
+        yield text[start:], ""
 
 
 @cache

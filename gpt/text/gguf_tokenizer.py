@@ -46,7 +46,10 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
             if types[i] not in (NORMAL, BYTE) or i in ends.values()
         ]
         file = _byte_level(ggml, pre) if kind == "gpt2" else _sentencepiece(ggml, types)
-        return from_dict(from_hf(file | {"added_tokens": special}, roles))
+        tokenizer = from_dict(from_hf(file | {"added_tokens": special}, roles))
+        start = ggml.get("bos_token_id")  # also where it is not put before each text by itself
+        tokenizer.bos_id = start if start in tokenizer.special_tokens.values() else tokenizer.bos_id
+        return tokenizer
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"its tokenizer is damaged: {type(error).__name__} {error}") from None
 

@@ -7,7 +7,6 @@ project's own classes. Other byte pairs, such as SentencePiece's, are left to Hu
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gpt.system.text import bytes_to_unicode, spell
@@ -18,7 +17,6 @@ from gpt.tokenizer import (
     CharTokenizer,
     HuggingFaceTokenizer,
     Tokenizer,
-    from_dict,
     load_tokenizer,
 )
 
@@ -40,7 +38,7 @@ PATTERNS = {
     ),
 }
 END_OF_TEXT = ("</s>", "<|end_of_text|>")  # what ends a text where neither <|endoftext|> nor a config says so
-_STRIPPING = ("lstrip", "rstrip", "single_word")  # flags of special tokens that change the text around them
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")  # of added tokens: how their names match in a text
 
 
 def splitter(pre: str) -> dict[str, Any]:
@@ -56,50 +54,12 @@ def splitter(pre: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": steps}
 
 
-def added_token(name: str, i: int, special: bool = True) -> dict[str, Any]:
-    """Return an entry of tokenizer.json's added_tokens."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": i, "content": name, **flags, "special": special}
+def added_token(name: str, i: int, special: bool = True, **flags: bool) -> dict[str, Any]:
+    """Return an entry of tokenizer.json's added_tokens. `flags` are among FLAGS, each False by default."""
+    return {"id": i, "content": name, **dict.fromkeys(FLAGS, False), **flags, "special": special}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def load_any_tokenizer(path: str | Path) -> Tokenizer:
-    """Return a tokenizer saved by this project or by Hugging Face: a file, or a folder that contains one.
-
-    tokenizer_config.json and chat_template.jinja beside Hugging Face's file name the tokens that end and start a text
-    and give the chat template. Raises ValueError for a missing or damaged file, and for a tokenizer that this project
-    cannot represent.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path /= "tokenizer.json" if (path / "tokenizer.json").exists() else "vocab.json"
-    if not path.is_file():
-        raise ValueError(f"no tokenizer file {path}")
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if path.name == "vocab.json":
-            lines = path.with_name("merges.txt").read_text(encoding="utf-8").split("\n")
-            merges = [line for line in lines if line and not line.startswith("#version")]
-            saved = {"model": {"type": "BPE", "vocab": saved, "merges": merges}, "pre_tokenizer": splitter("gpt-2")}
-        return from_dict(saved if "kind" in saved else from_hf(saved, _roles(path.parent)))
-    except Exception as error:  # a damaged file may raise any
-        named = "" if isinstance(error, ValueError) or type(error) is Exception else f"{type(error).__name__} "
-        raise ValueError(f"{path} is not a tokenizer that can be read here: {named}{error}") from None
-
-
-def _roles(folder: Path) -> dict[str, str]:
-    """Return the names of the tokens that end ("eot") and start ("bos") a text, and the chat template, where given."""
-    file, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    names = {"eot": config.get("eos_token"), "bos": config.get("add_bos_token") and config.get("bos_token")}
-    roles = {role: name["content"] if isinstance(name, dict) else name for role, name in names.items()}
-    roles["chat_template"] = template.read_text(encoding="utf-8") if template.exists() else config.get("chat_template")
-    if isinstance(roles["chat_template"], list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in roles["chat_template"]}
-        roles["chat_template"] = named.get("default")
-    return {role: value for role, value in roles.items() if value}
 
 
 def from_hf(file: dict[str, Any], roles: dict[str, str] | None = None) -> dict[str, Any]:
@@ -110,24 +70,40 @@ def from_hf(file: dict[str, Any], roles: dict[str, str] | None = None) -> dict[s
     pairs, another model's ("byte_pairs": spelled tokens and their ids), or the content itself ("hugging_face") where
     its rules are others. Raises ValueError for a feature that this project does not have.
     """
-    model = file["model"]
-    special = {token["content"]: token["id"] for token in file.get("added_tokens") or ()}
+    model, added = file["model"], file.get("added_tokens") or []
+    special = {token["content"]: token["id"] for token in added}
+    roles = _roles(file, special, roles or {})
     if model["type"] == "WordLevel":
-        return _from_characters(dict(model["vocab"]), special)
+        return _from_characters(dict(model["vocab"]), special, roles | _flags(file))
     if model["type"] != "BPE":
         raise ValueError(f"its model is of type {model['type']!r}, neither byte pairs nor characters")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ValueError(f"it has {key} {model[key]!r}")
-    roles = {"bos": first_token(file)} | (roles or {})
-    roles["eot"] = next((name for name in (roles.get("eot"), EOT, *END_OF_TEXT) if name in special), EOT)
-    if roles["bos"] in (None, roles["eot"]):
+    return _from_byte_pairs(file, special, roles) or _for_library(file, roles)
+
+
+def _roles(file: dict[str, Any], special: dict[str, int], given: dict[str, str]) -> dict[str, Any]:
+    """Return the tokens that end and start a text, the template, and the plain tokens, without what is the default."""
+    roles = {"bos": first_token(file)} | given
+    roles["eot"] = next((name for name in (given.get("eot"), EOT, *END_OF_TEXT) if name in special), EOT)
+    if roles["bos"] in (None, roles["eot"]) or roles["bos"] not in special:
         del roles["bos"]
     if roles["eot"] == EOT:
         del roles["eot"]
     if plain := [token["content"] for token in file.get("added_tokens") or () if token.get("special") is False]:
         roles["plain"] = plain
-    return _from_byte_pairs(file, special, roles) or _for_library(file, roles)
+    return roles
+
+
+def _flags(file: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the names that match in a way of their own, by flag. Without a normalizer, "normalized" changes nothing
+    where all names have it."""
+    added = file.get("added_tokens") or ()
+    named = {flag: [token["content"] for token in added if token.get(flag)] for flag in FLAGS}
+    if not file.get("normalizer") and len(named["normalized"]) == len(added):
+        del named["normalized"]
+    return {flag: names for flag, names in named.items() if names}
 
 
 def _from_byte_pairs(file: dict[str, Any], special: dict[str, int], roles: dict[str, str]) -> dict[str, Any] | None:
@@ -137,7 +113,7 @@ def _from_byte_pairs(file: dict[str, Any], special: dict[str, int], roles: dict[
     they are in the order of ids: a token that was learned as the union of two comes about in no other way.
     """
     model, words = file["model"], _words(file)
-    if words is None or any(token.get(flag) for token in file.get("added_tokens") or () for flag in _STRIPPING):
+    if words is None:
         return None
     vocab, characters = dict(model["vocab"]), bytes_to_unicode()
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
@@ -148,15 +124,17 @@ def _from_byte_pairs(file: dict[str, Any], special: dict[str, int], roles: dict[
         if any(token[:i] in tokens and token[i:] in tokens for token in others for i in range(1, len(token))):
             return None
         tokens |= others
-    else:
+    elif others:
         special = special | others
+        roles = roles | {"unmatched": [name for name in others if name != EOT]}
     if any(vocab[b] < vocab[a] for a, b in itertools.pairwise(merged)) or not tokens.keys().isdisjoint(special):
         return None
     if missing := [chr(i) for i in range(32, 127) if characters[i] not in tokens]:
         raise ValueError(f"{len(missing)} of the printable characters of ASCII have no token")
-    if words or roles or len(tokens) - len(merges) != 256:
+    roles = roles | _flags(file)
+    if words or len(tokens) - len(merges) != 256:
         return {"kind": "byte_pairs", "tokens": tokens, "named": special, **words, **roles}
-    return _with_own_ids(tokens, merges, special)
+    return _with_own_ids(tokens, merges, special) | roles
 
 
 def _words(file: dict[str, Any]) -> dict[str, str] | None:
@@ -211,14 +189,17 @@ def _for_library(file: dict[str, Any], roles: dict[str, str]) -> dict[str, Any]:
     return {"kind": "hugging_face", "file": {"version": "1.0", **kept}, **roles}
 
 
-def _from_characters(vocab: dict[str, int], special: dict[str, int]) -> dict[str, Any]:
+def _from_characters(vocab: dict[str, int], special: dict[str, int], roles: dict[str, Any]) -> dict[str, Any]:
     characters = sorted(character for character in vocab if character not in special)
     if any(len(character) != 1 for character in characters):
-        raise ValueError("its tokens are whole words")
-    end = {EOT: len(characters)} if special else {}
-    if special != end or [vocab[character] for character in characters] != list(range(len(characters))):
-        raise ValueError("its characters are not numbered in the order of their code points")
-    return {"kind": "char", "characters": "".join(characters), **({"end_of_text": True} if special else {})}
+        raise ValueError("its tokens are whole words: byte pairs and characters can be read")
+    names = sorted(special, key=special.get)
+    ids = [*(vocab[character] for character in characters), *(special[name] for name in names)]
+    if ids != list(range(len(ids))):
+        raise ValueError("its characters are not numbered in the order of their code points, before its special tokens")
+    end = {"end_of_text": True} if names[:1] == [EOT] else {}
+    more = {"special_tokens": names[len(end) :]} if names[len(end) :] else {}
+    return {"kind": "char", "characters": "".join(characters), **end, **more, **roles}
 
 
 def first_token(file: dict[str, Any]) -> str | None:
@@ -228,11 +209,6 @@ def first_token(file: dict[str, Any]) -> str | None:
         if processor.get("type") == "TemplateProcessing":
             return processor["single"][0].get("SpecialToken", {}).get("id")
     return None
-
-
-def starts_with_eot(file: dict[str, Any]) -> bool:
-    """Whether Hugging Face's tokenizer.json puts the end-of-text token, or another, before each text."""
-    return first_token(file) is not None
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -258,12 +234,17 @@ def to_hf(tokenizer: Tokenizer, prepend_eot: bool) -> dict[str, Any]:
         file = _byte_pairs_file(tokenizer)
     names = {token["content"]: token for token in file.get("added_tokens", ())}
     special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
-    start, plain = start_token(tokenizer, prepend_eot), tokenizer.saved.get("plain", ())
+    start = start_token(tokenizer, prepend_eot)
+    plain, unmatched = (tokenizer.saved.get(key, ()) for key in ("plain", "unmatched"))
+
+    def entry(name: str, i: int) -> dict[str, Any]:
+        return added_token(name, i, name not in plain, **{f: name in tokenizer.saved.get(f, ()) for f in FLAGS})
+
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [names.get(name, added_token(name, i, name not in plain)) for name, i in special],
+        "added_tokens": [names.get(name, entry(name, i)) for name, i in special if name not in unmatched],
         "normalizer": file.get("normalizer"),
         "pre_tokenizer": file["pre_tokenizer"],
         "post_processor": _start_template(start, tokenizer.special_tokens[start]) if start else None,
@@ -277,10 +258,11 @@ def _byte_pairs_file(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     vocab = {spell(token): i for token, i in tokenizer.ranks.items()}
     whole_words = len(merges) < sum(len(token) > 1 for token in tokenizer.ranks)  # tokens that no merges make
     normalizer = tokenizer.saved.get("normalizer")
+    named = {name: i for name, i in tokenizer.special_tokens.items() if not whole_words or i < len(vocab)}
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
         "fuse_unk": False, "byte_fallback": False, "ignore_merges": whole_words,
-        "vocab": vocab | tokenizer.special_tokens, "merges": merges,
+        "vocab": vocab | named, "merges": merges,
     }  # fmt: skip
     return {
         "model": model, "normalizer": normalizer and {"type": normalizer},

@@ -1,32 +1,29 @@
 """Prepare text for training: write the token files that gpt/token_files.py reads, whole or not at all."""
 
 import argparse
-import hashlib
 import itertools
-import os
+import json
 import sys
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
-from gpt.text.sources import Corpus, open_corpus
+from gpt.text.encode import write_split
+from gpt.text.notices import find_notices, notice
+from gpt.text.sources import Corpus, add_text_options, open_texts
 from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
-from gpt.text.tokenizers import get_tokenizer
+from gpt.text.tokenizers import get_tokenizer, with_end_of_text
 from gpt.token_files import FORMAT, PreparedData, load_data
-from gpt.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer
+from gpt.tokenizer import Tokenizer, from_dict, with_special_tokens
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
-WORKERS = min(8, os.cpu_count() or 1)  # encoding threads; more would wait for the one that reads
-BATCH_CHARACTERS = 1 << 19  # encoded at once by a thread
 MAX_REPEATS = 1_000_000  # of a corpus in the training split
-Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def prepare_data(
@@ -36,6 +33,9 @@ def prepare_data(
     val_fraction: float = 0.1,
     val_corpus: Corpus | None = None,
     weights: Sequence[float] = (),
+    special_tokens: Sequence[str] | None = None,
+    overwrite: bool = False,
+    log: Callable[[str], None] | None = None,
 ) -> PreparedData:
     """Write corpora as token files: train.bin, val.bin, tokenizer.json and meta.json in the folder `out`.
 
@@ -43,22 +43,23 @@ def prepare_data(
     characters. With `val_corpus`, only that one is. The rest is for training, repeated by the corpus's weight (default
     1): in whole passes, then one over an evenly spread share of the documents. Validation text is written once. The
     tokenizers "char" and "bpe:N" are learned from both splits without repeats. Several documents are separated by
-    end-of-text tokens, also before the first and after the last, so that a model learns where a document ends. A corpus
-    of two fields holds pairs of a prompt and its target, which a split keeps together.
+    end-of-text tokens, also before the first and after the last, so that a model learns where a document ends; a
+    tokenizer without such a token gets one. A corpus of two fields holds pairs of a prompt and its target, which a
+    split keeps together. Names of special tokens in a text are ordinary text; with `special_tokens`, further names or
+    none, they are these tokens. `log` is called with one line for each thing that a person should know.
 
     All cores encode, but the files do not depend on their number. Memory does not grow with the corpus, except for
     bpe:N's table of distinct words, the longest document of a separator, and 16 bytes per document.
 
     ValueError for a corpus without text, for pairs with an empty target, fewer than two pairs, pairs mixed with other
-    text, wrong weights, a text too short to split, and an `out` that holds something else.
+    text, wrong weights, a text too short to split, and an `out` that holds something else: no prepared data, or, unless
+    `overwrite`, that of another source or tokenizer.
     """
     corpora = [corpora] if isinstance(corpora, Corpus) else [*corpora]
-    if not corpora:
-        raise ValueError("no corpus is named: there is nothing to prepare")
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
-    weights = _parse_weights(weights, len(corpora))
+    weights = _check_numbers(corpora, val_fraction, weights)
+    source = " + ".join(map(_weighted_name, corpora, weights))
     _check_target(out)
+    _check_same(out, "source", source, overwrite)
     sources = [*corpora, *([val_corpus] if val_corpus else [])]
     paired = _check_paired(sources)
     lengths = [_document_lengths(source, needs_two=paired and not val_corpus) for source in sources]
@@ -67,34 +68,60 @@ def prepare_data(
         for corpus, length, weight in zip(corpora, lengths, weights, strict=False)
     ]
     has_eot = len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1
-    tokenizer, has_eot = _create_tokenizer(tokenizer_name, sources, sum(int(n.sum()) for n in lengths), has_eot)
+    tokenizer = _create_tokenizer(tokenizer_name, sources, sum(int(n.sum()) for n in lengths))
+    tokenizer = _with_needed_tokens(tokenizer, tokenizer_name, has_eot, special_tokens or (), log)
+    _check_same(out, "tokenizer", tokenizer.name, overwrite)
+    meta = _describe_data(source, tokenizer, has_eot, paired, plans, special_tokens is not None)
+    train = itertools.chain.from_iterable(plan.train_documents() for plan in plans)
+    val = val_corpus.documents() if val_corpus else itertools.chain.from_iterable(p.val_documents() for p in plans)
+    n_val = int(lengths[-1].sum()) if val_corpus else sum(plan.val_characters for plan in plans)
+    with _progress_bar("encoding", sum(plan.train_characters for plan in plans) + n_val) as bar:
+        spelled = _write_folder(out, meta, {"train": train, "val": val}, tokenizer, bar)
+    data = load_data(out)
+    for line in find_notices(data, spelled, has_repeats=any(weight != 1 for weight in weights)) if log else ():
+        log(line)
+    return data
+
+
+def _describe_data(
+    source: str, tokenizer: Tokenizer, has_eot: bool, paired: bool, plans: list[SplitPlan], special: bool
+) -> dict[str, Any]:
+    """Return the content of meta.json without what is known after writing."""
     meta = {
         "format": FORMAT,
-        "source": " + ".join(plan.name for plan in plans),
+        "source": source,
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
         "has_eot": has_eot,
         "paired": paired,
     }
+    if special:
+        meta["special_tokens"] = True
     if len(plans) > 1:
         meta["sources"] = [
             {"name": plan.corpus.name, "weight": float(plan.weight), "characters": plan.train_characters}
             for plan in plans
         ]
-    train = itertools.chain.from_iterable(plan.train_documents() for plan in plans)
-    val = val_corpus.documents() if val_corpus else itertools.chain.from_iterable(p.val_documents() for p in plans)
-    n_val = int(lengths[-1].sum()) if val_corpus else sum(plan.val_characters for plan in plans)
-    with _progress_bar("encoding", sum(plan.train_characters for plan in plans) + n_val) as bar:
-        _write_folder(out, meta, {"train": train, "val": val}, tokenizer, bar)
-    return load_data(out)
+    return meta
+
+
+def has_special_tokens(folder: Path) -> bool:
+    """Return whether names of special tokens in the text of prepared data were read as these tokens."""
+    meta = folder / "meta.json"
+    return meta.is_file() and bool(json.loads(meta.read_text(encoding="utf-8")).get("special_tokens"))
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _parse_weights(weights: Sequence[float], n: int) -> list[Fraction]:
-    """Return weights as exact fractions of their decimal digits."""
+def _check_numbers(corpora: list[Corpus], val_fraction: float, weights: Sequence[float]) -> list[Fraction]:
+    """Return weights as exact fractions of their decimal digits. ValueError for numbers that make no sense."""
+    if not corpora:
+        raise ValueError("no corpus is named: there is nothing to prepare")
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
+    n = len(corpora)
     weights = [*weights] or [1] * n
     if len(weights) != n:
         raise ValueError(f"weights must be one for each input: {n} of them, not {len(weights)}")
@@ -111,6 +138,21 @@ def _check_target(out: Path) -> None:
     names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
     if names and not {"meta.json"} <= names <= FILES:
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
+
+
+def _check_same(out: Path, key: str, value: str, overwrite: bool) -> None:
+    """Raise ValueError if `out` holds data of another source or tokenizer, unless it may be overwritten."""
+    try:
+        there = json.loads((out / "meta.json").read_text(encoding="utf-8")).get(key, value)
+    except (OSError, ValueError):
+        return  # nothing there, or too damaged to be of use
+    if there != value and not overwrite:
+        raise ValueError(f"{out} holds data of the {key} {there!r}, not {value!r}: name another folder, or --overwrite")
+
+
+def _weighted_name(corpus: Corpus, weight: Fraction) -> str:
+    """Return the corpus's name, with the weight unless it is 1."""
+    return corpus.name if weight == 1 else f"{corpus.name} x {float(weight):g}"
 
 
 def _check_paired(sources: list[Corpus]) -> bool:
@@ -134,17 +176,22 @@ def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
 
     with _progress_bar("counting", sum(path.stat().st_size for path in corpus.paths), "B") as bar:
         lengths = np.fromiter(map(length, corpus.documents()), np.int64)
-    if lengths.sum() < 2:
-        raise ValueError(f"{corpus.name} holds {lengths.sum()} characters: no text to learn from")
-    if len(corpus.fields) == 2 and (empty := np.flatnonzero(lengths[1::2] == 0)).size:
-        raise ValueError(f"the target of pair {empty[0] + 1} is empty in {corpus.name}: there is nothing to learn")
+    check_lengths(corpus, lengths)
     if needs_two and len(lengths) < 4:
         raise ValueError(f"one pair cannot be split into training and validation: {corpus.name} needs two")
     return lengths
 
 
-def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int, has_eot: bool) -> tuple[Tokenizer, bool]:
-    """Open or learn a tokenizer; return it, and whether the data will have end-of-text tokens."""
+def check_lengths(corpus: Corpus, lengths: np.ndarray) -> None:
+    """Raise ValueError for documents of these lengths if they hold no text, or if the target of a pair is empty."""
+    if lengths.sum() < 2:
+        raise ValueError(f"{corpus.name} holds {lengths.sum()} characters: no text to learn from")
+    if len(corpus.fields) == 2 and (empty := np.flatnonzero(lengths[1::2] == 0)).size:
+        raise ValueError(f"the target of pair {empty[0] + 1} is empty in {corpus.name}: there is nothing to learn")
+
+
+def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int) -> Tokenizer:
+    """Open a tokenizer, or learn it from the sources."""
 
     def chunks() -> Iterator[str]:
         with _progress_bar("learning", n_characters) as bar:
@@ -152,13 +199,23 @@ def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int, has_e
                 yield chunk
                 bar.update(len(chunk))
 
-    tokenizer = get_tokenizer(name, chunks())
-    if has_eot and name == "char":
-        tokenizer = CharTokenizer(tokenizer.characters, end_of_text=True)
-    has_eot &= tokenizer.eot_id is not None  # a saved char tokenizer may have no such token
-    if len(sources[0].fields) == 2 and not has_eot:
-        raise ValueError(f"{name} has no end-of-text token, which separates prompts and targets")
-    return tokenizer, has_eot
+    return get_tokenizer(name, chunks())
+
+
+def _with_needed_tokens(
+    tokenizer: Tokenizer, name: str, has_eot: bool, special_tokens: Sequence[str], log: Callable[[str], None] | None
+) -> Tokenizer:
+    """Return the tokenizer with a token that ends documents, if there are any, and with these special tokens."""
+    if has_eot and tokenizer.eot_id is None:
+        tokenizer = with_end_of_text(tokenizer)
+        if log and name != "char":
+            eot = next(token for token, i in tokenizer.special_tokens.items() if i == tokenizer.eot_id)
+            log(f"{name} names no end-of-text token: {eot}, token {tokenizer.eot_id}, separates the documents")
+    if "" in special_tokens:
+        raise ValueError("--special_tokens '' names no token: leave it out, or name one such as '<|user|>'")
+    if not special_tokens:
+        return tokenizer
+    return from_dict(with_special_tokens(tokenizer, special_tokens).to_dict())  # as it will be loaded
 
 
 def _progress_bar(description: str, total: int, unit: str = "characters") -> tqdm:
@@ -170,85 +227,30 @@ def _progress_bar(description: str, total: int, unit: str = "characters") -> tqd
 
 def _write_folder(
     out: Path, meta: dict, splits: dict[str, Iterable[Document]], tokenizer: Tokenizer, bar: tqdm
-) -> None:
-    """Write both splits, the tokenizer and meta.json, whole or not at all."""
+) -> Counter[str]:
+    """Write both splits, the tokenizer and meta.json, whole or not at all. Return how often the text holds the names of
+    special tokens as ordinary text."""
+    spelled = Counter()
     with atomic_folder(out) as folder:
         for split, documents in splits.items():
-            meta[split] = _write_split(
-                folder / f"{split}.bin", documents, tokenizer, meta["has_eot"], meta["dtype"], bar
-            )
+            meta[split], found = write_split(folder / f"{split}.bin", documents, tokenizer, meta, bar)
+            spelled += found
             if meta[split]["tokens"] < 2 + meta["has_eot"]:
                 raise ValueError(f"{meta['source']} is too short: both splits need at least two tokens; {SHARE_ADVICE}")
         tokenizer.save(folder / "tokenizer.json")
         meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
         (folder / "meta.json").write_text(checksummed(meta), encoding="utf-8", newline="\n")
+    return spelled
 
 
-def _write_split(
-    path: Path, documents: Iterable[Document], tokenizer: Tokenizer, has_eot: bool, dtype: str, bar: tqdm
-) -> dict[str, int | str]:
-    """Write a split's tokens, with end-of-text tokens around documents if `has_eot`; return its counts and SHA-256."""
-    count = {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0}
-    digest = hashlib.sha256()
-    separator = np.array([tokenizer.eot_id] if has_eot else [], dtype)
+def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool, special: bool = False) -> np.ndarray:
+    """Return the token ids of all texts, int64, with an end-of-text token before and after each if `has_eot`.
 
-    def chunks() -> Iterator[str | None]:  # None where a separator belongs
-        yield None
-        for document in documents:
-            count["documents"] += 1
-            yield from ["".join(document)] if isinstance(tokenizer, HuggingFaceTokenizer) else document
-            yield None
-
-    def encode(batch: list[str | None]) -> tuple[np.ndarray, int, int]:
-        ids = [separator if chunk is None else tokenizer.encode_to_numpy(chunk) for chunk in batch]
-        texts = [chunk for chunk in batch if chunk is not None]
-        return np.concatenate(ids).astype(dtype), sum(map(len, texts)), sum(len(text.encode()) for text in texts)
-
-    with path.open("wb") as file:
-        for ids, n_characters, n_bytes in ordered_map(encode, _batches(chunks())):
-            file.write(ids)
-            digest.update(ids)
-            count["tokens"] += len(ids)
-            count["characters"] += n_characters
-            count["bytes"] += n_bytes
-            bar.update(n_characters)
-    return {**count, "sha256": digest.hexdigest()}
-
-
-def _batches(chunks: Iterable[str | None]) -> Iterator[list[str | None]]:
-    """Group chunks into batches of about BATCH_CHARACTERS, so that short documents do not make threads wait."""
-    batch, n_characters = [], 0
-    for chunk in chunks:
-        batch.append(chunk)
-        n_characters += len(chunk or "")
-        if n_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, n_characters = [], 0
-    yield batch
-
-
-def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool) -> np.ndarray:
-    """Return the token ids of all texts, int64, with an end-of-text token before and after each if `has_eot`."""
-    separator = [tokenizer.eot_id] if has_eot else []
-    return np.array(separator + [i for text in texts for i in (*tokenizer.encode(text), *separator)], np.int64)
-
-
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield function(item) for each item, in order, computed by WORKERS threads; raise an item's exception in turn.
-
-    Unlike Executor.map it holds at most two items per thread. Threads help because tiktoken releases Python's lock.
+    With `special`, names of special tokens are these tokens.
     """
-    pending = deque()
-    pool = ThreadPoolExecutor(WORKERS)
-    try:
-        for item in items:
-            if len(pending) == 2 * WORKERS:
-                yield pending.popleft().result()
-            pending.append(pool.submit(function, item))
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    separator = [tokenizer.eot_id] if has_eot else []
+    ids = [i for text in texts for i in (*tokenizer.encode(text, special), *separator)]
+    return np.array(separator + ids, np.int64)
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------
@@ -263,7 +265,8 @@ def describe(data: PreparedData) -> str:
     for split in (data.train, data.val):
         lines.append(
             f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {split.bytes:,} "
-            f"bytes ({split.bytes / len(split.tokens):.2f} per token), documents: {split.documents:,}"
+            f"bytes ({split.bytes / len(split.tokens):.2f} per token), "
+            + (f"pairs: {split.documents // 2:,}" if data.paired else f"documents: {split.documents:,}")
         )
     return "\n".join(lines)
 
@@ -294,38 +297,31 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         "--val_fraction", type=float, default=0.1, metavar="X",
         help="share of the text held out for validation (default: 0.1)",
     )
-    add(
-        "--separator", default="", metavar="TEXT",
-        help="text between the documents of a file, such as '<|endoftext|>' or '\\n\\n' (default: none)",
-    )
-    add("--encoding", default="utf-8", metavar="NAME", help="of the input, any that Python knows (default: utf-8)")
-    add("--field", default="", metavar="NAME", help="the field of each line of a .jsonl that is a document")
-    add("--prompt_field", default="", metavar="NAME", help="the field of each line of a .jsonl that is the prompt")
-    add("--target_field", default="", metavar="NAME", help="the field of each line of a .jsonl that is the target")
     add("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
+    add("--overwrite", action="store_true", help="replace prepared data of another text or tokenizer in --out")
     # fmt: on
+    add_text_options(parser)
 
 
 def prepare_from(arguments: argparse.Namespace) -> PreparedData:
     """Prepare data as these options say. ValueError if they contradict each other."""
     if missing := [f"--{name}" for name in ("input", "out") if getattr(arguments, name) is None]:
         raise ValueError(f"the following arguments are required: {', '.join(missing)}")
-    pair = tuple(filter(None, (arguments.prompt_field, arguments.target_field)))
-    if len(pair) == 1:
-        raise ValueError("--prompt_field and --target_field name the two halves of a pair: both are needed")
-    if pair and arguments.field:
-        raise ValueError("--field names a document, --prompt_field and --target_field a pair: one or the other")
-    if pair and arguments.separator:
-        raise ValueError("--separator means nothing with --prompt_field: each line of a .jsonl is a pair")
     if arguments.sha256 and len(arguments.input) > 1:
         raise ValueError(f"--sha256 is the checksum of a single input, not of {len(arguments.input)}")
-    separator, *fields = (
-        text.replace("\\n", "\n").replace("\\t", "\t")
-        for text in (arguments.separator, *(pair or filter(None, [arguments.field])))
-    )
-    options = {"separator": separator, "fields": tuple(fields), "encoding": arguments.encoding}
-    corpora = [open_corpus(source, sha256=arguments.sha256, **options) for source in arguments.input]
-    val_corpus = open_corpus(arguments.val_input, **options) if arguments.val_input is not None else None
+    corpora = open_texts(arguments.input, arguments, arguments.sha256)
+    val_corpus = open_texts([arguments.val_input], arguments)[0] if arguments.val_input is not None else None
+    for corpus in filter(None, [*corpora, val_corpus]):
+        if corpus.left_out:
+            notice(corpus.left_out)
     return prepare_data(
-        corpora, arguments.tokenizer, Path(arguments.out), arguments.val_fraction, val_corpus, arguments.weights
+        corpora,
+        arguments.tokenizer,
+        Path(arguments.out),
+        arguments.val_fraction,
+        val_corpus,
+        arguments.weights,
+        arguments.special_tokens,
+        arguments.overwrite,
+        notice,
     )

@@ -3,12 +3,10 @@
 A `Corpus` is a sequence of documents. Each is read in chunks, so a file may be larger than memory.
 """
 
+import argparse
 import atexit
-import codecs
-import difflib
-import encodings.aliases
+import contextlib
 import glob
-import gzip
 import io
 import itertools
 import json
@@ -17,7 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +23,14 @@ from typing import BinaryIO, NamedTuple
 
 from gpt.system.files import sha256 as sha256_of
 from gpt.system.paths import PROJECT
-from gpt.system.text import last_word_break
+from gpt.system.text import unescape
 from gpt.text import tales, tasks
 from gpt.text.download import ARCHIVES, check_sha256, download, file_name, parse_sha256, unpack
+from gpt.text.formats import PLAIN, RECORDS, suffix_of
+from gpt.text.readers import find_encoding, form, parse_template, read_chunks, read_fields, refuse_records, split_at
 
 DOWNLOADS = Path("data/downloads")  # relative to the working folder
 DEFAULT_TALES = 30_000  # the number that "tales" stands for
-SUFFIXES = (".txt", ".md")  # files read from a folder, also with .gz; a file named by itself may have any name
-CHUNK_BYTES = 1 << 20
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 cannot write
-ENCODING_ADVICE = (
-    "name its encoding, as in --encoding latin-1 (or utf-16, gb18030, shift_jis, cp1256), or convert it to UTF-8"
-)
 CHECKSUM_ADVICE = "it is another file, or the checksum is mistyped"
 
 
@@ -90,8 +84,9 @@ KNOWN = {
 class Corpus:
     """Documents on disk: one per file or, with a separator, one between separators in each file.
 
-    With `fields` each line of a file is a JSON object, and the texts of these fields are documents, in turn; with a
-    single field, .txt and .md files remain plain text. `name` describes the source.
+    With `fields` a file holds records, and the texts of these fields are documents, in turn; with a single field, .txt
+    and .md files remain plain text. `name` describes the source. `left_out` says which files of a folder were not
+    taken.
     """
 
     name: str
@@ -99,6 +94,7 @@ class Corpus:
     separator: str = ""
     fields: tuple[str, ...] = ()
     encoding: str = "utf-8"
+    left_out: str = ""
 
     def documents(self) -> Iterator[Iterable[str]]:
         """Yield each document as its chunks of text. Exhaust one before asking for the next.
@@ -106,7 +102,7 @@ class Corpus:
         Empty documents are skipped, except in a pair.
         """
         for path in self.paths:
-            if len(self.fields) > 1 or (self.fields and _suffix(path) not in SUFFIXES):
+            if len(self.fields) > 1 or (self.fields and suffix_of(path) not in PLAIN):
                 texts = read_fields(path, self.fields, self.encoding)
                 yield from ([text] for text in texts if text or len(self.fields) > 1)
             elif self.separator:
@@ -125,21 +121,21 @@ def open_corpus(
 ) -> Corpus:
     """Return the corpus that `source` names.
 
-    A source is a text of KNOWN, a file, a folder (its .txt and .md files at any depth; with a field also .jsonl), a
+    A source is a text of KNOWN, a file, a folder (its .txt and .md files at any depth; with a field also records), a
     glob such as "books/*.txt", a URL, or "-" for standard input. "tales:N:SEED" are N tales of gpt/text/tales.py;
     "summaries:N:SEED", "questions" and "kinds" are pairs made of such tales by gpt/text/tasks.py.
 
     A URL is downloaded to DOWNLOADS once. An archive, downloaded or not, is unpacked there once and read as a folder; a
-    .gz is decompressed while it is read. `sha256` is the checksum of a file or a download. Each file is a document; a
-    `separator` ends a document within a file, or each line is a JSON object whose `fields` (names or templates) are
-    documents. KNOWN texts are UTF-8 whatever the `encoding`, and may have their own separator.
-    ValueError if nothing can be read, or if the checksum differs.
+    .gz, .bz2, .xz or .zst is decompressed while it is read. `sha256` is the checksum of a file or a download. Each file
+    is a document; a `separator` ends a document within a file, or `fields` (names or templates) of the records of a
+    .jsonl, .json, .csv, .tsv or .parquet are documents. KNOWN texts are UTF-8 whatever the `encoding`, and may have
+    their own separator. ValueError if nothing can be read, if a file is no text, or if the checksum differs.
     """
     if not source:
         raise ValueError("no text is named: '' is neither a file, a folder nor a glob")
     sha256, encoding = parse_sha256(sha256), find_encoding(encoding)
-    for field in fields:
-        _template(field)
+    for name in fields:
+        parse_template(name)
     known = KNOWN.get(source)
     if known and known.path and not (known.url and Path(source).exists()):
         if known.url:
@@ -147,18 +143,20 @@ def open_corpus(
         else:
             check_sha256(known.path, sha256, str(known.path), CHECKSUM_ADVICE)
         return Corpus(source, [known.path], separator or known.separator, fields)
-    path = _find_file(source, sha256)
+    path, left_out = _find_file(source, sha256), ""
     if path is None and sha256:
         raise ValueError(f"a SHA-256 is that of a file or a download, and {source!r} is neither")
     if path is not None and path.name.lower().endswith(ARCHIVES):
         folder = DOWNLOADS / f"{path.name}-{sha256_of(path)[:16]}"  # one folder per content
-        name, paths = path.name, _texts_of(folder if folder.is_dir() else unpack(path, folder), fields)
+        name = path.name
+        paths, left_out = _texts_of(folder if folder.is_dir() else unpack(path, folder), fields)
     elif path is not None:
         name, paths = path.name, [path]
     elif source == "-":
         name, paths = "standard input", [_spool(_stdin())]
     elif Path(source).is_dir():
-        name, paths = Path(source).resolve().name, _texts_of(Path(source), fields)
+        name = Path(source).resolve().name
+        paths, left_out = _texts_of(Path(source), fields)
     elif source == "python-docs":
         return _python_docs(fields)
     elif source.partition(":")[0] in ("tales", *tasks.TASKS):
@@ -167,10 +165,15 @@ def open_corpus(
         name, paths = source, _files(map(Path, glob.glob(source, recursive=True)))
         if not paths:
             raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({', '.join(KNOWN)})")
-    if found := [path for path in paths if _suffix(path) == ".jsonl" and not fields]:
-        advice = "name the field that is the text (--field text), or two (--prompt_field and --target_field)"
-        raise ValueError(f"{found[0]} holds a JSON object in each line: {advice}")
-    return Corpus(name, paths, separator, fields, encoding)
+    try:
+        for path in paths:
+            if form(path, encoding) and not fields:
+                raise refuse_records(path, encoding)
+    except ValueError as error:
+        if source == "-":
+            raise ValueError("standard input: " + str(error).replace(str(path), "FILE")) from None
+        raise
+    return Corpus(name, paths, separator, fields, encoding, left_out)
 
 
 def known_texts() -> list[str]:
@@ -192,17 +195,36 @@ def _find_file(source: str, sha256: str) -> Path | None:
     return Path(source)
 
 
-def _texts_of(folder: Path, fields: tuple[str, ...]) -> list[Path]:
-    suffixes = (".jsonl",) if len(fields) > 1 else (*SUFFIXES, ".jsonl") if fields else SUFFIXES
-    found = _files(path for path in folder.rglob("*") if _suffix(path) in suffixes)
+def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
+    """Return the files of a folder to read, and a line about the others, hidden ones apart. ValueError if none fits."""
+    suffixes = RECORDS if len(fields) > 1 else (*PLAIN, *RECORDS) if fields else PLAIN
+    files = _files(folder.rglob("*"))
+    found = [path for path in files if suffix_of(path) in suffixes]
+    others = [
+        path for path in files if path not in set(found) and "/." not in f"/{path.relative_to(folder).as_posix()}"
+    ]
+    kinds = Counter(path.suffix.lower() or path.name for path in others).most_common()
+    named = [f"{n:,} {kind}" for kind, n in kinds[:5]] + [f"{len(kinds) - 5} other kinds"] * (len(kinds) > 5)
     if not found:
-        raise ValueError(f"the folder {folder} holds no {' or '.join(suffixes)} file; use a glob for other names")
-    return found
+        names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        there = f", but {', '.join(named)}" if named else ""
+        archive = next((path for path in others if path.name.lower().endswith(ARCHIVES)), None)
+        advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder, fields)
+        raise ValueError(f"the folder {folder} holds no {names} file{there}; {advice}")
+    return found, f"{folder}: left out are {', '.join(named)}; {_way_to(others, folder, fields)}" if others else ""
 
 
-def _suffix(path: Path) -> str:
-    """Return the suffix in lower case, without .gz."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+def _way_to(paths: list[Path], folder: Path, fields: tuple[str, ...]) -> str:
+    """Return how the most frequent kind of these files that can be read is read."""
+    kinds = [kind for kind, _ in Counter(path.suffix.lower() for path in paths if path.suffix).most_common(5)]
+    for kind in kinds:
+        path = next(path for path in paths if path.suffix.lower() == kind)
+        with contextlib.suppress(ValueError, OSError):  # no text
+            if (records := form(path)) and not fields:
+                return "--field NAME reads files of records too"
+            if records or (len(fields) < 2 and next(read_chunks(path), "")):
+                return f'--input "{folder}/**/*{kind}" takes those'
+    return "a glob takes those of one kind"
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
@@ -237,124 +259,59 @@ def _python_docs(fields: tuple[str, ...]) -> Corpus:
 
 def _stdin() -> BinaryIO:
     if sys.stdin is None or sys.stdin.isatty():
-        raise ValueError("standard input is a terminal: pipe a text into it, as in `cat book.txt | ... --input -`")
+        raise ValueError("standard input is a terminal: pipe a text into it, as in `cat book.txt | ...`")
     return sys.stdin.buffer
 
 
 def _spool(stream: BinaryIO, suffix: str = "") -> Path:
     """Copy a stream to a temporary file, since a corpus is read more than once; it is deleted at exit."""
-    with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as spool:
+    with tempfile.NamedTemporaryFile(prefix="input-", suffix=suffix, delete=False) as spool:
         atexit.register(Path(spool.name).unlink, missing_ok=True)
         shutil.copyfileobj(stream, spool)
     return Path(spool.name)
 
 
-# --- reading files ----------------------------------------------------------------------------------------------------
+# --- from the command line --------------------------------------------------------------------------------------------
 
 
-def find_encoding(name: str) -> str:
-    """Return Python's name of a text encoding. ValueError for an unknown one, or one that is not of text (base64)."""
-    try:
-        codec = codecs.lookup(name)
-        "text".encode(codec.name)
-        return codec.name
-    except (LookupError, ValueError):
-        names = {*encodings.aliases.aliases, *encodings.aliases.aliases.values()} - {name}
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), sorted(names), n=1)
-        advice = f"did you mean {near[0]}?" if near else "Python knows utf-8, latin-1, utf-16, gb18030 and many more"
-        raise ValueError(f"unknown encoding {name!r}: {advice}") from None
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a text is read: --separator, --encoding, the fields of records, --special_tokens."""
+    add = parser.add_argument
+    # fmt: off
+    add(
+        "--separator", default="", type=unescape, metavar="TEXT",
+        help="text between the documents of a file, such as '<|endoftext|>' or '\\n\\n' (default: none)",
+    )
+    add("--encoding", default="utf-8", metavar="NAME", help="of the text, any that Python knows (default: utf-8)")
+    add(
+        "--field", default="", type=unescape, metavar="NAME",
+        help="the field of each record of a .jsonl, .json, .csv, .tsv or .parquet that is a document",
+    )
+    add("--prompt_field", default="", type=unescape, metavar="NAME", help="the field of each record that is the prompt")
+    add("--target_field", default="", type=unescape, metavar="NAME", help="the field of each record that is the target")
+    add(
+        "--special_tokens", nargs="*", metavar="NAME",
+        help="read the names of special tokens in the text as these tokens (default: as ordinary text)",
+    )
+    # fmt: on
 
 
-def read_chunks(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """Yield a text file, or a .gz of one, as strings of about CHUNK_BYTES, cut at word ends, with \\n as line end.
-
-    ValueError names the file if it is not text. (Python's text mode takes three times as long: it decodes blocks of
-    8 KB and searches them for line ends.)
-    """
-    utf8 = encoding == "utf-8"
-    decoder = codecs.getincrementaldecoder("utf-8-sig" if utf8 else encoding)()  # drops a byte order mark
-    pending = carriage_return = ""
-    n_bytes = 0
-    for block in itertools.chain(_blocks(path), [b""]):
-        n_bytes += len(block)
-        try:
-            text = carriage_return + decoder.decode(block, final=not block)
-        except UnicodeError as error:
-            expected = "UTF-8" if utf8 else encoding
-            raise ValueError(f"{path} is not {expected} text ({_where(error, n_bytes)}): {ENCODING_ADVICE}") from None
-        if "\0" in text:
-            raise ValueError(f"{path} holds NUL bytes, like a binary file or UTF-16 read as UTF-8: {ENCODING_ADVICE}")
-        carriage_return = "\r" if block and text.endswith("\r") else ""  # its \n may come with the next block
-        if "\r" in text:
-            text = text.removesuffix(carriage_return).replace("\r\n", "\n").replace("\r", "\n")
-        pending += text
-        cut = last_word_break(pending) if block else len(pending)
-        if len(pending) > 16 * CHUNK_BYTES:  # no space in 16 million characters
-            cut = cut or len(pending)
-        if cut:
-            yield pending[:cut]
-            pending = pending[cut:]
+def given_text_options(arguments: argparse.Namespace) -> list[str]:
+    """Return those of the options of `add_text_options` that are given."""
+    named = ("separator", "field", "prompt_field", "target_field")
+    given = [name for name in named if getattr(arguments, name)]
+    given += ["encoding"] * (arguments.encoding != "utf-8")
+    return [f"--{name}" for name in given + ["special_tokens"] * (arguments.special_tokens is not None)]
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Yield the bytes of a file, decompressed if it is a .gz, CHUNK_BYTES at a time."""
-    compressed = path.name.lower().endswith(".gz")
-    try:
-        with gzip.open(path) if compressed else path.open("rb") as file:
-            while block := file.read(CHUNK_BYTES):
-                yield block
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged, cut short, or not a .gz file ({error}): get it again") from None
-
-
-def _where(error: UnicodeError, end: int) -> str:
-    """Return the byte that could not be decoded and its position in a file read up to `end`."""
-    if not isinstance(error, UnicodeDecodeError):  # UTF-16 without a byte order mark
-        return str(error)
-    return f"byte {error.object[error.start]:#04x} at {end - len(error.object) + error.start:,}"
-
-
-def read_fields(path: Path, fields: tuple[str, ...], encoding: str = "utf-8") -> Iterator[str]:
-    """Yield the texts of `fields` (names, or templates with {name}) of each line, a JSON object; skip empty lines.
-
-    ValueError names the record that is not JSON or lacks a field of text.
-    """
-    templates = [_template(field) for field in fields]
-    for n, line in enumerate(split_at(read_chunks(path, encoding), "\n"), start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"record {n} of {path} is not JSON: {line[:40]!r} ({error})") from None
-        for name in (name for template in templates for _, name in template if name):
-            if not isinstance(record, dict) or not isinstance(record.get(name), str):
-                there = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise ValueError(f"record {n} of {path} has no text {name!r}, but: {there[:200]}")
-            if LONE_SURROGATE.search(record[name]):
-                raise ValueError(f"record {n} of {path} has half a character, a lone surrogate, in {name!r}")
-        for template in templates:
-            yield "".join(record[name] if name else text for text, name in template)
-
-
-def _template(field: str) -> list[tuple[str, str]]:
-    """Parse a field into parts, each (text, "") or ("", name of a field). Without any {name} it is a name itself."""
-    parts = re.findall(r"(\{\{|\}\}|[^{}]+)|\{([^{}]+)\}|([{}])", field)
-    if not any(name for _, name, _ in parts):
-        return [("", field)]
-    if any(lone for *_, lone in parts):
-        raise ValueError(f"the template {field!r} has a lone brace: {{{{ and }}}} stand for braces")
-    return [(text.replace("{{", "{").replace("}}", "}"), name) for text, name, _ in parts]
-
-
-def split_at(chunks: Iterable[str], separator: str) -> Iterator[str]:
-    """Yield the texts between separators, stripped of white space; empty ones are skipped."""
-    parts = [""]  # of the current text; the last one holds characters that may begin a separator
-    for chunk in chunks:
-        *texts, rest = (parts.pop() + chunk).split(separator)
-        if texts:
-            texts[0] = "".join([*parts, texts[0]])
-            parts = []
-            yield from (text.strip() for text in texts if text.strip())
-        cut = max(len(rest) - len(separator) + 1, 0)
-        parts += [rest[:cut], rest[cut:]]
-    if text := "".join(parts).strip():
-        yield text
+def open_texts(sources: list[str], arguments: argparse.Namespace, sha256: str = "") -> list[Corpus]:
+    """Return the corpora of these sources, read as the options say. ValueError if they contradict each other."""
+    pair = tuple(filter(None, (arguments.prompt_field, arguments.target_field)))
+    if len(pair) == 1:
+        raise ValueError("--prompt_field and --target_field name the two halves of a pair: both are needed")
+    if pair and arguments.field:
+        raise ValueError("--field names a document, --prompt_field and --target_field a pair: one or the other")
+    if pair and arguments.separator:
+        raise ValueError("--separator means nothing with --prompt_field: each record is a pair")
+    fields = pair or tuple(filter(None, [arguments.field]))
+    return [open_corpus(source, arguments.separator, sha256, fields, arguments.encoding) for source in sources]

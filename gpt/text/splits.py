@@ -63,11 +63,6 @@ class SplitPlan:
             train_characters=int(repeats @ trained), val_characters=total - int(trained.sum()),
         )  # fmt: skip
 
-    @property
-    def name(self) -> str:
-        """The corpus's name, with the weight unless it is 1."""
-        return self.corpus.name if self.weight == 1 else f"{self.corpus.name} x {float(self.weight):g}"
-
     def train_documents(self) -> Iterator[Document]:
         """Yield the training documents, pass after pass."""
         for n in range(self.repeats.max()):

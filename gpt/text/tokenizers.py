@@ -8,8 +8,11 @@ from pathlib import Path
 
 from gpt.text.bpe import train_bpe
 from gpt.text.gguf_tokenizer import from_gguf
-from gpt.text.hf_tokenizer import load_any_tokenizer
-from gpt.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+from gpt.text.hf_tokenizer import END_OF_TEXT
+from gpt.text.tokenizer_files import load_any_tokenizer
+from gpt.tokenizer import EOT, CharTokenizer, Tokenizer, from_dict, load_tokenizer, with_special_tokens
+
+END_NAMES = (*END_OF_TEXT, "<eos>", "<EOS>", "[EOS]", "<|eos|>")  # of tokens that end a text
 
 
 def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
@@ -40,6 +43,17 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
         if name.endswith(".json") or Path(name).exists():
             return load_any_tokenizer(name)
     raise ValueError(f"unknown tokenizer {name!r}: gpt2, smollm2, char, bpe:N, or a path to a tokenizer.json")
+
+
+def with_end_of_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer that can end a text: by a token that it has, or by <|endoftext|>, added after its tokens."""
+    if tokenizer.eot_id is not None:
+        return tokenizer
+    if own := next((name for name in END_NAMES if name in tokenizer.special_tokens), None):
+        return from_dict(tokenizer.to_dict() | {"eot": own})
+    if isinstance(tokenizer, CharTokenizer) and not tokenizer.added_tokens:
+        return CharTokenizer(tokenizer.characters, end_of_text=True)
+    return from_dict(with_special_tokens(tokenizer, [EOT]).to_dict())  # as load_tokenizer will read it
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from exercises import Wrong, called, choice, exercise, number
+from exercises import Wrong, as_number, called, choice, exercise, number
 
 
 @exercise("01.1")
@@ -37,15 +37,7 @@ def what_is_left(answer):
 
 def _number(given, name):
     """Return the function's result as one float, NaN included."""
-    if isinstance(given, str | bool) or callable(given):
-        raise Wrong(f"`{name}` should return a number, but returns a {type(given).__name__}.")
-    try:
-        given = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"`{name}` should return a number, but returns a {type(given).__name__}.") from None
-    if given.numel() != 1:
-        raise Wrong(f"`{name}` should return one number, but returns {given.numel()}, of shape {tuple(given.shape)}.")
-    return given.item()
+    return as_number(given, f"`{name}` should return one number; what it returns")
 
 
 def _among(given, right, mistakes, where):

@@ -47,10 +47,6 @@ def causal_attention(answer):
                 "The mask is inverted: masked_fill fills where it is True.",
             ),
             (
-                scores.masked_fill(allowed.T, -torch.inf).softmax(-1) @ v,
-                "Each position should see itself too. And does the mask point the right way?",
-            ),
-            (
                 scores.masked_fill(~allowed.T, -torch.inf).softmax(-1) @ v,
                 "The mask is mirrored: each position sees itself and what comes after. Rows are queries, columns are "
                 "keys.",

@@ -4,7 +4,7 @@ import functools
 import math
 
 import torch
-from exercises import Wrong, called, choice, exercise, number, tensor
+from exercises import Wrong, as_number, called, choice, exercise, number, tensor
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,30 +26,55 @@ def which_bug(answer):
 
 
 class _Model(nn.Module):
-    """Logits of the next token by a table lookup: a minimal model to train."""
+    """Logits of the next token by a table lookup: a minimal model to train. It notes what is called in a step."""
 
     def __init__(self):
         super().__init__()
         draw = torch.Generator().manual_seed(3)
         self.table = nn.Parameter(torch.randn(5, 5, generator=draw))
+        self.table.grad = torch.full((5, 5), 0.7)  # left over from elsewhere
+        self.calls = []
+        self.table.register_post_accumulate_grad_hook(lambda table: self.calls.append("backward"))
 
     def forward(self, inputs, targets):
         return F.cross_entropy(self.table[inputs].flatten(0, 1), targets.flatten())
 
+    def zero_grad(self, set_to_none=True):
+        self.calls.append("zero")
+        super().zero_grad(set_to_none)
+
+
+class _SGD(torch.optim.SGD):
+    """Plain gradient descent, which notes its calls with those of the model."""
+
+    def __init__(self, model):
+        super().__init__(model.parameters(), lr=0.5)
+        self.calls = model.calls
+
+    def zero_grad(self, set_to_none=True):
+        self.calls.append("zero")
+        super().zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        self.calls.append("step")
+        return super().step(closure)
+
 
 def _after(steps, recipe):
-    """Return the table after some steps of a recipe on fixed batches, and the result of each step."""
+    """Return the table after some steps of a recipe on fixed batches, the result of each step, and the last's calls."""
     model = _Model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    model.table.grad = torch.full((5, 5), 0.7)  # left over from elsewhere
+    optimizer = _SGD(model)
     draw, losses = torch.Generator().manual_seed(4), []
     for _ in range(steps):
         inputs, targets = torch.randint(0, 5, (2, 2, 6), generator=draw)
+        model.calls.clear()
         losses.append(recipe(model, optimizer, inputs, targets))
-    return model.table.detach(), losses
+    return model.table.detach(), losses, tuple(model.calls)
 
 
-def _recipe(order):
+def recipe(order):
+    """Return a training step that makes its three calls in this order."""
+
     def step(model, optimizer, inputs, targets):
         loss = model(inputs, targets)
         for name in order:
@@ -59,36 +84,33 @@ def _recipe(order):
     return step
 
 
+ORDERS = {  # calls of a step that does not train, and the hint
+    (): "The weights do not change: there is no backward pass and no update.",
+    ("zero",): "The weights do not change: there is no backward pass and no update.",
+    ("backward",): "You compute the gradients, but the weights do not change. What updates them?",
+    ("zero", "backward"): "You compute the gradients, but the weights do not change. What updates them?",
+    ("backward", "step"): "The sum still contains the gradients of earlier batches, and those that the model came "
+    "with.",
+    ("backward", "step", "zero"): "The first step still uses the gradients that the model came with. When do you clear "
+    "them?",
+    ("backward", "zero", "step"): "You clear the gradients before using them: the weights do not change.",
+    ("step",): "You update without computing the gradients of this batch.",
+    ("zero", "step"): "You update without computing the gradients of this batch.",
+    ("step", "backward"): "You update before the gradients of this batch are known.",
+    ("zero", "step", "backward"): "You update before the gradients of this batch are known.",
+    ("step", "zero", "backward"): "You update before the gradients of this batch are known.",
+}
+
+
 @exercise("07.2")
 def one_step(answer):
     """loss, zero_grad, backward, step; the loss as a float."""
-    right, losses = _after(3, _recipe(["zero", "backward", "step"]))
-    given, its_losses = _after(3, functools.partial(called, answer))
-    mistakes = {
-        (): "The weights do not change: there is no backward pass and no update.",
-        ("backward",): "You compute the gradients, but the weights do not change. What updates them?",
-        ("zero", "backward"): "You compute the gradients, but the weights do not change. What updates them?",
-        (
-            "backward",
-            "step",
-        ): "The sum still contains the gradients of earlier batches, and those that the model came with.",
-        (
-            "backward",
-            "step",
-            "zero",
-        ): "The first step still uses the gradients that the model came with. When do you clear them?",
-        ("backward", "zero", "step"): "You clear the gradients before using them: the weights do not change.",
-        ("step",): "You update without computing the gradients of this batch.",
-        ("zero", "step"): "You update without computing the gradients of this batch.",
-        ("step", "backward"): "You update before the gradients of this batch are known.",
-        ("zero", "step", "backward"): "You update before the gradients of this batch are known.",
-        ("step", "zero", "backward"): "You update before the gradients of this batch are known.",
-    }
+    right, losses, _ = _after(3, recipe(["zero", "backward", "step"]))
+    given, its_losses, calls = _after(3, functools.partial(called, answer))
     if not torch.allclose(given, right, atol=1e-6):
-        for order, hint in mistakes.items():
-            if torch.allclose(given, _after(3, _recipe(order))[0], atol=1e-6):
-                raise Wrong(hint)
-        if torch.allclose(given, _after(3, _uphill)[0], atol=1e-6):
+        if calls in ORDERS:
+            raise Wrong(ORDERS[calls])
+        if torch.allclose(given, _after(3, uphill)[0], atol=1e-6):
             raise Wrong("The weights move uphill: check the sign.")
         raise Wrong("The weights differ from those after loss, gradients and one optimizer step per batch.")
     if isinstance(its_losses[0], torch.Tensor):
@@ -101,10 +123,13 @@ def one_step(answer):
         raise Wrong("The weights are right. But the returned loss is not that of the batch before the step.")
 
 
-def _uphill(model, optimizer, inputs, targets):
+def uphill(model, optimizer, inputs, targets):
+    """A training step with the wrong sign."""
     optimizer.zero_grad()
-    (-model(inputs, targets)).backward()
+    loss = model(inputs, targets)
+    (-loss).backward()
     optimizer.step()
+    return loss.item()
 
 
 @exercise("07.3")
@@ -118,7 +143,7 @@ def schedule(answer):
 
     steps = [0, 4, 9, 10, 11, 55, 99, 100, 101, 1000]
     right = torch.tensor([lr(step) for step in steps])
-    rates = torch.tensor([float(torch.as_tensor(called(answer, step))) for step in steps])
+    rates = torch.tensor([as_number(called(answer, step), "Return one number; yours") for step in steps])
 
     def near(upto):
         return torch.allclose(rates[:upto], right[:upto], rtol=1e-4, atol=1e-9)

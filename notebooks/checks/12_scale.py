@@ -21,13 +21,16 @@ def week(answer):
             (right / 6, "Each weight takes more than one operation per token."),
             (right * 0.4, "Training uses only 40% of the stated speed."),
             (right * 0.4 * 0.4, "Training uses only 40% of the stated speed. Does it then need more GPUs, or fewer?"),
-            (right * 0.4 / 0.6, "40% are used, not lost."),
+            (
+                right * 2 / 3,
+                "That is a third too few. 40% of the speed are used, not lost; a backward pass costs twice a forward "
+                "pass.",
+            ),
             (right * 7, "That is for one day."),
             (right * 7 * 24, "That is for one hour."),
             (right * 7 * 86400, "That is for one second."),
             (right / 1000, "You are off by a thousand: a TFLOP is 10¹² operations."),
             (right * 1000, "You are off by a thousand: a billion is 10⁹, a TFLOP 10¹²."),
-            (right * 2 / 3, "The backward pass costs more than the forward pass."),
             (1 / right, "That is the inverse: the share that one GPU does in a week."),
         ],
         hint="Divide the training FLOPs by the FLOPs that one GPU does in a week.",
@@ -38,8 +41,8 @@ def week(answer):
 def power_law(answer):
     """(a, b) of y = a x^-b by least squares on the logarithms."""
     draw = np.random.default_rng(122)
-    x = np.array([1e3, 4e3, 2e4, 9e4, 5e5])
-    for a, b, noise in ((5.0, 0.2, 0.0), (40.0, 0.5, 0.0), (3.0, 0.1, 0.05), (2.0, -0.3, 0.02)):
+    x = np.array([2.0, 9.0, 30.0, 110.0, 400.0])
+    for a, b, noise in ((7.0, 0.2, 0.0), (40.0, 0.5, 0.0), (3.0, 0.1, 0.05), (2.0, -0.3, 0.02)):
         y = a * x**-b * np.exp(noise * draw.standard_normal(5))
         slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
         given = called(answer, x.copy(), y.copy())

@@ -46,10 +46,11 @@ def test_prepend_eot_starts_the_prompt_with_the_end_of_text_token():
             return super().hidden_states(token_ids, **arguments)
 
     reader = Reader({"vocab_size": 4, "context_length": 8, "emb_dim": 8, "n_heads": 1, "n_layers": 1}).eval()
-    for ids, prepend_eot, expected in ([2, 0, 1], True, [3, 2, 0, 1]), ([2, 0, 1], False, [2, 0, 1]), ([], True, [3]):
+    cases = ([2, 0, 1], True, [3, 2, 0, 1]), ([2, 0, 1], False, [2, 0, 1]), ([], True, [3]), ([], False, [3])
+    for ids, prepend_eot, expected in cases:
         read.clear()
         list(generate_ids(reader, ids, tokenizer, prepend_eot, 2, temperature=0))
         assert read[0] == [expected]
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        list(generate_ids(reader, [], tokenizer, False))
+    with pytest.raises(ValueError, match="the prompt is empty, and the tokenizer has no token that begins a text"):
+        list(generate_ids(reader, [], CharTokenizer("abcd"), False))
     assert len(list(generate_ids(reader, [2], CharTokenizer("abcd"), False, temperature=0))) == 200

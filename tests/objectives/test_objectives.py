@@ -1,8 +1,10 @@
 """Every objective: its batches, its evaluation, its runs."""
 
-import dataclasses
+import json
 import math
 import re
+import shutil
+from dataclasses import fields, replace
 from typing import get_args
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from blocks import GPT2_BLOCK, MODERN_BLOCK
 from numerics import tolerance
-from runs import assert_same_run, quiet, stop_at, train
+from runs import assert_same_run, change, quiet, stop_at, train
 from small_objectives import create, create_workspace, short_config
 
 from gpt.checkpoint import RunFolder
@@ -41,7 +43,7 @@ def workspace(tmp_path_factory):
 
 
 def test_config_accepts_every_objective():
-    (kind,) = (field.type for field in dataclasses.fields(ObjectiveConfig) if field.name == "name")
+    (kind,) = (field.type for field in fields(ObjectiveConfig) if field.name == "name")
     assert set(OBJECTIVES) <= set(get_args(kind))
     assert {"next_token", "reverse", "sft", "distill"} <= set(OBJECTIVES)
     assert ObjectiveConfig().name == "next_token"
@@ -135,10 +137,28 @@ def test_generate_continues_prompts_or_fills_masks(name, workspace, tmp_path, mo
     if not objective.continues_prompts:
         assert run_script("generate --run mine --prompt '7 green'") == 2
         assert "write [MASK] into the prompt" in capfd.readouterr()[1]
-    for arguments in ("--text story", "--weights int8") if not objective.reads_any_text else ():
+    for arguments in ("--context 8", "--weights int8") if not objective.reads_any_text else ():
         assert run_script(f"evaluate --run mine {arguments}") == 2
-        words = f"{arguments.removesuffix(' story')} is for models that predict the next token"
+        words = f"{arguments.removesuffix(' 8')} is for models that predict the next token"
         assert words in capfd.readouterr()[1]
+
+
+@EVERY_OBJECTIVE
+def test_generate_takes_many_prompts_and_needs_no_data(name, workspace, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    data = shutil.copytree(workspace / ("pairs" if name == "sft" else "documents"), tmp_path / "data")
+    config = short_config(name, workspace, max_steps=2)
+    objective = train(change(config, data=replace(config.data, path="data")), tmp_path / "runs" / "mine").objective
+    shutil.rmtree(data)
+    prompts = [f"{n} green" if objective.continues_prompts else f"{n} [MASK] bottles" for n in (7, 11)]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    capfd.readouterr()
+    assert run_script("generate --run mine --prompts prompts.txt --max_new_tokens 5 --format jsonl") == 0
+    rows = list(map(json.loads, capfd.readouterr()[0].splitlines()))
+    assert [row["prompt"] for row in rows] == prompts
+    for seed, row in enumerate(rows):
+        assert run_script(f"generate --run mine --prompt '{row['prompt']}' --max_new_tokens 5 --seed {seed}") == 0
+        assert capfd.readouterr()[0] == row["text"] + "\n"
 
 
 @pytest.mark.parametrize("adapter", [AdapterConfig("lora", rank=2), AdapterConfig("prefix", length=3)])
@@ -241,9 +261,9 @@ def test_a_window_needs_an_objective_that_reads_from_left_to_right(name, workspa
 @pytest.mark.parametrize("name", ["reverse", "sft", "distill"])
 def test_label_smoothing_of_other_objectives(name, workspace):
     objective, config, data = create(name, workspace, model_drop_rate=0.0)
-    objective.config = dataclasses.replace(objective.config, label_smoothing=0.3)
+    objective.config = replace(objective.config, label_smoothing=0.3)
     if name == "distill":
-        objective.config = dataclasses.replace(objective.config, label_weight=1.0)
+        objective.config = replace(objective.config, label_weight=1.0)
     batch = objective.batch(objective.examples(config, data, data.train), range(5), (0,))
     logits, targets = objective.model(batch["inputs"]).flatten(0, 1), batch["targets"].flatten()
     for mode, smoothing in ((True, 0.3), (False, 0.0)):

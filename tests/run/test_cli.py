@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -122,12 +123,14 @@ def test_an_option_turns_off_a_flag_of_the_file(here):
         (["--sample_prompt", ""], "sample_prompt", ""),
         (["--sample_prompt=--dash"], "sample_prompt", "--dash"),
         (["--sample_prompt", "true"], "sample_prompt", "true"),
+        (["--sample_prompt", r"a\n\tb\\n\d"], "sample_prompt", "a\n\tb\\n\\d"),
+        (["--data.path", r"a\new\table"], "data.path", r"a\new\table"),
         (["--device", "1"], "device", "1"),
     ],
     ids=typed,
 )
 def test_text_values(arguments, name, expected):
-    assert getattr(config(*arguments), name) == expected
+    assert attrgetter(name)(config(*arguments)) == expected
 
 
 @pytest.mark.parametrize("text, value", [("1e-3", 1e-3), ("1", 1.0), (".5", 0.5), ("5_0", 50.0)])
@@ -147,6 +150,21 @@ def test_a_mistake_in_the_file_names_the_file(here):
     write(file, "[model]\nemb_dim = 16\nn_heads = 3\n")
     with pytest.raises(ValueError, match=r"x\.toml: model\.emb_dim 16 is not divisible by n_heads 3"):
         config(file=file)
+
+
+def test_help_says_what_options_of_text_read(capsys):
+    with pytest.raises(SystemExit):
+        config("--help")
+    shown = capsys.readouterr().out
+    assert shown.endswith("In --sample_prompt: \\n is a line end, \\t a tab, \\\\ a backslash.\n")
+    parser = Parser("A program.")
+    parser.add_argument("--input", metavar="FILE")
+    assert "line end" not in parser.format_help()
+
+
+def test_a_config_file_has_only_the_escapes_of_toml(here):
+    file = write(here / "x.toml", "sample_prompt = 'a\\n'\n[data]\npath = 'a\\n'\n")
+    assert config(file=file).sample_prompt == r"a\n"
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -321,11 +339,32 @@ def test_parser_raises_instead_of_printing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+SHOWS = """if True:
+    from gpt.run.cli import run
+
+    def main():
+        print("caf\\u00e9 \\u4e2d \\U0001f600")
+        raise ValueError("\\u65e5\\u672c")
+
+    run(main)"""
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=str)
+def test_redirected_output_is_utf8_whatever_the_locale(settings):
+    settings = {"PYTHONCOERCECLOCALE": "0", **settings}
+    done = subprocess.run([sys.executable, "-c", SHOWS], capture_output=True, env={**os.environ, **settings})
+    assert done.stdout.decode() == "caf\u00e9 \u4e2d \U0001f600\n"
+    assert done.stderr.decode().endswith("error: \u65e5\u672c\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminal")
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_console_shows_question_marks_for_missing_characters(encoding):
-    program = "from gpt.run.cli import run\nrun(lambda: print('caf\\u00e9 \\u4e2d \\U0001f600'))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode(encoding).split() == [{"ascii": "caf?"}.get(encoding, "caf\u00e9"), "?", "?"]
+    here, there = os.openpty()
+    settings = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", SHOWS], stdout=there, stderr=there, env=settings)
+    shown = os.read(here, 1000).decode(encoding).split()
+    os.close(here), os.close(there)
+    assert done.returncode == 2
+    assert shown[:3] == [{"ascii": "caf?"}.get(encoding, "caf\u00e9"), "?", "?"]
+    assert shown[-1] == "??"

@@ -9,7 +9,7 @@ from families import LLAMA3, QWEN2, SENTENCES, TEKKEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.system.text import chunk_text, last_word_break, unescape
+from gpt.system.text import chunk_text, escape, last_word_break, unescape
 
 # The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -118,3 +118,10 @@ def test_chunk_text_cuts_a_word_that_is_too_long():
 def test_unescape_reads_line_ends_tabs_and_backslashes():
     assert unescape(r"Long ago,\n\tand \\n is \d") == "Long ago,\n\tand \\n is \\d"
     assert unescape("Long ago,\n") == "Long ago,\n"
+
+
+@quick
+@given(text=SPACED | st.text("\\nt\n\t"))
+def test_escape_writes_one_line_that_unescape_reads(text):
+    assert "\n" not in escape(text)
+    assert unescape(escape(text)) == text

@@ -4,7 +4,7 @@ import pytest
 from families import write_family
 
 from gpt.text.chat import encode_chat, render_chat
-from gpt.text.hf_tokenizer import load_any_tokenizer
+from gpt.text.tokenizer_files import load_any_tokenizer
 from gpt.text.tokenizers import get_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gpt.system.gguf import GGUFFile
 from gpt.text.gguf_tokenizer import from_gguf, to_gguf
-from gpt.text.hf_tokenizer import load_any_tokenizer
+from gpt.text.tokenizer_files import load_any_tokenizer
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import CharTokenizer, load_tokenizer, with_special_tokens
 

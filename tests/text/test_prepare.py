@@ -20,10 +20,13 @@ from conftest import corpus_of, pairs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gpt.text.encode
 import gpt.text.prepare
 import gpt.text.tales
 from gpt.system.files import checksummed
-from gpt.text.prepare import describe, ordered_map, prepare_data
+from gpt.system.text import spell
+from gpt.text.encode import ordered_map
+from gpt.text.prepare import describe, prepare_data
 from gpt.text.sources import open_corpus
 from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import load_data
@@ -63,7 +66,7 @@ def test_a_single_text_is_split_at_a_character(tmp_path, gpt2, val_fraction):
 
 @pytest.mark.parametrize("name", ["char", "bpe:300"])
 def test_chunks_do_not_change_the_tokens(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 700)
     data = prepare_data(open_corpus("story"), name, tmp_path / "out", 0.3)
     n = int(len(STORY) * Fraction("0.7"))
     tokenizer = get_tokenizer(name, [STORY])
@@ -95,7 +98,7 @@ def test_fewer_than_ten_documents_are_split_by_characters(texts, percent, chunk,
     expected = [[*mark, *(i for part in parts for i in [*part.encode(), *mark])] for parts in (train, val)]
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpt.text.sources, "CHUNK_BYTES", chunk)
+        patch.setattr(gpt.text.readers, "CHUNK_BYTES", chunk)
         corpus, out = corpus_of(Path(folder, "in"), *files, separator=separator), Path(folder, "out")
         if total < 2 or min(map(len, expected)) < 2 + len(mark):
             with pytest.raises(ValueError, match=r"too short|no text to learn from"):
@@ -122,7 +125,7 @@ def test_the_split_does_not_suffer_from_rounding(tmp_path, n, val_fraction, n_va
 @pytest.mark.parametrize("separator", ["", "\n", "\n\n"])
 def test_ten_or_more_documents_are_split_by_documents(tmp_path, monkeypatch, n, val_fraction, n_val, separator):
     """One per file, or all in one file, read in chunks that end within documents and separators."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 50)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 50)
     texts = [" ".join([f"text {i}."] * (i + 1)) for i in range(n)]
     files = [separator.join(texts)] if separator else texts
     data = prepare_data(corpus_of(tmp_path / "in", *files, separator=separator), BYTES, tmp_path / "out", val_fraction)
@@ -188,15 +191,37 @@ def test_a_single_document_has_no_end_of_text(tmp_path, name, separator):
     assert name != "char" or data.tokenizer.eot_id is None
 
 
-@pytest.mark.parametrize("end_of_text", [False, True])
-def test_a_saved_char_tokenizer_separates_documents_if_it_has_an_end_of_text(tmp_path, end_of_text):
-    CharTokenizer("abc", end_of_text).save(tmp_path / "abc.json")
-    data = prepare_data(corpus_of(tmp_path / "in", "abc", "cba"), str(tmp_path / "abc.json"), tmp_path / "out", 0.5)
-    mark = [3] if end_of_text else []
-    assert data.has_eot == end_of_text
-    assert data.train.tokens.tolist() == [*mark, 0, 1, 2, *mark]
-    assert data.val.tokens.tolist() == [*mark, 2, 1, 0, *mark]
-    assert (data.train.documents, data.val.documents, data.tokenizer.vocab_size) == (1, 1, 3 + end_of_text)
+SPELLED = {spell(bytes([byte])): byte for byte in range(256)}
+
+
+@pytest.mark.parametrize(
+    ("saved", "eot", "size", "named"),
+    [
+        ({"kind": "char", "characters": "abc"}, 3, 4, "<|endoftext|>, token 3"),
+        ({"kind": "char", "characters": "abc", "end_of_text": True}, 3, 4, None),
+        ({"kind": "char", "characters": "abc", "special_tokens": ["[MASK]"]}, 4, 5, "<|endoftext|>, token 4"),
+        ({"kind": "byte_pairs", "tokens": SPELLED, "named": {"<s>": 256, "</s>": 257}}, 257, 258, "</s>, token 257"),
+        ({"kind": "byte_pairs", "tokens": SPELLED, "named": {"[BEGIN]": 256}}, 257, 258, "<|endoftext|>, token 257"),
+        ({"kind": "byte_pairs", "tokens": SPELLED, "named": {"</s>": 256}, "eot": "</s>"}, 256, 257, None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_no_documents_are_glued(tmp_path, saved, eot, size, named):
+    """A saved tokenizer that names no end-of-text token gets one: its own, or <|endoftext|>."""
+    (tmp_path / "saved.json").write_text(json.dumps(saved))
+    texts, said = ["abc", "cba"], []
+    out, path = tmp_path / "out", str(tmp_path / "saved.json")
+    data = prepare_data(corpus_of(tmp_path / "in", *texts), path, out, 0.5, log=said.append)
+    first, second = ([ord(c) - ord("a") * (saved["kind"] == "char") for c in text] for text in texts)
+    assert data.train.tokens.tolist() == [eot, *first, eot]
+    assert data.val.tokens.tolist() == [eot, *second, eot]
+    assert [[*data.documents(split)] for split in (data.train, data.val)] == [["abc"], ["cba"]]
+    assert (data.tokenizer.eot_id, data.tokenizer.vocab_size) == (eot, size)
+    assert [line for line in said if "separates the documents" in line] == (
+        [f"{path} names no end-of-text token: {named}, separates the documents"] if named else []
+    )
+    pairs = prepare_data(pairs_of(tmp_path / "pairs", [("a", "b"), ("c", "")[::-1]]), path, tmp_path / "paired", 0.5)
+    assert [*pairs.documents(pairs.train)] == ["a", "b"]
 
 
 def test_a_validation_corpus_leaves_the_whole_corpus_for_training(tmp_path):
@@ -312,9 +337,9 @@ def test_describe_shows_the_counts(tmp_path):
 @pytest.mark.parametrize("separator", ["", "\n"])
 def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     """A file of 2 MB is prepared in a fraction of that: nothing holds the whole text or all of its ids."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 10_000)
-    monkeypatch.setattr(gpt.text.prepare, "BATCH_CHARACTERS", 5_000)
-    monkeypatch.setattr(gpt.text.prepare, "WORKERS", 2)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(gpt.text.encode, "BATCH_CHARACTERS", 5_000)
+    monkeypatch.setattr(gpt.text.encode, "WORKERS", 2)
     corpus = corpus_of(tmp_path / "in", ("some words " * 100 + "\n") * 1800, separator=separator)
     prepare_data(corpus_of(tmp_path / "warm-up", "some words "), "char", tmp_path / "out")
     tracemalloc.start()
@@ -388,15 +413,6 @@ def test_pairs_that_cannot_be_learned_are_refused(tmp_path, pairs, words):
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=words):
         prepare_data(corpus, BYTES, tmp_path / "out", 0.5)
-    assert snapshot(tmp_path) == before
-
-
-def test_pairs_need_an_end_of_text_token(tmp_path):
-    get_tokenizer("char", ["".join(map("".join, PAIRS))]).save(tmp_path / "char.json")
-    corpus = pairs_of(tmp_path / "in", PAIRS)
-    before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=r"char\.json has no end-of-text token"):
-        prepare_data(corpus, str(tmp_path / "char.json"), tmp_path / "out")
     assert snapshot(tmp_path) == before
 
 
@@ -482,7 +498,7 @@ def test_a_half_weight_takes_every_other_document(tmp_path):
 def test_weights_of_one_change_nothing(tmp_path):
     for source in ("story", "tales:30", "summaries:12"):
         for out, weights in (("plain", ()), ("weighted", (1.0,))):
-            prepare_data(open_corpus(source), "bpe:300", tmp_path / out, weights=weights)
+            prepare_data(open_corpus(source), "bpe:300", tmp_path / out, weights=weights, overwrite=True)
         assert snapshot(tmp_path / "plain") == snapshot(tmp_path / "weighted")
 
 
@@ -502,7 +518,7 @@ def test_weights_repeat_whole_pairs(tmp_path):
     assert list(data.documents(data.train)) == [text for pair in chosen for text in pair]
     assert list(data.documents(data.val)) == [text for pair in (*one[18:], *other[3:]) for text in pair]
     with pytest.raises(ValueError, match="has fewer than ten training documents, 3"):
-        prepare_data(corpora, BYTES, tmp_path / "out", 0.25, weights=(1, 1.5))
+        prepare_data(corpora, BYTES, tmp_path / "new", 0.25, weights=(1, 1.5))
 
 
 def test_a_validation_corpus_leaves_all_inputs_for_training(tmp_path):
@@ -585,16 +601,16 @@ def test_several_languages_round_trip_together(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe:400"])
 def test_encodings_and_gz_do_not_change_the_tokens(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 101)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 101)
     text = "Déjà vu: «Öl», ½ naïve façade.\r\nSo it ends; or does it?\n" * 30
     found = []
     for encoding in ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-32-be", "gb18030"):
         for name, data in (("a.txt", text.encode(encoding)), ("a.txt.gz", gzip.compress(text.encode(encoding)))):
             (tmp_path / name).write_bytes(data)
             corpus = open_corpus(str(tmp_path / name), encoding=encoding)
-            found.append(prepare_data(corpus, tokenizer, tmp_path / "out").checksums)
+            found.append(prepare_data(corpus, tokenizer, tmp_path / "out", overwrite=True).checksums)
     assert found == found[:1] * 14
-    plain = prepare_data(corpus_of(tmp_path / "in", text), tokenizer, tmp_path / "out")
+    plain = prepare_data(corpus_of(tmp_path / "in", text), tokenizer, tmp_path / "plain")
     assert plain.checksums == found[0]
 
 
@@ -646,8 +662,8 @@ def test_the_script_lists_the_known_texts(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("separator", ["", "\n\n"])
 def test_the_number_of_threads_does_not_change_the_tokens(tmp_path, monkeypatch, gpt2, separator):
     """A thread gets parts of documents, or several at once; the expected ids come from whole documents."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 700)
-    monkeypatch.setattr(gpt.text.prepare, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(gpt.text.encode, "BATCH_CHARACTERS", 500)
     files = [STORY, "one\r\nline \r\n\r\n\n  <|endoftext|> 中文 😀\r", *[f"{n} geese.\n\n" * n for n in range(1, 12)]]
     texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in files]
     if separator:
@@ -655,7 +671,7 @@ def test_the_number_of_threads_does_not_change_the_tokens(tmp_path, monkeypatch,
     n_train = len(texts) - round(len(texts) * 0.1)
     corpus, found = corpus_of(tmp_path / "in", *files, separator=separator), []
     for workers in (1, 2, 5):
-        monkeypatch.setattr(gpt.text.prepare, "WORKERS", workers)
+        monkeypatch.setattr(gpt.text.encode, "WORKERS", workers)
         data = prepare_data(corpus, "gpt2", tmp_path / "out")
         found.append({name: (tmp_path / "out" / name).read_bytes() for name in FILES})
         for split, part in ((data.train, texts[:n_train]), (data.val, texts[n_train:])):
@@ -667,7 +683,7 @@ def test_the_number_of_threads_does_not_change_the_tokens(tmp_path, monkeypatch,
 
 
 def test_ordered_map_keeps_the_order_and_is_bounded(monkeypatch):
-    monkeypatch.setattr(gpt.text.prepare, "WORKERS", 2)
+    monkeypatch.setattr(gpt.text.encode, "WORKERS", 2)
     taken = []
 
     def items():
@@ -687,7 +703,7 @@ def test_ordered_map_keeps_the_order_and_is_bounded(monkeypatch):
 
 def test_ordered_map_raises_an_exception_in_turn(monkeypatch):
     """The first of several, and all before it come out; no thread is left behind."""
-    monkeypatch.setattr(gpt.text.prepare, "WORKERS", 3)
+    monkeypatch.setattr(gpt.text.encode, "WORKERS", 3)
     threads = threading.active_count()
     results = ordered_map(lambda n: 1 // (n % 4 - 3), range(20))
     assert [next(results), next(results), next(results)] == [-1, -1, -1]
@@ -702,7 +718,15 @@ def test_ordered_map_raises_an_exception_in_turn(monkeypatch):
 def test_preparing_again_replaces_the_folder(tmp_path):
     out = tmp_path / "out"
     prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
-    data = prepare_data(corpus_of(tmp_path / "in", "another text"), BYTES, out)
+    with pytest.raises(ValueError, match=r"out holds data of the tokenizer 'char', not 'bpe:257': .* --overwrite"):
+        prepare_data(corpus_of(tmp_path / "in", "another text"), BYTES, out)
+    with pytest.raises(
+        ValueError, match=r"out holds data of the source 'a corpus', not 'a corpus x 2': .* --overwrite"
+    ):
+        prepare_data(corpus_of(tmp_path / "in", "another text"), "char", out, weights=(2,))
+    assert len(load_data(out, verify=True).train.tokens) == 1800
+    assert prepare_data(corpus_of(tmp_path / "in", "the same name"), "char", out).train.characters == 11
+    data = prepare_data(corpus_of(tmp_path / "in", "another text"), BYTES, out, overwrite=True)
     assert bytes(data.train.tokens.tolist()) + bytes(data.val.tokens.tolist()) == b"another text"
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
@@ -793,7 +817,7 @@ def test_an_interruption_keeps_the_old_data(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return super().encode_to_numpy(text)
 
-    monkeypatch.setattr(gpt.text.prepare, "get_tokenizer", lambda *args: Interrupted("another text"))
+    monkeypatch.setattr(gpt.text.prepare, "get_tokenizer", lambda *args: Interrupted("another text", end_of_text=True))
     with pytest.raises(KeyboardInterrupt):
         prepare_data(corpus, "interrupted", out)
     assert snapshot(tmp_path) == before

@@ -15,9 +15,11 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import gpt.text.readers
 import gpt.text.sources
 from gpt.text import tales, tasks
-from gpt.text.sources import KNOWN, Corpus, known_texts, open_corpus, read_chunks, read_fields, split_at
+from gpt.text.readers import read_chunks, read_fields, split_at
+from gpt.text.sources import KNOWN, Corpus, known_texts, open_corpus
 
 # The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
 PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -84,7 +86,7 @@ def test_read_chunks_join_to_the_text_of_the_file(tmp_path_factory, text, piece)
     """One byte order mark is dropped, line ends become \\n, GPT-2's words stay where there are word breaks."""
     path = tmp_path_factory.getbasetemp() / "read_chunks.txt"
     path.write_bytes(text.encode())
-    with patch.object(gpt.text.sources, "CHUNK_BYTES", piece):
+    with patch.object(gpt.text.readers, "CHUNK_BYTES", piece):
         pieces = list(read_chunks(path))
     expected = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     assert "".join(pieces) == expected
@@ -97,14 +99,14 @@ def test_read_chunks_join_to_the_text_of_the_file(tmp_path_factory, text, piece)
 @pytest.mark.parametrize("piece", [7, 8192])
 def test_a_character_or_line_end_across_two_blocks_is_kept(tmp_path, monkeypatch, start, piece):
     """Python reads text files in blocks of 8,192 bytes."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", piece)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", piece)
     path = tmp_path / "text.txt"
     path.write_bytes(b"x" * (start - 2) + b" y" + "😀中\r\né".encode() + b" z" * 5000)
     assert "".join(read_chunks(path)) == "x" * (start - 2) + " y😀中\né" + " z" * 5000
 
 
 def test_a_long_file_is_read_in_chunks_cut_at_word_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 1000)
     text = STORY.read_text(encoding="utf-8")
     pieces = list(read_chunks(STORY))
     assert "".join(pieces) == text
@@ -114,7 +116,7 @@ def test_a_long_file_is_read_in_chunks_cut_at_word_ends(tmp_path, monkeypatch):
 
 
 def test_chunks_are_bounded_without_white_space(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 100)
     path = tmp_path / "text.txt"
     path.write_text("中" * 10_000, encoding="utf-8")
     pieces = list(read_chunks(path))
@@ -165,12 +167,13 @@ ENCODED = [
 @pytest.mark.parametrize("piece", [3, 1 << 20])
 def test_a_text_reads_the_same_in_any_encoding(tmp_path, monkeypatch, encoding, text, piece):
     """Characters, escapes and line ends may run across two blocks."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", piece)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", piece)
     (tmp_path / "text.txt").write_bytes(text.encode(encoding))
     (tmp_path / "text.jsonl").write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode(encoding))
     corpus = open_corpus(str(tmp_path / "text.txt"), encoding=encoding)
-    assert documents(corpus) == [text.replace("\r\n", "\n").replace("\r", "\n")]
-    assert documents(open_corpus(str(tmp_path / "text.jsonl"), encoding=encoding, fields=("text",))) == [text]
+    expected = [text.replace("\r\n", "\n").replace("\r", "\n")]
+    assert documents(corpus) == expected
+    assert documents(open_corpus(str(tmp_path / "text.jsonl"), encoding=encoding, fields=("text",))) == expected
 
 
 @pytest.mark.parametrize("piece", [5, 1 << 20])
@@ -185,7 +188,7 @@ def test_a_text_reads_the_same_in_any_encoding(tmp_path, monkeypatch, encoding, 
     ],
 )
 def test_a_byte_that_cannot_be_decoded_is_named(tmp_path, monkeypatch, encoding, data, place, byte, piece):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", piece)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", piece)
     (tmp_path / "named.txt").write_bytes(data)
     words = rf"named\.txt is not (?i:{encoding}) text \(byte {byte} at {place}\): name its encoding, as in --encoding"
     with pytest.raises(ValueError, match=words):
@@ -232,7 +235,7 @@ def test_a_known_text_is_utf8_whatever_the_encoding():
 
 @pytest.mark.parametrize("piece", [7, 1 << 20])
 def test_a_gz_is_decompressed_in_one_member_or_several(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", piece)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", piece)
     text = "Ein Bär.\n\n中文 😀 and more " * 20
     for name, encoding in (("a.txt.gz", "utf-8"), ("b.gz", "utf-16"), ("C.MD.GZ", "gb18030")):
         data = text.encode(encoding)
@@ -279,7 +282,7 @@ def test_python_docs_are_the_topics_of_this_python():
     assert corpus.name == f"python-docs of Python {sys.version.split()[0]}"
     assert documents(corpus) == [topics[name] for name in sorted(topics)]
     assert documents(open_corpus("python-docs", fields=("body",))) == documents(corpus)  # a field of the other inputs
-    with pytest.raises(ValueError, match="has no text 'q', but: text"):
+    with pytest.raises(ValueError, match="has no field 'q', but: text"):
         documents(open_corpus("python-docs", fields=("q", "a")))
 
 
@@ -319,7 +322,7 @@ def test_every_known_text_without_a_url_can_be_opened(name):
 @pytest.fixture
 def library(tmp_path):
     """A folder with texts at several depths, and other files."""
-    for name in ("b.txt", "a.md", "0/deep/z.TXT", "0/c.txt", "notes.rst", "0/data.json", "x.txt/inside.txt"):
+    for name in ("b.txt", "a.md", "0/deep/z.TXT", "0/c.txt", "notes.rst", "0/data.log", "x.txt/inside.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}\n")
     return tmp_path
@@ -336,7 +339,7 @@ def test_the_bundled_story_is_found_from_any_folder(tmp_path, monkeypatch):
     assert sum(map(len, open_corpus("story").chunks())) == len(STORY.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["b.txt", "notes.rst", "0/data.json"])
+@pytest.mark.parametrize("name", ["b.txt", "notes.rst", "0/data.log"])
 def test_a_file_may_have_any_name(library, name):
     corpus = open_corpus(str(library / name))
     assert (corpus.name, corpus.paths) == (Path(name).name, [library / name])
@@ -358,6 +361,23 @@ def test_a_folder_is_its_txt_and_md_files_sorted(library):
     assert "".join(corpus.chunks()) == "".join(f"text of {name}\n" for name in names)
 
 
+def test_what_a_folder_leaves_out_is_said(library, tmp_path):
+    """With the way to the most frequent kind that is text; hidden files do not count."""
+    for name, data in {".git/x": b"", "a.png": b"\x89PNG", "b.png": b"\x89PNG", "c.jsonl": b'{"t": "x"}'}.items():
+        (library / name).parent.mkdir(exist_ok=True)
+        (library / name).write_bytes(data)
+    line = open_corpus(str(library)).left_out
+    assert line.startswith(f"{library}: left out are 2 .png, 1 .log, 1 .jsonl, 1 .rst; ")
+    assert line.endswith(f'--input "{library}/**/*.log" takes those')
+    assert ".jsonl" not in open_corpus(str(library), fields=("t",)).left_out
+    (library / "0/data.log").unlink()
+    (library / "notes.rst").unlink()
+    assert open_corpus(str(library)).left_out.endswith("1 .jsonl; --field NAME reads files of records too")
+    (library / "only").mkdir()
+    (library / "only" / "a.md").write_text("text")
+    assert open_corpus(str(library / "only")).left_out == open_corpus("story").left_out == ""
+
+
 def test_the_working_folder_has_its_own_name(library, monkeypatch):
     monkeypatch.chdir(library)
     assert open_corpus(".").name == library.name
@@ -370,7 +390,7 @@ def test_the_working_folder_has_its_own_name(library, monkeypatch):
         ("?.*", ["a.md", "b.txt"]),
         ("*.rst", ["notes.rst"]),
         ("**/*.txt", ["0/c.txt", "b.txt", "x.txt/inside.txt"]),
-        ("0/*", ["0/c.txt", "0/data.json"]),
+        ("0/*", ["0/c.txt", "0/data.log"]),
     ],
 )
 def test_a_glob_is_its_files_sorted(library, pattern, names):
@@ -452,7 +472,7 @@ def documents(corpus):
 
 
 def test_each_file_is_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", 4)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 4)
     texts = [" one two \n", "three\n\nfour", "  five "]
     for n, text in enumerate(texts):
         (tmp_path / f"{n}.txt").write_text(text)
@@ -473,7 +493,7 @@ def test_empty_files_are_skipped(tmp_path):
 @pytest.mark.parametrize("separator", ["\n\n", "<|endoftext|>", "\n--\n"])
 def test_a_separator_ends_a_document(tmp_path, monkeypatch, separator, piece):
     """Documents end with their file and are stripped of white space."""
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", piece)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", piece)
     texts = ["one, which\nhas two lines", "two", "three 中文 😀"]
     windows_lines = f"{separator} {texts[0]}{separator}\n{separator}{separator}".replace("\n", "\r\n")
     (tmp_path / "1.txt").write_bytes(f"\ufeff{windows_lines}{texts[1]}".encode())
@@ -557,7 +577,7 @@ def as_records(pairs):
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\n\n", "\n \t\r\n"], ids=repr)
 @pytest.mark.parametrize("before", ["", "\ufeff", "\n\n"], ids=["", "byte order mark", "blank lines"])
 def test_fields_of_each_line_are_documents(tmp_path, monkeypatch, piece, newline, before):
-    monkeypatch.setattr(gpt.text.sources, "CHUNK_BYTES", piece)
+    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", piece)
     for ensure_ascii in (True, False):
         path = write_pairs(tmp_path / "pairs.jsonl", as_records(PAIRS), newline, ensure_ascii, before)
         corpus = open_corpus(str(path), fields=("q", "a"))
@@ -574,15 +594,16 @@ def test_the_last_line_needs_no_line_end_and_may_be_huge(tmp_path):
     assert list(read_fields(path, ("q", "a"))) == [huge, "one", "two", huge]
 
 
-def test_a_folder_of_pairs_is_its_jsonl_files(tmp_path):
-    for name in ("b.jsonl", "0/a.JSONL", "notes.txt", "other.json"):
+def test_a_folder_of_pairs_is_its_files_of_records(tmp_path):
+    for name in ("b.jsonl", "0/a.JSONL", "notes.txt", "other.json", "more.log"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_pairs(tmp_path / name, [{"q": name, "a": "x"}])
-    assert documents(open_corpus(str(tmp_path), fields=("q", "a"))) == ["0/a.JSONL", "x", "b.jsonl", "x"]
-    assert documents(open_corpus(str(tmp_path / "*.json"), fields=("q", "a"))) == ["other.json", "x"]
-    for name in ("b.jsonl", "0/a.JSONL"):
+    found = ["0/a.JSONL", "x", "b.jsonl", "x", "other.json", "x"]
+    assert documents(open_corpus(str(tmp_path), fields=("q", "a"))) == found
+    assert documents(open_corpus(str(tmp_path / "*.log"), fields=("q", "a"))) == ["more.log", "x"]
+    for name in ("b.jsonl", "0/a.JSONL", "other.json"):
         (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=r"holds no \.jsonl file"):
+    with pytest.raises(ValueError, match=r"holds no \.jsonl, .*, but 1 \.log, 1 \.txt; --input .*\.log"):
         open_corpus(str(tmp_path), fields=("q", "a"))
 
 
@@ -592,11 +613,14 @@ def test_a_folder_of_pairs_is_its_jsonl_files(tmp_path):
         ('{"q": "x", "a": "y"', "is not JSON"),
         ("plain text", "is not JSON: 'plain text'"),
         ("[" * 100_000, "is not JSON"),
-        ('["x", "y"]', "has no text 'q', but: list"),
-        ("7", "has no text 'q', but: int"),
-        ("{}", "has no text 'q', but: "),
-        ('{"q": "x", "b": "y"}', "has no text 'a', but: q, b"),
-        ('{"q": "x", "a": 5}', "has no text 'a'"),
+        ('["x", "y"]', "has no field 'q', but: a list of 2 texts"),
+        ("7", "has no field 'q', but: a number"),
+        ("{}", "has no field 'q', but: no fields at all"),
+        ('{"q": "x", "b": "y"}', "has no field 'a', but: q, b"),
+        ('{"q": "x", "a": null}', "has no text in 'a', but null: leave such records out"),
+        ('{"q": "x", "a": NaN}', "has no text in 'a', but null"),
+        ('{"q": "x", "a": [{"from": "gpt", "value": "y"}, {}]}', "has no text in 'a', but a list of 2 turns: name one"),
+        ('{"q": "x", "a": {"en": "y"}}', "has no text in 'a', but the fields en: name one of these, as in a.en"),
         ('{"q": "x", "a": "\\ud83d"}', "has half a character, a lone surrogate, in 'a'"),
     ],
     ids=lambda value: value[:30],
@@ -631,11 +655,12 @@ def test_a_wrong_number_of_summaries_is_refused(source):
 
 
 def test_a_single_field_leaves_txt_and_md_files_plain(tmp_path, monkeypatch):
-    """Everything else is lines of JSON, whatever its name, and standard input too."""
+    """Everything else holds records, whatever its name, and standard input too."""
     lines = "".join(json.dumps({"t": text, "u": "no"}) + "\n" for text in ("one\n", "", "two"))
     for name in ("a.txt", "b.md", "c.jsonl", "d.ndjson", "e"):
         (tmp_path / name).write_text("some prose" if name in ("a.txt", "b.md") else lines)
-    assert documents(open_corpus(str(tmp_path), fields=("t",))) == ["some prose", "some prose", "one\n", "two"]
+    found = ["some prose", "some prose", "one\n", "two", "one\n", "two"]
+    assert documents(open_corpus(str(tmp_path), fields=("t",))) == found
     for name in "cde":
         assert documents(open_corpus(str(tmp_path / f"{name}*"), fields=("t",))) == ["one\n", "two"]
     assert documents(open_corpus(str(tmp_path / "a.txt"), " ", fields=("t",))) == ["some", "prose"]
@@ -650,9 +675,12 @@ def test_a_single_field_leaves_txt_and_md_files_plain(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.jsonl.gz"])
 def test_jsonl_without_a_field_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b'{"t": "x"}')
+    data = b'{"n": 5, "t": "some"}'
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     for source in (tmp_path / name, tmp_path / "*"):
-        with pytest.raises(ValueError, match=r"name the field .*\(--field text\), .*--prompt_field and --target_field"):
+        with pytest.raises(
+            ValueError, match=r"fields n, t: name .* \(--field t\), .*--prompt_field and --target_field"
+        ):
             open_corpus(str(source))
 
 
@@ -679,7 +707,7 @@ def test_a_template_is_filled_from_each_record(tmp_path, template, text):
 def test_a_wrong_template_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "x"}\n{"b": "y"}')
-    with pytest.raises(ValueError, match=r"record 2 of .*a\.jsonl has no text 'a', but: b"):
+    with pytest.raises(ValueError, match=r"record 2 of .*a\.jsonl has no field 'a', but: b"):
         documents(open_corpus(str(path), fields=("say {a}",)))
     for template in ("{a} {", "{a}}", "}{a}", "{{a}}} {a}", "{a} {}"):
         with pytest.raises(ValueError, match=r"has a lone brace: \{\{ and \}\} stand for braces"):

@@ -1,0 +1,183 @@
+"""Notices about a prepared corpus: repeated text, spelled tokens, a tokenizer that does not fit.
+
+Each check reads a bounded part of the token files, so that it takes about a second whatever their size.
+"""
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gpt.text.bpe import count_words, learn_merges
+from gpt.text.special import describe_spelled
+from gpt.token_files import PreparedData
+from gpt.tokenizer import BytePairTokenizer, CharTokenizer
+
+MAX_DOCUMENTS = 200_000  # training documents whose copies are looked for
+MAX_COMPARED = 500  # validation documents that are compared with similar ones
+MAX_TOKENS = 4_000_000  # training tokens that are compared
+MAX_RUNS = 1_000_000  # runs of tokens that are kept for a comparison
+FIRST_TOKENS = 1024  # of each document
+NEAR = 0.8  # share of the runs of a document that make it a near-duplicate
+RUN_BYTES = 30  # bytes that two similar documents share at least
+SAMPLE_BYTES = 500_000  # of text from which a tokenizer is learned, for comparison
+
+
+def notice(line: str) -> None:
+    """Print a line for the person at the terminal, apart from the results."""
+    print(line, file=sys.stderr)
+
+
+def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool) -> Iterator[str]:
+    """Yield one line for each thing that a person should know. `spelled` counts the names of special tokens that the
+    text holds as ordinary text; `has_repeats` says that training documents are repeated by their weight."""
+    if line := describe_spelled(spelled, data.tokenizer, data.paired):
+        yield line
+    kinds = set(np.unique(data.train.tokens[:: 1 + len(data.train.tokens) // MAX_TOKENS]).tolist())
+    if len(kinds - {data.tokenizer.eot_id}) < 2:
+        yield "the training split holds a single distinct token: there is nothing to learn from it"
+        return
+    yield from _repeats_of_documents(data, has_repeats) if data.has_eot else _repeats_of_text(data)
+    yield from _fit_of_tokenizer(data)
+
+
+# --- repeated text ----------------------------------------------------------------------------------------------------
+
+
+def _documents(data: PreparedData, tokens: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return where documents or pairs start and end in a split, at most so many, evenly spread, and their number."""
+    ends = np.flatnonzero(tokens == data.tokenizer.eot_id)[:: 1 + data.paired]
+    n = len(ends) - 1
+    chosen = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
+    return ends[chosen] + 1, ends[chosen + 1], n
+
+
+def _repeats_of_documents(data: PreparedData, has_repeats: bool) -> Iterator[str]:
+    """Yield what documents of the validation split also stand in the training split, word for word or nearly."""
+    noun, train, val = "pairs" if data.paired else "documents", data.train.tokens, data.val.tokens
+    starts, stops, n_train = _documents(data, train, MAX_DOCUMENTS)
+    copies = Counter(hash(train[a:b].tobytes()) for a, b in zip(starts, stops, strict=True))
+    val_starts, val_stops, _ = _documents(data, val, MAX_DOCUMENTS)
+    known = np.array(
+        [hash(val[a:b].tobytes()) in copies for a, b in zip(val_starts, val_stops, strict=True)], dtype=bool
+    )
+    if len(known) and known.mean() >= 0.01:
+        compared = "" if n_train == len(starts) else f" ({len(starts):,} of {n_train:,} training {noun} were compared)"
+        yield (
+            f"{known.sum():,} of {len(known):,} validation {noun} also stand in the training split, word for word"
+            f"{compared}: the validation loss measures memory too; remove copies before preparing"
+        )
+    if not has_repeats and len(copies) < 0.9 * len(starts):
+        yield f"of {len(starts):,} training {noun} only {len(copies):,} are distinct: the others are copies"
+    new = np.flatnonzero(~known)[:: 1 + (~known).sum() // MAX_COMPARED]
+    compared = f"{min(n_train, MAX_TOKENS // FIRST_TOKENS):,} training {noun}"
+    near = _near_duplicates(data, val_starts[new], val_stops[new])
+    if near and near >= 0.01 * len(new):
+        yield (
+            f"{near:,} of {len(new):,} validation {noun} share {NEAR:.0%} of their text or more with one of the "
+            f"training split (compared with {compared}, by the first {FIRST_TOKENS:,} tokens)"
+        )
+
+
+def _near_duplicates(data: PreparedData, val_starts: np.ndarray, val_stops: np.ndarray) -> int:
+    """Return how many of these validation documents share NEAR of their runs of tokens with one training document."""
+    starts, stops, _ = _documents(data, data.train.tokens, MAX_TOKENS // FIRST_TOKENS)
+    of_train, owners = _runs(data, data.train.tokens, starts, stops)
+    of_val, val_owners = _runs(data, data.val.tokens, val_starts, val_stops)
+    one_in = np.int64(1 + len(of_train) // MAX_RUNS)  # the same runs of all documents
+    hashes, owners = _distinct(of_train, owners, one_in)
+    of_val, val_owners = _distinct(of_val, val_owners, one_in)
+    first = np.searchsorted(hashes, of_val)
+    last = np.minimum(np.searchsorted(hashes, of_val, side="right"), first + 100)  # a run that all share tells little
+    near = 0
+    for document in range(len(val_starts)):
+        runs = np.flatnonzero(val_owners == document)
+        sharing = [owners[first[i] : last[i]] for i in runs if first[i] < last[i]]
+        if len(runs) >= 5 and sharing:
+            near += np.bincount(np.concatenate(sharing)).max() >= NEAR * len(runs)
+    return int(near)
+
+
+def _runs(data: PreparedData, tokens: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the hashes of all runs of tokens within documents, and the documents' numbers."""
+    stops = np.minimum(stops, starts + FIRST_TOKENS)
+    text = np.concatenate([tokens[a:b] for a, b in zip(starts, stops, strict=True)] or [tokens[:0]])
+    owners = np.repeat(np.arange(len(starts)), stops - starts)
+    n, hashes = _hash_runs(text, RUN_BYTES / data.bytes_per_token)
+    within = owners[: len(hashes)] == owners[n - 1 :][: len(hashes)]
+    return hashes[within], owners[: len(hashes)][within]
+
+
+def _distinct(hashes: np.ndarray, owners: np.ndarray, one_in: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a sample of hashes in ascending order, each once per document, with the documents' numbers."""
+    chosen = hashes % one_in == 0
+    hashes, owners = hashes[chosen], owners[chosen]
+    order = np.lexsort((owners, hashes))
+    hashes, owners = hashes[order], owners[order]
+    new = np.ones(len(hashes), bool)
+    new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    return hashes[new], owners[new]
+
+
+def _hash_runs(tokens: np.ndarray, length: float) -> tuple[int, np.ndarray]:
+    """Return the hash of every run of n tokens, int64, and n: the power of two next to `length`."""
+    n, hashes = 1, (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    while n < length and len(hashes) > n:  # a run of 2n is made of two runs of n
+        hashes = hashes[:-n] * np.uint64(0xD6E8FEB86659FD93) + hashes[n:]
+        hashes ^= hashes >> np.uint64(29)
+        n *= 2
+    return n, (hashes >> np.uint64(1)).astype(np.int64)
+
+
+def _repeats_of_text(data: PreparedData) -> Iterator[str]:
+    """Yield how much of the validation text also stands in the training text, where there are no documents."""
+    length = 4 * RUN_BYTES / data.bytes_per_token
+    train, val = data.train.tokens, data.val.tokens
+    n, known = _hash_runs(_spread(train, MAX_TOKENS), length)
+    n, asked = _hash_runs(_spread(val, MAX_TOKENS // 8), length)
+    one_in = 1 + len(known) // MAX_RUNS
+    asked = asked[asked % one_in == 0]
+    share = np.isin(asked, known[known % one_in == 0]).mean() if len(asked) else 0.0
+    if share >= 0.1:
+        yield (
+            f"{share:.0%} of the validation text also stands in the training text, in runs of {n} tokens: the "
+            f"validation loss measures memory too; remove copies before preparing"
+        )
+
+
+def _spread(tokens: np.ndarray, most: int, n: int = 16) -> np.ndarray:
+    """Return at most so many tokens, in n pieces spread evenly."""
+    if len(tokens) <= most:
+        return tokens
+    starts = np.linspace(0, len(tokens) - most // n, n).astype(np.int64)
+    return np.concatenate([tokens[a : a + most // n] for a in starts])
+
+
+# --- a tokenizer that does not fit ------------------------------------------------------------------------------------
+
+
+def _fit_of_tokenizer(data: PreparedData) -> Iterator[str]:
+    """Yield what byte pairs learned from the text would make of it, if the tokenizer makes many tokens."""
+    tokenizer, train = data.tokenizer, data.train
+    per_token, per_character = train.bytes / len(train.tokens), len(train.tokens) / max(train.characters, 1)
+    learned = isinstance(tokenizer, CharTokenizer) or tokenizer.name.startswith("bpe:")
+    if learned or (per_token >= 2 and per_character <= 1.5):
+        return
+    text = _text(data, train.tokens, SAMPLE_BYTES * 4 // 5)
+    size = 4096 if train.bytes >= SAMPLE_BYTES else 1024 if train.bytes >= SAMPLE_BYTES // 10 else 512
+    merges = itertools.islice(learn_merges(count_words([text])), size - 257)
+    sample = _text(data, data.val.tokens, SAMPLE_BYTES // 5)
+    n_tokens = len(BytePairTokenizer.from_merges(list(merges)).encode_to_numpy(sample))
+    if sample and n_tokens / len(sample) < 0.9 * per_character:
+        yield (
+            f"{tokenizer.name} makes {per_character:.2f} tokens of a character here; --tokenizer bpe:{size}, learned "
+            f"from this text, would make {n_tokens / len(sample):.2f}"
+        )
+
+
+def _text(data: PreparedData, tokens: np.ndarray, n_bytes: int) -> str:
+    ids = _spread(tokens, int(n_bytes / data.bytes_per_token), 8)
+    separators: Iterable[int] = {data.tokenizer.eot_id} if data.has_eot else ()
+    return data.tokenizer.decode(i for i in ids.tolist() if i not in separators)

@@ -149,7 +149,7 @@ class OptimConfig(_Config):
     def __post_init__(self):
         super().__post_init__()
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}: the schedule falls from lr to min_lr")
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}: lower min_lr, to which the schedule falls")
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,10 @@ def from_dict(kind: type, values: Any, prefix: str = "") -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in types:
-            known = [key for key, _ in config_fields(TrainConfig if prefix else kind)]
-            raise ValueError(f"unknown setting {prefix}{name}: {did_you_mean(f'{prefix}{name}', known)}")
+            what, known = f"setting {prefix}{name}", [key for key, _ in config_fields(TrainConfig if prefix else kind)]
+            if isinstance(value, dict):
+                what, known = f"table [{prefix}{name}]", {f"[{key.partition('.')[0]}]" for key in known if "." in key}
+            raise ValueError(f"unknown {what}: {did_you_mean(what.partition(' ')[2], sorted(known))}")
         is_table = is_dataclass(types[name])
         arguments[name] = from_dict(types[name], value, f"{prefix}{name}.") if is_table else value
     try:

@@ -13,7 +13,7 @@ runs/NAME/config.toml. The last form starts the run or, if it exists, continues 
 
 import os
 
-from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
+from gpt.run.cli import Parser, add_config_options, check_prepared, config_from, run, with_options
 from gpt.system.paths import existing_run, next_run, run_path
 
 
@@ -41,6 +41,7 @@ def train(ctx=None) -> int:
     if arguments.config is not None:
         folder = run_path(arguments.run) if arguments.run is not None else next_run(arguments.config)
         config = config_from(arguments.config, arguments)
+        check_prepared(arguments.config, config)
     else:
         from gpt.checkpoint import RunFolder
 

@@ -59,8 +59,9 @@ def describe_grammar(report: GrammarReport) -> str:
     """Return a table of the tales accepted and of the rules that the others break first."""
     rows = [("accepted by the grammar", report.accepted)]
     rows += [(f"first rule broken: {rule}", n) for rule, n in report.broken.items()]
-    lines = [f"{f'{report.texts} sampled tales':<32}{'tales':>12}{'share':>12}"]
-    lines += [f"{name:<32}{n:>12}{n / report.texts:>12.1%}" for name, n in rows]
+    width = max(32, *(len(name) + 2 for name, _ in rows))
+    lines = [f"{f'{report.texts} sampled tales':<{width}}{'tales':>12}{'share':>12}"]
+    lines += [f"{name:<{width}}{n:>12}{n / report.texts:>12.1%}" for name, n in rows]
     if report.accepted:
         unseen = f"{report.unseen} ({report.unseen / report.accepted:.1%})"
         lines += [

@@ -59,6 +59,7 @@ class SFT(Objective):
     """
 
     metrics = ("val_exact_match",)
+    overlong = ("pairs", "their prompts lose their beginning")
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return (loss summed in nats, number of response tokens), two scalars, for inputs and targets (B, T)."""
@@ -94,6 +95,10 @@ class SFT(Objective):
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> PairExamples:
         """Return the pairs of a split."""
         return PairExamples(split.tokens, data.tokenizer.eot_id, config.model.context_length)
+
+    def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the context_length that each pair of a split needs, (N,)."""
+        return np.diff(self.examples(config, data, split).ends[::2]) - 1
 
     def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
         """Return the tokens of all responses, each with its end-of-text token, (N,)."""

@@ -11,7 +11,7 @@ from gpt.evaluation.samples import check_samples, describe_grammar
 from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
-from gpt.planning.throughput import estimate_seconds, measure_throughput
+from gpt.planning.throughput import busy_notice, estimate_seconds, measure_throughput
 from gpt.system.paths import PROJECT, RUNS
 from gpt.text.tales import first_broken_rule
 from gpt.trainer import Trainer
@@ -95,13 +95,15 @@ def _needs(trainer: Trainer, n_trained: int) -> str:
     """Describe the memory, disk and time that the run needs."""
     config, ctx = trainer.config, trainer.ctx
     needs = plan.estimate_for_data(config, trainer.data, replace(LOCAL, n=ctx.world_size))
-    seconds = None
+    seconds, notice = None, ""
     if needs.trained_tokens * needs.flops_per_token > 1e11:  # a shorter run would end before its time is known
         communication = ctx.all_reduce_seconds(n_trained, trainer.device)
         communication *= 1.5 if config.parallel == "fsdp" else 1  # weights twice, gradients once, half a sum each
+        notice = busy_notice(trainer.device) if ctx.world_size == 1 else ""  # the other processes are no strangers
         throughput = replace(measure_throughput(needs), communication=communication)
         seconds = estimate_seconds(needs, throughput, trainer.step)
-    return plan.summarize_plan(needs, plan.memory_per_process(config, ctx.local_world_size), seconds)
+    summary = plan.summarize_plan(needs, plan.memory_per_process(config, ctx.local_world_size), seconds)
+    return summary + f" ({notice})" * bool(notice)
 
 
 def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> str:
@@ -144,8 +146,10 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
 
 def describe_evaluation(evaluation: Evaluation) -> str:
     """Format a loss and the objective's other metrics, one line each."""
-    lines = [f"loss            {evaluation.loss:.4f} nats, standard error {evaluation.standard_error:.4f}"]
-    lines += [f"{name.replace('_', ' '):<16}{value:.4f}" for name, value in evaluation.metrics.items()]
+    names = [name.replace("_", " ") for name in evaluation.metrics]
+    width = max(16, *(len(name) + 2 for name in names)) if names else 16
+    lines = [f"{'loss':<{width}}{evaluation.loss:.4f} nats, standard error {evaluation.standard_error:.4f}"]
+    lines += [f"{name:<{width}}{value:.4f}" for name, value in zip(names, evaluation.metrics.values(), strict=True)]
     return "\n".join(lines)
 
 

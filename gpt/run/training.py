@@ -16,6 +16,7 @@ from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
+from gpt.run.notices import length_notices, schedule_notices
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
@@ -76,6 +77,8 @@ def resume_run(
             )
         trainer = _create(config, folder, progress, ctx, checkpoint)
         trainer.restore(checkpoint)
+        for notice in schedule_notices(trainer.config, trainer.step, before):
+            progress.log(notice)
         if ctx.is_main:
             _recover_files(trainer, checkpoint)
         return trainer
@@ -95,6 +98,9 @@ def _progress(log: Log, ctx: DistContext) -> Progress:
 
 def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: DistContext) -> Trainer:
     trainer = _create(config, folder, progress, ctx)
+    lengths = length_notices(trainer.objective, trainer.config, trainer.data)
+    for notice in [*schedule_notices(trainer.config), *lengths]:
+        progress.log(notice)
     if ctx.is_main:
         folder.create(trainer.config, trainer.data.tokenizer)
         CSVLog.create(folder.metrics, trainer.objective.metrics)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from gpt.config import TrainConfig, config_fields, from_dict, load_config
 from gpt.system.errors import did_you_mean
-from gpt.system.paths import PROJECT, existing_run, find_path, is_run
+from gpt.system.paths import existing_run, find_path, is_run
 
 
 class Parser(argparse.ArgumentParser):
@@ -139,8 +139,8 @@ def config_from(path: str | Path, arguments: argparse.Namespace) -> TrainConfig:
     """
     path = find_path(path)
     if not path.is_file():
-        configs = PROJECT / "configs"
-        shipped = {p.stem: p.relative_to(PROJECT).as_posix() for p in sorted(configs.rglob("*.toml"))}
+        configs = find_path("configs")
+        shipped = {p.stem: p.relative_to(configs.parent).as_posix() for p in sorted(configs.rglob("*.toml"))}
         near = difflib.get_close_matches(path.stem, shipped, n=1)
         raise ValueError(f"no config file {path}" + (f": did you mean {shipped[near[0]]}?" if near else ""))
     return with_options(load_config(path), arguments)

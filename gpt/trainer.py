@@ -28,7 +28,9 @@ from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
 # What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
-COUNTERS = ("step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "grad_norm", "best_loss", "elapsed_s")
+COUNTERS = (
+    "step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "grad_norm", "best_loss", "waited", "elapsed_s"
+)  # fmt: skip
 
 
 class Callback:
@@ -87,6 +89,7 @@ class Trainer:
         self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row of metrics
         self.grad_norm: float | None = None  # of the last step, before clipping
         self.best_loss: float | None = None
+        self.waited = 0  # evaluations since the best one
         self.elapsed_s = 0.0  # over all sessions
         self.evaluation: Evaluation | None = None  # the last one of this session
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row of metrics
@@ -97,7 +100,7 @@ class Trainer:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train to max_steps, or until SIGINT or SIGTERM: then finish the step, save a checkpoint, set `stopped_by`.
+        """Train until finished, or until SIGINT or SIGTERM: then finish the step, save a checkpoint, set `stopped_by`.
 
         A second signal ends the program at once. FloatingPointError if the loss is no longer finite, ValueError if
         memory runs out.
@@ -110,7 +113,7 @@ class Trainer:
                 if self.report_due:
                     self.elapsed_s = before + time.perf_counter() - start
                     self._report()
-                if self.step >= self.config.max_steps or self._is_stopped():
+                if self.finished or self._is_stopped():
                     break
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
@@ -164,9 +167,14 @@ class Trainer:
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
+    @property
+    def finished(self) -> bool:
+        """Whether max_steps are done, or `patience` evaluations in a row were no better than an earlier one."""
+        return self.step >= self.config.max_steps or 0 < self.config.patience <= self.waited
+
     def is_due(self, every: int) -> bool:
         """Return whether something done every `every` steps (0: only at the end) is due at the current step."""
-        return self.step == self.config.max_steps or (every > 0 and self.step % every == 0)
+        return self.finished or (every > 0 and self.step % every == 0)
 
     def evaluate(self) -> Evaluation:
         """Evaluate the objective on the validation split: all of it, or eval_batches. Changes no random state."""
@@ -184,6 +192,7 @@ class Trainer:
                 raise self._diverged(f"the validation loss is {evaluation.loss} after step {self.step}")
             if is_best := self.step > 0 and (self.best_loss is None or evaluation.loss < self.best_loss):
                 self.best_loss = evaluation.loss
+            self.waited = 0 if is_best else self.waited + (self.step > 0)
         if evaluation or (self.step and self.is_due(self.config.log_every)):
             self._call("on_log", evaluation)
             self.loss_sum, self.loss_tokens = 0.0, 0
@@ -233,7 +242,7 @@ class Trainer:
         if self.ctx.rank < len(saved["random"]):
             device.set_random_state(saved["random"][self.ctx.rank], self.device)
         for name in COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, 0))  # older checkpoints lack `waited`
         for name, now in self._environment().items():
             if (before := state["environment"][name]) != now:
                 self.log(f"{name}: {before} → {now}; the last digits of the results may differ")

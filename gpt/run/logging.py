@@ -112,7 +112,7 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
     last = read_state(run.find("last"))
     in_runs = run.path.parent in (RUNS, PROJECT / RUNS)
     name = shlex.quote(run.path.name if in_runs else str(run.path.absolute()))
-    if last["step"] < max_steps:
+    if not trainer.finished:
         return (
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {run.find('last')}\n"
             f"to resume: python scripts/train.py --run {name} --resume"
@@ -130,7 +130,7 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         lines += ["sample:", "", indent(last_sample)]
     lines += [
         "",
-        f"finished  {last['step']:,} steps, {last['tokens_seen']:,} tokens, {last['elapsed_s']:.0f} s",
+        f"finished  {_end(trainer, last['step'])}, {last['tokens_seen']:,} tokens, {last['elapsed_s']:.0f} s",
         f"best      validation loss {last['best_loss']:.4f} nats per token, perplexity "
         f"{perplexity(last['best_loss']):,.2f}, at step {int(last['best'].removeprefix('step-')):,}",
         f"plot      {run.plot}",
@@ -139,9 +139,20 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         "",
         f'to generate text: python scripts/generate.py --run {name} --prompt "..."',
         f"to evaluate it:   python scripts/evaluate.py --run {name}",
+        *(
+            [f"to go on:         python scripts/train.py --run {name} --resume --patience 0"]
+            * (last["step"] < max_steps)
+        ),
         *([f"rules over time:  python scripts/evaluate.py --run {name} --checkpoint all"] * has_grammar),
     ]
     return "\n".join(lines)
+
+
+def _end(trainer: Trainer, step: int) -> str:
+    """Describe the length of a finished run, and why it ended early if it did."""
+    if step == trainer.config.max_steps:
+        return f"{step:,} steps"
+    return f"early at step {step:,}, after {trainer.waited} evaluations without a better loss (patience)"
 
 
 def describe_evaluation(evaluation: Evaluation) -> str:

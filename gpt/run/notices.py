@@ -40,6 +40,14 @@ def length_notices(objective: Objective, config: TrainConfig, data: PreparedData
     return [f"{n} exceed model.context_length {context_length}, so {effect}: {way_out}"]
 
 
+def freeze_notices(config: TrainConfig) -> list[str]:
+    """Return that two layers are frozen where only one of them is named, because they share a weight."""
+    frozen = {name.strip().split(".")[0] for name in config.freeze.split(",")} & {"tok_emb", "out_head"}
+    if not config.model.tie_embeddings or len(frozen) != 1:
+        return []
+    return ["freeze: tok_emb and out_head share one weight (model.tie_embeddings), so both are frozen"]
+
+
 def schedule_notices(config: TrainConfig, step: int = 0, before: TrainConfig | None = None) -> list[str]:
     """Return what is unexpected about the learning rate from `step` to the end of a run.
 

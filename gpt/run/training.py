@@ -16,7 +16,7 @@ from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
-from gpt.run.notices import length_notices, schedule_notices
+from gpt.run.notices import freeze_notices, length_notices, schedule_notices
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
@@ -98,8 +98,9 @@ def _progress(log: Log, ctx: DistContext) -> Progress:
 
 def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: DistContext) -> Trainer:
     trainer = _create(config, folder, progress, ctx)
-    lengths = length_notices(trainer.objective, trainer.config, trainer.data)
-    for notice in [*schedule_notices(trainer.config), *lengths]:
+    config = trainer.config
+    lengths = length_notices(trainer.objective, config, trainer.data)
+    for notice in [*schedule_notices(config), *lengths, *freeze_notices(config)]:
         progress.log(notice)
     if ctx.is_main:
         folder.create(trainer.config, trainer.data.tokenizer)
@@ -115,6 +116,8 @@ def _create(
     checkpoint: Checkpoint | None = None,
 ) -> Trainer:
     """Check config, data and resources, and build objective and Trainer."""
+    if config.patience and not config.eval_every:
+        raise ValueError(f"patience is {config.patience}, but eval_every 0 evaluates only at the end: set eval_every")
     data = load_data(find_path(config.data.path), verify=True)
     if checkpoint and checkpoint.state["data"] != data.checksums:
         raise ValueError(
@@ -170,7 +173,7 @@ def truncate_logs(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
 # Duration, learning rate, reports, the data's location and the hardware may change. A change of device, dtype, compile
 # or parallel changes rounding: the run then continues, but not bit for bit.
 CHANGEABLE_ON_RESUME = {
-    "max_steps", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
+    "max_steps", "patience", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
     "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints", "sample_every",
     "sample_prompt", "data.path", "device", "dtype", "compile", "recompute", "parallel",
 }  # fmt: skip

@@ -155,7 +155,6 @@ RESUME = "train --run tiny --resume"
         (f"{TRAIN} --data.path notes", "no prepared data in notes ... python scripts/prepare_data.py"),
         (f"{TRAIN} --data.path text.txt", "text.txt ... scripts/prepare_data.py --input text.txt"),
         (f"{TRAIN} --data.packing document", "data/tiny ... 'packed' ... --separator"),
-        (f"{TRAIN} --data.packing document --data.stride 4", "data.stride is 4"),
         (f"{TRAIN} --model.context_length 5000", "too few ... context_length 5000 ... a longer text"),
         (f"{TRAIN} --model.vocab_size 5", "vocab_size is 5 ... data/tiny ... set model.vocab_size to 0"),
         (f"{TRAIN} --batch_size 2000000000", "a training step needs about ... batch_size ... with grad_accum_steps"),

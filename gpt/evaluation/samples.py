@@ -102,7 +102,7 @@ def split_prompts(
         starts = list(range(0, len(tokens) - length + 1, length))
         ends = [start + length for start in starts]
     else:
-        spans = document_spans(tokens, eot_id, len(tokens))  # (documents, 3): whole documents
+        spans = document_spans(tokens, eot_id, len(tokens))  # (documents, 4): whole documents
         if len(spans):
             length = min(length, int(np.median(spans[:, 1] - spans[:, 0])))
         starts, ends = spans[:, 0].tolist(), np.minimum(spans[:, 0] + length, spans[:, 1]).tolist()

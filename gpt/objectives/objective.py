@@ -214,5 +214,5 @@ def create_examples(config: TrainConfig, data: PreparedData, split: TokenFile | 
     """Return the examples of a split (default: training), packed or by document as the config says."""
     tokens = (split or data.train).tokens
     if config.data.packing == "document":
-        return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id)
+        return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id, config.data.stride)
     return PackedExamples(tokens, config.model.context_length, config.data.stride)

@@ -88,6 +88,8 @@ class SFT(Objective):
                 f"data.packing is {config.data.packing!r}, but the objective {config.objective.name} reads pairs: set "
                 f"it to 'document'"
             )
+        if config.data.stride:
+            raise ValueError(f"data.stride is {config.data.stride}, but pairs are read whole: set it to 0")
         for split in (data.train, data.val):
             PairExamples(split.tokens, data.tokenizer.eot_id, config.model.context_length)  # checks the lengths
         return super().resolve_config(config, data)

@@ -1,6 +1,7 @@
 """The tensors of an objective or a model, by the names under which checkpoints store them."""
 
 import difflib
+import re
 
 from torch import Tensor, nn
 
@@ -39,10 +40,11 @@ def freeze(module: nn.Module, beginnings: str) -> None:
     known = dict.fromkeys(".".join(part[:n]) for part in parts for n in range(1, len(part) + 1))
     for beginning in filter(None, map(str.strip, beginnings.split(","))):
         if beginning not in known:
-            near = difflib.get_close_matches(beginning, known, n=1)
-            tops = ", ".join(name for name in known if name.count(".") == (name.startswith("trf_blocks.")))
-            way_out = f"did you mean {near[0]}?" if near else f"there are: {tops}"
-            raise ValueError(f"freeze: no parameter's name begins with {beginning!r}: {way_out}")
+            near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(beginning, known, n=1))
+            tops = ", ".join(dict.fromkeys(part[0] for part in parts))
+            blocks = sum(re.fullmatch(r"trf_blocks\.\d+", name) is not None for name in known)
+            tops = tops.replace("trf_blocks", f"trf_blocks.0 to trf_blocks.{blocks - 1}")
+            raise ValueError(f"freeze: no parameter's name begins with {beginning!r}: {near}There are {tops}")
         for name, parameter in parameters.items():
             if f"{name}.".startswith(f"{beginning}."):
                 parameter.requires_grad_(False)

@@ -121,8 +121,8 @@ def estimate_for_data(config: TrainConfig, data: PreparedData, hardware: Hardwar
     if config.data.packing == "document" and data.has_eot:
         length, batch = model.context_length, config.batch_size
         train, val = (
-            np.diff(document_spans(split.tokens, data.tokenizer.eot_id, length)[:, :2])[:, 0]
-            for split in (data.train, data.val)
+            np.diff(document_spans(split.tokens, data.tokenizer.eot_id, length, stride)[:, :2])[:, 0]
+            for split, stride in ((data.train, config.data.stride), (data.val, 0))
         )
         if len(train) and len(val):
             # the maximum of B draws is at most the i-th smallest of n lengths with probability (i/n)^B

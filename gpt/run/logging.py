@@ -152,7 +152,7 @@ def _end(trainer: Trainer, step: int) -> str:
     """Describe the length of a finished run, and why it ended early if it did."""
     if step == trainer.config.max_steps:
         return f"{step:,} steps"
-    return f"early at step {step:,}, after {trainer.waited} evaluations without a better loss (patience)"
+    return f"early at step {step:,}, after {trainer.stale} evaluations without a better loss (patience)"
 
 
 def describe_evaluation(evaluation: Evaluation) -> str:

@@ -77,6 +77,9 @@ def resume_run(
             )
         trainer = _create(config, folder, progress, ctx, checkpoint)
         trainer.restore(checkpoint)
+        for name, now in trainer.environment.items():
+            if (saved := checkpoint.state["environment"][name]) != now:
+                progress.log(f"{name}: {saved} → {now}; the last digits of the results may differ")
         for notice in schedule_notices(trainer.config, trainer.step, before):
             progress.log(notice)
         if ctx.is_main:

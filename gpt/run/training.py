@@ -1,6 +1,8 @@
 """Start or resume a run: check config, data and resources, build the objective, attach the callbacks."""
 
 import contextlib
+import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from operator import attrgetter
@@ -20,7 +22,7 @@ from gpt.run.notices import freeze_notices, length_notices, schedule_notices
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
-from gpt.system.files import atomic_file, write_text
+from gpt.system.files import atomic_file, atomic_folder, flush, write_text
 from gpt.system.paths import find_path
 from gpt.token_files import load_data
 from gpt.trainer import Trainer
@@ -46,9 +48,16 @@ def start_run(config: TrainConfig, run: str | Path, log: Log = print, ctx: DistC
 
 
 def resume_run(
-    run: str | Path, config: TrainConfig | None = None, log: Log = print, ctx: DistContext = SINGLE_PROCESS
+    run: str | Path,
+    config: TrainConfig | None = None,
+    log: Log = print,
+    ctx: DistContext = SINGLE_PROCESS,
+    checkpoint: str | None = None,
 ) -> Trainer:
     """Return a Trainer that continues from the newest valid checkpoint, bit for bit as if the run had never stopped.
+
+    `checkpoint` ("best" or "step-NNNNNN") names an earlier one: the run then continues as if it had been stopped there,
+    and what it wrote later is set aside. ValueError if that checkpoint is missing or damaged.
 
     `config`, by default the run's config.toml, may change how long the run trains, what it reports and where it
     computes; each change is logged. ValueError names a setting that must not change. Without a checkpoint the run
@@ -59,31 +68,33 @@ def resume_run(
     ctx.init_process_group(choose_device(config.device))
     progress = _progress(log, ctx)
     with _lock(folder, ctx):
-        checkpoint, errors = folder.load_newest_valid()
+        found, errors = (folder.load(checkpoint), []) if checkpoint else folder.load_newest_valid()
         for error in errors:
             progress.log(f"skipped: {error}")
-        if checkpoint is None:
+        if found is None:
             if errors:
                 raise ValueError(f"no checkpoint of {folder.path} is valid: {errors[0]}")
             progress.log(f"{folder.path} has no checkpoint yet: starting at step 0")
             return _start(config, folder, progress, ctx)
-        before, config = checkpoint.config, check_resumable(checkpoint.config, config)
+        before, config = found.config, check_resumable(found.config, config)
         for name, (old, new) in differences(before, config).items():
             progress.log(f"{name} {old} → {new}")
-        if checkpoint.state["step"] > config.max_steps:
+        if found.state["step"] > config.max_steps:
             raise ValueError(
-                f"the run {folder.path} is at step {checkpoint.state['step']}, beyond max_steps {config.max_steps}: "
+                f"the run {folder.path} is at step {found.state['step']}, beyond max_steps {config.max_steps}: "
                 f"raise max_steps"
             )
-        trainer = _create(config, folder, progress, ctx, checkpoint)
-        trainer.restore(checkpoint)
+        trainer = _create(config, folder, progress, ctx, found)
+        trainer.restore(found)
         for name, now in trainer.environment.items():
-            if (saved := checkpoint.state["environment"][name]) != now:
+            if (saved := found.state["environment"][name]) != now:
                 progress.log(f"{name}: {saved} → {now}; the last digits of the results may differ")
         for notice in schedule_notices(trainer.config, trainer.step, before):
             progress.log(notice)
         if ctx.is_main:
-            _recover_files(trainer, checkpoint)
+            if line := set_aside(folder, found):
+                progress.log(line)
+            _recover_files(trainer, found)
         return trainer
 
 
@@ -155,6 +166,35 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
     folder.write_tokenizer(trainer.data.tokenizer)
     write_text(folder.config_file, to_toml(trainer.config))  # the next --resume starts from these settings
+
+
+def set_aside(folder: RunFolder, checkpoint: Checkpoint) -> str:
+    """Move the checkpoints after this one, with copies of the logs, to checkpoints/aside-001, or the next free number.
+
+    Return a line that says so; "" if there is none. A kill leaves each checkpoint in one of the two places, and whole
+    logs in at least one.
+    """
+    steps = folder.steps()
+    later = steps[steps.index(checkpoint.path.name) + 1 :]
+    if not later:
+        return ""
+    numbered = (folder.checkpoints / f"aside-{number:03d}" for number in itertools.count(1))
+    aside = next(path for path in numbered if not path.exists())
+    with atomic_folder(aside) as temporary:
+        for file in (folder.metrics, folder.samples, folder.plot, folder.config_file):
+            if file.is_file():
+                shutil.copy(file, temporary)
+    best = folder.checkpoints / "best"
+    if checkpoint.state["best"]:  # later checkpoints record it, even if it has been deleted
+        write_text(best, f"{checkpoint.state['best']}\n")
+    else:
+        best.unlink(missing_ok=True)
+    for step in reversed(later):  # the newest first: --resume alone then continues where the earlier ones end
+        (folder.checkpoints / step).rename(aside / step)
+    for changed in (aside, folder.checkpoints):
+        flush(changed)
+    names = later[0] if len(later) == 1 else f"{later[0]} to {later[-1]}"
+    return f"set aside in {aside}: {names}, with metrics.csv and samples.txt up to there"
 
 
 def truncate_logs(run: RunFolder, checkpoint: Checkpoint) -> list[str]:

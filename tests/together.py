@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -- tests/together.py jobs.json
 
-A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": true, "checkpoint": name, "by_rank": [...]}. Rank R
-writes the outcome of job N to outcome-N-rank-R.txt next to the list.
+A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": true, "checkpoint": name, "by_rank":
+[{...}, ...]}. Rank R writes the outcome of job N to outcome-N-rank-R.txt next to the list.
 """
 
 import contextlib

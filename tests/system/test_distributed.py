@@ -223,7 +223,7 @@ def document_config(documents):
 
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
 def test_two_processes_train_as_one(documents, tmp_path):
-    """With DDP and with FSDP2; stopped, resumed, and refused where the processes differ; ended early, and taken back."""
+    """With DDP and with FSDP2; stopped, resumed, and refused where the processes differ; ended early; taken back."""
     config = dataclasses.replace(document_config(documents), max_steps=4, eval_every=2, sample_every=0)
     dropout = with_model(config, drop_rate=0.1)
     modern = with_model(config, **MODERN_BLOCK)

@@ -54,7 +54,7 @@ def main() -> None:
         if path.exists():
             return plan.estimate_for_data(*resolve_config(config, load_data(path)), hardware)
         if not config.model.vocab_size:
-            check_prepared(arguments.config, config)
+            check_prepared(arguments.config, config, ", or give --model.vocab_size")
         return plan.estimate(config, hardware=hardware)
 
     set_allocator_flags()

@@ -121,7 +121,10 @@ def measure_throughputs(plans: Sequence[Plan]) -> list[Throughput]:
 
 def busy_notice(device: torch.device) -> str:
     """Return that a time measured now on a CPU is unreliable, as other programs use it; "" if it is idle."""
-    busy = psutil.cpu_percent(BUSY_SECONDS) / 100 if device.type == "cpu" else 0.0  # this process sleeps meanwhile
+    if device.type != "cpu":
+        return ""
+    own = time.process_time()  # this process sleeps meanwhile, but its threads may not do so at once
+    busy = psutil.cpu_percent(BUSY_SECONDS) / 100 - (time.process_time() - own) / BUSY_SECONDS / psutil.cpu_count()
     if busy < BUSY:
         return ""
     return f"other programs use {busy:.0%} of this machine's cores, so the time is unreliable: measure when it is idle"

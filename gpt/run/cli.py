@@ -146,8 +146,11 @@ def config_from(path: str | Path, arguments: argparse.Namespace) -> TrainConfig:
     return with_options(load_config(path), arguments)
 
 
-def check_prepared(path: str | Path, config: TrainConfig) -> None:
-    """Raise ValueError where a config's data are missing and the first lines of its file tell how to prepare them."""
+def check_prepared(path: str | Path, config: TrainConfig, alternative: str = "") -> None:
+    """Raise ValueError where a config's data are missing and the first lines of its file tell how to prepare them.
+
+    `alternative` ends the message: another way out.
+    """
     if find_path(config.data.path).exists():
         return
     text = find_path(path).read_text(encoding="utf-8-sig")
@@ -155,7 +158,7 @@ def check_prepared(path: str | Path, config: TrainConfig) -> None:
     for line in re.sub(r"\\\n#\s*", "", header).splitlines():  # a command may continue on the next line
         command = line.lstrip("# ")
         if "prepare_data.py" in command and f"--out {config.data.path} " in f"{command} ":
-            raise ValueError(f"no prepared data in {config.data.path}: {command}")
+            raise ValueError(f"no prepared data in {config.data.path}: {command}{alternative}")
 
 
 def with_options(config: TrainConfig, arguments: argparse.Namespace) -> TrainConfig:

@@ -1,5 +1,6 @@
 """One line for each thing that a run will do and that its config does not make obvious."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,14 @@ from gpt.optim import learning_rate
 from gpt.token_files import PreparedData
 
 MAX_CONTEXT = 2**24  # the bound of model.context_length
+REPORTS = (
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+    "sample_every",
+    "sample_prompt",
+)  # while it trains
 
 
 def length_notices(objective: Objective, config: TrainConfig, data: PreparedData) -> list[str]:
@@ -58,11 +67,8 @@ def schedule_notices(config: TrainConfig, step: int = 0, before: TrainConfig | N
     changed = [name for name in vars(optim) if before and getattr(before.optim, name) != getattr(optim, name)]
     if before and not changed and before.max_steps == end:
         return []
-    if before and step >= end:
-        is_lost = "no step is left to train, so the changes have no effect"
-        return [f"{is_lost}: --max_steps above {end} trains further"] if changed else []
     idle = [f"optim.{name}" for name in changed if not _has_effect(name, config, before, step)]
-    subject = f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: " if idle else ""
+    subject = f"{_no_effect(idle)}: " if idle else ""
     decay_end = optim.decay_steps or end
     last_rate = f"{learning_rate(end - 1, optim, end):.3g}"
     if optim.warmup_steps > end:
@@ -89,6 +95,17 @@ def schedule_notices(config: TrainConfig, step: int = 0, before: TrainConfig | N
             f"{last_rate}; --optim.decay_steps {end} lets it reach optim.min_lr"
         ]
     return [f"{subject}the learning rate is {last_rate} from here on"] if idle else []
+
+
+def finished_notices(config: TrainConfig, step: int, changes: Iterable[str]) -> list[str]:
+    """Return which changed settings have no effect on a run that is finished at `step`, and what trains it on."""
+    idle = [name for name in changes if name.startswith("optim.") or name in REPORTS]
+    way_out = f"--max_steps above {step}" if step >= config.max_steps else "--patience 0"
+    return [f"{_no_effect(idle)}: the run is finished; {way_out} trains it on"] if idle else []
+
+
+def _no_effect(names: Sequence[str]) -> str:
+    return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no effect"
 
 
 def _has_effect(name: str, config: TrainConfig, before: TrainConfig, step: int) -> bool:

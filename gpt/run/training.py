@@ -18,7 +18,7 @@ from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
-from gpt.run.notices import freeze_notices, length_notices, schedule_notices
+from gpt.run.notices import finished_notices, freeze_notices, length_notices, schedule_notices
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
@@ -77,7 +77,8 @@ def resume_run(
             progress.log(f"{folder.path} has no checkpoint yet: starting at step 0")
             return _start(config, folder, progress, ctx)
         before, config = found.config, check_resumable(found.config, config)
-        for name, (old, new) in differences(before, config).items():
+        changes = differences(before, config)
+        for name, (old, new) in changes.items():
             progress.log(f"{name} {old} → {new}")
         if found.state["step"] > config.max_steps:
             raise ValueError(
@@ -89,7 +90,10 @@ def resume_run(
         for name, now in trainer.environment.items():
             if (saved := found.state["environment"][name]) != now:
                 progress.log(f"{name}: {saved} → {now}; the last digits of the results may differ")
-        for notice in schedule_notices(trainer.config, trainer.step, before):
+        notices = schedule_notices(trainer.config, trainer.step, before)
+        if trainer.finished and not trainer.report_due:
+            notices = finished_notices(trainer.config, trainer.step, changes)
+        for notice in notices:
             progress.log(notice)
         if ctx.is_main:
             if line := set_aside(folder, found):

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 from conftest import corpus_of, pairs_of
-from runs import change, quiet, stop_at
+from runs import change, quiet, stop_at, train
 
+from gpt.checkpoint import RunFolder
 from gpt.config import DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.optim import learning_rate
@@ -35,7 +36,6 @@ STAYS = "at step 10, and from there on the learning rate stays at optim.min_lr 0
         (5, changed(45), f"the decay ends {STAYS}"),
         (5, changed(8), "ends at step 8, before the decay does at step 10: the learning rate ends at 0.00045;"),
         (10, changed(45, min_lr=5e-4), "the decay ended at step 10, and .* stays at optim.min_lr 0.0005"),
-        (10, changed(lr=5e-2), "no step is left to train, so the changes have no effect: --max_steps above 10"),
         (
             5,
             changed(schedule="constant", min_lr=0.0),
@@ -80,6 +80,23 @@ def test_a_changed_schedule_does_as_it_says_or_the_reason_is_given(step, after, 
 def test_a_warm_up_that_never_ends_is_told_at_the_start(config, words):
     assert len(schedule_notices(config)) == bool(words)
     assert re.search(words, "".join(schedule_notices(config)))
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_change(tiny_config, tmp_path):
+    """At max_steps, and ended by patience; a change of what still counts is no loss."""
+    train(tiny_config, tmp_path / "whole")
+    optim = OptimConfig(lr=0.3, min_lr=0.3, warmup_steps=0, schedule="constant", grad_clip=0.0)
+    early = train(change(tiny_config, max_steps=60, eval_every=2, patience=1, optim=optim), tmp_path / "early")
+    for name, way_out in (("whole", "--max_steps above 12 trains"), ("early", "--patience 0 trains")):
+        lines, config = [], RunFolder(tmp_path / name).config()
+        lower = change(config, optim=dataclasses.replace(config.optim, lr=0.4), sample_prompt="the wall")
+        trainer = resume_run(tmp_path / name, lower, lines.append)
+        said = f"sample_prompt and optim.lr have no effect: the run is finished; {way_out}"
+        assert sum(said in line for line in lines) == 1
+        trainer.train()
+        lines.clear()
+        resume_run(tmp_path / name, change(lower, device="cpu", max_steps=early.step + 9, patience=0), lines.append)
+        assert not any("no effect: the run" in line for line in lines)
 
 
 def test_a_run_prints_its_notices_once(tiny_config, tmp_path):

@@ -13,14 +13,7 @@ from gpt.optim import learning_rate
 from gpt.token_files import PreparedData
 
 MAX_CONTEXT = 2**24  # the bound of model.context_length
-REPORTS = (
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep_checkpoints",
-    "sample_every",
-    "sample_prompt",
-)  # while it trains
+REPORTS = ("log_every", "eval_every", "save_every", "keep_checkpoints", "sample_every", "sample_prompt")
 
 
 def length_notices(objective: Objective, config: TrainConfig, data: PreparedData) -> list[str]:

@@ -20,6 +20,12 @@ from gpt.token_files import load_data
 BEFORE = TrainConfig(max_steps=10, optim=OptimConfig(lr=1e-3, min_lr=1e-4, warmup_steps=3, decay_steps=10))
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    monkeypatch.setattr("gpt.objectives.objective.SAMPLE_TOKENS", 20)
+    monkeypatch.setattr("gpt.run.callbacks.Plot.draw", lambda self, trainer: None)
+
+
 def changed(max_steps=10, **optim):
     return dataclasses.replace(BEFORE, max_steps=max_steps, optim=dataclasses.replace(BEFORE.optim, **optim))
 

@@ -2,7 +2,7 @@
 
 runs/NAME/
   config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
-  frozen.safetensors         with an adapter: the weights that are not trained, once for all checkpoints
+  frozen.safetensors         the weights that are not trained (adapter, freeze), once for all checkpoints
   checkpoints/step-000500/   model.safetensors  training_state.pt  metrics.csv  samples.txt  state.json
   checkpoints/last, best     text files: the newest checkpoint, the one with the lowest validation loss
 

@@ -125,11 +125,6 @@ class DataConfig(_Config):
     packing: Literal["packed", "document"] = _setting("packed", "cut examples across documents, or within each one")
     stride: int = _setting(0, "tokens from the start of one training example to the next; 0: context_length", 0)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.packing == "document" and self.stride:
-            raise ValueError(f"stride is {self.stride}, but packing 'document' has no stride: set it to 0")
-
 
 @dataclass(frozen=True)
 class OptimConfig(_Config):
@@ -149,7 +144,7 @@ class OptimConfig(_Config):
     def __post_init__(self):
         super().__post_init__()
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}: the schedule falls from lr to min_lr")
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}: lower min_lr, to which the schedule falls")
 
 
 @dataclass(frozen=True)
@@ -192,6 +187,7 @@ class TrainConfig(_Config):
     log_every: int = _setting(10, "steps between rows of metrics.csv", 1)
     eval_every: int = _setting(100, "steps between evaluations on the validation split; 0: only at the end", 0)
     eval_batches: int = _setting(0, "batches per evaluation; 0: the whole validation split", 0)
+    patience: int = _setting(0, "evaluations in a row without a better loss that end the run early; 0: none do", 0)
     save_every: int = _setting(500, "steps between checkpoints; 0: only at the end", 0)
     keep_checkpoints: int = _setting(2, "number of latest checkpoints to keep; the best one is kept as well", 1)
     sample_every: int = _setting(100, "steps between generated samples; 0: only at the end", 0)
@@ -201,6 +197,7 @@ class TrainConfig(_Config):
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")
     recompute: bool = _setting(False, "recompute blocks in the backward pass: less memory, a third more time")
     parallel: Literal["ddp", "fsdp"] = _setting("ddp", "each of torchrun's processes holds the model, or a shard of it")
+    freeze: str = _setting("", "parameters not to train: beginnings of names, such as 'tok_emb, trf_blocks.0'")
     init_from: str = _setting("", "weights to start from, with their shape: a run, gpt2, hub:OWNER/NAME or a path")
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -232,8 +229,10 @@ def from_dict(kind: type, values: Any, prefix: str = "") -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in types:
-            known = [key for key, _ in config_fields(TrainConfig if prefix else kind)]
-            raise ValueError(f"unknown setting {prefix}{name}: {did_you_mean(f'{prefix}{name}', known)}")
+            what, known = f"setting {prefix}{name}", [key for key, _ in config_fields(TrainConfig if prefix else kind)]
+            if isinstance(value, dict):
+                what, known = f"table [{prefix}{name}]", {f"[{key.partition('.')[0]}]" for key in known if "." in key}
+            raise ValueError(f"unknown {what}: {did_you_mean(what.partition(' ')[2], sorted(known))}")
         is_table = is_dataclass(types[name])
         arguments[name] = from_dict(types[name], value, f"{prefix}{name}.") if is_table else value
     try:

@@ -36,20 +36,21 @@ def packed_spans(n_tokens: int, context_length: int, stride: int = 0) -> np.ndar
     return np.stack([starts, ends, np.append(1, ends[:-1] + 1)], axis=1)
 
 
-def document_spans(tokens: np.ndarray, eot_id: int, context_length: int) -> np.ndarray:
-    """Return spans that each lie within one document, int64, rows of (start, end, document).
+def document_spans(tokens: np.ndarray, eot_id: int, context_length: int, stride: int = 0) -> np.ndarray:
+    """Return spans that each lie within one document, int64, rows of (start, end, first new target, document).
 
     Documents are separated by end-of-text tokens. The first input of a document is the end-of-text token before it, the
-    last target the one after it. A document of more than context_length targets continues in further spans, so each of
-    its tokens is a target once.
+    last target the one after it. A document of more than context_length targets continues in further spans, which start
+    and overlap as those of `packed_spans` do.
     """
-    separators = np.flatnonzero(np.asarray(tokens) == eot_id)
+    stride, separators = stride or context_length, np.flatnonzero(np.asarray(tokens) == eot_id)
     lengths = np.diff(separators)  # in targets
-    n_spans = -(-lengths // context_length)
+    n_spans = 1 + np.maximum(0, -((max(stride, context_length) - lengths) // stride))  # a quotient rounded up
     documents = np.repeat(np.arange(len(lengths)), n_spans)
     nth = np.arange(len(documents)) - np.repeat(np.cumsum(n_spans) - n_spans, n_spans)  # within its document
-    starts = separators[documents] + nth * context_length
-    return np.stack([starts, np.minimum(starts + context_length, separators[documents + 1]), documents], axis=1)
+    starts = separators[documents] + nth * stride
+    ends = np.minimum(starts + context_length, separators[documents + 1])
+    return np.stack([starts, ends, starts + 1 + (nth > 0) * max(0, context_length - stride), documents], axis=1)
 
 
 def padded_batch(tokens: np.ndarray, spans: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -110,8 +111,8 @@ class DocumentExamples(Examples):
     ValueError if no document lies between two end-of-text tokens.
     """
 
-    def __init__(self, tokens: np.ndarray, context_length: int, eot_id: int):
-        starts, ends, _ = document_spans(tokens, eot_id, context_length).T
+    def __init__(self, tokens: np.ndarray, context_length: int, eot_id: int, stride: int = 0):
+        starts, ends, _, _ = document_spans(tokens, eot_id, context_length, stride).T
         if not len(starts):
             raise ValueError(f"{len(tokens)} tokens hold no document between two end-of-text tokens")
         super().__init__(tokens, starts, ends)

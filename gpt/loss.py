@@ -176,9 +176,7 @@ def _evaluation_windows(tokens: np.ndarray, context_length: int, stride: int | N
     if eot_id is None:
         spans = packed_spans(len(tokens), context_length, stride or 0)
         return np.column_stack([spans, (spans[:, 2] - 1) // context_length])
-    if stride not in (None, context_length):
-        raise ValueError("documents are evaluated without overlap: leave the stride out")
-    spans = document_spans(tokens, eot_id, context_length)
+    spans = document_spans(tokens, eot_id, context_length, stride or 0)
     if not len(spans):
         raise ValueError("the text contains no document between two end-of-text tokens")
-    return np.insert(spans, 2, spans[:, 0] + 1, axis=1)
+    return spans

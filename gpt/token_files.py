@@ -77,7 +77,7 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
         )
     if not (folder / "meta.json").is_file():
         raise ValueError(
-            f"no prepared data in {folder}: python scripts/prepare_data.py --input TEXT --tokenizer gpt2 --out {folder}"
+            f"no prepared data in {folder}: python scripts/prepare_data.py --input TEXT --tokenizer NAME --out {folder}"
         )
     meta = read_checksummed(folder / "meta.json", AGAIN)
     if meta["format"] != FORMAT:

@@ -28,7 +28,7 @@ from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
 # What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
-COUNTERS = ("step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "grad_norm", "best_loss", "elapsed_s")
+SAVED = ("step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "grad_norm", "best_loss", "stale", "elapsed_s")
 
 
 class Callback:
@@ -73,6 +73,7 @@ class Trainer:
         self.callbacks, self.log = list(callbacks), log
         self.device = device.choose_device(config.device)
         self.dtype = device.choose_dtype(config.dtype, self.device)
+        self.environment = device.environment(self.device) | {"processes": ctx.world_size}  # decides the last digits
         self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)  # this one is saved
         objective.model.recompute = config.recompute
         compiled = device.compile_module(self.objective, self.device, log) if config.compile else self.objective
@@ -87,6 +88,7 @@ class Trainer:
         self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row of metrics
         self.grad_norm: float | None = None  # of the last step, before clipping
         self.best_loss: float | None = None
+        self.stale = 0  # evaluations since the best one
         self.elapsed_s = 0.0  # over all sessions
         self.evaluation: Evaluation | None = None  # the last one of this session
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row of metrics
@@ -97,7 +99,7 @@ class Trainer:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train to max_steps, or until SIGINT or SIGTERM: then finish the step, save a checkpoint, set `stopped_by`.
+        """Train until finished, or until SIGINT or SIGTERM: then finish the step, save a checkpoint, set `stopped_by`.
 
         A second signal ends the program at once. FloatingPointError if the loss is no longer finite, ValueError if
         memory runs out.
@@ -110,7 +112,7 @@ class Trainer:
                 if self.report_due:
                     self.elapsed_s = before + time.perf_counter() - start
                     self._report()
-                if self.step >= self.config.max_steps or self._is_stopped():
+                if self.finished or self._is_stopped():
                     break
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
@@ -164,9 +166,14 @@ class Trainer:
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
+    @property
+    def finished(self) -> bool:
+        """Whether max_steps are done, or `patience` evaluations in a row were no better than an earlier one."""
+        return self.step >= self.config.max_steps or 0 < self.config.patience <= self.stale
+
     def is_due(self, every: int) -> bool:
         """Return whether something done every `every` steps (0: only at the end) is due at the current step."""
-        return self.step == self.config.max_steps or (every > 0 and self.step % every == 0)
+        return self.finished or (every > 0 and self.step % every == 0)
 
     def evaluate(self) -> Evaluation:
         """Evaluate the objective on the validation split: all of it, or eval_batches. Changes no random state."""
@@ -184,6 +191,7 @@ class Trainer:
                 raise self._diverged(f"the validation loss is {evaluation.loss} after step {self.step}")
             if is_best := self.step > 0 and (self.best_loss is None or evaluation.loss < self.best_loss):
                 self.best_loss = evaluation.loss
+            self.stale = 0 if is_best else self.stale + (self.step > 0)
         if evaluation or (self.step and self.is_due(self.config.log_every)):
             self._call("on_log", evaluation)
             self.loss_sum, self.loss_tokens = 0.0, 0
@@ -207,9 +215,9 @@ class Trainer:
             "random": self.ctx.all_gather(device.random_state(self.device)),
         }
         state = {
-            **{name: getattr(self, name) for name in COUNTERS},
+            **{name: getattr(self, name) for name in SAVED},
             "data": self.data.checksums,
-            "environment": self._environment(),
+            "environment": self.environment,
             "kernels": dict(kernels.choices),
             "config": dataclasses.asdict(self.config),
         }
@@ -225,21 +233,15 @@ class Trainer:
         """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
         state, saved = checkpoint.state, checkpoint.training_state
         restore(self.optimizer, saved["optimizer"])
-        if state["environment"] == self._environment():
+        if state["environment"] == self.environment:
             kernels.restore(state.get("kernels", {}))  # none in older checkpoints; before the first product
         if self.ctx.world_size > 1 and state["step"]:  # DDP orders its gradient buckets in a first pass
             self._forward_backward(self.ctx.shard(self.sampler.step(0))[: self.config.batch_size], last=True)
             self.optimizer.zero_grad(set_to_none=True)
         if self.ctx.rank < len(saved["random"]):
             device.set_random_state(saved["random"][self.ctx.rank], self.device)
-        for name in COUNTERS:
-            setattr(self, name, state[name])
-        for name, now in self._environment().items():
-            if (before := state["environment"][name]) != now:
-                self.log(f"{name}: {before} → {now}; the last digits of the results may differ")
-
-    def _environment(self) -> dict[str, str | int]:
-        return device.environment(self.device) | {"processes": self.ctx.world_size}
+        for name in SAVED:
+            setattr(self, name, state.get(name, 0))  # older checkpoints lack `stale`
 
     def _is_stopped(self) -> bool:
         """Return whether any process has received a signal: all stop at the same step."""

@@ -11,12 +11,13 @@ second, and estimated from the data sheet for other hardware. --sweep compares p
 a table and as a plot.
 """
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 from gpt.config import TrainConfig, config_fields
 from gpt.planning.hardware import get_hardware
-from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
+from gpt.run.cli import Parser, add_config_options, check_prepared, config_from, run, with_options
 from gpt.system.errors import did_you_mean
 from gpt.system.paths import find_path, run_path
 
@@ -44,6 +45,7 @@ def main() -> None:
 
     from gpt.exchange.models import resolve_config
     from gpt.planning import plan, throughput
+    from gpt.system.device import choose_device
     from gpt.system.memory import available_disk, set_allocator_flags
     from gpt.token_files import load_data
 
@@ -51,29 +53,26 @@ def main() -> None:
         path = find_path(config.data.path)
         if path.exists():
             return plan.estimate_for_data(*resolve_config(config, load_data(path)), hardware)
+        if not config.model.vocab_size:
+            check_prepared(arguments.config, config, ", or give --model.vocab_size")
         return plan.estimate(config, hardware=hardware)
-
-    def seconds(found: plan.Plan) -> float | None:
-        if found.peak > memory:
-            return None
-        measure = throughput.data_sheet_throughput if hardware.device else throughput.measure_throughput
-        return throughput.estimate_seconds(found, measure(found))
 
     set_allocator_flags()
     memory = int(hardware.memory) if hardware.device else plan.memory_per_process(config, hardware.n)
     disk = available_disk(folder)
+    plans = {value: estimate(changed) for value, changed in sweep.items()} or {"": estimate(config)}
+    if not hardware.device and (notice := throughput.busy_notice(choose_device(config.device))):
+        print(notice, file=sys.stderr)
+    times = throughput.estimate_times(list(plans.values()), memory)
     if sweep:
         from gpt.run.plots import plot_plans
 
-        plans = {value: estimate(changed) for value, changed in sweep.items()}
-        times = [seconds(found) for found in plans.values()]
         print(plan.format_sweep(name, plans, times, memory))
         plot_plans(name, plans, times, memory, Path(arguments.out))
         print(f"\nplot  {arguments.out}")
         return
-    found = estimate(config)
-    print(plan.format_plan(found, memory, disk, seconds(found)))
-    plan.check_fits(found, memory, disk)
+    print(plan.format_plan(plans[""], memory, disk, times[0]))
+    plan.check_fits(plans[""], memory, disk)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python scripts/train.py --config configs/story.toml
     python scripts/train.py --config configs/story.toml --run mine --max_steps 200 --model.n_layers 4
     python scripts/train.py --run mine --resume
+    python scripts/train.py --run mine --resume --checkpoint step-000500
     torchrun --nproc-per-node 4 -- scripts/train.py --config configs/tales.toml --run mine
     python scripts/train.py --config configs/story.toml --run mine --resume
 
@@ -13,7 +14,7 @@ runs/NAME/config.toml. The last form starts the run or, if it exists, continues 
 
 import os
 
-from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
+from gpt.run.cli import Parser, add_config_options, check_prepared, config_from, run, with_options
 from gpt.system.paths import existing_run, next_run, run_path
 
 
@@ -31,16 +32,20 @@ def train(ctx=None) -> int:
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as those in configs/")
     parser.add_argument("--run", metavar="NAME", help="a name under runs/, or a path (default: CONFIG-001, -002, ...)")
     parser.add_argument("--resume", action="store_true", help="continue from the run's last checkpoint")
+    parser.add_argument("--checkpoint", metavar="NAME", help="with --resume: continue from best or step-000500 instead")
     add_config_options(parser)
     arguments = parser.parse_args()
     if arguments.config is None and not arguments.resume:
         parser.error("name a config (--config configs/story.toml), or a run to resume (--run NAME --resume)")
     if arguments.resume and arguments.run is None:
         parser.error("--resume needs the name of the run: --run NAME")
+    if arguments.checkpoint and not arguments.resume:
+        parser.error("--checkpoint needs --resume: it names the checkpoint of a run to continue from")
 
     if arguments.config is not None:
         folder = run_path(arguments.run) if arguments.run is not None else next_run(arguments.config)
         config = config_from(arguments.config, arguments)
+        check_prepared(arguments.config, config)
     else:
         from gpt.checkpoint import RunFolder
 
@@ -56,7 +61,10 @@ def train(ctx=None) -> int:
     set_allocator_flags()
     ctx = ctx or SINGLE_PROCESS
     folder = ctx.broadcast(str(folder))  # rank 0 chooses the next free number
-    trainer = resume_run(folder, config, ctx=ctx) if arguments.resume else start_run(config, folder, ctx=ctx)
+    if arguments.resume:
+        trainer = resume_run(folder, config, ctx=ctx, checkpoint=arguments.checkpoint)
+    else:
+        trainer = start_run(config, folder, ctx=ctx)
     trainer.callbacks.append(Summary())
     trainer.train()
     return 128 + trainer.stopped_by if trainer.stopped_by else 0

@@ -213,15 +213,6 @@ def test_an_int_is_accepted_as_a_float():
     assert type(config.lr) is float
 
 
-def test_document_packing_has_no_stride():
-    assert DataConfig(stride=3).packing == "packed"
-    assert DataConfig(packing="document").stride == 0
-    with pytest.raises(ValueError, match="stride is 3, but packing 'document' has no stride"):
-        DataConfig(packing="document", stride=3)
-    with pytest.raises(ValueError, match=r"^data\.stride is 3"):
-        from_dict(TrainConfig, {"data": {"packing": "document", "stride": 3}})
-
-
 @pytest.mark.parametrize(("table", "name", "wrong"), [("data", "packing", "files"), ("model", "backbone", "rnn")])
 def test_an_unknown_choice_is_refused_and_the_known_ones_are_listed(table, name, wrong):
     choices = ", ".join(map(repr, get_args(FIELDS[f"{table}.{name}"].type)))

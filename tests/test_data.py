@@ -114,45 +114,55 @@ EOT = 3  # ends a document; 0, 1 and 2 are its text
 WITH_EOT = {"tokens": st.lists(st.integers(0, EOT), max_size=40), "context_length": st.integers(1, 12)}
 
 
-def spans_by_hand(tokens, context_length):
-    """Each document, from the token before it to the token after it, cut into spans of context_length targets."""
+STRIDE = {**WITH_EOT, "stride": st.integers(0, 15)}
+
+
+def spans_by_hand(tokens, context_length, stride):
+    """Each document, from the token before it to the token after it, in spans that start every `stride` tokens."""
     marks = [place for place, token in enumerate(tokens) if token == EOT]
-    return [
-        [start, min(start + context_length, after), document]
-        for document, (before, after) in enumerate(pairwise(marks))
-        for start in range(before, after, context_length)
-    ]
+    found = []
+    for document, (before, after) in enumerate(pairwise(marks)):
+        reached = before
+        for start in range(before, after, stride or context_length):
+            if reached < after:  # else the document has ended
+                end = min(start + context_length, after)
+                found.append([start, end, max(reached, start) + 1, document])
+                reached = end
+    return found
 
 
 @quick
-@given(**WITH_EOT)
-def test_document_spans_match_brute_force(tokens, context_length):
-    examples = document_spans(np.array(tokens, np.uint16), EOT, context_length)
+@given(**STRIDE)
+def test_document_spans_match_brute_force(tokens, context_length, stride):
+    examples = document_spans(np.array(tokens, np.uint16), EOT, context_length, stride)
     assert examples.dtype == np.int64
-    assert examples.shape == (len(examples), 3)
-    assert examples.tolist() == spans_by_hand(tokens, context_length)
+    assert examples.shape == (len(examples), 4)
+    assert examples.tolist() == spans_by_hand(tokens, context_length, stride)
 
 
 @quick
-@given(**WITH_EOT)
-def test_each_token_is_a_target_once_and_no_span_crosses_a_document(tokens, context_length):
-    examples = document_spans(np.array(tokens), EOT, context_length).tolist()
-    places = [place for start, end, _ in examples for place in range(start + 1, end + 1)]
+@given(**STRIDE)
+def test_each_token_is_a_new_target_once_and_no_span_crosses_a_document(tokens, context_length, stride):
+    stride = min(stride, context_length)
+    examples = document_spans(np.array(tokens), EOT, context_length, stride).tolist()
+    places = [place for _, end, first, _ in examples for place in range(first, end + 1)]
     marks = [place for place, token in enumerate(tokens) if token == EOT]
     assert places == (list(range(marks[0] + 1, marks[-1] + 1)) if marks else [])
-    for start, end, _ in examples:
+    for start, end, _, _ in examples:
         assert 1 <= end - start <= context_length
         assert EOT not in tokens[start + 1 : end]
     for document, texts in enumerate(pairwise(marks)):
-        parts = [(start, end) for start, end, number in examples if number == document]
+        parts = [(start, end) for start, end, _, number in examples if number == document]
         assert (parts[0][0], parts[-1][1]) == texts
-        assert all(end == start + context_length == after for (start, end), (after, _) in pairwise(parts))
+        for (start, end), (after, _) in pairwise(parts):
+            assert (end - start, after - start) == (context_length, stride or context_length)
 
 
 def test_document_spans_by_hand():
     """An empty document has one target: its end."""
     tokens = np.array([0, EOT, 1, 2, EOT, EOT, 1, 1, 1, 2, 2, EOT, 0])
-    assert document_spans(tokens, EOT, 4).tolist() == [[1, 4, 0], [4, 5, 1], [5, 9, 2], [9, 11, 2]]
+    assert document_spans(tokens, EOT, 4).tolist() == [[1, 4, 2, 0], [4, 5, 5, 1], [5, 9, 6, 2], [9, 11, 10, 2]]
+    assert document_spans(tokens, EOT, 4, 2).tolist()[2:] == [[5, 9, 6, 2], [7, 11, 10, 2]]
     examples = DocumentExamples(tokens, 4, EOT)
     inputs, targets = examples.batch([3, 1, 2])
     assert inputs[0, :2].tolist() == [2, 2]
@@ -162,17 +172,17 @@ def test_document_spans_by_hand():
 
 
 @quick
-@given(**WITH_EOT, data=st.data())
-def test_a_batch_of_documents_is_padded_on_the_right(tokens, context_length, data):
-    expected = spans_by_hand(tokens, context_length)
+@given(**STRIDE, data=st.data())
+def test_a_batch_of_documents_is_padded_on_the_right(tokens, context_length, stride, data):
+    expected = spans_by_hand(tokens, context_length, stride)
     if not expected:
         with pytest.raises(ValueError, match=f"^{len(tokens)} tokens hold no document"):
             DocumentExamples(np.array(tokens, np.uint16), context_length, EOT)
         return
-    examples = DocumentExamples(np.array(tokens, np.uint16), context_length, EOT)
+    examples = DocumentExamples(np.array(tokens, np.uint16), context_length, EOT, stride)
     assert len(examples) == len(expected)
     assert [(inputs.tolist(), targets.tolist()) for inputs, targets in examples] == [
-        (tokens[start:end], tokens[start + 1 : end + 1]) for start, end, _ in expected
+        (tokens[start:end], tokens[start + 1 : end + 1]) for start, end, _, _ in expected
     ]
     indices = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=5))
     inputs, targets = examples.batch(indices)
@@ -400,6 +410,11 @@ def test_create_examples_follows_the_config(documents):
     parts = create_examples(config_of(documents, "document"), documents)
     assert {len(inputs) for inputs, _ in parts} <= set(range(1, 9))
     assert [i for _, targets in parts for i in targets.tolist()] == ids[1:]
+    overlapping = create_examples(config_of(documents, "document", stride=3), documents)
+    starts = [start for start, *_ in document_spans(documents.train.tokens, eot_id, 8, 3).tolist()]
+    assert [inputs.tolist() for inputs, _ in overlapping] == [
+        ids[start : start + 8][: (ids[start + 1 :].index(eot_id) + 1)] for start in starts
+    ]
 
 
 def test_resolve_config_fills_in_vocab_size_and_decay_steps(documents):

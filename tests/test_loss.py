@@ -1,5 +1,6 @@
 """Losses against torch's cross_entropy, evaluation against brute force over every token."""
 
+import itertools
 import math
 from itertools import pairwise
 
@@ -229,6 +230,19 @@ def test_documents_are_evaluated_one_by_one(model, lengths, context, batch_size)
         assert result.loss == pytest.approx(truth.sum() / (len(tokens) - 1), rel=1e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 3, 4, 7])
+def test_documents_are_evaluated_in_overlapping_windows(model, stride):
+    """Each token once, with the context of its window, which starts within its document."""
+    lengths = (3, 7, 0, 8, 20, 1, 9)
+    tokens = documents_of(*lengths)
+    marks = np.flatnonzero(tokens == EOT)
+    alone = [tokens[before : after + 1].tolist() for before, after in itertools.pairwise(marks)]
+    truth = [sum(token_losses(model, document, 8, stride)) for document in alone]
+    result = evaluate(model, tokens, 8, batch_size=3, eot_id=EOT, stride=stride)
+    assert result.counts.tolist() == [length + 1 for length in lengths]
+    assert result.sums == pytest.approx(truth, rel=1e-5)
+
+
 def test_some_batches_of_documents_are_spread_over_the_text(model):
     """Of 10 documents, 2 batches of 2: 0, 2, 5 and 7, also in the floor."""
     tokens = documents_of(*range(1, 8), 2, 2, 2)
@@ -241,7 +255,7 @@ def test_some_batches_of_documents_are_spread_over_the_text(model):
     assert result.excess_over_floor(floor).loss == pytest.approx((0 + 2 + 5 + 7) / 16, rel=1e-5)
 
 
-@pytest.mark.parametrize(("stride", "eot_id"), [(None, EOT), (2, None), (3, None), (None, None)])
+@pytest.mark.parametrize(("stride", "eot_id"), [(None, EOT), (3, EOT), (2, None), (3, None), (None, None)])
 @pytest.mark.parametrize("n_batches", [1, 2, 3])
 def test_a_part_of_the_text_is_evaluated_in_whole_segments(model, n_batches, stride, eot_id):
     """A document of three windows is evaluated whole or not at all, as a floor is one of whole documents."""
@@ -312,7 +326,7 @@ def test_the_standard_error_of_documents_of_many_lengths_is_what_repetition_show
 
 @pytest.mark.parametrize(
     ("kwargs", "words"),
-    [({"stride": 4}, "evaluated without overlap"), ({"eot_id": 29}, "contains no document"),
+    [({"stride": 9}, "stride must be 1 to context_length, 8"), ({"eot_id": 29}, "contains no document"),
      ({"tokens": np.array([1, EOT, 2])}, "contains no document")],
     ids=str,
 )  # fmt: skip

@@ -779,3 +779,60 @@ def test_the_files_of_a_run_folder(tiny_config, drawn, tmp_path):
         f"--- step {k} ---" for k in (0, 6, 12)
     ]
     assert samples.splitlines()[1].startswith("on the")
+
+
+# --- early stopping ---------------------------------------------------------------------------------------------------
+
+
+def losses_of(run):
+    """The validation losses of a run by step, without step 0, from its metrics."""
+    columns = read_metrics(run / "metrics.csv")
+    pairs = zip(columns["step"], columns["val_loss"], strict=True)
+    return {int(step): loss for step, loss in pairs if step and not math.isnan(loss)}
+
+
+@pytest.fixture
+def unsteady(tiny_config):
+    """The config of a run whose validation loss jumps up and down."""
+    optim = OptimConfig(lr=0.3, min_lr=0.3, warmup_steps=0, schedule="constant", grad_clip=0.0)
+    return change(tiny_config, max_steps=60, eval_every=2, save_every=5, sample_every=7, optim=optim)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_a_run_ends_after_so_many_evaluations_without_a_better_loss(unsteady, tmp_path, patience):
+    train(unsteady, tmp_path / "truth")
+    losses = losses_of(tmp_path / "truth")
+    steps, best = list(losses), 0
+    for number, step in enumerate(steps):  # by hand
+        best = number if losses[step] < min([losses[k] for k in steps[:number]], default=math.inf) else best
+        if number - best == patience:
+            break
+    end = step
+    assert end < 60
+    trainer = train(change(unsteady, patience=patience), tmp_path / "run")
+    assert (trainer.step, trainer.finished, trainer.stopped_by) == (end, True, None)
+    assert losses_of(tmp_path / "run") == {step: loss for step, loss in losses.items() if step <= end}
+    assert trainer.run.find("last").name == f"step-{end:06d}"
+    assert trainer.run.find("best").name == f"step-{steps[best]:06d}"
+    assert f"--- step {end} ---" in trainer.run.samples.read_text()
+
+
+def test_early_stopping_does_not_depend_on_interruptions(unsteady, tmp_path):
+    """Stopped at, before and after evaluations; resuming what has ended changes nothing; more patience goes on."""
+    config = change(unsteady, patience=3)
+    end = train(config, tmp_path / "truth").step
+    stop_at(start_run(config, tmp_path / "run", quiet), 1)
+    for step in range(2, end):
+        stop_at(resume_run(tmp_path / "run", log=quiet), step)
+    for _ in range(2):
+        resume_run(tmp_path / "run", log=quiet).train()
+        assert_same_run(tmp_path / "run", tmp_path / "truth")
+    more = change(RunFolder(tmp_path / "run").config(), patience=0, max_steps=end + 3)
+    trainer = resume_run(tmp_path / "run", more, quiet)
+    trainer.train()
+    assert trainer.step == end + 3
+
+
+def test_patience_needs_evaluations(tiny_config, tmp_path):
+    with pytest.raises(ValueError, match="patience is 2, but eval_every 0 evaluates only at the end"):
+        start_run(change(tiny_config, patience=2, eval_every=0), tmp_path / "run", quiet)

@@ -2,11 +2,12 @@
 
     torchrun --nproc-per-node 2 -- tests/together.py jobs.json
 
-A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": true, "by_rank": [{...}, ...]}. Rank R
-writes the outcome of job N to outcome-N-rank-R.txt next to the list.
+A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": true, "checkpoint": name, "by_rank":
+[{...}, ...]}. Rank R writes the outcome of job N to outcome-N-rank-R.txt next to the list.
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -28,7 +29,8 @@ def train(job, ctx):
     os.chdir(own.get("folder", "."))
     config = from_dict(TrainConfig, {**job["config"], **own.get("config", {})})
     options = {"run": job["run"], "config": config, "log": lambda line: None, "ctx": ctx}
-    trainer = resume_run(**options) if job.get("resume") else start_run(**options)
+    resume = functools.partial(resume_run, checkpoint=job.get("checkpoint"))
+    trainer = resume(**options) if job.get("resume") else start_run(**options)
     train_step = trainer._train_step
 
     def stopping_step():

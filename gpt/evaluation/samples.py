@@ -59,8 +59,9 @@ def describe_grammar(report: GrammarReport) -> str:
     """Return a table of the tales accepted and of the rules that the others break first."""
     rows = [("accepted by the grammar", report.accepted)]
     rows += [(f"first rule broken: {rule}", n) for rule, n in report.broken.items()]
-    lines = [f"{f'{report.texts} sampled tales':<32}{'tales':>12}{'share':>12}"]
-    lines += [f"{name:<32}{n:>12}{n / report.texts:>12.1%}" for name, n in rows]
+    width = max(32, *(len(name) + 2 for name, _ in rows))
+    lines = [f"{f'{report.texts} sampled tales':<{width}}{'tales':>12}{'share':>12}"]
+    lines += [f"{name:<{width}}{n:>12}{n / report.texts:>12.1%}" for name, n in rows]
     if report.accepted:
         unseen = f"{report.unseen} ({report.unseen / report.accepted:.1%})"
         lines += [
@@ -101,7 +102,7 @@ def split_prompts(
         starts = list(range(0, len(tokens) - length + 1, length))
         ends = [start + length for start in starts]
     else:
-        spans = document_spans(tokens, eot_id, len(tokens))  # (documents, 3): whole documents
+        spans = document_spans(tokens, eot_id, len(tokens))  # (documents, 4): whole documents
         if len(spans):
             length = min(length, int(np.median(spans[:, 1] - spans[:, 0])))
         starts, ends = spans[:, 0].tolist(), np.minimum(spans[:, 0] + length, spans[:, 1]).tolist()

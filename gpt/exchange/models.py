@@ -11,7 +11,7 @@ from gpt.config import GPTConfig, TrainConfig
 from gpt.exchange.pretrained import is_pretrained, open_pretrained
 from gpt.model import GPTModel
 from gpt.objectives import OBJECTIVES, NextToken, Objective
-from gpt.objectives.weights import load_weights, named_weights
+from gpt.objectives.weights import freeze, load_weights, named_weights
 from gpt.system.files import sha256
 from gpt.system.paths import existing_run, find_path, is_run
 from gpt.token_files import PreparedData, load_data
@@ -159,7 +159,8 @@ def _with_shape_of_source(config: TrainConfig, prepared: Tokenizer, tokenizer: T
 
 
 def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:
-    """Build the objective with its model and adapter; for a `fresh` run with the weights that it starts from."""
+    """Build the objective with its model and adapter, and freeze what the config names; for a `fresh` run with the
+    weights that it starts from."""
     model = create_model(config.model)
     if fresh and config.init_from:
         load_weights(model, named_weights(init_source(config).load()))
@@ -168,4 +169,6 @@ def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:
         run, _, step = config.objective.teacher.rpartition(":")
         with torch.random.fork_rng(devices=[]):  # the teacher's initial weights must not move the run's random state
             arguments["teacher"] = load_model(existing_run(run), step)[0].requires_grad_(False)
-    return OBJECTIVES[config.objective.name](adapt(model, config.adapter), config.objective, **arguments)
+    objective = OBJECTIVES[config.objective.name](adapt(model, config.adapter), config.objective, **arguments)
+    freeze(objective, config.freeze)
+    return objective

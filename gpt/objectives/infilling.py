@@ -45,6 +45,11 @@ class Infilling(Objective):
             )
         return SpanExamples(config, data, split, max_length)
 
+    def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the context_length that each document of a split needs with its blanks, (N,)."""
+        needed = super().context_needed(config, data, split) * (1 + 2 * self.config.mask_rate)
+        return np.ceil(needed).astype(np.int64)
+
     def batch(self, examples: SpanExamples, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """Return inputs, targets, positions and span_positions, int64, (B, T) each, and n_context (B,)."""
         rows = []

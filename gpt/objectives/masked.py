@@ -78,6 +78,10 @@ class Masked(Objective):
             )
         return SpanExamples(config, data, split, max_length)
 
+    def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the context_length that each document of a split needs with its special tokens, (N,)."""
+        return super().context_needed(config, data, split) + 1 + self.config.next_sentence
+
     def batch(self, examples: SpanExamples, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """Return inputs and targets, int64, (B, T) each, and lengths (B,) without padding; with next_sentence also
         segments (B, T), 0 or 1, and is_next (B,), 1 if both halves belong together."""

@@ -37,6 +37,7 @@ class Objective(nn.Module):
     reads_any_text = False  # the loss is that of the next token, defined on any text
     continues_prompts = True  # generate.py passes it a prompt to continue, not one with blanks
     left_to_right = True  # the model predicts the next token, so that it can be exported
+    overlong = ("documents", "they are divided")  # those that do not fit the model's context, and what becomes of them
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
         super().__init__()
@@ -107,6 +108,12 @@ class Objective(nn.Module):
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
         """Return the examples of a split, from which `batch` makes batches."""
         return create_examples(config, data, split)
+
+    def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the context_length that each document of a split needs to stay whole, (N,); empty if it is packed."""
+        if config.data.packing == "packed":
+            return np.zeros(0, np.int64)
+        return np.diff(np.flatnonzero(split.tokens == data.tokenizer.eot_id))
 
     def batch(self, examples: Sized, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """Return the arguments of `forward` for the examples with these indices.
@@ -218,5 +225,5 @@ def create_examples(config: TrainConfig, data: PreparedData, split: TokenFile | 
     """Return the examples of a split (default: training), packed or by document as the config says."""
     tokens = (split or data.train).tokens
     if config.data.packing == "document":
-        return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id)
+        return DocumentExamples(tokens, config.model.context_length, data.tokenizer.eot_id, config.data.stride)
     return PackedExamples(tokens, config.model.context_length, config.data.stride)

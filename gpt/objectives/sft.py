@@ -59,6 +59,7 @@ class SFT(Objective):
     """
 
     metrics = ("val_exact_match",)
+    overlong = ("pairs", "their prompts lose their beginning")
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return (loss summed in nats, number of response tokens), two scalars, for inputs and targets (B, T)."""
@@ -87,6 +88,8 @@ class SFT(Objective):
                 f"data.packing is {config.data.packing!r}, but the objective {config.objective.name} reads pairs: set "
                 f"it to 'document'"
             )
+        if config.data.stride:
+            raise ValueError(f"data.stride is {config.data.stride}, but pairs are read whole: set it to 0")
         for split in (data.train, data.val):
             PairExamples(split.tokens, data.tokenizer.eot_id, config.model.context_length)  # checks the lengths
         return super().resolve_config(config, data)
@@ -94,6 +97,10 @@ class SFT(Objective):
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> PairExamples:
         """Return the pairs of a split."""
         return PairExamples(split.tokens, data.tokenizer.eot_id, config.model.context_length)
+
+    def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the context_length that each pair of a split needs, (N,)."""
+        return np.diff(self.examples(config, data, split).ends[::2]) - 1
 
     def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
         """Return the tokens of all responses, each with its end-of-text token, (N,)."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from gpt.config import TrainConfig
-from gpt.data import document_spans
+from gpt.data import document_spans, packed_spans
 from gpt.objectives.unigram import MAX_TOKENS
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -11,16 +11,17 @@ from gpt.tokenizer import Tokenizer
 
 class SpanExamples:
     """The examples of a split: documents without their end-of-text tokens, or the whole text if it is packed, cut into
-    spans of at most `max_length` tokens. Spans of one token are left out. ValueError if none is left."""
+    spans of at most `max_length` tokens, of which those for training start every data.stride tokens. Spans of one token
+    are left out. ValueError if none is left."""
 
     def __init__(self, config: TrainConfig, data: PreparedData, split: TokenFile, max_length: int):
         self.tokens, self.tokenizer = split.tokens, data.tokenizer
+        stride = config.data.stride if split is data.train else 0
         if config.data.packing == "document":
-            spans = document_spans(split.tokens, data.tokenizer.eot_id, max_length)[:, :2] + 1  # those of the targets
+            spans = document_spans(split.tokens, data.tokenizer.eot_id, max_length, stride)[:, :2] + 1  # of the targets
             spans[:, 1] -= split.tokens[spans[:, 1] - 1] == data.tokenizer.eot_id
         else:
-            starts = np.arange(0, len(split.tokens), max_length)
-            spans = np.stack([starts, np.minimum(starts + max_length, len(split.tokens))], axis=1)
+            spans = packed_spans(len(split.tokens) + 1, max_length, stride)[:, :2]
         self.spans = spans[spans[:, 1] - spans[:, 0] >= 2]  # (examples, 2): start, end
         if not len(self.spans):
             raise ValueError(f"{split.path} holds no text of at least two tokens, so none can be masked")

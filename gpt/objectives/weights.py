@@ -1,5 +1,8 @@
 """The tensors of an objective or a model, by the names under which checkpoints store them."""
 
+import difflib
+import re
+
 from torch import Tensor, nn
 
 from gpt.model import GPTModel
@@ -24,6 +27,29 @@ def named_weights(objective: nn.Module, ctx: DistContext = SINGLE_PROCESS) -> di
 def frozen_names(objective: nn.Module) -> set[str]:
     """Return the names, as in `named_weights`, of the parameters that are not trained."""
     return {_saved_name(objective, name) for name, p in objective.named_parameters() if not p.requires_grad}
+
+
+def freeze(module: nn.Module, beginnings: str) -> None:
+    """Stop training the parameters whose names begin with one of `beginnings`, separated by commas.
+
+    Names are those of `named_weights`, compared in whole parts: trf_blocks.1 is no beginning of trf_blocks.10. A weight
+    that two layers share is frozen under either name. ValueError for a beginning of no name, and if nothing is left.
+    """
+    parameters = {_saved_name(module, name): p for name, p in module.named_parameters(remove_duplicate=False)}
+    parts = [name.split(".") for name in parameters]
+    known = dict.fromkeys(".".join(part[:n]) for part in parts for n in range(1, len(part) + 1))
+    for beginning in filter(None, map(str.strip, beginnings.split(","))):
+        if beginning not in known:
+            near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(beginning, known, n=1))
+            tops = ", ".join(dict.fromkeys(part[0] for part in parts))
+            blocks = sum(re.fullmatch(r"trf_blocks\.\d+", name) is not None for name in known)
+            tops = tops.replace("trf_blocks", f"trf_blocks.0 to trf_blocks.{blocks - 1}")
+            raise ValueError(f"freeze: no parameter's name begins with {beginning!r}: {near}There are {tops}")
+        for name, parameter in parameters.items():
+            if f"{name}.".startswith(f"{beginning}."):
+                parameter.requires_grad_(False)
+    if beginnings and not any(p.requires_grad for p in parameters.values()):
+        raise ValueError(f"freeze {beginnings!r} leaves no parameter to train: name fewer")
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:

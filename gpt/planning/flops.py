@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 
 from gpt.config import AdapterConfig, GPTConfig
+from gpt.objectives.weights import freeze
 from gpt.optim import hidden_matrices
 from gpt.system.device import shapes_only
 from gpt.variants import create_model
@@ -46,6 +47,21 @@ def count_parameters(model: GPTConfig) -> dict[str, int]:
         part = next(part for mark, part in _PARTS.items() if mark in name)
         parts[part] = parts.get(part, 0) + count * shape.numel()
     return parts
+
+
+@lru_cache(maxsize=256)
+def count_frozen(model: GPTConfig, beginnings: str) -> tuple[int, int]:
+    """Return how many parameters `freeze` leaves untrained, and how many of them are those of `count_hidden`."""
+    names = [name.strip() for name in beginnings.split(",")]
+    names = [name for name in names if name and name.partition(".")[0] != "objective"]  # its own are few
+    if not names:
+        return 0, 0
+    with shapes_only():
+        whole = create_model(model)
+    hidden = hidden_matrices(whole)
+    freeze(whole, ", ".join(names))
+    frozen = [p for p in whole.parameters() if not p.requires_grad]
+    return sum(p.numel() for p in frozen), sum(p.numel() for p in hidden if not p.requires_grad)
 
 
 def count_hidden(model: GPTConfig) -> int:

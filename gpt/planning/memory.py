@@ -12,7 +12,7 @@ from gpt.config import GPTConfig, TrainConfig
 from gpt.objectives.unigram import MAX_TOKENS
 from gpt.ops import fused
 from gpt.optim import MAX_ELEMENTS
-from gpt.planning.flops import count_hidden
+from gpt.planning.flops import count_frozen, count_hidden
 from gpt.planning.hardware import Hardware
 from gpt.system.device import choose_device, choose_dtype
 from gpt.system.distributed import DistContext
@@ -182,7 +182,9 @@ def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
 
 def optimizer_bytes(config: TrainConfig, n_trained: int) -> int:
     """Return the bytes of optimizer state in float32: two moments for AdamW, one for Muon."""
-    by_muon = count_hidden(config.model) if config.optim.name == "muon" and config.adapter.name == "none" else 0
+    by_muon = 0
+    if config.optim.name == "muon" and config.adapter.name == "none":
+        by_muon = count_hidden(config.model) - count_frozen(config.model, config.freeze)[1]
     return 8 * n_trained - 4 * by_muon
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpt.config import TrainConfig
 from gpt.data import document_spans
-from gpt.planning.flops import count_adapter, count_parameters, flops_per_token
+from gpt.planning.flops import count_adapter, count_frozen, count_parameters, flops_per_token
 from gpt.planning.hardware import LOCAL, Hardware
 from gpt.planning.memory import optimizer_bytes, training_memory
 from gpt.system.device import choose_device
@@ -44,6 +44,7 @@ class Plan:
     trained_tokens: int  # over the whole run, padding included
     evaluated_tokens: int  # over all evaluations, padding included
     hardware: Hardware = LOCAL
+    n_trained: int = 0  # parameters that are not frozen
 
     @property
     def n_parameters(self) -> int:
@@ -82,7 +83,7 @@ def estimate(
             "model.vocab_size is 0, the tokenizer's: give the number of tokens, as --model.vocab_size 50257"
         )
     parameters, n_adapter = count_parameters(model), count_adapter(config.adapter, model)
-    n_frozen = sum(parameters.values()) if n_adapter else 0
+    n_frozen = sum(parameters.values()) if n_adapter else count_frozen(model, config.freeze)[0]
     if n_adapter:
         parameters["adapter"] = n_adapter
     n_trained = sum(parameters.values()) - n_frozen
@@ -105,6 +106,7 @@ def estimate(
         round(config.max_steps * config.batch_size * config.grad_accum_steps * example_tokens),
         round(n_evaluations * n_scored * val_fill),
         hardware,
+        n_trained,
     )
 
 
@@ -119,8 +121,8 @@ def estimate_for_data(config: TrainConfig, data: PreparedData, hardware: Hardwar
     if config.data.packing == "document" and data.has_eot:
         length, batch = model.context_length, config.batch_size
         train, val = (
-            np.diff(document_spans(split.tokens, data.tokenizer.eot_id, length)[:, :2])[:, 0]
-            for split in (data.train, data.val)
+            np.diff(document_spans(split.tokens, data.tokenizer.eot_id, length, stride)[:, :2])[:, 0]
+            for split, stride in ((data.train, config.data.stride), (data.val, 0))
         )
         if len(train) and len(val):
             # the maximum of B draws is at most the i-th smallest of n lengths with probability (i/n)^B
@@ -257,7 +259,8 @@ def format_plan(plan: Plan, memory: int | None = None, disk: int | None = None, 
     """
     tokens, n = plan.trained_tokens, plan.n_parameters
     each = f"   in each of {plan.hardware.n} processes" if plan.hardware.n > 1 else ""
-    rows = [*((part, f"{count:,}") for part, count in plan.parameters.items()), ("all parameters", f"{n:,}"), ("", "")]
+    rows = [*((part, f"{count:,}") for part, count in plan.parameters.items()), ("all parameters", f"{n:,}")]
+    rows += [*([("of them trained", f"{plan.n_trained:,}")] if plan.n_trained < n else []), ("", "")]
     rows += [*((part, format_bytes(count)) for part, count in plan.memory.items() if count)]
     available, free = (f"   of {format_bytes(x)}" if x is not None else "" for x in (memory, disk))
     rows += [("peak memory", format_bytes(plan.peak) + available + each)]

@@ -6,9 +6,10 @@ The measurement runs one layer, the loss and an optimizer update, mostly for les
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -31,6 +32,9 @@ UPDATE_BYTES = 40  # per parameter: AdamW reads 4 numbers and writes 3, the norm
 MAX_FLOPS = 4e9  # of one measurement: a tenth of a second on one core
 MAX_NUMEL = 2**23  # numbers in a measured head, or in a measured update
 SECONDS = 0.15  # per measurement, after a first run that is not counted
+ROUNDS = 3  # measurements of each plan of several
+BUSY = 0.15  # share of the cores that other programs use from which a measured time is unreliable
+BUSY_SECONDS = 0.3  # for which that share is measured
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,41 @@ def measure_throughput(plan: Plan) -> Throughput:
         layers, layers_overhead = _measure_layers(plan, device)
         head, head_overhead = _measure_head(plan, device)
         return Throughput(layers, head, _measure_update(plan, device), layers_overhead + head_overhead)
+
+
+def estimate_times(plans: Sequence[Plan], memory: int) -> list[float | None]:
+    """Return the seconds of each plan, all for the same hardware; None for one that needs more than `memory` bytes."""
+    fitting = [plan for plan in plans if plan.peak <= memory]
+    if plans[0].hardware.device:
+        found = iter([data_sheet_throughput(plan) for plan in fitting])
+    else:
+        found = iter(measure_throughputs(fitting))
+    return [estimate_seconds(plan, next(found)) if plan.peak <= memory else None for plan in plans]
+
+
+def measure_throughputs(plans: Sequence[Plan]) -> list[Throughput]:
+    """Return this machine's throughput for each of several plans, comparable among them.
+
+    One plan is measured once. Several are measured in turn, ROUNDS times, and the best counts: another program then
+    slows down no plan more than the others.
+    """
+    rounds = [[measure_throughput(plan) for plan in plans] for _ in range(ROUNDS if len(plans) > 1 else 1)]
+    return [
+        Throughput(*(max(getattr(t, name) for t in found) for name in ("layers", "head", "update")),
+                   overhead=min(t.overhead for t in found))
+        for found in zip(*rounds, strict=True)
+    ]  # fmt: skip
+
+
+def busy_notice(device: torch.device) -> str:
+    """Return that a time measured now on a CPU is unreliable, as other programs use it; "" if it is idle."""
+    if device.type != "cpu":
+        return ""
+    own = time.process_time()  # this process sleeps meanwhile, but its threads may not do so at once
+    busy = psutil.cpu_percent(BUSY_SECONDS) / 100 - (time.process_time() - own) / BUSY_SECONDS / psutil.cpu_count()
+    if busy < BUSY:
+        return ""
+    return f"other programs use {busy:.0%} of this machine's cores, so the time is unreliable: measure when it is idle"
 
 
 def _median_seconds(work: Callable[[], None], device: torch.device) -> float:

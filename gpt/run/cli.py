@@ -2,7 +2,11 @@
 
 import argparse
 import dataclasses
+import difflib
+import itertools
 import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -11,7 +15,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from gpt.config import TrainConfig, config_fields, from_dict, load_config
 from gpt.system.errors import did_you_mean
-from gpt.system.paths import existing_run, find_path
+from gpt.system.paths import existing_run, find_path, is_run
 from gpt.system.text import unescape
 
 
@@ -53,14 +57,32 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """Parse the arguments, or the command line. ValueError suggests the nearest option for an unknown one."""
         known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-        for argument in sys.argv[1:] if args is None else args:
+        given = sys.argv[1:] if args is None else args
+        for argument in given:
             option = argument.partition("=")[0]
             if option.startswith("--") and option[2:] not in known:
                 self.error(f"unknown option {option}: {did_you_mean(option[2:], known, '--')}")
-        parsed, unknown = self.parse_known_args(args, namespace)
+        takes_values = self._get_positional_actions()  # none of scripts/ does
+        first = [argument for argument in given[:1] if not takes_values and not argument.startswith("-")]
+        parsed, unknown = (namespace, first) if first else self.parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unexpected argument {unknown[0]!r}: put quotes around a value that contains spaces")
+            self.error(f"unexpected argument {unknown[0]!r}: {_way_out(unknown[0], known, bool(first))}")
         return parsed
+
+
+def _way_out(value: str, options: list[str], is_first: bool) -> str:
+    """Return what to type instead of a value without an option. It may be a config, a run or a text."""
+    exists = find_path(value).exists()
+    for option, is_meant in (
+        ("config", value.endswith(".toml")),
+        ("run", bool(value.strip(".")) and is_run(value)),
+        ("input", exists or is_first),
+        ("text", exists),
+        ("prompt", is_first),
+    ):
+        if is_meant and option in options:
+            return f"write --{option} {shlex.quote(value)}"
+    return "put quotes around a value that contains spaces"
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -126,8 +148,32 @@ def _metavar(kind: Any) -> str:
 
 
 def config_from(path: str | Path, arguments: argparse.Namespace) -> TrainConfig:
-    """Return the config of a TOML file, overridden by options from the command line."""
-    return with_options(load_config(find_path(path)), arguments)
+    """Return the config of a TOML file, overridden by options from the command line.
+
+    ValueError for a missing file names the shipped config that was meant.
+    """
+    path = find_path(path)
+    if not path.is_file():
+        configs = find_path("configs")
+        shipped = {p.stem: p.relative_to(configs.parent).as_posix() for p in sorted(configs.rglob("*.toml"))}
+        near = difflib.get_close_matches(path.stem, shipped, n=1)
+        raise ValueError(f"no config file {path}" + (f": did you mean {shipped[near[0]]}?" if near else ""))
+    return with_options(load_config(path), arguments)
+
+
+def check_prepared(path: str | Path, config: TrainConfig, alternative: str = "") -> None:
+    """Raise ValueError where a config's data are missing and the first lines of its file tell how to prepare them.
+
+    `alternative` ends the message: another way out.
+    """
+    if find_path(config.data.path).exists():
+        return
+    text = find_path(path).read_text(encoding="utf-8-sig")
+    header = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    for line in re.sub(r"\\\n#\s*", "", header).splitlines():  # a command may continue on the next line
+        command = line.lstrip("# ")
+        if "prepare_data.py" in command and f"--out {config.data.path} " in f"{command} ":
+            raise ValueError(f"no prepared data in {config.data.path}: {command}{alternative}")
 
 
 def with_options(config: TrainConfig, arguments: argparse.Namespace) -> TrainConfig:

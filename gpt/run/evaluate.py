@@ -131,7 +131,9 @@ def describe_next_token(loaded: LoadedModel, report: ModelReport, options: Repor
     context = model.config.context_length if options.context_length is None else options.context_length
     stride = context if options.stride is None else options.stride
     documents = by_documents(loaded.tokenizer, loaded.prepend_eot)
-    examples = "examples of one document" if documents else f"stride {stride}"
+    examples = f"stride {stride}"
+    if documents:
+        examples = "examples of one document" + (f", {examples} within longer ones" if stride < context else "")
     (top_1, error_1), (top_5, error_5) = (accuracy_with_error(result, k) for k in (1, 5))
     lines = [
         f"model           {loaded.name}",

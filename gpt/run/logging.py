@@ -13,7 +13,7 @@ from gpt.evaluation.samples import check_samples, describe_grammar
 from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
-from gpt.planning.throughput import estimate_seconds, measure_throughput
+from gpt.planning.throughput import busy_notice, estimate_seconds, measure_throughput
 from gpt.run.advice import advise
 from gpt.system.paths import PROJECT, RUNS
 from gpt.text.tales import first_broken_rule
@@ -105,13 +105,15 @@ def _needs(trainer: Trainer, n_trained: int) -> str:
     """Describe the memory, disk and time that the run needs."""
     config, ctx = trainer.config, trainer.ctx
     needs = plan.estimate_for_data(config, trainer.data, replace(LOCAL, n=ctx.world_size))
-    seconds = None
+    seconds, notice = None, ""
     if needs.trained_tokens * needs.flops_per_token > 1e11:  # a shorter run would end before its time is known
         communication = ctx.all_reduce_seconds(n_trained, trainer.device)
         communication *= 1.5 if config.parallel == "fsdp" else 1  # weights twice, gradients once, half a sum each
+        notice = busy_notice(trainer.device) if ctx.world_size == 1 else ""  # the other processes are no strangers
         throughput = replace(measure_throughput(needs), communication=communication)
         seconds = estimate_seconds(needs, throughput, trainer.step)
-    return plan.summarize_plan(needs, plan.memory_per_process(config, ctx.local_world_size), seconds)
+    summary = plan.summarize_plan(needs, plan.memory_per_process(config, ctx.local_world_size), seconds)
+    return summary + f" ({notice})" * bool(notice)
 
 
 def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> str:
@@ -120,7 +122,7 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
     last = read_state(run.find("last"))
     in_runs = run.path.parent in (RUNS, PROJECT / RUNS)
     name = shlex.quote(run.path.name if in_runs else str(run.path.absolute()))
-    if last["step"] < max_steps:
+    if not trainer.finished:
         return (
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {run.find('last')}\n"
             f"to resume: python scripts/train.py --run {name} --resume"
@@ -138,7 +140,7 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         lines += ["sample:", "", indent(last_sample)]
     lines += [
         "",
-        f"finished  {last['step']:,} steps, {last['tokens_seen']:,} tokens, {last['elapsed_s']:.0f} s",
+        f"finished  {_end(trainer, last['step'])}, {last['tokens_seen']:,} tokens, {last['elapsed_s']:.0f} s",
         f"best      validation loss {last['best_loss']:.4f} nats per token, perplexity "
         f"{perplexity(last['best_loss']):,.2f}, at step {int(last['best'].removeprefix('step-')):,}",
         f"plot      {run.plot}",
@@ -148,6 +150,10 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         "",
         f'to generate text: python scripts/generate.py --run {name} --prompt "..."',
         f"to evaluate it:   python scripts/evaluate.py --run {name}",
+        *(
+            [f"to go on:         python scripts/train.py --run {name} --resume --patience 0"]
+            * (last["step"] < max_steps)
+        ),
         *([f"rules over time:  python scripts/evaluate.py --run {name} --checkpoint all"] * has_grammar),
     ]
     return "\n".join(lines)
@@ -158,10 +164,19 @@ def advice_line(text: str) -> str:
     return textwrap.fill(text, 110, initial_indent="advice    ", subsequent_indent=" " * 10)
 
 
+def _end(trainer: Trainer, step: int) -> str:
+    """Describe the length of a finished run, and why it ended early if it did."""
+    if step == trainer.config.max_steps:
+        return f"{step:,} steps"
+    return f"early at step {step:,}, after {trainer.stale} evaluations without a better loss (patience)"
+
+
 def describe_evaluation(evaluation: Evaluation) -> str:
     """Format a loss and the objective's other metrics, one line each."""
-    lines = [f"loss            {evaluation.loss:.4f} nats, standard error {evaluation.standard_error:.4f}"]
-    lines += [f"{name.replace('_', ' '):<16}{value:.4f}" for name, value in evaluation.metrics.items()]
+    names = [name.replace("_", " ") for name in evaluation.metrics]
+    width = max(16, *(len(name) + 2 for name in names)) if names else 16
+    lines = [f"{'loss':<{width}}{evaluation.loss:.4f} nats, standard error {evaluation.standard_error:.4f}"]
+    lines += [f"{name:<{width}}{value:.4f}" for name, value in zip(names, evaluation.metrics.values(), strict=True)]
     return "\n".join(lines)
 
 

@@ -157,6 +157,21 @@ def plot_grammar_reports(reports: dict[int, GrammarReport], out: Path) -> None:
     _save(figure, out)
 
 
+def plot_comparison(runs: dict[str, dict[str, list[float]]], column: str, title: str, out: Path) -> None:
+    """Plot a column of the metrics of several runs over tokens and over seconds, as a PNG."""
+    figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
+    for axes, along in zip(figure.subplots(1, 2, sharey=True), ("tokens_seen", "elapsed_s"), strict=True):
+        for number, (name, metrics) in enumerate(runs.items()):
+            points = [(x, y) for x, y in zip(metrics[along], metrics[column], strict=True) if not math.isnan(y)]
+            colour = RULES[1:][number % len(RULES[1:])]
+            axes.plot(*zip(*points, strict=True) if points else ((), ()), color=colour, label=name, marker="o", ms=3)
+        _tokens_axis(axes) if along == "tokens_seen" else _style(axes)
+    figure.axes[0].set_title(title, loc="left", fontsize=10)
+    figure.axes[1].set_xlabel("seconds")
+    figure.axes[1].legend(frameon=False, fontsize=8)
+    _save(figure, out)
+
+
 def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
     """Plot a benchmark as a PNG: for each case a group of bars, whose lengths are speeds relative to gpt.
 

@@ -1,6 +1,8 @@
 """Start or resume a run: check config, data and resources, build the objective, attach the callbacks."""
 
 import contextlib
+import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from operator import attrgetter
@@ -16,10 +18,11 @@ from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
+from gpt.run.notices import finished_notices, freeze_notices, length_notices, schedule_notices
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
-from gpt.system.files import atomic_file, write_text
+from gpt.system.files import atomic_file, atomic_folder, flush, write_text
 from gpt.system.paths import find_path
 from gpt.token_files import load_data
 from gpt.trainer import Trainer
@@ -45,9 +48,16 @@ def start_run(config: TrainConfig, run: str | Path, log: Log = print, ctx: DistC
 
 
 def resume_run(
-    run: str | Path, config: TrainConfig | None = None, log: Log = print, ctx: DistContext = SINGLE_PROCESS
+    run: str | Path,
+    config: TrainConfig | None = None,
+    log: Log = print,
+    ctx: DistContext = SINGLE_PROCESS,
+    checkpoint: str | None = None,
 ) -> Trainer:
     """Return a Trainer that continues from the newest valid checkpoint, bit for bit as if the run had never stopped.
+
+    `checkpoint` ("best" or "step-NNNNNN") names an earlier one: the run then continues as if it had been stopped there,
+    and what it wrote later is set aside. ValueError if that checkpoint is missing or damaged.
 
     `config`, by default the run's config.toml, may change how long the run trains, what it reports and where it
     computes; each change is logged. ValueError names a setting that must not change. Without a checkpoint the run
@@ -58,26 +68,37 @@ def resume_run(
     ctx.init_process_group(choose_device(config.device))
     progress = _progress(log, ctx)
     with _lock(folder, ctx):
-        checkpoint, errors = folder.load_newest_valid()
+        found, errors = (folder.load(checkpoint), []) if checkpoint else folder.load_newest_valid()
         for error in errors:
             progress.log(f"skipped: {error}")
-        if checkpoint is None:
+        if found is None:
             if errors:
                 raise ValueError(f"no checkpoint of {folder.path} is valid: {errors[0]}")
             progress.log(f"{folder.path} has no checkpoint yet: starting at step 0")
             return _start(config, folder, progress, ctx)
-        before, config = checkpoint.config, check_resumable(checkpoint.config, config)
-        for name, (old, new) in differences(before, config).items():
+        before, config = found.config, check_resumable(found.config, config)
+        changes = differences(before, config)
+        for name, (old, new) in changes.items():
             progress.log(f"{name} {old} → {new}")
-        if checkpoint.state["step"] > config.max_steps:
+        if found.state["step"] > config.max_steps:
             raise ValueError(
-                f"the run {folder.path} is at step {checkpoint.state['step']}, beyond max_steps {config.max_steps}: "
+                f"the run {folder.path} is at step {found.state['step']}, beyond max_steps {config.max_steps}: "
                 f"raise max_steps"
             )
-        trainer = _create(config, folder, progress, ctx, checkpoint)
-        trainer.restore(checkpoint)
+        trainer = _create(config, folder, progress, ctx, found)
+        trainer.restore(found)
+        for name, now in trainer.environment.items():
+            if (saved := found.state["environment"][name]) != now:
+                progress.log(f"{name}: {saved} → {now}; the last digits of the results may differ")
+        notices = schedule_notices(trainer.config, trainer.step, before)
+        if trainer.finished and not trainer.report_due:
+            notices = finished_notices(trainer.config, trainer.step, changes)
+        for notice in notices:
+            progress.log(notice)
         if ctx.is_main:
-            _recover_files(trainer, checkpoint)
+            if line := set_aside(folder, found):
+                progress.log(line)
+            _recover_files(trainer, found)
         return trainer
 
 
@@ -95,6 +116,10 @@ def _progress(log: Log, ctx: DistContext) -> Progress:
 
 def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: DistContext) -> Trainer:
     trainer = _create(config, folder, progress, ctx)
+    config = trainer.config
+    lengths = length_notices(trainer.objective, config, trainer.data)
+    for notice in [*schedule_notices(config), *lengths, *freeze_notices(config)]:
+        progress.log(notice)
     if ctx.is_main:
         folder.create(trainer.config, trainer.data.tokenizer)
         CSVLog.create(folder.metrics, trainer.objective.metrics)
@@ -109,6 +134,8 @@ def _create(
     checkpoint: Checkpoint | None = None,
 ) -> Trainer:
     """Check config, data and resources, and build objective and Trainer."""
+    if config.patience and not config.eval_every:
+        raise ValueError(f"patience is {config.patience}, but eval_every 0 evaluates only at the end: set eval_every")
     data = load_data(find_path(config.data.path), verify=True)
     if checkpoint and checkpoint.state["data"] != data.checksums:
         raise ValueError(
@@ -145,6 +172,35 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
     write_text(folder.config_file, to_toml(trainer.config))  # the next --resume starts from these settings
 
 
+def set_aside(folder: RunFolder, checkpoint: Checkpoint) -> str:
+    """Move the checkpoints after this one, with copies of the logs, to checkpoints/aside-001, or the next free number.
+
+    Return a line that says so; "" if there is none. A kill leaves each checkpoint in one of the two places, and whole
+    logs in at least one.
+    """
+    steps = folder.steps()
+    later = steps[steps.index(checkpoint.path.name) + 1 :]
+    if not later:
+        return ""
+    numbered = (folder.checkpoints / f"aside-{number:03d}" for number in itertools.count(1))
+    aside = next(path for path in numbered if not path.exists())
+    with atomic_folder(aside) as temporary:
+        for file in (folder.metrics, folder.samples, folder.plot, folder.config_file):
+            if file.is_file():
+                shutil.copy(file, temporary)
+    best = folder.checkpoints / "best"
+    if checkpoint.state["best"]:  # later checkpoints record it, even if it has been deleted
+        write_text(best, f"{checkpoint.state['best']}\n")
+    else:
+        best.unlink(missing_ok=True)
+    for step in reversed(later):  # the newest first: --resume alone then continues where the earlier ones end
+        (folder.checkpoints / step).rename(aside / step)
+    for changed in (aside, folder.checkpoints):
+        flush(changed)
+    names = later[0] if len(later) == 1 else f"{later[0]} to {later[-1]}"
+    return f"set aside in {aside}: {names}, with metrics.csv and samples.txt up to there"
+
+
 def truncate_logs(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
     """Restore metrics.csv and samples.txt as of a checkpoint; return the names of those that were damaged."""
     damaged = []
@@ -164,7 +220,7 @@ def truncate_logs(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
 # Duration, learning rate, reports, the data's location and the hardware may change. A change of device, dtype, compile
 # or parallel changes rounding: the run then continues, but not bit for bit.
 CHANGEABLE_ON_RESUME = {
-    "max_steps", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
+    "max_steps", "patience", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
     "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints", "sample_every",
     "sample_prompt", "data.path", "device", "dtype", "compile", "recompute", "parallel",
 }  # fmt: skip

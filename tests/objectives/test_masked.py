@@ -13,7 +13,7 @@ from numerics import tolerance
 from gpt.config import DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.objectives.masked import Masked, mask_tokens
-from gpt.objectives.spans import encode_masked_prompt
+from gpt.objectives.spans import SpanExamples, encode_masked_prompt
 from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import EOT, CharTokenizer, with_special_tokens
@@ -207,6 +207,17 @@ def test_long_texts_are_cut_and_each_token_read_once(data):
     assert len(whole) - len(read) == sum(alone)  # a stretch of a single token has nothing to be masked
     assert max(len(examples.text(i)) for i in range(len(examples))) == 10
     assert all(objective.batch(examples, [i], (0,))["inputs"].size(1) <= 13 for i in range(len(examples)))
+
+
+@pytest.mark.parametrize("packing", ["packed", "document"])
+def test_training_spans_start_every_stride_tokens_and_those_of_evaluation_do_not_overlap(data, packing):
+    config = TrainConfig(data=DataConfig(str(data.folder), packing, stride=4))
+    train, val = (SpanExamples(config, data, split, 10).spans for split in (data.train, data.val))
+    within = train[1:, 0] - train[:-1, 0] == 4
+    assert (train[1:][within][:, 0] < train[:-1][within][:, 1]).all()
+    assert within.sum() > len(train) / 2
+    assert {int(end - start) for start, end in train[:-1][within]} == {10}
+    assert (val[1:, 0] >= val[:-1, 1]).all()
 
 
 def test_space_before_a_mask_belongs_to_the_missing_word():

@@ -110,6 +110,8 @@ def test_unsuitable_data_is_refused(workspace):
         resolve_config(config, documents)
     with pytest.raises(ValueError, match=r"data\.packing is 'packed', .* set it to 'document'"):
         resolve_config(change(config, data=DataConfig(path=config.data.path)), pairs)
+    with pytest.raises(ValueError, match=r"data\.stride is 2, but pairs are read whole: set it to 0"):
+        resolve_config(change(config, data=dataclasses.replace(config.data, stride=2)), pairs)
     with pytest.raises(ValueError, match=r"a response has 3 tokens with its end, but model\.context_length is 2"):
         resolve_config(change(config, model_context_length=2), pairs)
     assert resolve_config(change(config, model_context_length=3), pairs)

@@ -12,7 +12,15 @@ from gpt.exchange.layouts import GPT2_SIZES
 from gpt.optim import create_optimizer
 from gpt.planning.hardware import LOCAL, get_hardware
 from gpt.planning.plan import estimate
-from gpt.planning.throughput import Throughput, data_sheet_throughput, estimate_seconds, measure_throughput
+from gpt.planning.throughput import (
+    Throughput,
+    busy_notice,
+    data_sheet_throughput,
+    estimate_seconds,
+    estimate_times,
+    measure_throughput,
+    measure_throughputs,
+)
 from gpt.variants import create_model
 
 SMALL = GPTConfig(vocab_size=65, context_length=64, emb_dim=64, n_heads=4, n_layers=3, drop_rate=0.0)
@@ -71,6 +79,31 @@ def test_communication_by_hand():
     assert data_sheet_throughput(plan_gpt2("rtx4090x8", batch_size=64)).communication == 0
     per_step = data_sheet_seconds(plan) / plan.config.max_steps
     assert per_step == pytest.approx(1.5 * backward + sent - backward + 40 * 124_439_808 / 1.01e12)
+
+
+def test_plans_are_measured_in_turn_and_the_best_counts(monkeypatch):
+    """Another program makes the machine four times slower during the second round."""
+    plans = [estimate(TrainConfig(model=SMALL, device="cpu", batch_size=n)) for n in (4, 8)]
+    order = []
+
+    def measure(plan):
+        order.append(plan.config.batch_size)
+        slower = 4 if len(order) in (3, 4) else 1
+        return Throughput(8e9 / slower, 4e9 / slower, 1e9 / slower, 0.01 * slower)
+
+    monkeypatch.setattr("gpt.planning.throughput.measure_throughput", measure)
+    assert measure_throughputs(plans) == [Throughput(8e9, 4e9, 1e9, 0.01)] * 2
+    assert order == [4, 8] * 3
+    small = plans[0].peak + 1
+    assert [time is None for time in estimate_times(plans, small)] == [False, True]
+
+
+def test_a_busy_machine_is_noticed(monkeypatch):
+    for percent, said in ((3.0, ""), (57.0, "other programs use 57% of this machine's cores")):
+        monkeypatch.setattr("psutil.cpu_percent", lambda interval, percent=percent: percent)
+        assert busy_notice(torch.device("cpu")).startswith(said)
+        assert bool(busy_notice(torch.device("cpu"))) == bool(said)
+    assert not busy_notice(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("name", "block"), [("adamw", GPT2_BLOCK), ("muon", GPT2_BLOCK), ("muon", MODERN_BLOCK)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt.config import TrainConfig, from_dict
-from gpt.run.cli import Parser, add_config_options, config_from, run, with_options
+from gpt.run.cli import Parser, add_config_options, check_prepared, config_from, run, with_options
 from gpt.system import paths
 from gpt.system.paths import existing_run, next_run, run_path
 
@@ -355,6 +355,40 @@ def test_redirected_output_is_utf8_whatever_the_locale(settings):
     done = subprocess.run([sys.executable, "-c", SHOWS], capture_output=True, env={**os.environ, **settings})
     assert done.stdout.decode() == "caf\u00e9 \u4e2d \U0001f600\n"
     assert done.stderr.decode().endswith("error: \u65e5\u672c\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way_out"),
+    [("mine.toml --max_steps 3", "write --config mine.toml"), ("--max_steps 3 mine.toml", "write --config mine.toml"),
+     ("tales-001", "write --run tales-001"), ("runs/tales-001", "write --run runs/tales-001"),
+     ("book.txt", "write --input book.txt"), ("--sample_prompt Long ago", "put quotes around")],
+)  # fmt: skip
+def test_a_value_without_its_option_is_told_which(here, arguments, way_out):
+    write(here / "runs" / "tales-001" / "config.toml")
+    parser = Parser("A program.")
+    for option in ("--config", "--run", "--input"):
+        parser.add_argument(option)
+    add_config_options(parser)
+    with pytest.raises(ValueError, match=rf"unexpected argument .*: {way_out}"):
+        parser.parse_args(arguments.split())
+
+
+def test_a_config_that_is_missing_is_guessed(here):
+    write(here / "configs" / "objectives" / "masked.toml")
+    with pytest.raises(ValueError, match=r"file maskd: did you mean configs/objectives/masked\.toml\?"):
+        config(file="maskd")
+    with pytest.raises(ValueError, match=r"no config file zzz\.toml$"):
+        config(file="zzz.toml")
+
+
+def test_missing_data_are_prepared_by_the_command_in_the_config(here):
+    header = "# Letters.\n#\n#   python scripts/prepare_data.py --input a.txt --tokenizer char \\\n#     --out data/a\n"
+    path = write(here / "a.toml", header + "[data]\npath = 'data/a'\n")
+    with pytest.raises(ValueError, match=r"data in data/a: python .* --input a\.txt --tokenizer char --out data/a$"):
+        check_prepared(path, config(file=path))
+    check_prepared(path, config("--data.path", "data/ab", file=path))  # another folder, which the command does not make
+    write(here / "data" / "a" / "meta.json")
+    check_prepared(path, config(file=path))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminal")

@@ -88,6 +88,15 @@ def test_a_grammar_report_is_formatted():
     assert "mean" not in samples.describe_grammar(GrammarReport(5, 0, 0, math.nan, {"unknown sentence": 5}))
 
 
+@pytest.mark.parametrize("rule", ["order", "unknown sentence", "a rule with a name longer than any other"])
+def test_the_columns_of_a_table_end_below_each_other(rule):
+    table = samples.describe_grammar(GrammarReport(9, 4, 4, -70.0, {rule: 5})).split("\n\n")[0].splitlines()
+    assert len({len(line) for line in table}) == 1
+    evaluation = Evaluation(np.arange(2), *np.ones((2, 2)), metrics={f"val_{rule}": 0.5, "val_b": 0.25})
+    starts = [re.search(r"\d\.\d{4}", line).start() for line in logging.describe_evaluation(evaluation).splitlines()]
+    assert len(set(starts)) == 1
+
+
 def test_a_run_on_tales_ends_with_comparison_report_and_three_tales(tale_run):
     trainer, printed = tale_run
     table = rows(printed)

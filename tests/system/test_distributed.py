@@ -223,10 +223,13 @@ def document_config(documents):
 
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
 def test_two_processes_train_as_one(documents, tmp_path):
-    """With DDP and with FSDP2; stopped, resumed, and refused where the processes differ."""
+    """With DDP and with FSDP2; stopped, resumed, and refused where the processes differ; ended early; taken back."""
     config = dataclasses.replace(document_config(documents), max_steps=4, eval_every=2, sample_every=0)
     dropout = with_model(config, drop_rate=0.1)
     modern = with_model(config, **MODERN_BLOCK)
+    worse = OptimConfig(lr=0.3, min_lr=0.3, warmup_steps=0, schedule="constant", grad_clip=0.0)  # soon
+    early = dataclasses.replace(dropout, max_steps=30, eval_every=1, patience=2, freeze="trf_blocks.0", optim=worse)
+    early = as_dict(dataclasses.replace(early, keep_checkpoints=30, save_every=1), parallel="fsdp")
     differing_data = []
     for number, text in enumerate(("to be or not to be. " * 30, "to be or not to eb. " * 30)):
         folder = tmp_path / f"place-{number}"
@@ -240,6 +243,9 @@ def test_two_processes_train_as_one(documents, tmp_path):
         "dropout": {"config": as_dict(dropout, parallel="fsdp")},
         "resumed": {"config": as_dict(dropout, parallel="fsdp"), "stop_at": 2},
         "resumed again": {"config": as_dict(dropout, parallel="fsdp"), "resume": True},
+        "early": {"config": early},
+        "back": {"config": early},
+        "back again": {"config": early, "resume": True, "checkpoint": "step-000001"},
         "ddp again": {"config": as_dict(config, parallel="ddp")},
         "other data": {"config": as_dict(packed_config(documents)), "by_rank": differing_data},
         "other config": {"config": as_dict(config), "by_rank": [{}, {"config": {"seed": 8}}]},
@@ -256,6 +262,14 @@ def test_two_processes_train_as_one(documents, tmp_path):
     assert_same_losses(runs["modern"], tmp_path / "runs" / "one modern")
     assert all(outcome.endswith("averaged 4 times") for outcome in outcomes["ddp"])  # once per step
     assert_same_run(runs["resumed"], runs["dropout"])  # bit for bit
+
+    assert (
+        len({outcome.partition(", gradients")[0] for name in ("early", "back again") for outcome in outcomes[name]})
+        == 1
+    )
+    assert RunFolder(runs["early"]).load("last").state["step"] < 30
+    assert_same_run(runs["back"], runs["early"])
+    assert (runs["back"] / "checkpoints" / "aside-001" / "step-000002").is_dir()
 
     refusals = ("ddp again", "other data", "other config", "indivisible")
     for name in refusals:

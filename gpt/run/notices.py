@@ -1,0 +1,111 @@
+"""One line for each thing that a run will do and that its config does not make obvious."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+
+from gpt.config import GPTConfig, TrainConfig
+from gpt.exchange.models import init_source
+from gpt.objectives import Objective
+from gpt.optim import learning_rate
+from gpt.token_files import PreparedData
+
+MAX_CONTEXT = 2**24  # the bound of model.context_length
+REPORTS = ("log_every", "eval_every", "save_every", "keep_checkpoints", "sample_every", "sample_prompt")
+
+
+def length_notices(objective: Objective, config: TrainConfig, data: PreparedData) -> list[str]:
+    """Return how many documents or pairs exceed the model's context, and the context_length that holds them."""
+    needed = np.concatenate([objective.context_needed(config, data, split) for split in (data.train, data.val)])
+    context_length = config.model.context_length
+    share = (needed > context_length).mean() if len(needed) else 0
+    if not share:
+        return []
+    longest, limit = int(needed.max()), MAX_CONTEXT
+    if config.init_from:
+        limit = init_source(replace(config, model=GPTConfig(context_length=MAX_CONTEXT))).config.context_length
+    most = int(np.quantile(needed, 0.99, method="higher"))
+    if longest <= limit:
+        way_out = f"--model.context_length {longest} holds all of them"
+        if context_length < most < longest:
+            way_out = f"--model.context_length {most} holds 99% of them, {longest} all"
+    elif context_length < limit:
+        held = min(limit, max(most, context_length + 1))
+        way_out = f"--model.context_length {held} holds {(needed <= held).mean():.1%} of them; {config.init_from} has "
+        way_out += f"no more than {limit}"
+    else:
+        way_out = f"{config.init_from} has no longer context, so shorten them or leave them out"
+    kind, effect = objective.overlong
+    n = f"{round(share * len(needed)):,} of {len(needed):,} {kind} ({share:.1%})"
+    return [f"{n} exceed model.context_length {context_length}, so {effect}: {way_out}"]
+
+
+def freeze_notices(config: TrainConfig) -> list[str]:
+    """Return that two layers are frozen where only one of them is named, because they share a weight."""
+    frozen = {name.strip().split(".")[0] for name in config.freeze.split(",")} & {"tok_emb", "out_head"}
+    if not config.model.tie_embeddings or len(frozen) != 1:
+        return []
+    return ["freeze: tok_emb and out_head share one weight (model.tie_embeddings), so both are frozen"]
+
+
+def schedule_notices(config: TrainConfig, step: int = 0, before: TrainConfig | None = None) -> list[str]:
+    """Return what is unexpected about the learning rate from `step` to the end of a run.
+
+    `before` is the config of the run that is resumed: without a change of the schedule or of the length there is no
+    notice. A changed setting that has no effect is named, with the reason and the option that has one.
+    """
+    optim, end = config.optim, config.max_steps
+    changed = [name for name in vars(optim) if before and getattr(before.optim, name) != getattr(optim, name)]
+    if before and not changed and before.max_steps == end:
+        return []
+    idle = [f"optim.{name}" for name in changed if not _has_effect(name, config, before, step)]
+    subject = f"{_no_effect(idle)}: " if idle else ""
+    decay_end = optim.decay_steps or end
+    last_rate = f"{learning_rate(end - 1, optim, end):.3g}"
+    if optim.warmup_steps > end:
+        return [
+            f"{subject}optim.warmup_steps {optim.warmup_steps} is longer than the run of {end} steps: the learning "
+            f"rate ends at {last_rate} and never reaches optim.lr {optim.lr:g}"
+        ]
+    if optim.schedule == "constant":
+        return [f"{subject}the learning rate is optim.lr {optim.lr:g} after the warm-up"] if idle else []
+    if decay_end <= optim.warmup_steps < end:
+        return [
+            f"{subject}optim.decay_steps {decay_end} lies within the warm-up of {optim.warmup_steps} steps: after it "
+            f"the learning rate is optim.min_lr {optim.min_lr:g} at once; --optim.decay_steps {end} makes it decay"
+        ]
+    if before and decay_end < end:
+        return [
+            f"{subject}the decay {'ended' if decay_end <= step else 'ends'} at step {decay_end}, and from there on the "
+            f"learning rate stays at optim.min_lr {optim.min_lr:g}; --optim.decay_steps {end} extends the decay, "
+            f"--optim.min_lr sets that rate"
+        ]
+    if before and decay_end > end:
+        return [
+            f"the run ends at step {end}, before the decay does at step {decay_end}: the learning rate ends at "
+            f"{last_rate}; --optim.decay_steps {end} lets it reach optim.min_lr"
+        ]
+    return [f"{subject}the learning rate is {last_rate} from here on"] if idle else []
+
+
+def finished_notices(config: TrainConfig, step: int, changes: Iterable[str]) -> list[str]:
+    """Return which changed settings have no effect on a run that is finished at `step`, and what trains it on."""
+    idle = [name for name in changes if name.startswith("optim.") or name in REPORTS]
+    way_out = f"--max_steps above {step}" if step >= config.max_steps else "--patience 0"
+    return [f"{_no_effect(idle)}: the run is finished; {way_out} trains it on"] if idle else []
+
+
+def _no_effect(names: Sequence[str]) -> str:
+    return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no effect"
+
+
+def _has_effect(name: str, config: TrainConfig, before: TrainConfig, step: int) -> bool:
+    """Return whether a changed setting of [optim] changes a step from `step` on."""
+    if name not in ("lr", "min_lr", "warmup_steps", "decay_steps", "schedule"):
+        return True
+    end = config.max_steps
+    unchanged = SimpleNamespace(**{**vars(config.optim), name: getattr(before.optim, name)})  # min_lr may exceed lr
+    steps = {*range(step, min(step + 1000, end)), *np.linspace(step, end - 1, 1000, dtype=int).tolist()}
+    return any(learning_rate(k, config.optim, end) != learning_rate(k, unchanged, end) for k in steps)

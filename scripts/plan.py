@@ -53,7 +53,7 @@ def main() -> None:
         path = find_path(config.data.path)
         if path.exists():
             return plan.estimate_for_data(*resolve_config(config, load_data(path)), hardware)
-        if not config.model.vocab_size:
+        if not config.model.vocab_size or config.size_by_text:
             check_prepared(arguments.config, config, ", or give --model.vocab_size")
         return plan.estimate(config, hardware=hardware)
 

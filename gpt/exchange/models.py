@@ -11,6 +11,7 @@ from gpt.config import GPTConfig, TrainConfig
 from gpt.exchange.pretrained import is_pretrained, open_pretrained
 from gpt.model import GPTModel
 from gpt.objectives import OBJECTIVES, NextToken, Objective
+from gpt.objectives.size import fit_to_text
 from gpt.objectives.weights import freeze, load_weights, named_weights
 from gpt.system.files import sha256
 from gpt.system.paths import existing_run, find_path, is_run
@@ -131,6 +132,8 @@ def resolve_config(config: TrainConfig, data: PreparedData, fresh: bool = True) 
         config = _with_shape_of_source(config, data.tokenizer, transformed.tokenizer)
     elif fresh and config.adapter.name != "none":
         raise ValueError(f"adapter {config.adapter.name!r} needs a model to adapt: name a run as init_from")
+    if fresh and config.size_by_text:
+        config = fit_to_text(config, transformed)
     return kind.resolve_config(config, transformed), transformed
 
 

@@ -233,13 +233,16 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
     """
     model = asdict(after.model)
     for name, default in asdict(GPTConfig()).items():
-        if (after.init_from and model[name] == default) or (name == "vocab_size" and not model[name]):
+        is_left_out = model[name] == default and (after.init_from or after.size_by_text)
+        if is_left_out or (name == "vocab_size" and not model[name]):
             model[name] = getattr(before.model, name)
     objective = after.objective
     if objective.teacher == before.objective.teacher.rpartition(":")[0]:  # without the checkpoint, RUN:step-NNNNNN
         objective = replace(objective, teacher=before.objective.teacher)
     optim = replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps)
     after = replace(after, model=GPTConfig(**model), objective=objective, optim=optim)
+    if after.size_by_text and after.max_steps == TrainConfig().max_steps:  # left out
+        after = replace(after, max_steps=before.max_steps)
     changeable = CHANGEABLE_ON_RESUME
     if before.batch_size * before.grad_accum_steps == after.batch_size * after.grad_accum_steps:
         changeable = changeable | {"batch_size", "grad_accum_steps"}  # same steps, split differently

@@ -457,6 +457,20 @@ def test_temporary_files_are_deleted_at_exit(tmp_path, monkeypatch, source, name
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"%PDF-1.4", "standard input: FILE is a PDF, not plain text: pdftotext FILE FILE.txt"),
+        (b'{"t": "x"}\n{"t": "y"}', "standard input: FILE holds records with the fields t: name the field"),
+        (gzip.compress(b"t\tu\n" + b"x\ty\n" * 9), "standard input: FILE holds records with the fields t, u"),
+    ],
+)
+def test_standard_input_that_is_no_plain_text_is_refused(monkeypatch, data, message):
+    monkeypatch.setattr(sys, "stdin", Stdin(data))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_corpus("-")
+
+
 @pytest.mark.parametrize("stdin", [None, Stdin(b"", terminal=True)], ids=["closed", "terminal"])
 def test_standard_input_without_a_pipe_is_refused(monkeypatch, stdin):
     monkeypatch.setattr(sys, "stdin", stdin)

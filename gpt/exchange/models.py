@@ -147,6 +147,9 @@ def _with_shape_of_source(config: TrainConfig, prepared: Tokenizer, tokenizer: T
         if prepared.to_dict() == known:
             names = " ".join(tokenizer.added_tokens)
             reason = f"no token {names}, which objective.name {config.objective.name!r} adds: name a run that has it"
+        elif new := _added_to(source.tokenizer(), prepared):
+            names = " ".join(new)
+            reason = f"no token {names}, as {config.data.path} has: prepare it as one document, without special tokens"
         raise ValueError(f"init_from {config.init_from} has {reason}")
     model, default = asdict(source.config), GPTConfig()
     for name, given in asdict(config.model).items():
@@ -159,6 +162,14 @@ def _with_shape_of_source(config: TrainConfig, prepared: Tokenizer, tokenizer: T
             )
         model[name] = given
     return replace(config, model=GPTConfig(**model))
+
+
+def _added_to(tokenizer: Tokenizer, other: Tokenizer) -> list[str]:
+    """Return the names of the special tokens that `other` has after the same tokens; none if its tokens differ."""
+    n = tokenizer.vocab_size
+    if n > other.vocab_size or any(tokenizer.decode_bytes([i]) != other.decode_bytes([i]) for i in range(n)):
+        return []
+    return [name for name, i in other.special_tokens.items() if i >= n]
 
 
 def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:

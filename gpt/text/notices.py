@@ -17,8 +17,8 @@ from gpt.tokenizer import BytePairTokenizer, CharTokenizer
 
 MAX_DOCUMENTS = 200_000  # training documents whose copies are looked for
 MAX_COMPARED = 500  # validation documents that are compared with similar ones
-MAX_TOKENS = 4_000_000  # training tokens that are compared
-MAX_RUNS = 1_000_000  # runs of tokens that are kept for a comparison
+MAX_TOKENS = 2_000_000  # training tokens that are compared
+MAX_RUNS = 500_000  # runs of tokens that are kept for a comparison
 FIRST_TOKENS = 1024  # of each document
 NEAR = 0.8  # share of the runs of a document that make it a near-duplicate
 RUN_BYTES = 30  # bytes that two similar documents share at least
@@ -35,7 +35,7 @@ def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool) -
     text holds as ordinary text; `has_repeats` says that training documents are repeated by their weight."""
     if line := describe_spelled(spelled, data.tokenizer, data.paired):
         yield line
-    kinds = set(np.unique(data.train.tokens[:: 1 + len(data.train.tokens) // MAX_TOKENS]).tolist())
+    kinds = set(np.unique(_spread(data.train.tokens, MAX_TOKENS)).tolist())
     if len(kinds - {data.tokenizer.eot_id}) < 2:
         yield "the training split holds a single distinct token: there is nothing to learn from it"
         return
@@ -48,7 +48,9 @@ def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool) -
 
 def _documents(data: PreparedData, tokens: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return where documents or pairs start and end in a split, at most so many, evenly spread, and their number."""
-    ends = np.flatnonzero(tokens == data.tokenizer.eot_id)[:: 1 + data.paired]
+    parts = range(0, len(tokens), MAX_TOKENS)  # so that memory does not grow with the tokens
+    ends = np.concatenate([a + np.flatnonzero(tokens[a : a + MAX_TOKENS] == data.tokenizer.eot_id) for a in parts])
+    ends = ends[:: 1 + data.paired]
     n = len(ends) - 1
     chosen = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
     return ends[chosen] + 1, ends[chosen + 1], n

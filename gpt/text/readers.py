@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, KeysView
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt.system.text import last_word_break
 from gpt.text.formats import DELIMITERS, form_of
@@ -42,37 +42,38 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """Yield the bytes of a file, decompressed if its name or its first bytes say so, about CHUNK_BYTES at a time."""
     with path.open("rb") as file:
         start = file.read(16)
-    kind = next((suffix for suffix, (magic, _) in COMPRESSIONS.items() if start.startswith(magic)), path.suffix.lower())
-    try:
-        if kind == ".zst":
-            yield from _zst_blocks(path)
-            return
-        with COMPRESSIONS[kind][1](path) if kind in COMPRESSIONS and start else path.open("rb") as file:
-            while block := file.read(CHUNK_BYTES):
+        file.seek(0)
+        named = (kind for kind, (magic, _) in COMPRESSIONS.items() if start.startswith(magic))
+        kind = next(named, path.suffix.lower() if start else "")
+        try:
+            if kind == ".zst":
+                yield from _zst_blocks(path, file)
+                return
+            opened = COMPRESSIONS[kind][1](file) if kind in COMPRESSIONS else file
+            while block := opened.read(CHUNK_BYTES):
                 yield block
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and error.errno:  # such as a missing file
-            raise
-        raise ValueError(f"{path} is damaged, cut short, or not a {kind} file ({error}): get it again") from None
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            if isinstance(error, OSError) and error.errno:  # such as a failing disk
+                raise
+            raise ValueError(f"{path} is damaged, cut short, or not a {kind} file ({error}): get it again") from None
 
 
-def _zst_blocks(path: Path) -> Iterator[bytes]:
+def _zst_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
     """Yield the bytes of a .zst, of one frame or several. EOFError if it is damaged or cut short."""
     try:
         import zstandard
     except ImportError:
         raise ValueError(f'{path} needs the library zstandard: pip install -e ".[zstd]"') from None
-    with path.open("rb") as file:
-        frame, whole = None, True
-        while data := file.read(CHUNK_BYTES // 16 or 1):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-                try:
-                    yield frame.decompress(data)
-                except zstandard.ZstdError as error:
-                    raise EOFError(error) from None
-                whole, data = frame.eof, frame.unused_data
-                frame = None if whole else frame
+    frame, whole = None, True
+    while data := file.read(CHUNK_BYTES // 16 or 1):
+        while data:
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            try:
+                yield frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise EOFError(error) from None
+            whole, data = frame.eof, frame.unused_data
+            frame = None if whole else frame
     if not whole:
         raise EOFError("it ends within a frame")
 

@@ -200,9 +200,7 @@ def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
     suffixes = RECORDS if len(fields) > 1 else (*PLAIN, *RECORDS) if fields else PLAIN
     files = _files(folder.rglob("*"))
     found = [path for path in files if suffix_of(path) in suffixes]
-    others = [
-        path for path in files if path not in set(found) and "/." not in f"/{path.relative_to(folder).as_posix()}"
-    ]
+    others = [path for path in files if suffix_of(path) not in suffixes and not _is_hidden(path.relative_to(folder))]
     kinds = Counter(path.suffix.lower() or path.name for path in others).most_common()
     named = [f"{n:,} {kind}" for kind, n in kinds[:5]] + [f"{len(kinds) - 5} other kinds"] * (len(kinds) > 5)
     if not found:
@@ -212,6 +210,10 @@ def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
         advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder, fields)
         raise ValueError(f"the folder {folder} holds no {names} file{there}; {advice}")
     return found, f"{folder}: left out are {', '.join(named)}; {_way_to(others, folder, fields)}" if others else ""
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _way_to(paths: list[Path], folder: Path, fields: tuple[str, ...]) -> str:

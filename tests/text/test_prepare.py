@@ -7,8 +7,6 @@ import math
 import runpy
 import sys
 import tempfile
-import threading
-import time
 import tracemalloc
 from collections import Counter
 from fractions import Fraction
@@ -25,7 +23,6 @@ import gpt.text.prepare
 import gpt.text.tales
 from gpt.system.files import checksummed
 from gpt.system.text import spell
-from gpt.text.encode import ordered_map
 from gpt.text.prepare import describe, prepare_data
 from gpt.text.sources import open_corpus
 from gpt.text.tokenizers import get_tokenizer
@@ -649,6 +646,29 @@ def test_the_script_with_templates_of_pairs(tmp_path, monkeypatch):
     assert [*data.documents(data.val)] == ["### Task:\nCount 3\\n\n\n", "{3}\t"]
 
 
+def test_the_script_prints_notices_apart_from_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for n in range(20):
+        Path(f"in/{n}.txt").write_text(f"<|user|> one of {n % 2}")
+    Path("in/code.py").write_text("print()")
+    arguments = ["--input", "in", "--tokenizer", "char", "--out", "out"]
+    assert prepare(monkeypatch, *arguments) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["in", "train:", "val:"]
+    left_out, spelled, copies, repeated = err.splitlines()
+    assert left_out == 'in: left out are 1 .py; --input "in/**/*.py" takes those'
+    assert spelled.startswith("<|user|> (20 times) in the text stay ordinary text")
+    assert copies.startswith("2 of 2 validation documents also stand in the training split")
+    assert repeated == "of 18 training documents only 2 are distinct: the others are copies"
+    Path("in/code.py").unlink()
+    assert prepare(monkeypatch, *arguments, "--special_tokens", "<|user|>") == 0
+    assert "<|user|>" not in capsys.readouterr().err
+    assert prepare(monkeypatch, *arguments[:3], "bpe:300", *arguments[4:]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert prepare(monkeypatch, *arguments[:3], "bpe:300", *arguments[4:], "--overwrite") == 0
+
+
 def test_the_script_lists_the_known_texts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert prepare(monkeypatch, "--list") == 0
@@ -680,36 +700,6 @@ def test_the_number_of_threads_does_not_change_the_tokens(tmp_path, monkeypatch,
             counts = (len(part), sum(map(len, part)), sum(len(text.encode()) for text in part))
             assert (split.documents, split.characters, split.bytes) == counts
     assert found[0] == found[1] == found[2]
-
-
-def test_ordered_map_keeps_the_order_and_is_bounded(monkeypatch):
-    monkeypatch.setattr(gpt.text.encode, "WORKERS", 2)
-    taken = []
-
-    def items():
-        for n in range(20):
-            taken.append(n)
-            yield n
-
-    def slow_where_even(n):
-        time.sleep(0.01 * (n % 2 == 0))
-        return n * n
-
-    for n, square in enumerate(ordered_map(slow_where_even, items())):
-        assert square == n * n
-        assert len(taken) <= n + 5
-    assert len(taken) == 20
-
-
-def test_ordered_map_raises_an_exception_in_turn(monkeypatch):
-    """The first of several, and all before it come out; no thread is left behind."""
-    monkeypatch.setattr(gpt.text.encode, "WORKERS", 3)
-    threads = threading.active_count()
-    results = ordered_map(lambda n: 1 // (n % 4 - 3), range(20))
-    assert [next(results), next(results), next(results)] == [-1, -1, -1]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-    assert threading.active_count() == threads
 
 
 # --- all or nothing ---------------------------------------------------------------------------------------------------

@@ -8,144 +8,16 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
-import regex
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 import gpt.text.readers
 import gpt.text.sources
 from gpt.text import tales, tasks
-from gpt.text.readers import read_chunks, read_fields, split_at
+from gpt.text.readers import read_fields
 from gpt.text.sources import KNOWN, Corpus, known_texts, open_corpus
 
-# The rule as OpenAI published it: https://github.com/openai/gpt-2/blob/master/src/encoder.py
-PUBLISHED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 STORY = Path(__file__).parents[2] / "data" / "story.txt"
-
-thorough = settings(deadline=None, derandomize=True, max_examples=120)
-
-
-def gpt2_words(*texts):
-    """The words within which GPT-2 merges: where they are the same, so are the tokens."""
-    return [word for text in texts for word in regex.findall(PUBLISHED_PATTERN, text)]
-
-
-# --- cutting ----------------------------------------------------------------------------------------------------------
-
-
-@thorough
-@given(
-    pieces=st.lists(st.text("ab-|> \n", max_size=8), max_size=8),
-    separator=st.sampled_from(["-", "--", "-|-", "|", "\n", "\n\n", " ", "a", "aba", "<|>", "ab-|> "]),
-)
-@example(pieces=["a-", "-b-", "--", "c"], separator="--")
-@example(pieces=["x", "-", "|", "-", "y", ""], separator="-|-")
-@example(pieces=[], separator="-")
-def test_split_at_matches_splitting_the_whole_text(pieces, separator):
-    """Wherever the pieces end: within a document, or within a separator."""
-    texts = [text.strip() for text in "".join(pieces).split(separator)]
-    assert list(split_at(iter(pieces), separator)) == [text for text in texts if text]
-
-
-def test_split_at_by_hand():
-    pieces = ["  one<|end", "oftext|><|endoftext|>\n two", " and\nmore <|endoftext", "|>\n\n<|endoftext|>thr", "ee\n"]
-    assert list(split_at(pieces, "<|endoftext|>")) == ["one", "two and\nmore", "three"]
-
-
-def test_split_at_takes_linear_time_for_a_long_document():
-    """In 200,000 pieces: a search that starts again with each would take hours."""
-    pieces = ["some words <", "|"] * 100_000
-    assert list(split_at([*pieces, ">end"], "<|>")) == ["some words <|" * 99_999 + "some words", "end"]
-
-
-def test_split_at_is_lazy():
-    read = []
-
-    def pieces():
-        for piece in ("a|b|c", "d|", "e"):
-            read.append(piece)
-            yield piece
-
-    texts = split_at(pieces(), "|")
-    assert [next(texts), next(texts), read] == ["a", "b", ["a|b|c"]]
-    assert [next(texts), read] == ["cd", ["a|b|c", "d|"]]
-    assert list(texts) == ["e"]
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-@thorough
-@given(text=st.text(st.sampled_from("abc1. \n\r\ufeffé中😀"), max_size=120), piece=st.integers(1, 8))
-@example(text="\ufeff\ufeffa", piece=1)
-@example(text="a\r\nb\r\rc\n\r", piece=1)
-def test_read_chunks_join_to_the_text_of_the_file(tmp_path_factory, text, piece):
-    """One byte order mark is dropped, line ends become \\n, GPT-2's words stay where there are word breaks."""
-    path = tmp_path_factory.getbasetemp() / "read_chunks.txt"
-    path.write_bytes(text.encode())
-    with patch.object(gpt.text.readers, "CHUNK_BYTES", piece):
-        pieces = list(read_chunks(path))
-    expected = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    assert "".join(pieces) == expected
-    assert all(0 < len(p) <= 17 * piece for p in pieces)
-    if all(len(p) <= 16 * piece for p in pieces):  # a longer one may have been cut within a word
-        assert gpt2_words(*pieces) == gpt2_words(expected)
-
-
-@pytest.mark.parametrize("start", range(8189, 8194))
-@pytest.mark.parametrize("piece", [7, 8192])
-def test_a_character_or_line_end_across_two_blocks_is_kept(tmp_path, monkeypatch, start, piece):
-    """Python reads text files in blocks of 8,192 bytes."""
-    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", piece)
-    path = tmp_path / "text.txt"
-    path.write_bytes(b"x" * (start - 2) + b" y" + "😀中\r\né".encode() + b" z" * 5000)
-    assert "".join(read_chunks(path)) == "x" * (start - 2) + " y😀中\né" + " z" * 5000
-
-
-def test_a_long_file_is_read_in_chunks_cut_at_word_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 1000)
-    text = STORY.read_text(encoding="utf-8")
-    pieces = list(read_chunks(STORY))
-    assert "".join(pieces) == text
-    assert len(pieces) >= len(text) / 1000 - 1
-    assert max(map(len, pieces)) < 2000
-    assert gpt2_words(*pieces) == gpt2_words(text)
-
-
-def test_chunks_are_bounded_without_white_space(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt.text.readers, "CHUNK_BYTES", 100)
-    path = tmp_path / "text.txt"
-    path.write_text("中" * 10_000, encoding="utf-8")
-    pieces = list(read_chunks(path))
-    assert "".join(pieces) == "中" * 10_000
-    assert max(map(len, pieces)) <= 1700
-
-
-@pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf"], ids=["empty", "only a byte order mark"])
-def test_an_empty_file_has_no_chunks(tmp_path, data):
-    path = tmp_path / "text.txt"
-    path.write_bytes(data)
-    assert list(read_chunks(path)) == []
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"caf\xe9 au lait", "is not UTF-8 text"),
-        (b"fine " * 4000 + b"ends within \xe4\xb8", "is not UTF-8 text"),
-        (b"surrogate \xed\xa0\x80", "is not UTF-8 text"),
-        ("text".encode("utf-16"), "is not UTF-8 text"),
-        (b"fine " * 4000 + b"\0", "holds NUL bytes"),
-    ],
-)
-def test_a_file_that_is_not_utf8_is_named(tmp_path, data, message):
-    path = tmp_path / "named.txt"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"named\.txt {message}"):
-        list(read_chunks(path))
 
 
 # --- encodings --------------------------------------------------------------------------------------------------------
@@ -455,6 +327,20 @@ def test_temporary_files_are_deleted_at_exit(tmp_path, monkeypatch, source, name
     for function in at_exit * 2:  # the second time, the file is gone already
         function()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"%PDF-1.4", "standard input: FILE is a PDF, not plain text: pdftotext FILE FILE.txt"),
+        (b'{"t": "x"}\n{"t": "y"}', "standard input: FILE holds records with the fields t: name the field"),
+        (gzip.compress(b"t\tu\n" + b"x\ty\n" * 9), "standard input: FILE holds records with the fields t, u"),
+    ],
+)
+def test_standard_input_that_is_no_plain_text_is_refused(monkeypatch, data, message):
+    monkeypatch.setattr(sys, "stdin", Stdin(data))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_corpus("-")
 
 
 @pytest.mark.parametrize("stdin", [None, Stdin(b"", terminal=True)], ids=["closed", "terminal"])

@@ -84,8 +84,10 @@ def test_new_names_are_added_and_stored(tmp_path):
     assert not has_special_tokens(tmp_path / "nowhere")
 
 
-def test_end_of_text_in_a_text_ends_a_document(tmp_path):
-    """Once, where the text ends with it; batches of one document each."""
+@pytest.mark.parametrize("batch", [1, 1 << 19])
+def test_end_of_text_in_a_text_ends_a_document(tmp_path, monkeypatch, batch):
+    """Once, where the text ends with it, also if the separator comes in another batch."""
+    monkeypatch.setattr(gpt.text.encode, "BATCH_CHARACTERS", batch)
     files = [f"hello{EOT}there{EOT}", "one", f"{EOT}{EOT}two"]
     data = prepare_data(corpus_of(tmp_path / "in", *files * 4), "bpe:257", tmp_path / "out", 0.25, special_tokens=[])
     texts = ["hello", "there", "one", "two"]

@@ -1,9 +1,11 @@
 """A run that starts from another run's model: its shape, its tokens, its weights."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
+from conftest import corpus_of
 from runs import change
 from small_adapters import LORA, train_base
 
@@ -60,3 +62,14 @@ def test_missing_special_token_is_named(tiny_config, prepared, base, monkeypatch
     monkeypatch.setattr("gpt.objectives.NextToken.special_tokens", ("[SEP]",))
     with pytest.raises(ValueError, match=r"has no token \[SEP\], which objective.name 'next_token' adds"):
         resolve_config(change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0)), prepared)
+
+
+@pytest.mark.parametrize("special_tokens", [None, ["<|user|>"]])
+def test_tokens_that_the_data_have_in_addition_are_named(tiny_config, prepared, base, tmp_path, special_tokens):
+    """Preparing with the run's own tokenizer adds a token that ends documents, or those that were asked for."""
+    texts = ["green bottles", "on the wall"] if special_tokens is None else ["green bottles on the wall"]
+    corpus, saved = corpus_of(tmp_path / "in", *texts), str(base / "tokenizer.json")
+    data = prepare_data(corpus, saved, tmp_path / "out", 0.5, special_tokens=special_tokens)
+    name = special_tokens[0] if special_tokens else "<|endoftext|>"
+    with pytest.raises(ValueError, match=rf"has no token {re.escape(name)}, as .* has: prepare it as one document"):
+        resolve_config(change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0)), data)

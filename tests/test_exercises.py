@@ -396,7 +396,7 @@ def test_an_exercise_is_found_by_its_number_however_it_is_written(number):
     assert repr(check(number, 3)).startswith("04.1: not yet. The answer is a function")
 
 
-@pytest.mark.parametrize("number", ["99.1", "4.9", 7, None, "", solved, "*", "../x"], ids=str)
+@pytest.mark.parametrize("number", ["99.1", "4.9", 7, None, "", solved, "*", "../x"])
 def test_an_unknown_exercise_is_an_error(number):
     with pytest.raises(ValueError, match="there is no exercise"):
         check(number, 1)

@@ -24,7 +24,7 @@ def advise(metrics: dict[str, list[float]], baselines: Baselines, config: TrainC
     if counting and best >= counting[0]:
         lines.append(
             f"worse than counting: the {counting[1]} table has {counting[0]:.3f} nats per token, the best checkpoint "
-            f"{best:.3f}. Train for longer, or by the recipe in configs/mine.toml"
+            f"{best:.3f}. Train for longer, or {'on more text' if config.size_by_text else 'by configs/mine.toml'}"
         )
     if last > RISEN * best:
         lines.append(

@@ -24,8 +24,8 @@ from gpt.run.logging import comparison, describe_evaluation
 from gpt.system.device import choose_device
 from gpt.system.memory import set_allocator_flags
 from gpt.system.paths import find_path
-from gpt.text.notices import notice
 from gpt.text.prepare import has_special_tokens
+from gpt.text.quality import notice
 from gpt.text.sources import Corpus, given_text_options, open_texts
 from gpt.text.special import describe_spelled, name_counter
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
 from gpt.text.encode import write_split
-from gpt.text.notices import find_notices, notice
+from gpt.text.quality import find_notices, notice
 from gpt.text.sources import Corpus, add_text_options, open_texts
 from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
 from gpt.text.tokenizers import get_tokenizer, with_end_of_text

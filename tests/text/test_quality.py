@@ -1,4 +1,4 @@
-"""gpt/text/notices.py: what is said about a corpus, against texts whose copies and tokens are counted by hand."""
+"""gpt/text/quality.py: what is said about a corpus, against texts whose copies and tokens are counted by hand."""
 
 import random
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import corpus_of, pairs_of
 
-import gpt.text.notices
+import gpt.text.quality
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus
 from gpt.text.tokenizers import get_tokenizer
@@ -71,7 +71,7 @@ def test_near_duplicates_are_counted(tmp_path, tokenizer):
 
 
 def test_what_was_compared_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt.text.notices, "MAX_DOCUMENTS", 50)
+    monkeypatch.setattr(gpt.text.quality, "MAX_DOCUMENTS", 50)
     corpus = corpus_of(tmp_path / "in", "\n".join(f"line {n % 25} here" for n in range(200)), separator="\n")
     assert "(50 of 180 training documents were compared)" in said_about(corpus, tmp_path)[0]
 
@@ -90,7 +90,7 @@ def test_a_text_without_documents_that_repeats_itself(tmp_path):
 @pytest.mark.parametrize("length", [1, 3, 8, 30])
 def test_runs_have_equal_hashes_where_their_tokens_are_equal(length):
     tokens = np.random.default_rng(0).integers(0, 3, 2000)
-    n, hashes = gpt.text.notices._hash_runs(tokens, length)
+    n, hashes = gpt.text.quality._hash_runs(tokens, length)
     assert length <= n < 2 * length
     runs = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     assert len(hashes) == len(runs)

@@ -11,7 +11,6 @@ import copy
 import importlib.util
 import itertools
 import json
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import tiktoken
 
 from gpt.system.files import sha256
-from gpt.system.text import check_text, chunk_text, piece_bytes, split_at_names, unspell
+from gpt.system.text import check_text, chunk_text, normalize, piece_bytes, split_at_names, unspell
 
 EOT = "<|endoftext|>"
 # What tokenizer.json of any kind may add: the tokens that end and start a text, a template, names by how they match.
@@ -151,9 +150,7 @@ class BytePairTokenizer(Tokenizer):
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """Return the token ids, uint32. Raises ValueError for a lone surrogate. Other threads run meanwhile."""
-        check_text(text)
-        if "normalizer" in self.saved:
-            text = unicodedata.normalize(self.saved["normalizer"], text)
+        text = normalize(check_text(text), self.saved.get("normalizer"))
         # in pieces: tiktoken's matcher backtracks over white space and takes quadratic time over one endless word
         ids = np.concatenate([self._engine.encode_to_numpy(part, disallowed_special=()) for part in chunk_text(text)])
         return ids[ids < self.base_vocab_size]
@@ -220,7 +217,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         tokenizer.bos_id = tokenizer.eot_id  # the token before each document in the data
         return tokenizer
     except Exception as error:  # a damaged file may raise any
-        raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
+        raise ValueError(
+            f"{path} is not a saved tokenizer: {error if type(error) is ValueError else 'it is damaged'}"
+        ) from None
 
 
 def from_dict(saved: dict[str, Any]) -> Tokenizer:

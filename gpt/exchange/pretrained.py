@@ -79,20 +79,26 @@ class Pretrained:
         return self.tokenizer_path is not None and starts_with_token(self.tokenizer_path)
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer in the file or the folder, or GPT-2's if there is none and the vocabulary has its size.
+        """Return the tokenizer in the file or the folder, or GPT-2's if there is none and the vocabulary has its size,
+        perhaps rounded up to a multiple of 64.
 
         Rows of the vocabulary without a token become tokens named as unused. ValueError if no tokenizer fits.
         """
-        path, size = self.tokenizer_path, self.config.vocab_size
-        if path is None and size != GPT_CONFIG_124M["vocab_size"]:
-            raise ValueError(f"{self.path} comes without a tokenizer: add its tokenizer.json")
+        path, size, gpt2 = self.tokenizer_path, self.config.vocab_size, GPT_CONFIG_124M["vocab_size"]
+        if path is None and size != gpt2 and (size % 64 or not gpt2 < size < gpt2 + 512):
+            raise ValueError(f"{self.path} comes without a tokenizer: add its tokenizer.json, or nanoGPT's meta.pkl")
         tokenizer = get_tokenizer(str(path.absolute()) if path else "gpt2")
         if tokenizer.vocab_size > size:
             raise ValueError(
                 f"the tokenizer in {path} has {tokenizer.vocab_size} tokens, but the model has only {size}: it belongs "
                 f"to another model"
             )
-        return with_special_tokens(tokenizer, (f"<|unused {i}|>" for i in range(tokenizer.vocab_size, size)))
+        return with_unused(tokenizer, size)
+
+
+def with_unused(tokenizer: Tokenizer, size: int) -> Tokenizer:
+    """Return the tokenizer with tokens named as unused up to a model's vocabulary of `size` rows, if it has fewer."""
+    return with_special_tokens(tokenizer, (f"<|unused {i}|>" for i in range(tokenizer.vocab_size, size)))
 
 
 def load_pretrained(source: str | Path, context_length: int = 0) -> GPTModel:

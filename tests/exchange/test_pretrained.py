@@ -47,6 +47,7 @@ SHAPES = {
         "n_layer": 1,
         "n_head": 3,
         "n_inner": 20,
+        "activation_function": "gelu",
         "layer_norm_epsilon": 1e-2,
     },
     "gpt2's": {"n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2},
@@ -278,7 +279,8 @@ def test_a_wrong_tensor_is_named(change, words, tmp_path):
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"model_type": "bloom"}, "model_type is 'bloom', but only gpt2, llama, mistral, qwen2, qwen3 are read"),
-    ({"activation_function": "gelu"}, "activation_function is 'gelu', but GPTModel has 'gelu_new'"),
+    ({"activation_function": "relu"}, "activation_function is 'relu', but GPTModel has gelu_new, gelu_pytorch_tanh"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, but GPTModel has False"),
     ({"n_inner": 64}, r"mlp\.c_fc\.weight has the shape \(32, 128\), not \(32, 64\)"),
     ({"n_head": 5}, "emb_dim 32 is not divisible by n_heads 5"),
     ({"n_head": "4"}, "n_heads must be a whole number"),

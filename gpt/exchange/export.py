@@ -32,15 +32,11 @@ def export_hf(model: GPTModel, tokenizer: Tokenizer, prepend_eot: bool, out: Pat
     """
     settings, weights = _packed(model, "hf")
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id}
-    template = {"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        _write_json(folder / "config.json", {**settings, **ids, "torch_dtype": "float32"})
-        _write_json(folder / "generation_config.json", ids)
-        _write_json(folder / "tokenizer.json", to_hf(tokenizer, prepend_eot))
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        length = {"model_max_length": model.config.context_length}
-        _write_json(folder / "tokenizer_config.json", {**kind, **token_names(tokenizer), **template, **length})
+        write_json(folder / "config.json", {**settings, **ids, "torch_dtype": "float32"})
+        write_json(folder / "generation_config.json", ids)
+        write_tokenizer(folder, tokenizer, prepend_eot, model.config.context_length)
 
 
 def export_gguf(model: GPTModel, tokenizer: Tokenizer, prepend_eot: bool, out: Path, dtype: str = "float32") -> None:
@@ -74,9 +70,9 @@ def export_book(model: GPTModel, tokenizer: Tokenizer, out: Path) -> None:
         weights["out_head.weight"] = weights["tok_emb.weight"].clone()
     mask = torch.ones(config.context_length, config.context_length).triu(1)  # one tensor, saved once
     weights |= {f"trf_blocks.{n}.att.mask": mask for n in range(config.n_layers)}
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         torch.save(weights, folder / "model.pth")
-        _write_json(folder / "config.json", {name: asdict(config)[name] for name in GPT_CONFIG_124M})
+        write_json(folder / "config.json", {name: asdict(config)[name] for name in GPT_CONFIG_124M})
         tokenizer.save(folder / "tokenizer.json")
 
 
@@ -96,7 +92,7 @@ def export_nanogpt(model: GPTModel, tokenizer: Tokenizer, out: Path, step: int =
     shape = {"n_layer": config.n_layers, "n_head": config.n_heads, "n_embd": config.emb_dim}
     shape |= {"block_size": config.context_length, "vocab_size": config.vocab_size}
     arguments = {**shape, "bias": True, "dropout": config.drop_rate}
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         torch.save({"model": weights, "model_args": arguments, "iter_num": step}, folder / "ckpt.pt")
         tokenizer.save(folder / "tokenizer.json")
         if isinstance(tokenizer, CharTokenizer):
@@ -156,11 +152,22 @@ def _checked(model: GPTModel, layout: list[TensorMapping]) -> list[TensorMapping
     return layout
 
 
-def _new_folder(out: Path):
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, prepend_eot: bool, context_length: int) -> None:
+    """Write the files from which transformers' AutoTokenizer makes a tokenizer."""
+    template = {"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    length = {"model_max_length": context_length}
+    write_json(folder / "tokenizer.json", to_hf(tokenizer, prepend_eot))
+    write_json(folder / "tokenizer_config.json", {**kind, **token_names(tokenizer), **template, **length})
+
+
+def new_folder(out: Path):
+    """Return a context that makes a folder, whole or not at all. ValueError if there is one with content."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} exists already: name another folder")
     return atomic_folder(out)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a value as JSON, for people to read."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -23,6 +23,8 @@ GPT2_SIZES = {
     ]
 }  # fmt: skip
 
+HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}  # where they are on the Hugging Face hub
+
 # Modules of a GPTModel: their names in Hugging Face's files, and in GGUF. N is the number of a block.
 GPT2_NAMES = {
     "tok_emb": ("transformer.wte", "token_embd"),

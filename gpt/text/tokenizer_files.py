@@ -195,7 +195,7 @@ def _what_json_is(found: Any, path: Path) -> str:
         return f"it holds a JSON {type(found).__name__}: a tokenizer.json holds an object"
     if {"config", "vocab"} <= found.keys():
         return f"it is Mistral's tekken.json: {CONVERT}"
-    if {"architectures", "model_type", "weight_map"} & found.keys():
+    if {"architectures", "model_type", "weight_map"} & found.keys() or path.name == "config.json":
         return "it describes a model: name the folder, or its tokenizer.json"
     if any(key.endswith("_token") or key == "tokenizer_class" for key in found):
         return "it names special tokens, but has no others: name the tokenizer.json beside it"

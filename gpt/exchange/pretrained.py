@@ -317,7 +317,7 @@ def _download(source: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ValueError(f'{source} needs huggingface_hub: pip install -e ".[hub]", or {by_hand}') from None
-    files = ["config.json", "*token*.json", "chat_template.jinja", "vocab.json", "merges.txt"]
+    files = ["config.json", "adapter_*", "*token*.json", "chat_template.jinja", "vocab.json", "merges.txt"]
     try:
         for weights in (["model.safetensors", "model*.safetensors*"], ["pytorch_model*.bin*"]):
             folder = Path(snapshot_download(repository, allow_patterns=files + weights))

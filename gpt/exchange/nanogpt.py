@@ -32,7 +32,7 @@ def unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def is_nanogpt(tensors: dict[str, Tensor]) -> bool:
     """Whether tensors have GPT-2's names and PyTorch's shapes."""
-    weight = tensors.get(ATTENTION)
+    weight = tensors.get(ATTENTION) if {"transformer.wte.weight", "transformer.wpe.weight"} <= tensors.keys() else None
     return weight is not None and weight.dim() == 2 and weight.shape[0] == 3 * weight.shape[1]
 
 

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -42,6 +43,9 @@ from gpt.tokenizer import Tokenizer, with_special_tokens
 # The first that a folder has is read.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt", "ckpt.pt")
 N_HEADS = {size.emb_dim: size.n_heads for size in GPT2_SIZES.values()}  # of the published sizes, by width
+# Besides tensors, a checkpoint may hold numbers of NumPy's, such as its loss.
+NUMBERS = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+NUMBERS += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 CONSTANTS = re.compile(rf"\.attn\.(masked_)?bias$|\.att\.mask$|\.rotary_emb\.inv_freq$|^{ROPE_FACTORS}$")
 
 
@@ -155,7 +159,7 @@ def open_pretrained(source: str | Path) -> Pretrained:
 def _open_hf(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
     if "wte.weight" in tensors:  # GPT-2 without its head
         tensors = {name if name == "lm_head.weight" else f"transformer.{name}": t for name, t in tensors.items()}
-    if settings is None and "transformer.wte.weight" in tensors:
+    if settings is None and {"transformer.wte.weight", "transformer.wpe.weight"} <= tensors.keys():
         settings = _infer_gpt2_settings(path, tensors, {})
     if settings is None:
         raise ValueError(f"{path} does not say which model it is: add its config.json")
@@ -275,10 +279,12 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol
             # weights_only: unpickling executes no code
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with torch.serialization.safe_globals(NUMBERS):
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise ValueError(
-            f"{path} is damaged, or holds code besides tensors and was not loaded: use a .safetensors file"
+            f"{path} is damaged, or holds code besides tensors and was not loaded: use a .safetensors file, or save "
+            f"the state_dict by itself where the file comes from"
         ) from None
     except Exception as error:  # each reader reports a damaged file in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -141,9 +141,9 @@ def _json_object(path: Path, missing: dict[str, Any] | None = None) -> dict[str,
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise ValueError(what_is(path)) from None
+        found = None
     if not isinstance(found, dict):
-        raise ValueError(what_is(path))
+        raise ValueError(what_is(path) if missing is None else f"of {path.name} beside it, {what_is(path)}")
     return found
 
 

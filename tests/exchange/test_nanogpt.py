@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -68,7 +69,7 @@ def checkpoint_of(theirs, bias, prefix=""):
     arguments = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T, "bias": bias, "vocab_size": V, "dropout": 0.1}
     weights = {prefix + name: tensor for name, tensor in theirs.state_dict().items()}
     return {"model": weights, "optimizer": {"state": {}}, "model_args": arguments, "iter_num": 7,
-            "best_val_loss": torch.tensor(1.5), "config": {"dataset": "x"}}  # fmt: skip
+            "best_val_loss": torch.tensor(1.5), "loss": np.float64(1.5), "config": {"dataset": "x"}}  # fmt: skip
 
 
 @pytest.mark.parametrize(("bias", "prefix"), [(True, ""), (False, "_orig_mod."), (True, "module._orig_mod.")])
@@ -108,6 +109,14 @@ def test_its_characters_come_with_it(tmp_path):
     tokenizer = open_pretrained(tmp_path).tokenizer()
     assert (tokenizer.encode("a bad\n"), tokenizer.vocab_size) == ([2, 1, 3, 2, 5, 0], V)
     assert not open_pretrained(tmp_path).prepend_eot
+
+
+def test_a_model_with_other_positions_asks_for_its_config(tmp_path):
+    saved = checkpoint_of(Theirs(), True)
+    del saved["model"]["transformer.wpe.weight"]
+    torch.save(saved, tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match=r"does not say which model it is: add its config\.json"):
+        load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("change", "words"), [

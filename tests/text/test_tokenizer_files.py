@@ -46,12 +46,12 @@ def test_added_tokens_with_any_flags(kind):
     """Overlapping names, several in a row, at the ends, next to spaces, letters, digits and accents; also once saved
     and once exported."""
     draw = random.Random(kind)
-    for _ in range(12):
+    for _ in range(8):
         theirs, names = with_added(kind, draw)
         ours = from_dict(json.loads(json.dumps(from_dict(from_hf(json.loads(theirs.to_str()))).to_dict())))
         assert ours.saved["kind"] == ("char" if kind == "char" else "hugging_face" if "piece" in kind else "byte_pairs")
         exported = tokenizers.Tokenizer.from_str(json.dumps(to_hf(ours, False)))
-        for _ in range(25):
+        for _ in range(20):
             pieces = [*names, *NAMES, *" \n\ta\u00e91_日\u0301.", "  ", draw.choice(MIXED)[:8]]
             text = "".join(draw.choices(pieces, k=8))
             expected = theirs.encode(text, add_special_tokens=False).ids
@@ -161,6 +161,27 @@ def test_a_folder_as_published(habit, form, config_class, tmp_path):
         assert ours.encode(text, special=True) == ids
         assert ours.decode(ids) == theirs.decode(ids)
     assert (ours.vocab_size, ours.eot_id) == (len(theirs), theirs.eos_token_id or SIZE - 1)
+
+
+def test_tokens_of_a_vocabulary_that_no_text_matches(tmp_path):
+    """An old vocab.json names them nowhere else; they stay so when saved and exported."""
+    folder = write_habit({}, tmp_path / "model", True, "GPT2Tokenizer")
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8")) | {"<mask>": SIZE}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    ours, theirs = load_any_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    again = [from_dict(ours.to_dict()), from_dict(from_hf(to_hf(ours, False))), from_gguf(to_gguf(ours))]
+    for tokenizer in (ours, *again):
+        assert tokenizer.encode(f"a<mask>b{EOT}", special=True) == theirs.encode(f"a<mask>b{EOT}")
+        assert (tokenizer.decode([SIZE]), tokenizer.to_dict()) == ("<mask>", ours.to_dict())
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+def test_a_damaged_file_beside_is_named(name, tmp_path):
+    folder = write_habit({}, tmp_path / "model", False, "GPT2Tokenizer")
+    for content, words in (("{", "it is damaged JSON"), ("[1]", "it holds a JSON list")):
+        (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"of {name} beside it, {words}"):
+            load_any_tokenizer(folder)
 
 
 def test_a_token_without_a_row_in_the_model_is_left_out(tmp_path):

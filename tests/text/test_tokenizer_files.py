@@ -19,8 +19,8 @@ tokenizers = pytest.importorskip("tokenizers", reason="tokenizers comes with tra
 
 MIXED = mixed_texts(300)
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-NAMES = ["<|user|>", "<|u", "word", "wor", "word2", "\u00e9", "e\u0301", "日本", "[A]", "[A][B]", "ab", "bc", "b",
-         "A B", "1", "42", "_w", "<|im_end|>", "\u212b", "q\u0301"]  # fmt: skip
+NAMES = ["<|user|>", "<|u", "word", "wor", "\u00e9", "e\u0301", "日本", "[A]", "[A][B]", "ab", "b", "A B", "1", "_w",
+         "\u212b"]  # fmt: skip
 
 # --- flags ------------------------------------------------------------------------------------------------------------
 
@@ -34,10 +34,10 @@ def with_added(kind, draw):
         theirs = FAMILIES[kind][0]()
         if kind in ("gpt2", "llama3") and draw.random() < 0.5:
             theirs.normalizer = tokenizers.normalizers.NFC()
-    names = [name for name in draw.sample(NAMES, draw.randint(1, 6)) if theirs.token_to_id(name) is None]
+    names = [name for name in draw.sample(NAMES, draw.randint(3, 7)) if theirs.token_to_id(name) is None]
     for name in names:
         add = draw.choice([theirs.add_tokens, theirs.add_special_tokens])
-        add([tokenizers.AddedToken(name, **{flag: draw.random() < 0.4 for flag in FLAGS})])
+        add([tokenizers.AddedToken(name, **{flag: draw.random() < 0.5 for flag in FLAGS})])
     return theirs, names
 
 

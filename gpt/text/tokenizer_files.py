@@ -44,10 +44,9 @@ def load_any_tokenizer(path: str | Path) -> Tokenizer:
             return _from_nanogpt(path)
         saved = _json_object(path)
         return from_dict(saved if "kind" in saved else from_hf(*_published(path, saved)))
-    except (ValueError, pickle.UnpicklingError) as error:
-        reason = str(error)
     except Exception as error:  # the library tokenizers raises Exception itself; a damaged file leads to any other
-        reason = str(error) if type(error) is Exception else "it is damaged"
+        said = type(error) in (ValueError, Exception, pickle.UnpicklingError)
+        reason = str(error) if said else "it is damaged"
     raise ValueError(f"{path} is not a tokenizer that can be read here: {reason}")
 
 
@@ -104,13 +103,18 @@ def _added_tokens(content: dict[str, Any], config: dict[str, Any]) -> list[dict[
     added = {token["content"]: token for token in content.get("added_tokens") or ()}
     vocab = content["model"]["vocab"]
     vocab = dict(vocab) if isinstance(vocab, dict) else {}
-    listed = sorted((int(i), token) for i, token in config["added_tokens_decoder"].items())
-    named = [token for token in _named(config) if _name(token) not in {_name(token) for _, token in listed}]
-    for token in [*(token for _, token in listed), *(token for token in named if _name(token) not in added)]:
-        name, flags = _name(token), token if isinstance(token, dict) else {}
-        is_special = flags.get("special", True)
-        known = {name: entry["id"] for name, entry in added.items()} | vocab
-        entry = added_token(name, known.get(name, max(known.values(), default=-1) + 1), is_special)
+    known = {name: token["id"] for name, token in added.items()} | vocab
+    listed = config["added_tokens_decoder"]
+    tokens = {token["content"]: token for _, token in sorted(listed.items(), key=lambda item: int(item[0]))}
+    for token in _named(config):
+        if _name(token) not in added:
+            tokens.setdefault(_name(token), token)
+    unused = max(known.values(), default=-1) + 1
+    for name, token in tokens.items():
+        flags = token if isinstance(token, dict) else {}
+        i = known.setdefault(name, unused)
+        unused += i == unused
+        entry = added_token(name, i, flags.get("special", True))
         added[name] = entry | {flag: flags[flag] for flag in FLAGS if flag in flags}
     return sorted(added.values(), key=lambda token: token["id"])
 
@@ -139,7 +143,7 @@ def _json_object(path: Path, missing: dict[str, Any] | None = None) -> dict[str,
     if missing is not None and not path.is_file():
         return missing
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -243,6 +243,13 @@ def test_a_run_and_its_export_generate_the_same(name, shelf, tmp_path, monkeypat
     assert f"{out} exists already: name another folder" in capfd.readouterr()[1]
 
 
+def test_a_run_is_exported_to_nanogpt(shelf, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(shelf)
+    assert run_script(f"export --run packed --format nanogpt --out {tmp_path / 'out'}") == 0
+    assert capfd.readouterr()[1].startswith("Note: nanoGPT computes GELU exactly")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ckpt.pt", "meta.pkl", "tokenizer.json"]
+
+
 @pytest.mark.parametrize(("command", "words"), [
     ("export --run reverse --out new", "reverse was trained for reverse"),
     ("export --run masked --out new", "masked was trained for masked"),
@@ -250,6 +257,9 @@ def test_a_run_and_its_export_generate_the_same(name, shelf, tmp_path, monkeypat
     ("export --run lstm --out new", "the model has the backbone 'lstm'"),
     ("export --run document --out new", "unknown run 'document': did you mean documents?"),
     ("export --out new", "name a run: --run NAME"),
+    ("export --run documents --format peft --out new", "the run has adapter 'none', and peft is the format of 'lora'"),
+    ("export --run lora --format peft --out new", "PEFT needs a base that is a folder of transformers' or on the hub"),
+    ("export --run documents --format nanogpt --out texts", "texts exists already: name another folder"),
     ("export --run documents --out texts", "texts exists already: name another folder"),
     ("generate --prompt x", "name either a run (--run NAME) or published weights (--pretrained NAME)"),
     ("generate --run documents --pretrained gpt2 --prompt x", "name either a run (--run NAME) or published weights"),

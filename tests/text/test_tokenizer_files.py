@@ -175,6 +175,13 @@ def test_tokens_of_a_vocabulary_that_no_text_matches(tmp_path):
         assert (tokenizer.decode([SIZE]), tokenizer.to_dict()) == ("<mask>", ours.to_dict())
 
 
+def test_files_with_a_byte_order_mark(tmp_path):
+    folder = write_habit({"config": {"eos_token": "</s>"}}, tmp_path / "model", False, "GPT2Tokenizer")
+    for path in folder.glob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_any_tokenizer(folder).encode("</s>", special=True) == [SIZE]
+
+
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
 def test_a_damaged_file_beside_is_named(name, tmp_path):
     folder = write_habit({}, tmp_path / "model", False, "GPT2Tokenizer")

@@ -80,9 +80,12 @@ def _published(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], dic
     if isinstance(text, list):  # several by name
         text = {entry["name"]: entry["template"] for entry in text}
     text = text.get("default") if isinstance(text, dict) else text
-    roles = {"eot": _name(config.get("eos_token")), "bos": start, "chat_template": text}
-    size = _json_object(path.with_name("config.json"), missing={}).get("vocab_size")
+    model, generation = (_json_object(path.with_name(f"{kind}config.json"), {}) for kind in ("", "generation_"))
+    size = model.get("vocab_size")
     tokens = [token for token in _added_tokens(content, config) if not isinstance(size, int) or token["id"] < size]
+    last = generation.get("eos_token_id", model.get("eos_token_id"))  # an id, or a list of ids
+    named = {token["id"]: token["content"] for token in tokens}.get(last[0] if isinstance(last, list) else last)
+    roles = {"eot": _name(config.get("eos_token")) or named, "bos": start, "chat_template": text}
     return content | {"added_tokens": tokens}, {role: value for role, value in roles.items() if value}
 
 

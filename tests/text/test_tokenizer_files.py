@@ -175,6 +175,18 @@ def test_tokens_of_a_vocabulary_that_no_text_matches(tmp_path):
         assert (tokenizer.decode([SIZE]), tokenizer.to_dict()) == ("<mask>", ours.to_dict())
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ids", [SIZE, [SIZE, SIZE - 1]])
+def test_what_ends_a_text_is_that_of_the_model_where_no_tokenizer_says_so(file, ids, tmp_path):
+    habit = {"tokens": [token("<|im_end|>")]}
+    folder = write_habit(habit, tmp_path / "model", False, "PreTrainedTokenizerFast")
+    (folder / file).write_text(json.dumps({"model_type": "gpt2", "eos_token_id": ids}))
+    assert load_any_tokenizer(folder).eot_id == SIZE
+    named = write_habit({**habit, "config": {"eos_token": EOT}}, tmp_path / "named", False, "PreTrainedTokenizerFast")
+    (named / file).write_text(json.dumps({"model_type": "gpt2", "eos_token_id": ids}))
+    assert load_any_tokenizer(named).eot_id == SIZE - 1
+
+
 def test_files_with_a_byte_order_mark(tmp_path):
     folder = write_habit({"config": {"eos_token": "</s>"}}, tmp_path / "model", False, "GPT2Tokenizer")
     for path in folder.glob("*.json"):

@@ -78,7 +78,7 @@ class GPTConfig(_Config):
     rope_original_length: int = _setting(8192, "context length before that stretching", 1)
     norm: Literal["layer", "rms"] = _setting("layer", "LayerNorm, or RMSNorm (as in Llama)")
     norm_eps: float = _setting(1e-5, "number added to the variance by a norm", 0)
-    feed_forward: Literal["gelu", "relu2", "swiglu"] = _setting("gelu", "GELU (GPT-2), squared ReLU or SwiGLU (Llama)")
+    feed_forward: Literal["gelu", "gelu_exact", "relu2", "swiglu"] = _setting("gelu", "GELU, exact GELU, ReLU², SwiGLU")
     ffn_dim: int = _setting(0, "width of the feed-forward layer; 0: 4 x emb_dim", 0, 2**20)
     n_kv_heads: int = _setting(0, "heads of keys and values, each shared by several query heads; 0: n_heads", 0)
     head_dim: int = _setting(0, "width of an attention head; 0: emb_dim / n_heads", 0, 2**14)

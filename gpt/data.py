@@ -174,8 +174,7 @@ def create_dataloader(
     once. ValueError if the text is too short for one example or for one batch.
     """
     if isinstance(text_or_tokens, str):
-        if isinstance(tokenizer, str):
-            tokenizer = load_tokenizer(tokenizer)
+        tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         text_or_tokens = tokenizer.encode(text_or_tokens)
     examples = PackedExamples(text_or_tokens, context_length, stride)
     sampler = ExampleSampler(len(examples), batch_size, shuffle, seed, drop_last)

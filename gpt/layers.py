@@ -15,6 +15,8 @@ from gpt.config import GPTConfig, from_dict
 from gpt.ops import OpsModule
 from gpt.ops.reference import rotary_tables
 
+Rotation = tuple[Tensor, Tensor]  # cosine and sine, by which attention turns queries and keys
+
 
 class Linear(nn.Linear, OpsModule):
     """x · weight^T + bias, (..., in_features) -> (..., out_features): nn.Linear, computed by gpt/ops.
@@ -62,10 +64,14 @@ class RMSNorm(OpsModule):
 
 
 class GELU(OpsModule):
-    """The activation x · Phi(x) in GPT-2's tanh approximation, elementwise."""
+    """The activation x · Phi(x), elementwise: `exact`, or in GPT-2's tanh approximation."""
+
+    def __init__(self, exact: bool = False):
+        super().__init__()
+        self.exact = exact
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ops.gelu(x)
+        return self.ops.gelu(x, self.exact)
 
 
 class SquaredReLU(OpsModule):
@@ -81,10 +87,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig | dict[str, Any]):
         super().__init__()
         config = from_dict(GPTConfig, config)
-        activation = {"gelu": GELU, "relu2": SquaredReLU}[config.feed_forward]
+        activations = {"gelu": GELU(), "gelu_exact": GELU(exact=True), "relu2": SquaredReLU()}
         self.layers = nn.Sequential(
             Linear(config.emb_dim, config.ffn_width, config.bias),
-            activation(),
+            activations[config.feed_forward],
             Linear(config.ffn_width, config.emb_dim, config.bias, role="residual"),
         )
 
@@ -136,16 +142,16 @@ class RotaryPositions(nn.Module):
         super().__init__()
         self.settings = (config.head_width, config.rope_theta, config.rope_scaling, config.rope_original_length)
 
-    def encode(self, x: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def encode(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
         """Return embeddings (B, T, D) as they are, and the rotation for positions (T,) or (B, T): cosine and sine of
         shape (T, K) or (B, 1, T, K)."""
         return x, self.rotation(positions if positions.dim() == 1 else positions[:, None])
 
-    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotation(self, positions: Tensor) -> Rotation:
         """Return cosine and sine for positions (..., T), of shape (..., T, K)."""
         return rotary_tables(positions, *self.settings)
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-FEED_FORWARDS = {"gelu": FeedForward, "relu2": FeedForward, "swiglu": SwiGLU}
+FEED_FORWARDS = {"gelu": FeedForward, "gelu_exact": FeedForward, "relu2": FeedForward, "swiglu": SwiGLU}
 POSITIONS = {"learned": LearnedPositions, "rope": RotaryPositions}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt.config import GPTConfig, from_dict
-from gpt.layers import FEED_FORWARDS, NORMS, POSITIONS, Linear, TokenEmbedding
+from gpt.layers import FEED_FORWARDS, NORMS, POSITIONS, Linear, Rotation, TokenEmbedding
 from gpt.ops import OpsModule, use_implementation
 from gpt.ops.reference import IGNORE_INDEX
 
@@ -88,17 +88,13 @@ class MultiHeadAttention(OpsModule):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str, rotation: tuple[Tensor, Tensor] | None
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | str, rotation: Rotation | None
     ) -> Tensor:
         """Return the values weighted by attention, (B, H, T, K). `rotation` is that of the queries, done already."""
         return self.ops.attention(query, key, value, mask, self.drop_rate if self.training else 0.0, self.window)
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | str = "causal",
-        cache: KVCache | None = None,
-        rotation: tuple[Tensor, Tensor] | None = None,
+        self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None, rotation: Rotation | None = None
     ) -> Tensor:
         query, key, value = (self.split_heads(w(x)) for w in (self.W_query, self.W_key, self.W_value))
         query, key = self.q_norm(query), self.k_norm(key)  # (B, H, T, K), (B, G, T, K)
@@ -118,16 +114,11 @@ class TransformerBlock(nn.Module):
         config = from_dict(GPTConfig, config)
         self.att = MultiHeadAttention(config, layer)
         self.ff = FEED_FORWARDS[config.feed_forward](config)
-        self.norm1 = NORMS[config.norm](config.emb_dim, config.norm_eps)
-        self.norm2 = NORMS[config.norm](config.emb_dim, config.norm_eps)
+        self.norm1, self.norm2 = (NORMS[config.norm](config.emb_dim, config.norm_eps) for _ in range(2))
         self.drop_resid = nn.Dropout(config.drop_rate)
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | str = "causal",
-        cache: KVCache | None = None,
-        rotation: tuple[Tensor, Tensor] | None = None,
+        self, x: Tensor, mask: Tensor | str = "causal", cache: KVCache | None = None, rotation: Rotation | None = None
     ) -> Tensor:
         x = x + self.drop_resid(self.att(self.norm1(x), mask, cache, rotation))
         return x + self.drop_resid(self.ff(self.norm2(x)))

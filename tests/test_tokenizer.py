@@ -244,7 +244,7 @@ def test_bpe_has_exactly_the_size_asked_for(bpe):
 
 def test_bpe_is_smaller_if_too_few_pairs_repeat():
     tokenizer = get_tokenizer("bpe:5000", ["ab ab"])  # (a, b) alone occurs twice; " " goes with the word after it
-    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.saved["merges"]) == ("bpe:258", 258, [(97, 98)])
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.saved["merges"]) == ("bpe:258", 258, [[97, 98]])
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["abc"]])

@@ -459,7 +459,7 @@ def test_other_data_is_refused(tiny_config, prepared, tmp_path):
     shutil.copytree(prepared.folder, folder)
     config = change(tiny_config, data=dataclasses.replace(tiny_config.data, path=str(folder)))
     stop_at(start_run(config, tmp_path / "run", quiet), 2)
-    prepare_data(open_corpus("story"), "char", folder)
+    prepare_data(open_corpus("story"), "char", folder, overwrite=True)
     with pytest.raises(ValueError, match="is not what the run"):
         resume_run(tmp_path / "run", log=quiet)
 

@@ -32,9 +32,10 @@ LLAMA_KEYS = {
 }  # fmt: skip
 # Settings that GPTModel does not have, and the values it implements
 GPT2_FIXED = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
+    "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
 }  # fmt: skip
+GPT2_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}  # theirs -> ours
 LLAMA_FIXED = {
     "hidden_act": ("silu", "swish"), "partial_rotary_factor": (1.0, None), "rope_interleaved": (False,),
     "num_local_experts": (None, 0), "num_experts": (None, 0), "attn_logit_softcapping": (None,),
@@ -89,7 +90,12 @@ def config_from_hf(settings: Mapping[str, Any], source: str, biases: tuple[str, 
         raise ValueError(f"{source}: model_type is {model_type!r}, but only {known} are read")
     if model_type == "gpt2":
         _check_fixed(settings, GPT2_FIXED, source)
-        default = {**asdict(GPT2_SIZES["gpt2"]), "drop_rate": 0.1}  # of a config.json that omits a setting
+        activation = settings.get("activation_function", "gelu_new")
+        if activation not in GPT2_ACTIVATIONS:
+            known = ", ".join(GPT2_ACTIVATIONS)
+            raise ValueError(f"{source}: activation_function is {activation!r}, but GPTModel has {known}")
+        # of a config.json that omits a setting
+        default = {**asdict(GPT2_SIZES["gpt2"]), "drop_rate": 0.1, "feed_forward": GPT2_ACTIVATIONS[activation]}
         return _simplest(from_dict(GPTConfig, {**default, **_renamed(settings, GPT2_KEYS)}, f"{source}: "))
     _check_fixed(settings, LLAMA_FIXED, source)
     settings = {"rms_norm_eps": 1e-6, **DEFAULTS[model_type], **settings}
@@ -175,6 +181,8 @@ def hf_settings(config: GPTConfig) -> dict[str, Any]:
     is_gpt2 = config.position == "learned"
     needed = {"norm": "layer", "feed_forward": "gelu", "qk_norm": False, "window": 0, "n_kv_heads": 0, "head_dim": 0}
     needed = needed if is_gpt2 else {"norm": "rms", "feed_forward": "swiglu"}
+    if is_gpt2 and config.feed_forward == "gelu_exact":
+        del needed["feed_forward"]
     owner = "GPT-2" if is_gpt2 else "Llama's family"
     for name, value in needed.items():
         if (found := getattr(_simplest(config), name)) != value:
@@ -184,9 +192,10 @@ def hf_settings(config: GPTConfig) -> dict[str, Any]:
             )
     if is_gpt2:
         dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.drop_rate)
-        fixed = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new"}
+        fixed = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+        fixed["activation_function"] = "gelu" if config.feed_forward == "gelu_exact" else "gelu_new"
         given = {theirs: getattr(config, ours) for theirs, ours in GPT2_KEYS.items()}
-        return {**fixed, **given, **dropout, "n_inner": config.ffn_width}
+        return {**fixed, **given, **dropout, "n_inner": config.ffn_width, "n_ctx": config.context_length}
     return _llama_settings(config, _member(config))
 
 
@@ -286,12 +295,13 @@ def gguf_metadata(config: GPTConfig, settings: Mapping[str, Any]) -> dict[str, A
     architecture = gguf_architecture(settings["model_type"])
     for name, is_lacking in {
         "window": config.window > 0,
+        "feed_forward": config.feed_forward == "gelu_exact",
         "qkv_bias": config.qkv_bias and architecture == "qwen3",
         "rope_scaling": config.rope_scaling != 1 and architecture != "llama",
     }.items():
         if is_lacking:
             raise ValueError(
-                f"a model with {name} {getattr(config, name)} cannot be written as GGUF: llama.cpp has no such "
+                f"a model with {name} {getattr(config, name)!r} cannot be written as GGUF: llama.cpp has no such "
                 f"option for {architecture}"
             )
     keys = GGUF_KEYS["gpt2" if architecture == "gpt2" else "llama"]

@@ -23,6 +23,8 @@ GPT2_SIZES = {
     ]
 }  # fmt: skip
 
+HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}  # where they are on the Hugging Face hub
+
 # Modules of a GPTModel: their names in Hugging Face's files, and in GGUF. N is the number of a block.
 GPT2_NAMES = {
     "tok_emb": ("transformer.wte", "token_embd"),
@@ -77,7 +79,7 @@ class TensorMapping:
 def layout_of(
     model_type: str, form: str, config: GPTConfig, biases: tuple[str, ...] = GPT2_BIASES
 ) -> list[TensorMapping]:
-    """Return the tensors of a model type of Hugging Face's, such as "gpt2", in the form "hf" or "gguf".
+    """Return the tensors of a model type of Hugging Face's, such as "gpt2", in the form "hf", "gguf" or "nanogpt".
 
     `biases` are the linear layers that have a bias in the layout. A tied head is no tensor of its own.
     """
@@ -98,7 +100,7 @@ def _one_by_one(model_type: str, form: str, config: GPTConfig, biases: tuple[str
         shapes = {name: tuple(p.shape) for name, p in GPTModel(config).named_parameters()}  # lists a tied weight once
     for module in dict.fromkeys(name.rpartition(".")[0] for name in shapes):
         number = re.search(r"\d+", module)
-        their = names[re.sub(r"\d+", "N", module, count=1)][("hf", "gguf").index(form)]
+        their = names[re.sub(r"\d+", "N", module, count=1)][form == "gguf"]
         their = their.replace("N", number[0]) if number else their
         heads = {"W_query": config.n_heads, "W_key": config.kv_heads}.get(module.rpartition(".")[2], 0)
         heads = heads if form == "gguf" and model_type in INTERLEAVED else 0

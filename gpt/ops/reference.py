@@ -46,12 +46,13 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
     return scale * x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + eps)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """Return x · Phi(x) elementwise, with GPT-2's tanh approximation of the normal distribution function Phi.
+def gelu(x: Tensor, exact: bool = False) -> Tensor:
+    """Return x · Phi(x) elementwise, with the normal distribution function Phi(x) = 0.5 (1 + erf(x / sqrt(2))).
 
-    0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Hendrycks and Gimpel 2016, arXiv:1606.08415.
+    Unless `exact`, with GPT-2's tanh approximation of it. Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    erf = torch.erf(x / math.sqrt(2)) if exact else torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return 0.5 * x * (1 + erf)
 
 
 def relu2(x: Tensor) -> Tensor:

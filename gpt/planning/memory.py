@@ -114,7 +114,7 @@ def _attention_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: in
 
 
 # (B, T, F) tensors kept by fused and by reference, the input of the last layer included
-_ACTIVATIONS = {"gelu": (2, 5), "relu2": (2, 4), "swiglu": (4, 6)}
+_ACTIVATIONS = {"gelu": (2, 5), "gelu_exact": (2, 4), "relu2": (2, 4), "swiglu": (4, 6)}
 
 
 def _feed_forward_bytes(model: GPTConfig, n_rows: int, half: bool) -> int:
@@ -151,7 +151,7 @@ def fragmentation_bytes(
     if reference:
         # copies of query, key, value and context for reordering; scores twice, scores - maximum, dropout's random
         # numbers and product; steps of the activation that it does not keep
-        steps = 4 if model.feed_forward == "gelu" else 1
+        steps = {"gelu": 4, "gelu_exact": 2}.get(model.feed_forward, 1)
         block += 4 * b * queries + (3 + 2 * drops) * b * pairs + steps * b * hidden
         backward = 2 * b * pairs
     elif drops:

@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import importlib
 from collections.abc import Iterator
+from types import ModuleType
 
 
 def did_you_mean(name: str, known: list[str], mark: str = "") -> str:
@@ -16,6 +18,14 @@ def did_you_mean(name: str, known: list[str], mark: str = "") -> str:
     if not near:
         near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.6)
     return f"did you mean {mark}{near[0]}?" if near else f"there are: {', '.join(mark + k for k in sorted(known))}"
+
+
+def import_extra(module: str, purpose: str, extra: str) -> ModuleType:
+    """Return a module that not everybody installs. ValueError says `purpose`, and the extra of pip to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(f'{purpose}: pip install -e ".[{extra}]"') from None
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI, lists what g
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+
+
+def package_folder(name: str) -> Path | None:
+    """Return the folder of an installed package, without running the package; None if it is not installed."""
+    package = importlib.util.find_spec(name)
+    return package and Path(package.submodule_search_locations[0])
 
 
 def sha256(path: Path) -> str:

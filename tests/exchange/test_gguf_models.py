@@ -200,6 +200,7 @@ def test_an_export_with_scaled_rotary_embeddings(tmp_path):
     ({"qk_norm": True, "qkv_bias": True}, "qkv_bias True cannot be written as GGUF: llama.cpp has no .* for qwen3"),
     ({"qkv_bias": True, "rope_scaling": 2.0}, "rope_scaling 2.0 cannot be written as GGUF: .* for qwen2"),
     ({"feed_forward": "relu2"}, "feed_forward 'relu2'"),
+    ({"position": "learned", "norm": "layer", "feed_forward": "gelu_exact"}, "'gelu_exact' cannot be .* for gpt2"),
 ])  # fmt: skip
 def test_options_that_llama_cpp_lacks(options, words, tmp_path):
     shape = {"context_length": 24, "emb_dim": 32, "n_heads": 4, "n_layers": 1}

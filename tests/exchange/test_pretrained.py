@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,12 +16,13 @@ from conftest import corpus_of
 
 import gpt
 from gpt.config import GPTConfig, TrainConfig, from_dict
+from gpt.exchange.export import export_hf
 from gpt.exchange.layouts import GPT2_SIZES, layout_of
 from gpt.exchange.models import open_model
 from gpt.exchange.pretrained import load_pretrained, open_pretrained
 from gpt.generation import generate_text_simple
 from gpt.model import GPTModel
-from gpt.run.training import start_run
+from gpt.run.training import resume_run, start_run
 from gpt.system.paths import PROJECT
 from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import get_tokenizer
@@ -45,9 +47,11 @@ SHAPES = {
         "n_layer": 1,
         "n_head": 3,
         "n_inner": 20,
+        "activation_function": "gelu",
         "layer_norm_epsilon": 1e-2,
     },
     "gpt2's": {"n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2},
+    "padded": {"vocab_size": 50304, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2},
 }
 
 
@@ -275,7 +279,8 @@ def test_a_wrong_tensor_is_named(change, words, tmp_path):
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"model_type": "bloom"}, "model_type is 'bloom', but only gpt2, llama, mistral, qwen2, qwen3 are read"),
-    ({"activation_function": "gelu"}, "activation_function is 'gelu', but GPTModel has 'gelu_new'"),
+    ({"activation_function": "relu"}, "activation_function is 'relu', but GPTModel has gelu_new, gelu_pytorch_tanh"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, but GPTModel has False"),
     ({"n_inner": 64}, r"mlp\.c_fc\.weight has the shape \(32, 128\), not \(32, 64\)"),
     ({"n_head": 5}, "emb_dim 32 is not divisible by n_heads 5"),
     ({"n_head": "4"}, "n_heads must be a whole number"),
@@ -380,9 +385,10 @@ def test_without_huggingface_hub(monkeypatch):
 # --- training from published weights ---------------------------------------------------------------------------------
 
 
-def test_a_run_starts_from_published_weights(tmp_path):
-    """Its first validation loss is that of transformers on the same examples."""
-    theirs = theirs_of("gpt2's")
+@pytest.mark.parametrize("shape", ["gpt2's", "padded"])
+def test_a_run_starts_from_published_weights(shape, tmp_path):
+    """Its first validation loss is that of transformers on the same examples. Rows without a token are unused."""
+    theirs = theirs_of(shape)
     folder = save(theirs, tmp_path / "model", "whole")
     data = prepare_data(
         corpus_of(tmp_path / "texts", *(f"{n} green bottles, one more" for n in range(60))), "gpt2", tmp_path / "data"
@@ -406,8 +412,14 @@ def test_a_run_starts_from_published_weights(tmp_path):
     assert (found.loss, found.n_tokens) == (pytest.approx(total / n, rel=1e-5), n)
     trainer.train()
     assert trainer.step == 1
+    trainer = resume_run(tmp_path / "run", replace(trainer.config, max_steps=2), lambda line: None)
+    trainer.train()
+    assert trainer.step == 2
     subject = open_model(str(tmp_path / "run"), "last", None)
-    assert subject.tokenizer.to_dict() == {"kind": "gpt2"}
+    unused = {"special_tokens": [f"<|unused {i}|>" for i in range(50257, 50304)]} if shape == "padded" else {}
+    assert subject.tokenizer.to_dict() == {"kind": "gpt2", **unused}
+    export_hf(subject.objective.model, subject.tokenizer, False, tmp_path / "exported")
+    assert open_pretrained(tmp_path / "exported").tokenizer().to_dict() == subject.tokenizer.to_dict()
 
 
 @pytest.mark.parametrize(("model", "words"), [

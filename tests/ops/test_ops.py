@@ -77,6 +77,7 @@ def test_layer_norm(ops, dtype):
 def test_gelu(ops, dtype):
     x = torch.linspace(-6, 6, 101, dtype=dtype)
     assert_same(ops.gelu, lambda x: F.gelu(x, approximate="tanh"), [x])
+    assert_same(lambda x: ops.gelu(x, exact=True), F.gelu, [x])
 
 
 @OPS_AND_DTYPE

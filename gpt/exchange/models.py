@@ -143,15 +143,15 @@ def _with_shape_of_source(config: TrainConfig, prepared: Tokenizer, tokenizer: T
     """Give the model the shape of the one it starts from. `prepared` is the data's tokenizer, `tokenizer` the same
     with the objective's special tokens. A setting that is given must agree, unless it changes no weight."""
     source = init_source(config)
-    known = source.tokenizer().to_dict()
-    if with_unused(tokenizer, source.config.vocab_size).to_dict() != known:
+    known = source.tokenizer()
+    if not _fits(tokenizer, known) or tokenizer.vocab_size > known.vocab_size:
         reason = f"other tokens than {config.data.path}: prepare the data with --tokenizer {source.tokenizer_path}"
-        if prepared.to_dict() == known:
-            names = " ".join(tokenizer.added_tokens)
-            reason = f"no token {names}, which objective.name {config.objective.name!r} adds: name a run that has it"
-        elif new := _added_to(source.tokenizer(), prepared):
-            names = " ".join(new)
-            reason = f"no token {names}, as {config.data.path} has: prepare it as one document, without special tokens"
+        if _fits(tokenizer, known):
+            names = " ".join(name for name, i in tokenizer.special_tokens.items() if i >= known.vocab_size)
+            added_by = f"which objective.name {config.objective.name!r} adds: name a run that has it"
+            if prepared.vocab_size > known.vocab_size:
+                added_by = f"as {config.data.path} has: prepare it as one document, without special tokens"
+            reason = f"no token {names}, {added_by}"
         raise ValueError(f"init_from {config.init_from} has {reason}")
     model, default = asdict(source.config), GPTConfig()
     for name, given in asdict(config.model).items():
@@ -166,12 +166,16 @@ def _with_shape_of_source(config: TrainConfig, prepared: Tokenizer, tokenizer: T
     return replace(config, model=GPTConfig(**model))
 
 
-def _added_to(tokenizer: Tokenizer, other: Tokenizer) -> list[str]:
-    """Return the names of the special tokens that `other` has after the same tokens; none if its tokens differ."""
-    n = tokenizer.vocab_size
-    if n > other.vocab_size or any(tokenizer.decode_bytes([i]) != other.decode_bytes([i]) for i in range(n)):
-        return []
-    return [name for name, i in other.special_tokens.items() if i >= n]
+def _fits(tokenizer: Tokenizer, source: Tokenizer) -> bool:
+    """Return whether a tokenizer has the tokens of a source. Special tokens may stand in the source's unused rows."""
+    ours, theirs = (
+        {key: value for key, value in each.to_dict().items() if key not in ("special_tokens", "end_of_text", "eot")}
+        for each in (tokenizer, source)
+    )
+    unused = {i for name, i in source.special_tokens.items() if name == f"<|unused {i}|>"}
+    used = [i for i in range(source.vocab_size) if i not in unused]
+    same = ours == theirs and used[-1] < tokenizer.vocab_size
+    return same and all(tokenizer.decode_bytes([i]) == source.decode_bytes([i]) for i in used)
 
 
 def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:

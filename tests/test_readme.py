@@ -119,6 +119,15 @@ def test_every_docs_page_is_in_the_index():
     assert {page.name for page in DOCS} - {"README.md"} <= index
 
 
+def test_each_format_is_held_by_the_test_that_it_names():
+    named = re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", read(PROJECT / "docs" / "formats.md"))
+    assert len(named) > 30
+    for test, path in named:
+        assert re.search(rf"^def {test}\(", read(PROJECT / path), re.MULTILINE), f"{path} has no {test}"
+    rows = [line for line in read(PROJECT / "docs" / "formats.md").splitlines() if line.startswith("|")]
+    assert all("test_" in row or "held by" in row or set(row) <= {*"|-"} for row in rows)
+
+
 def test_readme_is_short():
     assert len(read(README).split()) <= 1200
 

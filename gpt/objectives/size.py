@@ -25,7 +25,7 @@ def fit_to_text(config: TrainConfig, data: PreparedData) -> TrainConfig:
         model = replace(model, **{name: value for name, value in chosen.items() if _is_left_out(model, name)})
     steps = config.max_steps
     if steps == defaults.max_steps:
-        steps = min(max(round(STEPS * math.sqrt(n_tokens / TOKENS), -2), MIN_STEPS), MAX_STEPS)
+        steps = min(max(round(STEPS * math.sqrt(n_tokens / TOKENS) / 100) * 100, MIN_STEPS), MAX_STEPS)
     if _is_left_out(model, "drop_rate"):
         epochs = steps * config.batch_size * config.grad_accum_steps * model.context_length / n_tokens
         model = replace(model, drop_rate=0.2 if epochs > 6 else 0.1 if epochs > 3 else 0.0)

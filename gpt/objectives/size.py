@@ -7,8 +7,8 @@ from gpt.config import GPTConfig, TrainConfig
 from gpt.token_files import PreparedData
 
 CHARACTER_BYTES = 1.5  # bytes per token below which tokens are characters
-STEPS, TOKENS = 600, 120_000  # so many steps for so many training tokens; with more they grow with the root
-MIN_STEPS, MAX_STEPS = 200, 3000
+TEXT_TOKENS, READ_TOKENS = 120_000, 1_200_000  # a text of so many tokens is read for so many; more with the root
+MAX_READ_TOKENS = 6_000_000  # some minutes on two CPU cores
 
 
 def fit_to_text(config: TrainConfig, data: PreparedData) -> TrainConfig:
@@ -23,11 +23,14 @@ def fit_to_text(config: TrainConfig, data: PreparedData) -> TrainConfig:
     model, defaults = config.model, TrainConfig()
     if not config.init_from:
         model = replace(model, **{name: value for name, value in chosen.items() if _is_left_out(model, name)})
-    steps = config.max_steps
+        if model.feed_forward == "swiglu" and not model.ffn_dim:  # 8/3 of the width: as many weights as GELU's at 4
+            model = replace(model, ffn_dim=round(8 / 3 * model.emb_dim / 32) * 32)
+    steps, step_tokens = config.max_steps, config.batch_size * config.grad_accum_steps * model.context_length
     if steps == defaults.max_steps:
-        steps = min(max(round(STEPS * math.sqrt(n_tokens / TOKENS) / 100) * 100, MIN_STEPS), MAX_STEPS)
+        read_tokens = min(READ_TOKENS * math.sqrt(n_tokens / TEXT_TOKENS), MAX_READ_TOKENS)
+        steps = max(round(read_tokens / step_tokens / 100) * 100, 100)
     if _is_left_out(model, "drop_rate"):
-        epochs = steps * config.batch_size * config.grad_accum_steps * model.context_length / n_tokens
+        epochs = steps * step_tokens / n_tokens
         model = replace(model, drop_rate=0.2 if epochs > 6 else 0.1 if epochs > 3 else 0.0)
     return replace(config, model=model, max_steps=steps)
 

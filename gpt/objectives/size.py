@@ -7,8 +7,10 @@ from gpt.config import GPTConfig, TrainConfig
 from gpt.token_files import PreparedData
 
 CHARACTER_BYTES = 1.5  # bytes per token below which tokens are characters
-TEXT_TOKENS, READ_TOKENS = 120_000, 1_200_000  # a text of so many tokens is read for so many; more with the root
-MAX_READ_TOKENS = 6_000_000  # some minutes on two CPU cores
+SHORT_TEXT = 80_000  # tokens up to which two layers learn more than four
+TEXT_TOKENS = 120_000
+MIN_READ_TOKENS, MAX_READ_TOKENS = 1_200_000, 6_000_000  # over all steps: for a text of TEXT_TOKENS, and at most
+DROP_RATES = {15: 0.3, 6: 0.2, 3: 0.1, 0: 0.0}  # by the number of times that a text is read
 
 
 def fit_to_text(config: TrainConfig, data: PreparedData) -> TrainConfig:
@@ -19,7 +21,11 @@ def fit_to_text(config: TrainConfig, data: PreparedData) -> TrainConfig:
     init_from the model keeps the size of its source.
     """
     n_tokens = len(data.train.tokens)
-    chosen = {"context_length": 256 if data.bytes_per_token < CHARACTER_BYTES else 128, "emb_dim": 128, "n_layers": 4}
+    chosen = {
+        "context_length": 256 if data.bytes_per_token < CHARACTER_BYTES else 128,
+        "emb_dim": 128,
+        "n_layers": 2 if n_tokens < SHORT_TEXT else 4,
+    }
     model, defaults = config.model, TrainConfig()
     if not config.init_from:
         model = replace(model, **{name: value for name, value in chosen.items() if _is_left_out(model, name)})
@@ -27,11 +33,11 @@ def fit_to_text(config: TrainConfig, data: PreparedData) -> TrainConfig:
             model = replace(model, ffn_dim=round(8 / 3 * model.emb_dim / 32) * 32)
     steps, step_tokens = config.max_steps, config.batch_size * config.grad_accum_steps * model.context_length
     if steps == defaults.max_steps:
-        read_tokens = min(READ_TOKENS * math.sqrt(n_tokens / TEXT_TOKENS), MAX_READ_TOKENS)
-        steps = max(round(read_tokens / step_tokens / 100) * 100, 100)
+        read_tokens = MIN_READ_TOKENS * math.sqrt(max(n_tokens / TEXT_TOKENS, 1))
+        steps = max(round(min(read_tokens, MAX_READ_TOKENS) / step_tokens / 100) * 100, 100)
     if _is_left_out(model, "drop_rate"):
         epochs = steps * step_tokens / n_tokens
-        model = replace(model, drop_rate=0.2 if epochs > 6 else 0.1 if epochs > 3 else 0.0)
+        model = replace(model, drop_rate=next(rate for most, rate in DROP_RATES.items() if epochs > most))
     return replace(config, model=model, max_steps=steps)
 
 

@@ -30,9 +30,10 @@ def notice(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool) -> Iterator[str]:
+def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool, learned: bool = False) -> Iterator[str]:
     """Yield one line for each thing that a person should know. `spelled` counts the names of special tokens that the
-    text holds as ordinary text; `has_repeats` says that training documents are repeated by their weight."""
+    text holds as ordinary text; `has_repeats` says that training documents are repeated by their weight, `learned` that
+    the tokenizer comes from this text."""
     if line := describe_spelled(spelled, data.tokenizer, data.paired):
         yield line
     kinds = set(np.unique(_spread(data.train.tokens, MAX_TOKENS)).tolist())
@@ -40,7 +41,13 @@ def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool) -
         yield "the training split holds a single distinct token: there is nothing to learn from it"
         return
     yield from _repeats_of_documents(data, has_repeats) if data.has_eot else _repeats_of_text(data)
-    yield from _fit_of_tokenizer(data)
+    yield from () if learned else _fit_of_tokenizer(data)
+
+
+def has_token(tokens: np.ndarray, token: int) -> bool:
+    """Return whether a token occurs. Memory does not grow with the tokens."""
+    parts = range(0, len(tokens), MAX_TOKENS)
+    return any((tokens[start : start + MAX_TOKENS] == token).any() for start in parts)
 
 
 # --- repeated text ----------------------------------------------------------------------------------------------------
@@ -164,8 +171,7 @@ def _fit_of_tokenizer(data: PreparedData) -> Iterator[str]:
     """Yield what byte pairs learned from the text would make of it, if the tokenizer makes many tokens."""
     tokenizer, train = data.tokenizer, data.train
     per_token, per_character = train.bytes / len(train.tokens), len(train.tokens) / max(train.characters, 1)
-    learned = isinstance(tokenizer, CharTokenizer) or tokenizer.name.startswith("bpe:")
-    if learned or (per_token >= 2 and per_character <= 1.5):
+    if isinstance(tokenizer, CharTokenizer) or (per_token >= 2 and per_character <= 1.5):
         return
     text = _text(data, train.tokens, SAMPLE_BYTES * 4 // 5)
     size = 4096 if train.bytes >= SAMPLE_BYTES else 1024 if train.bytes >= SAMPLE_BYTES // 10 else 512

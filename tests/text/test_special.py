@@ -145,3 +145,16 @@ def test_the_line_about_spelled_names(spelled, paired, words):
 def test_an_empty_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--special_tokens '' names no token"):
         prepare_data(corpus_of(tmp_path / "in", "text"), "gpt2", tmp_path / "out", special_tokens=[""])
+
+
+def test_end_of_text_tokens_in_a_single_file_divide_it(tmp_path):
+    """Also where the file is one document to everything else; without the option the names are ordinary text."""
+    text = EOT.join(f"text {n}" for n in range(9)) + EOT
+    data = prepare_data(corpus_of(tmp_path / "in", text), "gpt2", tmp_path / "out", 0.3, special_tokens=[])
+    assert data.has_eot
+    for split in (data.train, data.val):
+        ids = split.tokens.tolist()
+        eot = data.tokenizer.eot_id
+        assert ids[0] == ids[-1] == eot
+        assert split.documents == ids.count(eot) - 1
+    assert not prepare_data(corpus_of(tmp_path / "in", text), "gpt2", tmp_path / "plain").has_eot

@@ -119,7 +119,7 @@ def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:
     lines = [
         f"model           {loaded.name}",
         f"objective       {loaded.objective.config.name}",
-        f"text            {report.text}: {report.evaluation.n_tokens:,} targets",
+        f"text            {report.text}: {report.evaluation.n_tokens:,} tokens predicted",
         describe_evaluation(report.evaluation),
     ]
     return "\n".join(lines + _describe_comparison(report))

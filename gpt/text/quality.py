@@ -81,12 +81,13 @@ def _repeats_of_documents(data: PreparedData, has_repeats: bool) -> Iterator[str
     if not has_repeats and len(copies) < 0.9 * len(starts):
         yield f"of {len(starts):,} training {noun} only {len(copies):,} are distinct: the others are copies"
     new = np.flatnonzero(~known)[:: 1 + (~known).sum() // MAX_COMPARED]
-    compared = f"{min(n_train, MAX_TOKENS // FIRST_TOKENS):,} training {noun}"
+    compared = f"{min(n_train, MAX_TOKENS // FIRST_TOKENS):,} compared"
     near = _near_duplicates(data, val_starts[new], val_stops[new])
     if near and near >= 0.01 * len(new):
         yield (
-            f"{near:,} of {len(new):,} validation {noun} share {NEAR:.0%} of their text or more with one of the "
-            f"training split (compared with {compared}, by the first {FIRST_TOKENS:,} tokens)"
+            f"{near:,} of {len(new):,} validation {noun} share {NEAR:.0%} or more of their text with one training "
+            f"{noun[:-1]} (of {compared}, by the first {FIRST_TOKENS:,} tokens): the validation loss measures memory "
+            f"too"
         )
 
 

@@ -94,7 +94,7 @@ def test_without_its_data_a_run_names_its_own_tokenizer(evaluate, tmp_path):
     assert run_script(f"prepare_data {command.replace('TEXT', 'all.jsonl')} {FIELDS} --val_fraction 0.25") == 0
     assert load_data("data").checksums == before
     assert evaluate("sft")[0] == 0
-    assert run_script(f"prepare_data {command.replace('TEXT', 'all.jsonl')} {FIELDS}") == 0
+    assert run_script(f"prepare_data {command.replace('TEXT', 'all.jsonl')} {FIELDS} --overwrite") == 0
     assert "data has changed since this run started" in evaluate("sft")[2]
 
 

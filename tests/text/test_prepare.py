@@ -658,7 +658,7 @@ def test_the_script_prints_notices_apart_from_results(tmp_path, monkeypatch, cap
     assert [line.split()[0] for line in out.splitlines()] == ["in", "train:", "val:"]
     left_out, spelled, copies, repeated = err.splitlines()
     assert left_out == 'in: left out: 1 .py; --input "in/**/*.py" takes those'
-    assert spelled.startswith("<|user|> (20 times) in the text stay ordinary text")
+    assert spelled.startswith("<|user|> (20 times) in the text stays ordinary text")
     assert copies.startswith("2 of 2 validation documents also stand in the training split")
     assert repeated == "of 18 training documents only 2 are distinct: the others are copies"
     Path("in/code.py").unlink()

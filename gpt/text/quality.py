@@ -20,7 +20,7 @@ MAX_COMPARED = 500  # validation documents that are compared with similar ones
 MAX_TOKENS = 2_000_000  # training tokens that are compared
 MAX_RUNS = 500_000  # runs of tokens that are kept for a comparison
 FIRST_TOKENS = 1024  # of each document
-NEAR = 0.8  # share of the runs of a document that make it a near-duplicate
+NEAR = 0.6  # share of the runs of a document that make it a near-duplicate: a changed word changes all runs around it
 RUN_BYTES = 30  # bytes that two similar documents share at least
 SAMPLE_BYTES = 500_000  # of text from which a tokenizer is learned, for comparison
 

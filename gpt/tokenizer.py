@@ -119,7 +119,9 @@ class CharTokenizer(Tokenizer):
         if (unknown := ids < 0).any():
             character = text[unknown.argmax()]
             named = f"the character {character!r} (U+{ord(character):04X})"
-            raise ValueError(f"{named} is not among the characters of this tokenizer: use gpt2 or bpe")
+            raise ValueError(
+                f"{named} is not among the characters of this tokenizer: leave it out; gpt2 or bpe:N takes any text"
+            )
         return ids
 
 

@@ -67,17 +67,18 @@ def by_documents(tokenizer: Tokenizer, prepend_eot: bool) -> bool:
 def encode_text(corpus: Corpus, tokenizer: Tokenizer, prepend_eot: bool, special: bool = False) -> TextTokens:
     """Return the token ids of a corpus; with `special`, names of special tokens in it are these tokens.
 
-    With `prepend_eot` end-of-text tokens separate its documents; otherwise, and if another token than this one starts a
-    text, it is one text.
+    End-of-text tokens stand around its documents, as in prepared data, with `prepend_eot` or if there are several. It
+    is one text if the tokenizer has no such token, and if another token than this one starts a text.
     """
     texts = ["".join(document) for document in corpus.documents()]
-    if by_documents(tokenizer, prepend_eot):
+    several = len(texts) > 1 and tokenizer.eot_id is not None and not prepend_eot
+    if several or by_documents(tokenizer, prepend_eot):
         tokens = encode_documents(texts, tokenizer, True, special)
     else:
         start = [tokenizer.bos_id] * prepend_eot
         tokens = np.array([*start, *tokenizer.encode("".join(texts), special)], np.int64)
     n_bytes = sum(len(text.encode()) for text in texts)
-    return TextTokens(corpus.name, tokens, n_bytes / max(1, len(tokens) - prepend_eot))
+    return TextTokens(corpus.name, tokens, n_bytes / max(1, len(tokens) - (prepend_eot or several)))
 
 
 def text_as_data(corpus: Corpus, tokenizer: Tokenizer, prepend_eot: bool, special: bool = False) -> PreparedData:

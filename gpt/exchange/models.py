@@ -81,14 +81,26 @@ def run_data(run: str | Path | RunFolder, checkpoint: Checkpoint) -> PreparedDat
     """Return the prepared data of a run. ValueError if they are gone, or prepared from another text since."""
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     path = find_path(folder.config().data.path)
-    again = f"python scripts/prepare_data.py --input TEXT --tokenizer {folder.tokenizer_file} --out {path}"
-    ways = f"prepare its text again ({again}), or name another one with --text FILE"
-    if not (path / "meta.json").is_file():
-        raise ValueError(f"no prepared data in {path}, on which this run was trained: {ways}")
+    other = ", or name another one with --text FILE"
+    ways = prepare_again(folder, path) + other
+    check_data_exist(folder, path, other)
     data = load_data(path, verify=True)
     if data.checksums != checkpoint.state["data"]:
         raise ValueError(f"{data.folder} has changed since this run started: {ways}")
     return data
+
+
+def prepare_again(folder: RunFolder, path: Path) -> str:
+    """Return how the data of a run are prepared again in the folder `path`."""
+    again = f"python scripts/prepare_data.py --input TEXT --tokenizer {folder.tokenizer_file} --out {path}"
+    return f"prepare its text again ({again})"
+
+
+def check_data_exist(folder: RunFolder, path: Path, other: str = "") -> None:
+    """Raise ValueError if the data of a run are gone; `other` ends the message: another way out."""
+    if not (path / "meta.json").is_file():
+        ways = prepare_again(folder, path) + other
+        raise ValueError(f"no prepared data in {path}, on which this run was trained: {ways}")
 
 
 # --- what a new run starts from ---------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ class PairExamples:
         longest = int(np.diff(self.ends)[1::2].max())  # response, with its end-of-text token
         if longest > context_length:
             raise ValueError(
-                f"a response has {longest} tokens with its end, but model.context_length is {context_length}: raise it"
+                f"a response has {longest} tokens with its end, but model.context_length is {context_length}: "
+                f"raise it, or leave such pairs out"
             )
 
     def __len__(self) -> int:

@@ -41,10 +41,11 @@ def freeze(module: nn.Module, beginnings: str) -> None:
     for beginning in filter(None, map(str.strip, beginnings.split(","))):
         if beginning not in known:
             near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(beginning, known, n=1))
+            near += "There are" if near else "there are"
             tops = ", ".join(dict.fromkeys(part[0] for part in parts))
             blocks = sum(re.fullmatch(r"trf_blocks\.\d+", name) is not None for name in known)
             tops = tops.replace("trf_blocks", f"trf_blocks.0 to trf_blocks.{blocks - 1}")
-            raise ValueError(f"freeze: no parameter's name begins with {beginning!r}: {near}There are {tops}")
+            raise ValueError(f"freeze: no parameter's name begins with {beginning!r}: {near} {tops}")
         for name, parameter in parameters.items():
             if f"{name}.".startswith(f"{beginning}."):
                 parameter.requires_grad_(False)

@@ -21,12 +21,15 @@ def advise(metrics: dict[str, list[float]], baselines: Baselines, config: TrainC
     earlier = [loss for step, loss in evaluations if step <= 0.8 * last_step]
     lines = []
     counting = min(((loss, name) for name, loss in baselines.losses.items() if "gram" in name), default=None)
-    if counting and best >= counting[0]:
+    has_risen = last > RISEN * best
+    if counting and best > counting[0]:
+        way_out = "" if has_risen else "Train for longer, or "
+        way_out += "use more text" if config.size_by_text else "use the settings of configs/mine.toml"
         lines.append(
             f"worse than counting: the {counting[1]} table has {counting[0]:.3f} nats per token, the best checkpoint "
-            f"{best:.3f}. Train for longer, or {'on more text' if config.size_by_text else 'by configs/mine.toml'}"
+            f"{best:.3f}. {way_out[0].upper()}{way_out[1:]}"
         )
-    if last > RISEN * best:
+    if has_risen:
         lines.append(
             f"overfitting: the validation loss rose from {best:.3f} at step {best_step:,} to {last:.3f}, while the "
             f"training loss fell to {train_losses[-1]:.3f}. The best checkpoint is kept. A longer text helps most; a "

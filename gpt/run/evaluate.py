@@ -28,6 +28,7 @@ from gpt.text.prepare import has_special_tokens
 from gpt.text.quality import notice
 from gpt.text.sources import Corpus, given_text_options, open_texts
 from gpt.text.special import describe_spelled, name_counter
+from gpt.token_files import PreparedData
 
 LIMITS = {  # what each score does not measure
     "accuracy": "how sure the model was: at 30% or at 99%, the likeliest token counts the same",
@@ -83,6 +84,8 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
             data = run_data(folder, loaded.checkpoint)
         else:
             data = text_as_data(corpus, loaded.tokenizer, loaded.prepend_eot, special)
+            if line := _overlong(loaded, data):
+                notice(line)
         print(describe_objective(loaded, report_on_objective(loaded, data, options, device, own=corpus is None)))
         return
     data = run_data(folder, loaded.checkpoint) if corpus is None else None
@@ -114,12 +117,22 @@ def _text(arguments: Namespace, folder: Path | None, loaded: LoadedModel) -> tup
     return corpus, special
 
 
+def _overlong(loaded: LoadedModel, data: PreparedData) -> str:
+    """Return a line about the pairs of a text that exceed the model's context, or ""."""
+    objective, config = loaded.objective, loaded.checkpoint.config
+    if not isinstance(objective, SFT):
+        return ""
+    needed, limit = objective.context_needed(config, data, data.val), config.model.context_length
+    n, (kind, effect) = int((needed > limit).sum()), objective.overlong
+    return f"{n:,} of {len(needed):,} {kind} exceed the model's context of {limit} tokens: {effect}" if n else ""
+
+
 def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:
     """Return the results of an objective other than next-token prediction as text."""
     lines = [
         f"model           {loaded.name}",
         f"objective       {loaded.objective.config.name}",
-        f"text            {report.text}: {report.evaluation.n_tokens:,} targets",
+        f"text            {report.text}: {report.evaluation.n_tokens:,} tokens predicted",
         describe_evaluation(report.evaluation),
     ]
     return "\n".join(lines + _describe_comparison(report))

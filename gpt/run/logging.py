@@ -83,7 +83,7 @@ def describe(trainer: Trainer) -> str:
     epochs = config.max_steps * step_examples / len(trainer.examples)
     per_step = f"{step_examples * model.context_length:,} tokens"
     if config.data.packing == "document":
-        per_step = f"{step_examples:,} documents"
+        per_step = f"{step_examples:,} {'pairs' if data.paired else 'documents'}"
     precision = str(trainer.dtype).removeprefix("torch.")
     layers = f"{model.n_layers} LSTM layers"
     if model.backbone == "gpt":
@@ -175,7 +175,9 @@ def describe_evaluation(evaluation: Evaluation) -> str:
     """Format a loss and the objective's other metrics, one line each."""
     names = [name.replace("_", " ") for name in evaluation.metrics]
     width = max(16, *(len(name) + 2 for name in names)) if names else 16
-    lines = [f"{'loss':<{width}}{evaluation.loss:.4f} nats, standard error {evaluation.standard_error:.4f}"]
+    error = evaluation.standard_error
+    known = "" if math.isnan(error) else f", standard error {error:.4f}"
+    lines = [f"{'loss':<{width}}{evaluation.loss:.4f} nats per token{known}"]
     lines += [f"{name:<{width}}{value:.4f}" for name, value in zip(names, evaluation.metrics.values(), strict=True)]
     return "\n".join(lines)
 

@@ -42,6 +42,15 @@ def length_notices(objective: Objective, config: TrainConfig, data: PreparedData
     return [f"{n} exceed model.context_length {context_length}, so {effect}: {way_out}"]
 
 
+def stride_notices(config: TrainConfig) -> list[str]:
+    """Return how many tokens no example holds, because the stride is longer than the context."""
+    stride, context_length = config.data.stride, config.model.context_length
+    if stride <= context_length:
+        return []
+    skipped = f"the {stride - context_length:,} tokens between two examples are skipped"
+    return [f"data.stride {stride} exceeds model.context_length {context_length}: {skipped}"]
+
+
 def freeze_notices(config: TrainConfig) -> list[str]:
     """Return that two layers are frozen where only one of them is named, because they share a weight."""
     frozen = {name.strip().split(".")[0] for name in config.freeze.split(",")} & {"tok_emb", "out_head"}

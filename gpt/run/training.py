@@ -13,12 +13,12 @@ import torch
 
 from gpt.checkpoint import Checkpoint, RunFolder
 from gpt.config import GPTConfig, TrainConfig, config_fields, to_toml
-from gpt.exchange.models import create_objective, resolve_config
+from gpt.exchange.models import check_data_exist, create_objective, resolve_config
 from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
-from gpt.run.notices import finished_notices, freeze_notices, length_notices, schedule_notices
+from gpt.run.notices import finished_notices, freeze_notices, length_notices, schedule_notices, stride_notices
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
@@ -118,7 +118,7 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
     trainer = _create(config, folder, progress, ctx)
     config = trainer.config
     lengths = length_notices(trainer.objective, config, trainer.data)
-    for notice in [*schedule_notices(config), *lengths, *freeze_notices(config)]:
+    for notice in [*schedule_notices(config), *lengths, *stride_notices(config), *freeze_notices(config)]:
         progress.log(notice)
     if ctx.is_main:
         folder.create(trainer.config, trainer.data.tokenizer)
@@ -136,7 +136,10 @@ def _create(
     """Check config, data and resources, and build objective and Trainer."""
     if config.patience and not config.eval_every:
         raise ValueError(f"patience is {config.patience}, but eval_every 0 evaluates only at the end: set eval_every")
-    data = load_data(find_path(config.data.path), verify=True)
+    path = find_path(config.data.path)
+    if checkpoint:
+        check_data_exist(folder, path)
+    data = load_data(path, verify=True)
     if checkpoint and checkpoint.state["data"] != data.checksums:
         raise ValueError(
             f"the data in {data.folder} is not what the run {folder.path} was trained on: "

@@ -6,13 +6,40 @@ import importlib
 from collections.abc import Iterator
 from types import ModuleType
 
+ELSEWHERE = {  # a setting's name in nanoGPT or transformers, if the nearest name here is another setting or none
+    "block_size": "model.context_length",
+    "dataset": "data.path",
+    "d_model": "model.emb_dim",
+    "dropout": "model.drop_rate",
+    "early_stopping_patience": "patience",
+    "epochs": "max_steps",
+    "eval_interval": "eval_every",
+    "eval_steps": "eval_every",
+    "hidden_size": "model.emb_dim",
+    "learning_rate": "optim.lr",
+    "log_interval": "log_every",
+    "logging_steps": "log_every",
+    "lr_decay_iters": "optim.decay_steps",
+    "n_ctx": "model.context_length",
+    "n_embd": "model.emb_dim",
+    "num_attention_heads": "model.n_heads",
+    "num_train_epochs": "max_steps",
+    "optimizer": "optim.name",
+    "out_dir": "run",
+    "per_device_train_batch_size": "batch_size",
+    "resume_from_checkpoint": "resume",
+    "save_steps": "save_every",
+    "warmup": "optim.warmup_steps",
+}
+
 
 def did_you_mean(name: str, known: list[str], mark: str = "") -> str:
     """Return "did you mean X?" for the known name closest to a mistyped one, or a list of all if none is close.
 
-    `mark` is written before each name.
+    A name of ELSEWHERE means the setting that it is there. `mark` is written before each name.
     """
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = [k for k in known if k == ELSEWHERE.get(name.rpartition(".")[2])]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not near:  # n_layers may mean model.n_layers
         near = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     if not near:

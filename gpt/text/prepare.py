@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
 from gpt.text.encode import write_split
-from gpt.text.quality import find_notices, notice
+from gpt.text.quality import find_notices, has_token, notice
 from gpt.text.sources import Corpus, add_text_options, open_texts
 from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
 from gpt.text.tokenizers import get_tokenizer, with_end_of_text
@@ -67,18 +67,21 @@ def prepare_data(
         SplitPlan.create(corpus, length, weight, None if val_corpus else val_fraction)
         for corpus, length, weight in zip(corpora, lengths, weights, strict=False)
     ]
+    n_val = int(lengths[-1].sum()) if val_corpus else sum(plan.val_characters for plan in plans)
+    n_characters = {"train": sum(plan.train_characters for plan in plans), "val": n_val}
+    _check_same_text(out, source, n_characters, overwrite)
     has_eot = len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1
     tokenizer = _create_tokenizer(tokenizer_name, sources, sum(int(n.sum()) for n in lengths))
     tokenizer = _with_needed_tokens(tokenizer, tokenizer_name, has_eot, special_tokens or (), log)
+    has_eot = has_eot or (special_tokens is not None and tokenizer.eot_id is not None)  # the text may end documents
     _check_same(out, "tokenizer", tokenizer.name, overwrite)
     meta = _describe_data(source, tokenizer, has_eot, paired, plans, special_tokens is not None)
     train = itertools.chain.from_iterable(plan.train_documents() for plan in plans)
     val = val_corpus.documents() if val_corpus else itertools.chain.from_iterable(p.val_documents() for p in plans)
-    n_val = int(lengths[-1].sum()) if val_corpus else sum(plan.val_characters for plan in plans)
-    with _progress_bar("encoding", sum(plan.train_characters for plan in plans) + n_val) as bar:
+    with _progress_bar("encoding", sum(n_characters.values())) as bar:
         spelled = _write_folder(out, meta, {"train": train, "val": val}, tokenizer, bar)
     data = load_data(out)
-    for line in find_notices(data, spelled, has_repeats=any(weight != 1 for weight in weights)) if log else ():
+    for line in _notices(data, sources, lengths, spelled, weights, tokenizer_name, special_tokens or ()) if log else ():
         log(line)
     return data
 
@@ -148,6 +151,21 @@ def _check_same(out: Path, key: str, value: str, overwrite: bool) -> None:
         return  # nothing there, or too damaged to be of use
     if there != value and not overwrite:
         raise ValueError(f"{out} holds data of the {key} {there!r}, not {value!r}: name another folder, or --overwrite")
+
+
+def _check_same_text(out: Path, source: str, n_characters: dict[str, int], overwrite: bool) -> None:
+    """Raise ValueError if `out` holds another text under the name `source`, unless it may be overwritten."""
+    try:
+        meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+        there = {split: meta[split]["characters"] for split in n_characters}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing there, or too damaged to be of use
+    if there != n_characters and not overwrite:
+        old, new = (" and ".join(f"{n:,}" for n in numbers.values()) for numbers in (there, n_characters))
+        raise ValueError(
+            f"{out} holds another text or split of {source!r}, with {old} training and validation characters, not "
+            f"{new}: name another folder, or --overwrite"
+        )
 
 
 def _weighted_name(corpus: Corpus, weight: Fraction) -> str:
@@ -251,6 +269,30 @@ def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool, 
     separator = [tokenizer.eot_id] if has_eot else []
     ids = [i for text in texts for i in (*tokenizer.encode(text, special), *separator)]
     return np.array(separator + ids, np.int64)
+
+
+# --- notices ----------------------------------------------------------------------------------------------------------
+
+
+def _notices(
+    data: PreparedData,
+    sources: Sequence[Corpus],
+    lengths: Sequence[np.ndarray],
+    spelled: Counter[str],
+    weights: Sequence[Fraction],
+    tokenizer_name: str,
+    special_tokens: Sequence[str],
+) -> Iterator[str]:
+    """Yield one line for each thing that a person should know about data that have just been written."""
+    for corpus, length in zip(sources, lengths, strict=True):
+        if corpus.separator and not corpus.fields and len(length) <= len(corpus.paths):
+            yield f"the separator {corpus.separator!r} divides nothing in {corpus.name}: each file is one document"
+    for name in dict.fromkeys(special_tokens):
+        token = data.tokenizer.special_tokens[name]
+        if not any(has_token(split.tokens, token) for split in (data.train, data.val)):
+            yield f"the special token {name!r} does not occur in the text"
+    learned = tokenizer_name == "char" or tokenizer_name.startswith("bpe:")
+    yield from find_notices(data, spelled, has_repeats=any(weight != 1 for weight in weights), learned=learned)
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ MAX_COMPARED = 500  # validation documents that are compared with similar ones
 MAX_TOKENS = 2_000_000  # training tokens that are compared
 MAX_RUNS = 500_000  # runs of tokens that are kept for a comparison
 FIRST_TOKENS = 1024  # of each document
-NEAR = 0.8  # share of the runs of a document that make it a near-duplicate
+NEAR = 0.6  # share of the runs of a document that make it a near-duplicate: a changed word changes all runs around it
 RUN_BYTES = 30  # bytes that two similar documents share at least
 SAMPLE_BYTES = 500_000  # of text from which a tokenizer is learned, for comparison
 
@@ -30,9 +30,10 @@ def notice(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool) -> Iterator[str]:
+def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool, learned: bool = False) -> Iterator[str]:
     """Yield one line for each thing that a person should know. `spelled` counts the names of special tokens that the
-    text holds as ordinary text; `has_repeats` says that training documents are repeated by their weight."""
+    text holds as ordinary text; `has_repeats` says that training documents are repeated by their weight, `learned` that
+    the tokenizer comes from this text."""
     if line := describe_spelled(spelled, data.tokenizer, data.paired):
         yield line
     kinds = set(np.unique(_spread(data.train.tokens, MAX_TOKENS)).tolist())
@@ -40,7 +41,13 @@ def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool) -
         yield "the training split holds a single distinct token: there is nothing to learn from it"
         return
     yield from _repeats_of_documents(data, has_repeats) if data.has_eot else _repeats_of_text(data)
-    yield from _fit_of_tokenizer(data)
+    yield from () if learned else _fit_of_tokenizer(data)
+
+
+def has_token(tokens: np.ndarray, token: int) -> bool:
+    """Return whether a token occurs. Memory does not grow with the tokens."""
+    parts = range(0, len(tokens), MAX_TOKENS)
+    return any((tokens[start : start + MAX_TOKENS] == token).any() for start in parts)
 
 
 # --- repeated text ----------------------------------------------------------------------------------------------------
@@ -74,12 +81,13 @@ def _repeats_of_documents(data: PreparedData, has_repeats: bool) -> Iterator[str
     if not has_repeats and len(copies) < 0.9 * len(starts):
         yield f"of {len(starts):,} training {noun} only {len(copies):,} are distinct: the others are copies"
     new = np.flatnonzero(~known)[:: 1 + (~known).sum() // MAX_COMPARED]
-    compared = f"{min(n_train, MAX_TOKENS // FIRST_TOKENS):,} training {noun}"
+    compared = f"{min(n_train, MAX_TOKENS // FIRST_TOKENS):,} compared"
     near = _near_duplicates(data, val_starts[new], val_stops[new])
     if near and near >= 0.01 * len(new):
         yield (
-            f"{near:,} of {len(new):,} validation {noun} share {NEAR:.0%} of their text or more with one of the "
-            f"training split (compared with {compared}, by the first {FIRST_TOKENS:,} tokens)"
+            f"{near:,} of {len(new):,} validation {noun} share {NEAR:.0%} or more of their text with one training "
+            f"{noun[:-1]} (of {compared}, by the first {FIRST_TOKENS:,} tokens): the validation loss measures memory "
+            f"too"
         )
 
 
@@ -164,8 +172,7 @@ def _fit_of_tokenizer(data: PreparedData) -> Iterator[str]:
     """Yield what byte pairs learned from the text would make of it, if the tokenizer makes many tokens."""
     tokenizer, train = data.tokenizer, data.train
     per_token, per_character = train.bytes / len(train.tokens), len(train.tokens) / max(train.characters, 1)
-    learned = isinstance(tokenizer, CharTokenizer) or tokenizer.name.startswith("bpe:")
-    if learned or (per_token >= 2 and per_character <= 1.5):
+    if isinstance(tokenizer, CharTokenizer) or (per_token >= 2 and per_character <= 1.5):
         return
     text = _text(data, train.tokens, SAMPLE_BYTES * 4 // 5)
     size = 4096 if train.bytes >= SAMPLE_BYTES else 1024 if train.bytes >= SAMPLE_BYTES // 10 else 512

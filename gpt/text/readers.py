@@ -10,6 +10,7 @@ import itertools
 import json
 import lzma
 import re
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator, KeysView
 from pathlib import Path
@@ -195,12 +196,18 @@ def parse_template(field: str) -> list[tuple[str, str]]:
 def refuse_records(path: Path, encoding: str = "utf-8") -> ValueError:
     """Return the error for a file of records without a field: it names the fields and the options."""
     record = next(_records(path, {}.keys(), encoding), {})
+    if isinstance(record, str):
+        return ValueError(
+            f'{path} is a list of texts, not of records: write each as an object, {{"text": ...}}, and add --field text'
+        )
+    if isinstance(record, list) and record:
+        record = {str(i): value for i, value in enumerate(record)}
     if not isinstance(record, dict) or not record:
         return ValueError(f"{path} holds no records: there is nothing to read")
     name = "text" if "text" in record else max(record, key=lambda name: len(str(record[name])))
     return ValueError(
         f"{path} holds records with the fields {', '.join(record)[:200]}: name the field that is the text "
-        f"(--field {name}), or two of a pair (--prompt_field and --target_field)"
+        f"(--field {shlex.quote(name[:200])}), or two of a pair (--prompt_field and --target_field)"
     )
 
 
@@ -262,7 +269,7 @@ def _json_records(path: Path, kind: str, names: KeysView[str], encoding: str) ->
     first, second = next(lines, ""), next(lines, "")
     if not first:
         return
-    if first.startswith("[") or (kind == ".json" and not (second and _is_json(first))):
+    if (first.startswith("[") or kind == ".json") and not (second and _is_json(first)):
         whole = _parse("\n".join(itertools.chain([first, second], lines)), path)
         if isinstance(whole, dict) and all(isinstance(value, dict) and "0" in value for value in whole.values()):
             raise ValueError(f"{path} holds columns, not records: write it by to_json(orient='records') of pandas")

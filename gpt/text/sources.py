@@ -5,7 +5,6 @@ A `Corpus` is a sequence of documents. Each is read in chunks, so a file may be 
 
 import argparse
 import atexit
-import contextlib
 import glob
 import io
 import itertools
@@ -207,9 +206,12 @@ def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
         names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
         there = f", but {', '.join(named)}" if named else ""
         archive = next((path for path in others if path.name.lower().endswith(ARCHIVES)), None)
+        if {"meta.json", "train.bin"} <= {path.name for path in others}:
+            raise ValueError(f"{folder} holds prepared data, not text: name the text that it was made of")
         advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder, fields)
-        raise ValueError(f"the folder {folder} holds no {names} file{there}; {advice}")
-    return found, f"{folder}: left out are {', '.join(named)}; {_way_to(others, folder, fields)}" if others else ""
+        raise ValueError(f"the folder {folder} holds no {names} file{there}{advice and f'; {advice}'}")
+    advice = _way_to(others, folder, fields)
+    return found, f"{folder}: left out: {', '.join(named)}{advice and f'; {advice}'}" if others else ""
 
 
 def _is_hidden(path: Path) -> bool:
@@ -217,16 +219,20 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _way_to(paths: list[Path], folder: Path, fields: tuple[str, ...]) -> str:
-    """Return how the most frequent kind of these files that can be read is read."""
-    kinds = [kind for kind, _ in Counter(path.suffix.lower() for path in paths if path.suffix).most_common(5)]
-    for kind in kinds:
-        path = next(path for path in paths if path.suffix.lower() == kind)
-        with contextlib.suppress(ValueError, OSError):  # no text
+    """Return how the most frequent kind of these files that can be read is read; if none can, why not."""
+    refusal = ""
+    for kind, _ in Counter(path.suffix.lower() or path.name for path in paths).most_common(5):
+        path = next(path for path in paths if kind in (path.suffix.lower(), path.name))
+        try:
             if (records := form(path)) and not fields:
                 return "--field NAME reads files of records too"
             if records or (len(fields) < 2 and next(read_chunks(path), "")):
-                return f'--input "{folder}/**/*{kind}" takes those'
-    return "a glob takes those of one kind"
+                return f'--input "{folder}/**/{"*" * bool(path.suffix)}{kind}" takes those'
+        except ValueError as error:  # no text
+            refusal = refusal or str(error)
+        except OSError:
+            pass
+    return refusal
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
@@ -316,4 +322,10 @@ def open_texts(sources: list[str], arguments: argparse.Namespace, sha256: str = 
     if pair and arguments.separator:
         raise ValueError("--separator means nothing with --prompt_field: each record is a pair")
     fields = pair or tuple(filter(None, [arguments.field]))
-    return [open_corpus(source, arguments.separator, sha256, fields, arguments.encoding) for source in sources]
+    corpora = [open_corpus(source, arguments.separator, sha256, fields, arguments.encoding) for source in sources]
+    if len(fields) == 1 and all(suffix_of(path) in PLAIN for corpus in corpora for path in corpus.paths):
+        raise ValueError(
+            f"--field has no effect on {corpora[0].paths[0]}, which is read as plain text because of its suffix: "
+            f"rename it to .jsonl, .json, .csv or .tsv if it holds records, or leave the option out"
+        )
+    return corpora

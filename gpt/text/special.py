@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from gpt.text.tokenizers import END_NAMES
 from gpt.tokenizer import EOT, HuggingFaceTokenizer, Tokenizer
 
-LOOKS_SPECIAL = re.compile(r"<\|\w{1,40}\|>")
+LOOKS_SPECIAL = re.compile(r"<\|\w{1,40}\|>|</s>|<(?:bos|eos|pad|unk|BOS|EOS|PAD|UNK)>|\[(?:CLS|SEP|PAD|UNK|MASK)\]")
 RESERVED = re.compile(r"reserved|unused|extra_id|\d")  # names that no text is written with
 MIN_SPELLED = 5  # times that what looks like a special token, but is none yet, must occur to be one
 MARGIN = 1000  # characters on each side of a border between chunks: longer than any name with its white space
@@ -57,7 +58,7 @@ def name_counter(tokenizer: Tokenizer, special: bool) -> Callable[[str], Counter
     """
     own = {*tokenizer.special_tokens} - {*tokenizer.saved.get("unmatched", ())}
     names = [] if special else [name for name in own if not RESERVED.search(name)]
-    marks = {"<|", *(name[:2] for name in names)}  # a text without them is soon passed
+    marks = {*"<[", *(name[:2] for name in names)}  # a text without them is soon passed
 
     def count(text: str) -> Counter[str]:
         found = Counter()
@@ -78,7 +79,9 @@ def describe_spelled(spelled: Counter[str], tokenizer: Tokenizer, paired: bool) 
     named = ", ".join(f"{name} ({n:,} time{'s' * (n > 1)})" for name, n in found[:3])
     others = f" and {len(found) - 3} more" if len(found) > 3 else ""
     new = "".join(f" '{name}'" for name, _ in found[:10] if name not in known)
-    advice = f"--special_tokens{new} makes each a token of its own"
-    if EOT in spelled and not paired:
-        advice += f"; where it ends documents, --separator '{EOT}' does so"
-    return f"{named}{others} in the text stay ordinary text: {advice}"
+    advice = f"--special_tokens{new} makes {'it' if len(found) == 1 else 'each'} a token of its own"
+    ends = [name for name, _ in found if name in (EOT, *END_NAMES)]
+    if ends and not paired:
+        advice += f"; if {ends[0]} ends documents, --separator '{ends[0]}' divides them there"
+    verb = "stays" if len(found) == 1 else "stay"
+    return f"{named}{others} in the text {verb} ordinary text: {advice}"

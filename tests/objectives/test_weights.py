@@ -50,7 +50,7 @@ def test_names_are_compared_in_whole_parts(beginnings, frozen):
     [
         ("tok_emb, tok_em", "begins with 'tok_em': did you mean tok_emb."),
         ("trf_blocks.12", "begins with 'trf_blocks.12': .*, trf_blocks.0 to trf_blocks.11, final_norm"),
-        ("wte", "'wte': There are tok_emb, pos_emb, trf_blocks.0 to trf_blocks.11, final_norm, out_head$"),
+        ("wte", "'wte': there are tok_emb, pos_emb, trf_blocks.0 to trf_blocks.11, final_norm, out_head$"),
         ("att", "begins with 'att'"),
         ("tok_emb, pos_emb, trf_blocks, final_norm, out_head", "leaves no parameter to train: name fewer"),
     ],

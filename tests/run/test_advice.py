@@ -32,6 +32,7 @@ def test_a_curve_gets_the_advice_that_fits_it(name):
         assert f"{min(val):.3f} at step {STEPS[val.index(min(val))]}" in lines[-1]
     if "worse than counting" in expected:
         assert "the trigram table has 5.000" in lines[0]
+        assert ("Train for longer" in lines[0]) == ("overfitting" not in expected)
     if "still falling" in expected:
         assert "--max_steps 600" in lines[0]
 

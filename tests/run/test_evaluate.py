@@ -81,7 +81,7 @@ def test_new_texts_are_read_as_prepare_data_reads_them(evaluate, objective):
         assert loss(evaluate(rf"{objective} --text val.txt --separator '\n'")[1]) == loss(own)
 
 
-def test_without_its_data_a_run_names_its_own_tokenizer(evaluate, tmp_path):
+def test_without_its_data_a_run_names_its_own_tokenizer(evaluate, capsys):
     """By the command that is named the data are prepared again, to the same bytes."""
     before = load_data("data").checksums
     shutil.rmtree("data")
@@ -91,11 +91,22 @@ def test_without_its_data_a_run_names_its_own_tokenizer(evaluate, tmp_path):
     assert command == "--input TEXT --tokenizer runs/sft/tokenizer.json --out data"
     assert "no prepared data in data, on which this run was trained" in err
     assert "--text FILE" in err
+    assert run_script("train --run sft --resume --max_steps 3") == 2  # training them on needs them too
+    assert command in capsys.readouterr().err
     assert run_script(f"prepare_data {command.replace('TEXT', 'all.jsonl')} {FIELDS} --val_fraction 0.25") == 0
     assert load_data("data").checksums == before
     assert evaluate("sft")[0] == 0
-    assert run_script(f"prepare_data {command.replace('TEXT', 'all.jsonl')} {FIELDS}") == 0
+    assert run_script(f"prepare_data {command.replace('TEXT', 'all.jsonl')} {FIELDS} --overwrite") == 0
     assert "data has changed since this run started" in evaluate("sft")[2]
+
+
+def test_pairs_that_the_model_cannot_see_whole_are_counted(evaluate, tmp_path):
+    (tmp_path / "long.csv").write_text("q,a\n" + f"{'1' * 500},1\n" + "1,1\n")
+    status, out, err = evaluate(f"sft --text {tmp_path}/long.csv {FIELDS}")
+    assert status == 0
+    assert "of 2 pairs exceed the model's context of" in err
+    assert err.startswith("1 of 2")
+    assert "nan" not in out
 
 
 @pytest.mark.parametrize(

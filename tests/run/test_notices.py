@@ -12,7 +12,7 @@ from gpt.checkpoint import RunFolder
 from gpt.config import DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.optim import learning_rate
-from gpt.run.notices import length_notices, schedule_notices
+from gpt.run.notices import length_notices, schedule_notices, stride_notices
 from gpt.run.training import resume_run, start_run
 from gpt.text.prepare import prepare_data
 from gpt.token_files import load_data
@@ -174,3 +174,14 @@ def test_a_model_whose_context_is_fixed_gets_other_advice(tiny_config, tmp_path)
 
 def test_packed_examples_have_no_documents_to_divide(tiny_config, prepared):
     assert notices_of(tiny_config, prepared)[0] == []
+
+
+def test_a_stride_beyond_the_context_is_named(tiny_config):
+    """The tokens that no example holds, counted one by one."""
+    for stride in (0, 1, 16, 17, 40):
+        seen = {start + i for start in range(0, 4000, stride or 16) for i in range(16)}
+        config = change(tiny_config, data=dataclasses.replace(tiny_config.data, stride=stride))
+        skipped = (stride or 16) - sum(1600 <= i < 1600 + (stride or 16) for i in seen)
+        said = f"the {skipped} tokens between two examples are skipped"
+        expected = [f"data.stride {stride} exceeds model.context_length 16: {said}"] if skipped else []
+        assert stride_notices(config) == expected

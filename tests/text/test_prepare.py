@@ -338,7 +338,7 @@ def test_memory_stays_bounded(tmp_path, monkeypatch, separator):
     monkeypatch.setattr(gpt.text.encode, "BATCH_CHARACTERS", 5_000)
     monkeypatch.setattr(gpt.text.encode, "WORKERS", 2)
     corpus = corpus_of(tmp_path / "in", ("some words " * 100 + "\n") * 1800, separator=separator)
-    prepare_data(corpus_of(tmp_path / "warm-up", "some words "), "char", tmp_path / "out")
+    prepare_data(corpus_of(tmp_path / "warm-up", "some words "), "char", tmp_path / "warm")
     tracemalloc.start()
     prepare_data(corpus, "char", tmp_path / "out")
     _, peak = tracemalloc.get_traced_memory()
@@ -657,8 +657,8 @@ def test_the_script_prints_notices_apart_from_results(tmp_path, monkeypatch, cap
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["in", "train:", "val:"]
     left_out, spelled, copies, repeated = err.splitlines()
-    assert left_out == 'in: left out are 1 .py; --input "in/**/*.py" takes those'
-    assert spelled.startswith("<|user|> (20 times) in the text stay ordinary text")
+    assert left_out == 'in: left out: 1 .py; --input "in/**/*.py" takes those'
+    assert spelled.startswith("<|user|> (20 times) in the text stays ordinary text")
     assert copies.startswith("2 of 2 validation documents also stand in the training split")
     assert repeated == "of 18 training documents only 2 are distinct: the others are copies"
     Path("in/code.py").unlink()
@@ -709,13 +709,17 @@ def test_preparing_again_replaces_the_folder(tmp_path):
     out = tmp_path / "out"
     prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out)
     with pytest.raises(ValueError, match=r"out holds data of the tokenizer 'char', not 'bpe:257': .* --overwrite"):
-        prepare_data(corpus_of(tmp_path / "in", "another text"), BYTES, out)
+        prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), BYTES, out)
     with pytest.raises(
         ValueError, match=r"out holds data of the source 'a corpus', not 'a corpus x 2': .* --overwrite"
     ):
         prepare_data(corpus_of(tmp_path / "in", "another text"), "char", out, weights=(2,))
     assert len(load_data(out, verify=True).train.tokens) == 1800
-    assert prepare_data(corpus_of(tmp_path / "in", "the same name"), "char", out).train.characters == 11
+    with pytest.raises(ValueError, match=r"another text or split of 'a corpus', with 1,800 and 200 .* --overwrite"):
+        prepare_data(corpus_of(tmp_path / "in", "the same name"), "char", out)
+    with pytest.raises(ValueError, match=r"not 1,000 and 1,000: .* --overwrite"):
+        prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out, val_fraction=0.5)
+    assert prepare_data(corpus_of(tmp_path / "in", STORY[:2000]), "char", out).train.characters == 1800
     data = prepare_data(corpus_of(tmp_path / "in", "another text"), BYTES, out, overwrite=True)
     assert bytes(data.train.tokens.tolist()) + bytes(data.val.tokens.tolist()) == b"another text"
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
@@ -809,7 +813,7 @@ def test_an_interruption_keeps_the_old_data(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpt.text.prepare, "get_tokenizer", lambda *args: Interrupted("another text", end_of_text=True))
     with pytest.raises(KeyboardInterrupt):
-        prepare_data(corpus, "interrupted", out)
+        prepare_data(corpus, "interrupted", out, overwrite=True)
     assert snapshot(tmp_path) == before
 
 
@@ -827,6 +831,6 @@ def test_a_failed_rename_keeps_the_old_data(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", refuse_once)
     with pytest.raises(PermissionError):
-        prepare_data(corpus, "char", out)
+        prepare_data(corpus, "char", out, overwrite=True)
     assert refused
     assert snapshot(tmp_path) == before

@@ -64,9 +64,9 @@ def test_near_duplicates_are_counted(tmp_path, tokenizer):
     half = [f"{text[: len(text) // 2]} {prose(rng, 40)}" for text in train[10:20]]
     texts = train + near + half + [prose(rng, 80) for _ in range(20)]
     corpus = corpus_of(tmp_path / "in", "\n".join(texts), separator="\n")
-    (line,) = [line for line in said_about(corpus, tmp_path, tokenizer) if "80%" in line]
+    (line,) = [line for line in said_about(corpus, tmp_path, tokenizer) if "60%" in line]
     assert line.startswith(
-        "10 of 40 validation documents share 80% of their text or more with one of the training split"
+        "10 of 40 validation documents share 60% or more of their text with one training document (of 360 compared,"
     )
 
 
@@ -117,3 +117,14 @@ def test_a_tokenizer_that_does_not_fit_is_named_with_what_byte_pairs_would_make(
     data = prepare_data(corpus_of(tmp_path / "in", text), name, tmp_path / "out", overwrite=True)
     assert len(data.train.tokens) / data.train.characters == pytest.approx(promised, rel=0.05)
     assert said_about(corpus_of(tmp_path / "in", text), tmp_path, name) == []
+    get_tokenizer("bpe:300", ["an English text"] * 9).save(tmp_path / "other.json")  # byte pairs of another text
+    (line,) = said_about(corpus_of(tmp_path / "in", text), tmp_path, str(tmp_path / "other.json"))
+    assert "makes 3.0" in line or "makes 2.9" in line
+
+
+def test_an_option_that_finds_nothing_is_named(tmp_path):
+    words = prose(random.Random(0), 50)
+    said = said_about(corpus_of(tmp_path / "a", words, separator="##"), tmp_path)
+    assert said == ["the separator '##' divides nothing in a corpus: each file is one document"]
+    said = said_about(corpus_of(tmp_path / "b", words + "<b>"), tmp_path, special_tokens=["<b>", "<a>,<b>"])
+    assert said == ["the special token '<a>,<b>' does not occur in the text"]

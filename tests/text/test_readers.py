@@ -283,6 +283,17 @@ def test_records_that_cannot_be_read_are_named(tmp_path, name, data, message):
     assert "\n" not in str(caught.value)
 
 
+def test_lists_of_texts_and_lines_of_lists(tmp_path):
+    (tmp_path / "a.json").write_text('["x", "y"]')
+    with pytest.raises(ValueError, match="is a list of texts, not of records: write each as an object"):
+        documents(tmp_path / "a.json")
+    (tmp_path / "b.jsonl").write_text('["x", "y"]\n["z", 1]\n')
+    assert list(read_fields(tmp_path / "b.jsonl", ("1", "0"))) == ["y", "x", "1", "z"]
+    (tmp_path / "c.csv").write_text("0,several words\n1,of it\n")
+    with pytest.raises(ValueError, match="--field 'several words'"):
+        documents(tmp_path / "c.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "data"), [("a.json", ""), ("a.json", "[]"), ("a.csv", ""), ("a.csv", "b,c\n"), ("a.jsonl", " ")]
 )

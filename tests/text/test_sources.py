@@ -1,5 +1,6 @@
 """gpt/text/sources.py: where text comes from, and how it is cut into pieces."""
 
+import argparse
 import gzip
 import io
 import json
@@ -14,8 +15,9 @@ import pytest
 import gpt.text.readers
 import gpt.text.sources
 from gpt.text import tales, tasks
+from gpt.text.prepare import prepare_data
 from gpt.text.readers import read_fields
-from gpt.text.sources import KNOWN, Corpus, known_texts, open_corpus
+from gpt.text.sources import KNOWN, Corpus, add_text_options, known_texts, open_corpus, open_texts
 
 STORY = Path(__file__).parents[2] / "data" / "story.txt"
 
@@ -239,7 +241,7 @@ def test_what_a_folder_leaves_out_is_said(library, tmp_path):
         (library / name).parent.mkdir(exist_ok=True)
         (library / name).write_bytes(data)
     line = open_corpus(str(library)).left_out
-    assert line.startswith(f"{library}: left out are 2 .png, 1 .log, 1 .jsonl, 1 .rst; ")
+    assert line.startswith(f"{library}: left out: 2 .png, 1 .log, 1 .jsonl, 1 .rst; ")
     assert line.endswith(f'--input "{library}/**/*.log" takes those')
     assert ".jsonl" not in open_corpus(str(library), fields=("t",)).left_out
     (library / "0/data.log").unlink()
@@ -248,6 +250,34 @@ def test_what_a_folder_leaves_out_is_said(library, tmp_path):
     (library / "only").mkdir()
     (library / "only" / "a.md").write_text("text")
     assert open_corpus(str(library / "only")).left_out == open_corpus("story").left_out == ""
+
+
+def test_a_folder_without_a_text_says_why(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match=r"holds no \.txt or \.md file$"):
+        open_corpus(str(tmp_path / "in"))
+    (tmp_path / "in/a.pdf").write_bytes(b"%PDF-1.5")
+    with pytest.raises(ValueError, match=r"but 1 \.pdf; .*a\.pdf is a PDF, not plain text: pdftotext"):
+        open_corpus(str(tmp_path / "in"))
+    (tmp_path / "in/README").write_text("a text")
+    with pytest.raises(ValueError, match=r'--input ".*/in/\*\*/README" takes those'):
+        open_corpus(str(tmp_path / "in"))
+    prepare_data(open_corpus(str(tmp_path / "in/README")), "char", tmp_path / "out", 0.5)
+    with pytest.raises(ValueError, match="out holds prepared data, not text"):
+        open_corpus(str(tmp_path / "out"))
+
+
+def test_a_field_of_plain_text_is_refused(tmp_path):
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "some words"}')
+    parser = argparse.ArgumentParser()
+    add_text_options(parser)
+    arguments = parser.parse_args(["--field", "text"])
+    with pytest.raises(ValueError, match=r"--field has no effect on .*a\.txt.*: rename it to \.jsonl"):
+        open_texts([str(tmp_path / "a.txt")], arguments)
+    plain, records = open_texts([str(tmp_path / name) for name in ("a.txt", "b.jsonl")], arguments)
+    assert documents(plain) == ['{"text": "some words"}']
+    assert documents(records) == ["some words"]
 
 
 def test_the_working_folder_has_its_own_name(library, monkeypatch):

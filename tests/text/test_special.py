@@ -113,7 +113,10 @@ def test_spelled_names_are_counted(tmp_path, monkeypatch):
     text = f"{EOT} a [MASK] <|user|> b <|not a name|> <|reserved_7|> [mask] <|user|>"
     assert name_counter(tokenizer, False)(text) == Counter({EOT: 1, "[MASK]": 1, "<|user|>": 2})
     assert name_counter(tokenizer, True)(text) == Counter({"<|user|>": 2})
-    assert name_counter(tokenizer, False)("prose <s> [INST] </s>") == Counter()
+    assert name_counter(tokenizer, False)("prose <s> [INST] <unknown> [sep]") == Counter()
+    assert name_counter(tokenizer, False)("one </s> two <unk> [SEP] </s>") == Counter(
+        {"</s>": 2, "<unk>": 1, "[SEP]": 1}
+    )
     said = []
     files = [f"<|user|>hello <|x|>{EOT}" * 30, "<|user|>there" * 30]
     prepare_data(corpus_of(tmp_path / "in", *files), "gpt2", tmp_path / "out", 0.25, log=said.append)
@@ -130,8 +133,8 @@ def test_spelled_names_are_counted(tmp_path, monkeypatch):
     [
         ({}, False, ""),
         ({"<|user|>": 4}, False, ""),  # mentioned, not used
-        ({"<|user|>": 5}, False, "--special_tokens '<|user|>' makes each a token"),
-        ({EOT: 1}, True, "--special_tokens makes each a token of its own"),
+        ({"<|user|>": 5}, False, "in the text stays ordinary text: --special_tokens '<|user|>' makes it a token"),
+        ({EOT: 1}, True, "--special_tokens makes it a token of its own"),
         (dict.fromkeys(["<|a|>", "<|b|>", "<|c|>", "<|d|>"], 9), False, "and 1 more"),
     ],
 )
@@ -142,6 +145,25 @@ def test_the_line_about_spelled_names(spelled, paired, words):
     assert "--separator" not in line
 
 
+@pytest.mark.parametrize("name", [EOT, "</s>", "<eos>"])
+def test_a_name_that_ends_texts_may_divide_them(name):
+    line = describe_spelled(Counter({"<|user|>": 9, name: 8}), get_tokenizer("gpt2"), False)
+    assert f"; if {name} ends documents, --separator '{name}' divides them there" in line
+
+
 def test_an_empty_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--special_tokens '' names no token"):
         prepare_data(corpus_of(tmp_path / "in", "text"), "gpt2", tmp_path / "out", special_tokens=[""])
+
+
+def test_end_of_text_tokens_in_a_single_file_divide_it(tmp_path):
+    """Also where the file is one document to everything else; without the option the names are ordinary text."""
+    text = EOT.join(f"text {n}" for n in range(9)) + EOT
+    data = prepare_data(corpus_of(tmp_path / "in", text), "gpt2", tmp_path / "out", 0.3, special_tokens=[])
+    assert data.has_eot
+    for split in (data.train, data.val):
+        ids = split.tokens.tolist()
+        eot = data.tokenizer.eot_id
+        assert ids[0] == ids[-1] == eot
+        assert split.documents == ids.count(eot) - 1
+    assert not prepare_data(corpus_of(tmp_path / "in", text), "gpt2", tmp_path / "plain").has_eot

@@ -297,8 +297,14 @@ def test_a_config_that_does_not_fit_is_refused(settings, words, tmp_path):
 
 
 def test_a_folder_without_weights_and_an_unknown_name(tmp_path):
+    torch.save({}, tmp_path / "optimizer.pt")
     with pytest.raises(ValueError, match=r"no weights in .*: a model's folder has one of model\.safetensors"):
         load_pretrained(tmp_path)
+    torch.save({"blocks.0.key.weight": torch.zeros(2, 2)}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"no weights in .* under a usual name: name its file, .*last\.ckpt"):
+        load_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is in no layout that is read here: its first tensor is blocks\.0\.key"):
+        load_pretrained(tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="no file or folder 'gpt3'; known names are gpt2, gpt2-medium"):
         load_pretrained("gpt3")
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gpt.checkpoint import Checkpoint, RunFolder
 from gpt.config import GPTConfig, TrainConfig
@@ -141,7 +142,7 @@ def resolve_config(config: TrainConfig, data: PreparedData, fresh: bool = True) 
     kind = OBJECTIVES[config.objective.name]
     transformed = kind.transform(data)
     if config.init_from:
-        config = _with_shape_of_source(config, data.tokenizer, transformed.tokenizer) if fresh else config
+        config = _with_shape_of_source(config, transformed.tokenizer) if fresh else config
         tokenizer = with_unused(transformed.tokenizer, config.model.vocab_size)  # the source may have more rows
         transformed = replace(transformed, tokenizer=tokenizer)
     elif fresh and config.adapter.name != "none":
@@ -151,21 +152,23 @@ def resolve_config(config: TrainConfig, data: PreparedData, fresh: bool = True) 
     return kind.resolve_config(config, transformed), transformed
 
 
-def _with_shape_of_source(config: TrainConfig, prepared: Tokenizer, tokenizer: Tokenizer) -> TrainConfig:
-    """Give the model the shape of the one it starts from. `prepared` is the data's tokenizer, `tokenizer` the same
-    with the objective's special tokens. A setting that is given must agree, unless it changes no weight."""
+def _with_shape_of_source(config: TrainConfig, tokenizer: Tokenizer) -> TrainConfig:
+    """Give the model the shape of the one it starts from, with rows for the tokens that the data's `tokenizer`, with
+    the objective's special tokens, has in addition. A setting that is given must agree, unless it changes no weight."""
     source = init_source(config)
     known = source.tokenizer()
-    if not _fits(tokenizer, known) or tokenizer.vocab_size > known.vocab_size:
-        reason = f"other tokens than {config.data.path}: prepare the data with --tokenizer {source.tokenizer_path}"
-        if _fits(tokenizer, known):
-            names = " ".join(name for name, i in tokenizer.special_tokens.items() if i >= known.vocab_size)
-            added_by = f"which objective.name {config.objective.name!r} adds: name a run that has it"
-            if prepared.vocab_size > known.vocab_size:
-                added_by = f"as {config.data.path} has: prepare it as one document, without special tokens"
-            reason = f"no token {names}, {added_by}"
-        raise ValueError(f"init_from {config.init_from} has {reason}")
-    model, default = asdict(source.config), GPTConfig()
+    new = " ".join(name for name, i in tokenizer.special_tokens.items() if i >= known.vocab_size)
+    if not _fits(tokenizer, known):
+        raise ValueError(
+            f"init_from {config.init_from} has other tokens than {config.data.path}: prepare the data with --tokenizer "
+            f"{source.tokenizer_path}"
+        )
+    if new and config.adapter.name != "none":
+        raise ValueError(
+            f"init_from {config.init_from} has no token {new}, and adapter {config.adapter.name!r} trains no embedding "
+            f"for it: train all weights (adapter.name 'none'), or start from a run that has it"
+        )
+    model, default = {**asdict(source.config), "vocab_size": max(known.vocab_size, tokenizer.vocab_size)}, GPTConfig()
     for name, given in asdict(config.model).items():
         if given == getattr(default, name) or (name == "vocab_size" and not given):
             continue  # left out
@@ -190,12 +193,21 @@ def _fits(tokenizer: Tokenizer, source: Tokenizer) -> bool:
     return same and all(tokenizer.decode_bytes([i]) == source.decode_bytes([i]) for i in used)
 
 
+def _with_rows(weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """Give the token embedding and the head a row for each of `vocab_size` tokens. A new row is the mean of the others:
+    its logit is their mean logit, so that a new token takes next to no probability from the known ones."""
+    for name in {"tok_emb.weight", "out_head.weight"} & weights.keys():
+        rows = weights[name]
+        weights[name] = torch.cat([rows, rows.mean(0, keepdim=True).expand(vocab_size - len(rows), -1)])
+    return weights
+
+
 def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:
     """Build the objective with its model and adapter, and freeze what the config names; for a `fresh` run with the
     weights that it starts from."""
     model = create_model(config.model)
     if fresh and config.init_from:
-        load_weights(model, named_weights(init_source(config).load()))
+        load_weights(model, _with_rows(named_weights(init_source(config).load()), config.model.vocab_size))
     arguments = {}
     if config.objective.teacher:
         run, _, step = config.objective.teacher.rpartition(":")

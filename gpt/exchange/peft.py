@@ -25,6 +25,7 @@ from gpt.tokenizer import Tokenizer
 
 CONFIG, PREFIX = "adapter_config.json", "base_model.model."
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MERGE = "merge the adapter into its base with PEFT's merge_and_unload, save that model, and name its folder"
 # Settings of an adapter, and the values whose effect is computed here
 FIXED = {
     "peft_type": ("LORA",), "use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, []),
@@ -46,10 +47,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: it holds no JSON object") from None
     for name, allowed in FIXED.items():
         if name in known and known[name] not in allowed:
-            raise ValueError(
-                f"{path}: {name} is {known[name]!r}, and only plain LoRA is read: merge the adapter into its base with "
-                f"PEFT's merge_and_unload, save that model, and name its folder"
-            )
+            raise ValueError(f"{path}: {name} is {known[name]!r}, and only plain LoRA is read: {MERGE}")
     return settings
 
 
@@ -88,7 +86,9 @@ def adapter_updates(folder: Path, settings: dict[str, Any], config: GPTConfig) -
         update = _scale(module, len(A), settings) * (B @ A)
         updates[mapping.name] = update.T if mapping.transposed else update
     if tensors:
-        raise ValueError(f"{folder}: the adapter's tensor {next(iter(tensors))} is no low-rank update of a layer")
+        raise ValueError(
+            f"{folder}: the adapter's tensor {next(iter(tensors))} is no low-rank update of a layer: {MERGE}"
+        )
     return dict(unpack(updates, [mappings[name] for name in updates]))
 
 

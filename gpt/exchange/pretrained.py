@@ -42,6 +42,7 @@ from gpt.tokenizer import Tokenizer, with_special_tokens
 
 # The first that a folder has is read.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt", "ckpt.pt")
+WEIGHT_LIKE = re.compile(r"(?!training_args|optimizer|scheduler|rng_state|scaler).*\.(safetensors|pth?|ckpt|bin)")
 N_HEADS = {size.emb_dim: size.n_heads for size in GPT2_SIZES.values()}  # of the published sizes, by width
 # Besides tensors, a checkpoint may hold numbers of NumPy's, such as its loss.
 NUMBERS = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
@@ -162,6 +163,9 @@ def _open_hf(path: Path, settings: dict | None, tensors: dict[str, Tensor]) -> P
     if settings is None and {"transformer.wte.weight", "transformer.wpe.weight"} <= tensors.keys():
         settings = _infer_gpt2_settings(path, tensors, {})
     if settings is None:
+        if not any(name.startswith(("transformer.", "model.")) for name in tensors):
+            first = next(iter(tensors), "none")
+            raise ValueError(f"{path} is in no layout that is read here: its first tensor is {first}")
         raise ValueError(f"{path} does not say which model it is: add its config.json")
     config = config_from_hf(settings, str(path))
     layout = layout_of(settings.get("model_type", "gpt2"), "hf", config, hf_biases(settings))
@@ -268,7 +272,9 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if missing := [part for part in parts if not (path / part).is_file()]:
                 raise ValueError(f"{path} lacks {missing[0]}, which {index.name} lists")
             return {name: tensor for part in parts for name, tensor in _read_file(path / part)[0].items()}, {}
-    raise ValueError(f"no weights in {path}: a model's folder has one of {', '.join(WEIGHT_FILES)}")
+    others = [file for file in sorted(path.glob("*")) if WEIGHT_LIKE.fullmatch(file.name)]
+    way_out = f"name its file, {others[0]}" if others else f"a model's folder has one of {', '.join(WEIGHT_FILES)}"
+    raise ValueError(f"no weights in {path}{' under a usual name' * bool(others)}: {way_out}")
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,7 +20,7 @@ from gpt.evaluation.samples import Continuations, check_checkpoints, describe_gr
 from gpt.exchange.models import LoadedModel, open_model, run_data
 from gpt.objectives.ranks import accuracy_with_error
 from gpt.objectives.sft import SFT
-from gpt.run.logging import comparison, describe_evaluation
+from gpt.run.logging import comparison, describe_evaluation, with_error
 from gpt.system.device import choose_device
 from gpt.system.memory import set_allocator_flags
 from gpt.system.paths import find_path
@@ -152,7 +152,7 @@ def describe_next_token(loaded: LoadedModel, report: ModelReport, options: Repor
         f"model           {loaded.name}",
         f"text            {report.text}: {result.n_tokens:,} tokens predicted",
         f"settings        tokenizer {loaded.tokenizer.name}, context {context}, {examples}",
-        f"loss            {result.loss:.4f} nats per token, standard error {result.standard_error:.4f}",
+        f"loss            {result.loss:.4f} nats per token{with_error(result.standard_error)}",
     ]
     if report.int8:
         lines.append(
@@ -163,8 +163,8 @@ def describe_next_token(loaded: LoadedModel, report: ModelReport, options: Repor
         f"perplexity      {result.perplexity:,.2f}",
         f"bits per token  {result.bits_per_token:.4f}",
         f"bits per byte   {result.bits_per_byte:.4f}",
-        f"accuracy        {top_1:.2%} of tokens, standard error {error_1:.2%}",
-        f"top-5 accuracy  {top_5:.2%} of tokens, standard error {error_5:.2%}",
+        f"accuracy        {top_1:.2%} of tokens{with_error(error_1, '.2%')}",
+        f"top-5 accuracy  {top_5:.2%} of tokens{with_error(error_5, '.2%')}",
         *_describe_comparison(report),
     ]
     scores = ["accuracy", "top-5 accuracy"]

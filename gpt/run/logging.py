@@ -173,13 +173,16 @@ def _end(trainer: Trainer, step: int) -> str:
 
 def describe_evaluation(evaluation: Evaluation) -> str:
     """Format a loss and the objective's other metrics, one line each."""
-    names = [name.replace("_", " ") for name in evaluation.metrics]
+    names = [name.removeprefix("val_").replace("_", " ") for name in evaluation.metrics]
     width = max(16, *(len(name) + 2 for name in names)) if names else 16
-    error = evaluation.standard_error
-    known = "" if math.isnan(error) else f", standard error {error:.4f}"
-    lines = [f"{'loss':<{width}}{evaluation.loss:.4f} nats per token{known}"]
+    lines = [f"{'loss':<{width}}{evaluation.loss:.4f} nats per token{with_error(evaluation.standard_error)}"]
     lines += [f"{name:<{width}}{value:.4f}" for name, value in zip(names, evaluation.metrics.values(), strict=True)]
     return "\n".join(lines)
+
+
+def with_error(error: float, form: str = ".4f") -> str:
+    """Return a standard error as the end of a line, or "" for NaN: a single segment has none."""
+    return "" if math.isnan(error) else f", standard error {error:{form}}"
 
 
 def indent(text: str) -> str:

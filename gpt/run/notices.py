@@ -51,6 +51,17 @@ def stride_notices(config: TrainConfig) -> list[str]:
     return [f"data.stride {stride} exceeds model.context_length {context_length}: {skipped}"]
 
 
+def vocabulary_notices(config: TrainConfig, data: PreparedData) -> list[str]:
+    """Return which tokens of the data, with the objective's, the model that a run starts from does not have."""
+    if not config.init_from:
+        return []
+    source = init_source(replace(config, model=GPTConfig())).config
+    new = " ".join(name for name, i in data.tokenizer.special_tokens.items() if i >= source.vocab_size)
+    return (
+        [f"init_from {config.init_from} has no token {new}: a new row starts as the mean of the others"] if new else []
+    )
+
+
 def freeze_notices(config: TrainConfig) -> list[str]:
     """Return that two layers are frozen where only one of them is named, because they share a weight."""
     frozen = {name.strip().split(".")[0] for name in config.freeze.split(",")} & {"tok_emb", "out_head"}

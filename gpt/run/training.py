@@ -18,7 +18,14 @@ from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
-from gpt.run.notices import finished_notices, freeze_notices, length_notices, schedule_notices, stride_notices
+from gpt.run.notices import (
+    finished_notices,
+    freeze_notices,
+    length_notices,
+    schedule_notices,
+    stride_notices,
+    vocabulary_notices,
+)
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
@@ -118,7 +125,9 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
     trainer = _create(config, folder, progress, ctx)
     config = trainer.config
     lengths = length_notices(trainer.objective, config, trainer.data)
-    for notice in [*schedule_notices(config), *lengths, *stride_notices(config), *freeze_notices(config)]:
+    vocabulary = vocabulary_notices(config, trainer.data)
+    lengths += stride_notices(config)
+    for notice in [*schedule_notices(config), *vocabulary, *lengths, *freeze_notices(config)]:
         progress.log(notice)
     if ctx.is_main:
         folder.create(trainer.config, trainer.data.tokenizer)

@@ -18,7 +18,7 @@ from gpt.text.encode import write_split
 from gpt.text.quality import find_notices, has_token, notice
 from gpt.text.sources import Corpus, add_text_options, open_texts
 from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
-from gpt.text.tokenizers import get_tokenizer, with_end_of_text
+from gpt.text.tokenizers import get_tokenizer, with_end_of_text, without_unused
 from gpt.token_files import FORMAT, PreparedData, load_data
 from gpt.tokenizer import Tokenizer, from_dict, with_special_tokens
 
@@ -223,7 +223,10 @@ def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int) -> To
 def _with_needed_tokens(
     tokenizer: Tokenizer, name: str, has_eot: bool, special_tokens: Sequence[str], log: Callable[[str], None] | None
 ) -> Tokenizer:
-    """Return the tokenizer with a token that ends documents, if there are any, and with these special tokens."""
+    """Return the tokenizer with a token that ends documents, if there are any, and with these special tokens. They
+    take the place of unused ones, such as a run has whose model has more rows than tokens."""
+    if special_tokens or (has_eot and tokenizer.eot_id is None):
+        tokenizer = without_unused(tokenizer)
     if has_eot and tokenizer.eot_id is None:
         tokenizer = with_end_of_text(tokenizer)
         if log and name != "char":

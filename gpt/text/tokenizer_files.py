@@ -43,10 +43,11 @@ def load_any_tokenizer(path: str | Path) -> Tokenizer:
         if path.suffix == ".pkl":
             return _from_nanogpt(path)
         saved = _json_object(path)
-        if "kind" in saved:
+        if isinstance(saved.get("kind"), str):  # a vocab.json may have the token "kind", with its id
             return from_dict(saved)
         tokenizer = from_dict(from_hf(*_published(path, saved)))
-        start = _name(_config(path.parent).get("bos_token"))  # also where it is not put before each text by itself
+        # also where it is not put before each text by itself
+        start = _name(_config(path.parent).get("bos_token")) or (EOT if path.name in MERGES else None)
         tokenizer.bos_id = tokenizer.special_tokens.get(start, tokenizer.bos_id)
         return tokenizer
     except Exception as error:  # the library tokenizers raises Exception itself; a damaged file leads to any other
@@ -76,7 +77,7 @@ def _published(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], dic
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT) if EOT in content else {}
         config = names | config  # as a GPT2Tokenizer has them
         content = {"model": {"type": "BPE", "vocab": content, "merges": merges}, "pre_tokenizer": splitter("gpt-2")}
-    elif "model" not in content:
+    elif isinstance(content.get("model", 0), int):  # a token, with its id
         raise ValueError(what_is(path))
     if config.get("add_prefix_space") and str(config.get("tokenizer_class", "GPT2")).startswith("GPT2"):
         content["pre_tokenizer"] = {**splitter("gpt-2"), "add_prefix_space": True}
@@ -141,9 +142,9 @@ def _name(token: str | dict[str, Any] | None) -> str | None:
 
 def _start(content: dict[str, Any], config: dict[str, Any]) -> str | None:
     """Return the token before each text: by tokenizer.json, or in a folder without one by the config."""
-    if "model" in content:
+    if isinstance(content.get("model"), dict):
         return first_token(content)
-    return _name(config.get("bos_token")) if config.get("add_bos_token") else None
+    return _name(config.get("bos_token", EOT)) if config.get("add_bos_token") else None
 
 
 def _json_object(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -188,10 +189,10 @@ def what_is(path: Path) -> str:
         return "it is a GGUF file: let its name end in .gguf"
     if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04") or data[8:10] == b'{"':
         return "it holds weights: name the folder or the tokenizer.json that came with them"
-    if path.suffix == ".model" or re.match(rb"\n.\n.<unk>|\n.\n.<pad>", data, re.DOTALL):
-        return f"it is a SentencePiece model: {CONVERT}"
     if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", data):
         return f"it has tiktoken's ranks, without the rule that splits words and the special tokens: {CONVERT}"
+    if path.suffix == ".model" or re.match(rb"\n.\n.<unk>|\n.\n.<pad>", data, re.DOTALL):
+        return f"it is a SentencePiece model: {CONVERT}"
     if data.startswith(b"#version"):
         return "it has merges without a vocabulary: put the vocab.json beside it and name that"
     if re.search(rb"^\[UNK\]\r?$", data, re.MULTILINE):
@@ -205,13 +206,13 @@ def what_is(path: Path) -> str:
 def _what_json_is(found: Any, path: Path) -> str:
     if not isinstance(found, dict):
         return f"it holds a JSON {type(found).__name__}: a tokenizer.json holds an object"
+    if found and all(isinstance(value, int) for value in found.values()):
+        merges = MERGES.get(path.name, "merges.txt")
+        return f"it is a vocabulary without merges: put its {merges} beside it, named vocab.json and merges.txt"
     if {"config", "vocab"} <= found.keys():
         return f"it is Mistral's tekken.json: {CONVERT}"
     if {"architectures", "model_type", "weight_map"} & found.keys() or path.name == "config.json":
         return "it describes a model: name the folder, or its tokenizer.json"
     if any(key.endswith("_token") or key == "tokenizer_class" for key in found):
         return "it names special tokens, but has no others: name the tokenizer.json beside it"
-    if found and all(isinstance(value, int) for value in found.values()):
-        merges = MERGES.get(path.name, "merges.txt")
-        return f"it is a vocabulary without merges: put its {merges} beside it, named vocab.json and merges.txt"
     return "it is JSON, but no tokenizer"

@@ -56,6 +56,14 @@ def with_end_of_text(tokenizer: Tokenizer) -> Tokenizer:
     return from_dict(with_special_tokens(tokenizer, [EOT]).to_dict())  # as load_tokenizer will read it
 
 
+def without_unused(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer without the last of its tokens that are named as unused, so that new ones take their ids."""
+    added = tokenizer.added_tokens
+    while added and added[-1] == f"<|unused {tokenizer.base_vocab_size + len(added) - 1}|>":
+        added.pop()
+    return from_dict(tokenizer.to_dict() | {"special_tokens": added}) if tokenizer.added_tokens else tokenizer
+
+
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Yield the text of tokens as they arrive, each piece as soon as its characters are complete.
 

@@ -99,7 +99,7 @@ def test_an_adapter_that_is_not_computed_here_is_refused(settings, words, tmp_pa
 @pytest.mark.parametrize(("old", "new", "words"), [
     ("h.0.attn.c_attn", "h.0.attn.q_attn", r"layer transformer\.h\.0\.attn\.q_attn has no place in its base"),
     ("h.0.attn.c_attn", "h.0.mlp.c_proj", r"update of transformer\.h\.0\.mlp\.c_proj does not fit its base"),
-    ("lora_A", "lora_embedding_A", r"tensor .*lora_\w+.* is no low-rank update of a layer"),
+    ("lora_A", "lora_embedding_A", r"tensor .*lora_\w+.* is no low-rank update of a layer: merge"),
     ("lora_B", "lora_C", r"update of transformer\.h\.0\.attn\.c_attn does not fit"),
 ])  # fmt: skip
 def test_tensors_without_a_place_are_named(old, new, words, tmp_path):

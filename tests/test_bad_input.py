@@ -259,9 +259,7 @@ def test_a_run_that_another_process_trains(work, assert_mistake):
 
 def test_data_prepared_again(work, assert_mistake):
     """Neither a resumed run nor its evaluation may use other data."""
-    assert (
-        run_script("prepare_data --input text.txt --tokenizer char --val_fraction 0.3 --out data/tiny --overwrite") == 0
-    )
+    assert run_script(f"{PREPARE} text.txt --tokenizer char --val_fraction 0.3 --out data/tiny --overwrite") == 0
     assert_mistake(RESUME, "data/tiny ... prepare")
     assert_mistake("evaluate --run tiny", "data/tiny ... --text FILE")
 

@@ -35,7 +35,10 @@ GPT2_FIXED = {
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
 }  # fmt: skip
-GPT2_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}  # theirs -> ours
+GPT2_ACTIVATIONS = {  # theirs -> ours
+    "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu_accurate": "gelu",
+    "gelu": "gelu_exact", "gelu_python": "gelu_exact",
+}  # fmt: skip
 LLAMA_FIXED = {
     "hidden_act": ("silu", "swish"), "partial_rotary_factor": (1.0, None), "rope_interleaved": (False,),
     "num_local_experts": (None, 0), "num_experts": (None, 0), "attn_logit_softcapping": (None,),

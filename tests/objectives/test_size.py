@@ -1,6 +1,7 @@
 """A size by the amount of text: what is left out is chosen, what is set is kept, also on resume and with init_from."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +16,8 @@ from gpt.system.paths import PROJECT
 MINE = load_config(PROJECT / "configs" / "mine.toml")
 
 
-def fitted(n_tokens, config=MINE, bytes_per_token=4.0):
-    return fit_to_text(
-        config, SimpleNamespace(train=SimpleNamespace(tokens=np.zeros(n_tokens)), bytes_per_token=bytes_per_token)
-    )
+def fitted(n_tokens, config=MINE):
+    return fit_to_text(config, SimpleNamespace(train=SimpleNamespace(tokens=np.zeros(n_tokens))))
 
 
 def test_a_longer_text_is_read_fewer_times_with_less_dropout():
@@ -33,8 +32,16 @@ def test_a_longer_text_is_read_fewer_times_with_less_dropout():
     assert configs[1_000_000].model.emb_dim % MINE.model.n_heads == 0
 
 
-def test_characters_need_a_longer_context():
-    assert fitted(100_000, bytes_per_token=1.0).model.context_length > fitted(100_000).model.context_length
+@pytest.mark.parametrize(
+    ("length", "paired", "context_length"), [(3, False, 32), (99, False, 128), (99, True, 256), (5000, False, 512)]
+)
+def test_the_context_holds_documents_or_pairs(length, paired, context_length):
+    """Nine of ten have this length with their end, the others twice as many tokens."""
+    documents = [[*[1] * (length - 1), 0] if n % 20 else [*[1] * (2 * length - 1), 0] for n in range(40)]
+    tokens = np.array([0, *itertools.chain(*documents)])
+    data = SimpleNamespace(train=SimpleNamespace(tokens=tokens), tokenizer=SimpleNamespace(eot_id=0), paired=paired)
+    config = dataclasses.replace(MINE, data=dataclasses.replace(MINE.data, packing="document"))
+    assert fit_to_text(config, data).model.context_length == context_length
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def fit_to_text(config: TrainConfig, data: PreparedData) -> TrainConfig:
     """Return the config with context_length, emb_dim, n_layers, drop_rate and max_steps chosen by the training text.
 
     Those that the config sets are kept; a default value counts as left out. The rules were measured on texts of 0.1 to
-    7 MB (docs/training.md has the figures): a longer text is read fewer times, and then needs less dropout. With
+    5 MB (docs/training.md has the figures): a longer text is read fewer times, and then needs less dropout. With
     init_from the model keeps the size of its source.
     """
     n_tokens = len(data.train.tokens)

@@ -131,3 +131,12 @@ def test_a_checkpoint_from_before_the_choices_is_resumed(tiny_config, tmp_path):
 def test_small_products_have_no_choice():
     assert not kernels.can_choose(X, WEIGHT)
     torch.testing.assert_close(fused.linear(X, WEIGHT), X @ WEIGHT.T)
+
+
+@pytest.mark.parametrize(("kind", "n_rows", "cold"), [("row", 1, True), ("rows", 64, False)])
+def test_one_row_is_timed_with_weights_from_memory(monkeypatch, kind, n_rows, cold):
+    """Decoding reads each weight once per token: from memory, not from the cache, where a repeated product has it."""
+    weight, used = torch.zeros(512, 512), set()
+    monkeypatch.setitem(kernels.CANDIDATES, kind, {"pytorch": lambda x, weight: used.add(weight.data_ptr())})
+    kernels._fastest(kind, n_rows, weight)
+    assert len(used) * weight.nbytes >= kernels.COLD_BYTES if cold else used == {weight.data_ptr()}

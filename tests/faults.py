@@ -130,13 +130,13 @@ class Attempt:
 
     def wait(self, until: Callable[[], bool] = lambda: False, seconds: float = PATIENCE) -> bool:
         """Wait until the process has ended, `until()` holds or the seconds are over; whether it is still at work."""
-        end = time.perf_counter() + seconds
-        while self.status is None and not until() and (left := end - time.perf_counter()) > 0:
+        end, holds = time.perf_counter() + seconds, False  # once is enough: a save that was seen may have ended since
+        while self.status is None and not (holds := until()) and (left := end - time.perf_counter()) > 0:
             time.sleep(min(left, 0.001))
             self._read()
         at_work = self.status is None
         self._read()
-        demand(not at_work or seconds < PATIENCE or until(), f"hangs, or nothing comes of it in {PATIENCE} s")
+        demand(not at_work or seconds < PATIENCE or holds, f"hangs, or nothing comes of it in {PATIENCE} s")
         return at_work
 
     def send(self, number: int) -> None:

@@ -138,6 +138,8 @@ def _check_target(out: Path) -> None:
     """Raise ValueError unless `out` is new, empty, or holds what `prepare_data` writes and nothing else."""
     if not out.exists():
         return
+    if out.samefile(Path.cwd()):
+        raise ValueError(f"--out {out} is the working folder itself: name a folder in it, such as data/mine")
     names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
     if names and not {"meta.json"} <= names <= FILES:
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")

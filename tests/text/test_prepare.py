@@ -758,7 +758,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path, names):
 def test_the_working_folder_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="the working folder itself"):
-        prepare_data(open_corpus("story"), "char", Path("."))
+        prepare_data(open_corpus("story"), "char", Path())
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

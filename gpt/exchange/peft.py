@@ -1,7 +1,7 @@
 """LoRA adapters as the library PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors.
 
 For a linear layer of weight W (out, in) the file has A (r, in) and B (out, r): the layer's weight becomes
-W + scale · B · A. Hugging Face's GPT-2 has query, key and value in one layer, of which an update of some is a part.
+W + scale · B · A. Hugging Face's GPT-2 has query, key and value in one layer; an update of one of them fills its rows.
 """
 
 import json
@@ -100,7 +100,7 @@ def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
                 is_safe = path.suffix == ".safetensors"
                 return safetensors.torch.load_file(path) if is_safe else torch.load(path, "cpu", weights_only=True)
             except Exception:  # each reader reports a damaged file in its own way
-                raise ValueError(f"{path} cannot be read, it is damaged or holds code besides tensors") from None
+                raise ValueError(f"{path} cannot be read, it is damaged or holds more than tensors") from None
     raise ValueError(f"{folder} lacks the adapter's weights, adapter_model.safetensors")
 
 

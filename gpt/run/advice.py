@@ -23,11 +23,11 @@ def advise(metrics: dict[str, list[float]], baselines: Baselines, config: TrainC
     counting = min(((loss, name) for name, loss in baselines.losses.items() if "gram" in name), default=None)
     has_risen = last > RISEN * best
     if counting and best > counting[0]:
-        way_out = "" if has_risen else "Train for longer, or "
-        way_out += "use more text" if config.size_by_text else "use the settings of configs/mine.toml"
+        source = "more text" if config.size_by_text else "the settings of configs/mine.toml"
+        way_out = f"Use {source}" if has_risen else f"Train for longer, or use {source}"
         lines.append(
             f"worse than counting: the {counting[1]} table has {counting[0]:.3f} nats per token, the best checkpoint "
-            f"{best:.3f}. {way_out[0].upper()}{way_out[1:]}"
+            f"{best:.3f}. {way_out}"
         )
     if has_risen:
         lines.append(

@@ -15,6 +15,7 @@ from gpt.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 3  # version of the folder's layout
 AGAIN = "prepare the data again"
+COUNTED, START = 1, 2  # bits of a token's flags: it is a target that counts in the loss; a conversation begins with it
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TokenFile:
     characters: int
     bytes: int
     sha256: str
+    flags: np.ndarray | None = None  # of conversations: COUNTED and START of each token, uint8
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class PreparedData:
     train: TokenFile
     val: TokenFile
     paired: bool = False  # documents alternate between prompt and target
+    preferences: bool = False  # conversations alternate between one whose last answer is chosen and one rejected
     reversed: bool = False  # tokens are in reverse order
     sources: tuple[dict, ...] = ()  # with several inputs: name, weight and training characters of each
 
@@ -85,18 +88,20 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
     tokenizer_path = folder / "tokenizer.json"
     if not tokenizer_path.is_file() or sha256(tokenizer_path) != meta["tokenizer_sha256"]:
         raise ValueError(f"{tokenizer_path} is missing or has changed since it was written: {AGAIN}")
-    train, val = (_load_split(folder / f"{name}.bin", meta[name], meta["dtype"], verify) for name in ("train", "val"))
+    train, val = (_load_split(folder / f"{name}.bin", name, meta, verify) for name in ("train", "val"))
     return PreparedData(
         folder, meta["source"], load_tokenizer(tokenizer_path), meta["has_eot"], train, val,
-        paired=meta.get("paired", False), sources=tuple(meta.get("sources", ())),
+        meta.get("paired", False), meta.get("preferences", False), sources=tuple(meta.get("sources", ())),
     )  # fmt: skip
 
 
-def _load_split(path: Path, meta: dict, dtype: str, verify: bool) -> TokenFile:
-    size = meta["tokens"] * np.dtype(dtype).itemsize
+def _load_split(path: Path, split: str, meta: dict, verify: bool) -> TokenFile:
+    dtype, flagged, meta = np.dtype(meta["dtype"]), meta.get("flagged", False), meta[split]
+    n, size = meta["tokens"], meta["tokens"] * (dtype.itemsize + flagged)  # all tokens, then their flags
     if not path.is_file() or path.stat().st_size != size:
         raise ValueError(f"{path} is missing or not {size} bytes long, as it was written: {AGAIN}")
     if verify and sha256(path) != meta["sha256"]:
         raise ValueError(f"{path} has changed since it was written (its SHA-256 differs): {AGAIN}")
-    tokens = np.memmap(path, dtype, mode="r")
-    return TokenFile(path, tokens, meta["documents"], meta["characters"], meta["bytes"], meta["sha256"])
+    tokens = np.memmap(path, dtype, mode="r", shape=n)
+    flags = np.memmap(path, np.uint8, mode="r", offset=n * dtype.itemsize, shape=n) if flagged else None
+    return TokenFile(path, tokens, meta["documents"], meta["characters"], meta["bytes"], meta["sha256"], flags)

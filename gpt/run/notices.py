@@ -37,7 +37,7 @@ def length_notices(objective: Objective, config: TrainConfig, data: PreparedData
         way_out += f"no more than {limit}"
     else:
         way_out = f"{config.init_from} has no longer context, so shorten them or leave them out"
-    kind, effect = objective.overlong
+    kind, effect = objective.overlong(data)
     n = f"{round(share * len(needed)):,} of {len(needed):,} {kind} ({share:.1%})"
     return [f"{n} exceed model.context_length {context_length}, so {effect}: {way_out}"]
 

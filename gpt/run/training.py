@@ -26,7 +26,7 @@ from gpt.run.notices import (
     stride_notices,
     vocabulary_notices,
 )
-from gpt.system.device import choose_device
+from gpt.system.device import autocast, choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.files import atomic_file, atomic_folder, flush, write_text
@@ -124,6 +124,8 @@ def _progress(log: Log, ctx: DistContext) -> Progress:
 def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: DistContext) -> Trainer:
     trainer = _create(config, folder, progress, ctx)
     config = trainer.config
+    with ctx.unsharded(), autocast(trainer.device, trainer.dtype):
+        trainer.objective.prepare(config, trainer.data, trainer.device, ctx)
     lengths = length_notices(trainer.objective, config, trainer.data)
     vocabulary = vocabulary_notices(config, trainer.data)
     lengths += stride_notices(config)

@@ -17,7 +17,8 @@ from gpt.evaluation.baselines import compute_baselines
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.generation import generate
 from gpt.model import GPTModel
-from gpt.objectives.sft import SFT, PairExamples
+from gpt.objectives.conversations import PairExamples
+from gpt.objectives.sft import SFT
 from gpt.text.prepare import prepare_data
 from gpt.token_files import load_data
 

@@ -107,11 +107,13 @@ def test_unsuitable_data_is_refused(workspace):
     pairs, documents = load_data(workspace / "pairs"), load_data(workspace / "documents")
     config = short_config("sft", workspace)
     assert resolve_config(config, pairs)[0].model.vocab_size == pairs.tokenizer.vocab_size
-    with pytest.raises(ValueError, match=r"needs pairs, and .*documents holds none: prepare a \.jsonl"):
+    with pytest.raises(ValueError, match=r"needs pairs or conversations, and .*documents holds none: prepare a"):
         resolve_config(config, documents)
-    with pytest.raises(ValueError, match=r"data\.packing is 'packed', .* set it to 'document'"):
-        resolve_config(change(config, data=DataConfig(path=config.data.path)), pairs)
-    with pytest.raises(ValueError, match=r"data\.stride is 2, but pairs are read whole: set it to 0"):
+    with pytest.raises(ValueError, match=r"data\.packing is 'packed', but an LSTM .* set it to 'document'"):
+        resolve_config(change(config, data=DataConfig(path=config.data.path), model_backbone="lstm"), pairs)
+    with pytest.raises(ValueError, match=r"holds preferences, and the objective sft .* set objective.name to 'dpo'"):
+        resolve_config(config, load_data(workspace / "preferences"))
+    with pytest.raises(ValueError, match=r"data\.stride is 2, but examples are read whole: set it to 0"):
         resolve_config(change(config, data=dataclasses.replace(config.data, stride=2)), pairs)
     with pytest.raises(ValueError, match=r"a response has 3 tokens with its end, but model\.context_length is 2"):
         resolve_config(change(config, model_context_length=2), pairs)

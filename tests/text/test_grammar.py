@@ -55,9 +55,8 @@ SMALL = Grammar(
 )
 
 
-def enumerated(grammar):
-    """Each text that a grammar writes and its probability: an odometer over the options that `write` asks for."""
-    found = defaultdict(Fraction)
+def odometer(write):
+    """Yield all that `write(choose)` can return, each with its probability, by the options that it asks for."""
     dial, sizes = [], []
 
     def choose(options):
@@ -68,12 +67,20 @@ def enumerated(grammar):
 
     while True:
         sizes.clear()
-        found[grammar.write(choose)] += Fraction(1, math.prod(sizes))
+        yield write(choose), Fraction(1, math.prod(sizes))
         while dial and dial[-1] + 1 == sizes[len(dial) - 1]:
             dial.pop()
         if not dial:
-            return found
+            return
         dial[-1] += 1
+
+
+def enumerated(grammar):
+    """Each text that a grammar writes and its probability."""
+    found = defaultdict(Fraction)
+    for text, p in odometer(grammar.write):
+        found[text] += p
+    return found
 
 
 def ln(fraction):

@@ -75,7 +75,8 @@ def test_no_puzzle_is_in_training_and_test():
 
     def puzzles(test):
         pairs = (json.loads(line) for seed in range(3) for line in countdown.generate(3000, seed, test))
-        return {" ".join(sorted(pair["prompt"].split(" with ")[1][:-1].split())) + pair["prompt"][:9] for pair in pairs}
+        halves = (pair["prompt"].split(" with ") for pair in pairs)
+        return {(target, *sorted(numbers[:-1].split())) for target, numbers in halves}
 
     training, test = puzzles(False), puzzles(True)
     assert not training & test and len(training) > 2000 and len(test) > 200
@@ -93,9 +94,10 @@ def test_right_answers(answer):
 @pytest.mark.parametrize(
     "answer",
     [
-        *["", " ", "24", "3*8", "3*8*1*1", "3*8+1", "3*8*", "*3*8*1", "3*8*1)", "(3*8*1", "3**8*1", "3*8*+1", "-3*-8*1"],
-        *["3*8*01", "3*8/1", "3*8*1=24", "3*8*1 24", "38*1", "3 8*1", "3*8*1.", "3(8)*1", "()3*8*1", "3*8*1#", "٣*8*1"],
-        *["3*8*1;", "__import__('os')", "(" * 2000 + "3*8*1" + ")" * 2000, "(" * 50 + "3*8*1" + ")" * 50, "3*8*1\0"],
+        *["", " ", "24", "3*8", "3*8*1*1", "3*8+1", "3*8*", "*3*8*1", "3*8*1)", "(3*8*1", "3**8*1", "3*8*+1"],
+        *["-3*-8*1", "3*8*01", "3*8/1", "3*8*1=24", "3*8*1 24", "38*1", "3 8*1", "3*8*1.", "3(8)*1", "()3*8*1"],
+        *["(3*8*1]", "٣*8*1", "3*8*1#", "3*8*1;", "__import__('os')", "3*8*1\0"],
+        *["(" * 2000 + "3*8*1" + ")" * 2000, "(" * 50 + "3*8*1" + ")" * 50],
     ],
 )  # fmt: skip
 def test_wrong_answers(answer):

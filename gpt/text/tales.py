@@ -9,7 +9,7 @@ The beginning of a tale determines its end: the hero's name fixes the pronouns, 
 found in the last, friends help in the order in which they were met, and a trial to be done four times is done four
 times. A model has to look back to get any of it right.
 
-RULES has the sentences and TABLES the words; gpt/text/grammar.py explains the notation. To add a helper, a villain or a
+RULES has the sentences and TABLES the words, in the notation of gpt/text/notation.py. To add a helper, a villain or a
 trial, add an entry to its table; to add a sentence, add a line to its rule. The entropy and all other figures follow.
 No text may have two derivations; a test checks that.
 """
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from gpt.text.grammar import Grammar, pairs, table, words
+from gpt.text.grammar import Grammar
+from gpt.text.notation import pairs, table, words
 
 RULES = """
 tale:
@@ -228,6 +229,11 @@ def entropy() -> float:
 def first_broken_rule(text: str) -> str | None:
     """Return None for a tale, else the first rule that it breaks; see `Grammar.first_broken_rule`."""
     return grammar().first_broken_rule(text)
+
+
+def viable_prefix(text: str) -> int:
+    """Return the number of leading characters of a text with which some tale begins, too: where its first error is."""
+    return grammar().viable_prefix(text)
 
 
 class Facts(NamedTuple):

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt.text import tales
-from gpt.text.grammar import Grammar, Table, pairs, table, words
+from gpt.text.grammar import Grammar
+from gpt.text.notation import Table, pairs, table, words
 
 TOLERANCE = 1000 * sys.float_info.epsilon  # relative: at most 1,000 additions, of numbers of one sign
 
@@ -54,9 +55,8 @@ SMALL = Grammar(
 )
 
 
-def enumerated(grammar):
-    """Each text that a grammar writes and its probability: an odometer over the options that `write` asks for."""
-    found = defaultdict(Fraction)
+def odometer(write):
+    """Yield all that `write(choose)` can return, each with its probability, by the options that it asks for."""
     dial, sizes = [], []
 
     def choose(options):
@@ -67,12 +67,20 @@ def enumerated(grammar):
 
     while True:
         sizes.clear()
-        found[grammar.write(choose)] += Fraction(1, math.prod(sizes))
+        yield write(choose), Fraction(1, math.prod(sizes))
         while dial and dial[-1] + 1 == sizes[len(dial) - 1]:
             dial.pop()
         if not dial:
-            return found
+            return
         dial[-1] += 1
+
+
+def enumerated(grammar):
+    """Each text that a grammar writes and its probability."""
+    found = defaultdict(Fraction)
+    for text, p in odometer(grammar.write):
+        found[text] += p
+    return found
 
 
 def ln(fraction):
@@ -210,6 +218,44 @@ def test_another_start_is_another_grammar():
     assert part.log_probability("cat dog") == -math.inf
 
 
+# --- viable prefixes --------------------------------------------------------------------------------------------------
+
+
+def beginnings(texts):
+    return {text[:n] for text in texts for n in range(len(text) + 1)}
+
+
+def viable_by_hand(text, viable):
+    """The length of the longest beginning that is one of all texts' beginnings."""
+    return max(n for n in range(len(text) + 1) if text[:n] in viable)
+
+
+def mutations(texts, rng, alphabet):
+    """Each text with a character changed, left out, put in, cut off, or with the end of another."""
+    for text in texts:
+        i, other = rng.randrange(len(text)), rng.choice(texts)
+        yield from (text[:i] + rng.choice(alphabet) + text[i + 1 :], text[:i] + text[i + 1 :], text[:i])
+        yield from (text[:i] + rng.choice(alphabet) + text[i:], text[:i] + other[i:], other[: i + 1] + text[i:])
+
+
+@pytest.mark.parametrize("grammar", [SMALL, cut_down(1), cut_down(2)], ids=["notation", "tales", "other tales"])
+def test_viable_prefixes_agree_with_enumeration(grammar):
+    texts, rng = sorted(enumerated(grammar)), random.Random(0)
+    viable, alphabet = beginnings(texts), sorted(set("".join(texts)))
+    chosen = rng.sample(texts, 60)
+    for text in [*chosen, *mutations(chosen, rng, alphabet), "", "?", chosen[0] + " "]:
+        assert grammar.viable_prefix(text) == viable_by_hand(text, viable), text
+
+
+@given(st.text(alphabet="ab c", max_size=12))
+def test_viable_prefixes_of_ambiguous_entries(text):
+    """Entries that begin others, a taken entry that another begins with, and an alternative that is another's start."""
+    grammar = Grammar(
+        "tale:\n  {x=w} {y=w}{=v}\n  ab c{x=w}{x}\n  {=v}", {"w": table("a, ab, aba, cab"), "v": table("b, bc, bca b")}
+    )
+    assert grammar.viable_prefix(text) == viable_by_hand(text, beginnings(enumerated(grammar)))
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +309,22 @@ def test_sampled_frequencies_match_the_probabilities():
     for text, mean in expected.items():
         assert abs(counts[text] - mean) < 4 * math.sqrt(mean * (1 - mean / 4000))
     assert sum((counts[text] - mean) ** 2 / mean for text, mean in expected.items()) < 31.8
+
+
+def test_a_text_with_given_entries_asks_for_the_other_choices_only():
+    """The memory of each text, written with the same choices where nothing is given, gives that text again."""
+    rng = random.Random(3)
+    for _ in range(200):
+        text, memory = SMALL.compose(lambda options: rng.randrange(options))
+        (derivation,) = SMALL.derivations(text)
+        assert derivation.memory == memory
+        assert memory["hero"] in text and f"a {memory['first']}" in text.replace("an ", "a ")
+    text, memory = SMALL.compose(lambda options: 0, {"hero": "Bob", "first": "elk", "last": "hen"})
+    assert text == (
+        "Bob sought one in fog. He met an elk. The elk and his dog barked. Bob lost a fox. "
+        "Bob and the elk saw a hen: it clucked."
+    ).replace("barked", "roared")
+    assert memory == {"n": "one", "hero": "Bob", "first": "elk", "extra": "fox", "last": "hen"}
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

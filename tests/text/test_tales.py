@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from gpt.text import tales
-from gpt.text.grammar import Grammar, table, words
+from gpt.text.grammar import Grammar
+from gpt.text.notation import table, words
 
 SAMPLE = 2_000  # parsing takes about 1 ms
 TOLERANCE = 1000 * sys.float_info.epsilon  # relative: at most 1,000 additions, of numbers of one sign
@@ -189,6 +190,23 @@ def test_a_tale_with_one_error_breaks_that_rule(tale, said, wrong, rule):
     text = tale.replace(said, wrong)
     assert tales.log_probability(text) == -math.inf
     assert tales.first_broken_rule(text) == rule
+
+
+def test_the_viable_prefix_ends_at_the_first_wrong_character():
+    """What is recalled is wrong from its first other character on. A draw is wrong where no free entry begins like
+    that: "a f" of "a fox", the taken one, also begins "a frog". A wrong number of friends shows where the next is due.
+    """
+    recalled = ("pronoun", "thing", "deed", "villain", "name", "trial", "order")
+    for tale, said, wrong in (w[:3] for w in WRONG if w[3] in recalled and not re.match("met|sat", w[1])):
+        changed = tale.replace(said, wrong)
+        assert tales.viable_prefix(changed) == next(i for i in range(len(tale)) if changed[i] != tale[i])
+    fox = ANNA.replace("met an owl", "met a fox")
+    assert fox[: tales.viable_prefix(fox)].endswith("she met a f")
+    three = ANNA.replace("Find two", "Find three")
+    assert three[: tales.viable_prefix(three)].endswith('"I fear no giant," said the owl. ')
+    two = TOM.replace("Take three", "Take two")
+    assert two[: tales.viable_prefix(two)].endswith('"I will come too," said the owl. B')  # of "Before daybreak"
+    assert [tales.viable_prefix(text) for text in ("", "Once", "Onze", ANNA, ANNA + " ")] == [0, 4, 2, *[len(ANNA)] * 2]
 
 
 def test_every_rule_is_broken_above():

@@ -15,6 +15,7 @@ from test_tales import ANNA, TOM, WRONG
 
 from gpt.text import requests, tales, tasks
 from gpt.text.grammar import Grammar
+from gpt.text.sources import open_corpus
 
 ANNAS = {"hero": "Anna", "thing": "silver bell", "trial": "knock at the gate", "times": "three", "villain": "giant"}
 ANNAS |= {"friends": "two"}
@@ -155,7 +156,9 @@ def test_the_seed_determines_the_conversations():
     one = list(requests.generate(20, seed=1))
     assert one == list(requests.generate(20, seed=1)) == list(requests.generate(30, seed=1))[:20]
     assert not set(one) & set(requests.generate(20, seed=2))
-    assert all(line.endswith("\n") and line.count("\n") == 1 for line in one)
+    corpus = open_corpus("requests:20:1")
+    assert corpus.name == f"requests:20:1 of grammar {requests.fingerprint()}"
+    assert corpus.paths[0].read_text().splitlines(keepends=True) == one
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

@@ -151,14 +151,22 @@ class OptimConfig(_Config):
 class ObjectiveConfig(_Config):
     """The training objective, by the name of one in gpt/objectives/, and its settings."""
 
-    name: Literal["next_token", "reverse", "masked", "infilling", "sft", "dpo", "distill"] = _setting(
+    name: Literal["next_token", "reverse", "masked", "infilling", "sft", "dpo", "grpo", "distill"] = _setting(
         "next_token", "training objective, one of gpt/objectives/"
     )
     label_smoothing: float = _setting(0.0, "probability spread evenly over all tokens in the training loss", 0, 0.99)
     mask_rate: float = _setting(0.15, "share of the tokens to mask and predict", 0.001, 0.999, "masked, infilling")
     next_sentence: bool = _setting(True, "also predict whether the second half follows the first", applies_to="masked")
     span_length: float = _setting(3.0, "mean length of a masked span, in tokens", 1, applies_to="infilling")
-    beta: float = _setting(0.1, "weight of staying close to the model of init_from", 1e-6, applies_to="dpo")
+    beta: float = _setting(0.1, "weight of staying close to the model of init_from", 0, applies_to="dpo, grpo")
+    reward: str = _setting("", "tales, requests, countdown, exact_match or 'module:function'", applies_to="grpo")
+    group_size: int = _setting(16, "completions of a prompt", 2, applies_to="grpo")
+    passes: int = _setting(1, "steps that train on the same completions", 1, applies_to="grpo")
+    clip: float = _setting(0.0, "limit to how far a token's probability ratio counts; 0: none", 0, 1, "grpo")
+    baseline: Literal["group", "kind"] = _setting("group", "compare with the group, or its kind", applies_to="grpo")
+    credit: Literal["answer", "error"] = _setting("answer", "reward all tokens, or up to an error", applies_to="grpo")
+    normalize: bool = _setting(False, "divide advantages by the group's standard deviation", applies_to="grpo")
+    length_norm: bool = _setting(False, "the same weight for each completion, not token", applies_to="grpo")
     teacher: str = _setting("", "run to learn from", applies_to="distill")
     temperature: float = _setting(2.0, "temperature of the teacher's and student's softmax", 1e-3, applies_to="distill")
     label_weight: float = _setting(0.1, "weight of the loss on labels; the teacher's gets the rest", 0, 1, "distill")

@@ -28,7 +28,10 @@ from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
 # What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
-SAVED = ("step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "grad_norm", "best_loss", "stale", "elapsed_s")
+SAVED = (
+    "step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "sums", "grad_norm", "best_loss", "stale",
+    "elapsed_s",
+)  # fmt: skip
 
 
 class Callback:
@@ -86,6 +89,7 @@ class Trainer:
         self.step = self.tokens_seen = 0
         self.report_due = True  # logging, evaluation and saving of the current step are still to be done
         self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row of metrics
+        self.sums: list[float] = []  # of the objective's step_metrics since then, and last their number
         self.grad_norm: float | None = None  # of the last step, before clipping
         self.best_loss: float | None = None
         self.stale = 0  # evaluations since the best one
@@ -126,13 +130,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config.optim, config.max_steps)
         loss_sum, n_tokens = 0.0, 0
-        indices = self.sampler.step(self.step)
+        indices = self.sampler.step(self.step // self.objective.passes)
         micro_batches = self.ctx.micro_batches(indices, config.batch_size)
         for number, micro_batch in enumerate(micro_batches, 1):  # gradients of summed losses accumulate
             batch_loss, batch_tokens = self._forward_backward(micro_batch, last=number == len(micro_batches))
             loss_sum += batch_loss
             n_tokens += batch_tokens
-        loss_sum, n_tokens = self.ctx.all_reduce_sum([float(loss_sum), float(n_tokens)]).tolist()
+        sums = [float(loss_sum), float(n_tokens), *self.objective.step_metrics(), 1.0]
+        loss_sum, n_tokens, *metrics = self.ctx.all_reduce_sum(sums).tolist()
         n_tokens = int(n_tokens)
         # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
         norm = scale_and_clip(self.parameters, n_tokens / self.ctx.world_size, config.optim.grad_clip)
@@ -146,6 +151,7 @@ class Trainer:
         self.report_due, self.grad_norm = True, norm
         self.tokens_seen += n_tokens
         self.loss_sum, self.loss_tokens = self.loss_sum + loss_sum, self.loss_tokens + n_tokens
+        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(metrics), metrics, strict=True)]
         self.timed_tokens += n_tokens
         self.timed_seconds += time.perf_counter() - start
 
@@ -189,12 +195,12 @@ class Trainer:
             self.evaluation = evaluation
             if not math.isfinite(evaluation.loss):
                 raise self._diverged(f"the validation loss is {evaluation.loss} after step {self.step}")
-            if is_best := self.step > 0 and (self.best_loss is None or evaluation.loss < self.best_loss):
+            if is_best := self.step > 0 and self.objective.is_best(evaluation.loss, self.best_loss):
                 self.best_loss = evaluation.loss
             self.stale = 0 if is_best else self.stale + (self.step > 0)
         if evaluation or (self.step and self.is_due(self.config.log_every)):
             self._call("on_log", evaluation)
-            self.loss_sum, self.loss_tokens = 0.0, 0
+            self.loss_sum, self.loss_tokens, self.sums = 0.0, 0, []
             self.timed_tokens, self.timed_seconds = 0, 0.0
         self._call("on_step_end")
         if is_best or (self.step and self.is_due(self.config.save_every)):
@@ -241,7 +247,7 @@ class Trainer:
         if self.ctx.rank < len(saved["random"]):
             device.set_random_state(saved["random"][self.ctx.rank], self.device)
         for name in SAVED:
-            setattr(self, name, state.get(name, 0))  # older checkpoints lack `stale`
+            setattr(self, name, state.get(name, 0))  # older checkpoints lack `stale` and `sums`
 
     def _is_stopped(self) -> bool:
         """Return whether any process has received a signal: all stop at the same step."""

@@ -9,7 +9,7 @@ import torch
 from gpt.checkpoint import RunFolder
 from gpt.run.training import start_run
 
-TIMES = ("tokens_per_second", "elapsed_s")
+TIMES = ("tokens_per_second", "elapsed_s", "sample_s", "judge_s", "train_s")
 
 
 def quiet(line):

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt.config import TrainConfig
 from gpt.evaluation.ngrams import ngram_log_probabilities
-from gpt.objectives import NextToken, Objective
+from gpt.objectives import Objective
 from gpt.objectives.unigram import MAX_TOKENS
 from gpt.system.paths import PROJECT
 from gpt.text import tales
@@ -49,7 +49,7 @@ def compute_baselines(objective: Objective, config: TrainConfig, data: PreparedD
     split the first MAX_TOKENS tokens count.
     """
     losses = objective.trivial_losses(config, data)
-    if isinstance(objective, NextToken):
+    if objective.reads_any_text and data.train.flags is None and not data.paired:
         train, val = data.train.tokens[:MAX_TOKENS], data.val.tokens[:MAX_TOKENS]
         for n, name in ((2, "bigram"), (3, "trigram")):
             losses[name] = -float(ngram_log_probabilities(train, val, n, data.tokenizer.vocab_size).mean())

@@ -202,17 +202,25 @@ def _with_rows(weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]
     return weights
 
 
+def _initial_model(config: TrainConfig) -> GPTModel:
+    """Return the model of init_from in the shape that the config says."""
+    model = create_model(config.model)
+    load_weights(model, _with_rows(named_weights(init_source(config).load()), config.model.vocab_size))
+    return model
+
+
 def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:
     """Build the objective with its model and adapter, and freeze what the config names; for a `fresh` run with the
     weights that it starts from."""
-    model = create_model(config.model)
-    if fresh and config.init_from:
-        load_weights(model, _with_rows(named_weights(init_source(config).load()), config.model.vocab_size))
-    arguments = {}
+    kind, arguments = OBJECTIVES[config.objective.name], {}
+    model = _initial_model(config) if fresh and config.init_from else create_model(config.model)
     if config.objective.teacher:
         run, _, step = config.objective.teacher.rpartition(":")
         with torch.random.fork_rng(devices=[]):  # the teacher's initial weights must not move the run's random state
             arguments["teacher"] = load_model(existing_run(run), step)[0].requires_grad_(False)
-    objective = OBJECTIVES[config.objective.name](adapt(model, config.adapter), config.objective, **arguments)
+    if kind.needs_reference:
+        with torch.random.fork_rng(devices=[]):
+            arguments["reference"] = _initial_model(config).requires_grad_(False)
+    objective = kind(adapt(model, config.adapter), config.objective, **arguments)
     freeze(objective, config.freeze)
     return objective

@@ -5,6 +5,7 @@ A new objective takes a file here, a line in OBJECTIVES, and its name and settin
 
 from gpt.objectives.distill import Distill
 from gpt.objectives.dpo import DPO
+from gpt.objectives.grpo import GRPO
 from gpt.objectives.infilling import Infilling
 from gpt.objectives.masked import Masked
 from gpt.objectives.next_token import NextToken
@@ -19,5 +20,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "infilling": Infilling,
     "sft": SFT,
     "dpo": DPO,
+    "grpo": GRPO,
     "distill": Distill,
 }

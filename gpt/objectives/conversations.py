@@ -183,6 +183,12 @@ def attention_of_rows(positions: Tensor) -> Tensor:
     return (number[:, :, None] == number[:, None, :]).tril()
 
 
+def last_answer(counted: np.ndarray) -> tuple[int, int]:
+    """Return where the last answer of an example starts and ends: a run of tokens that count in the loss, (T+1,)."""
+    end = int(np.flatnonzero(counted)[-1]) + 1
+    return max(1, end - int(np.argmin(np.append(counted[:end][::-1], False)))), end
+
+
 def sample_answer(
     model: torch.nn.Module,
     tokenizer: Tokenizer,
@@ -197,8 +203,7 @@ def sample_answer(
     answer. `sampling` as in `complete`.
     """
     ids, counted = conversation
-    end = int(np.flatnonzero(counted)[-1]) + 1
-    start = max(1, end - int(np.argmin(np.append(counted[:end][::-1], False))))  # all from there to `end` count
+    start, end = last_answer(counted)
     prompt, answer, stop_id = ids[:start].tolist(), ids[start:end].tolist(), int(ids[end - 1])
     if message:
         has_template = tokenizer.chat_template is not None

@@ -34,11 +34,14 @@ class Objective(nn.Module):
 
     special_tokens: tuple[str, ...] = ()  # added to the tokenizer's vocabulary
     metrics: tuple[str, ...] = ()  # names of evaluation results other than the loss: extra columns of metrics.csv
+    training_metrics: tuple[str, ...] = ()  # names of what `step_metrics` returns, columns as well
     reads_any_text = False  # the loss is that of the next token, defined on any text
     continues_prompts = True  # generate.py passes it a prompt to continue, not one with blanks
     left_to_right = True  # the model predicts the next token, so that it can be exported
     unit = "token"  # the loss is a mean over them, as are its perplexity and speed
     rows_per_example = 1  # sequences that the model reads for one
+    needs_reference = False  # also reads the model that the run starts from, given to it as `reference`
+    passes = 1  # steps in a row that train on the same examples
     prepare_passes = 0  # times that `prepare` reads all examples
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
@@ -131,6 +134,19 @@ class Objective(nn.Module):
         ctx: DistContext = SINGLE_PROCESS,
     ) -> None:
         """Compute what a fresh run needs before its first step, as buffers, which checkpoints keep."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of metrics.csv that only this objective has."""
+        return (*self.training_metrics, *self.metrics)
+
+    def step_metrics(self) -> list[float]:
+        """Return a number for each of `training_metrics`, of the step that ends now, in this process."""
+        return []
+
+    def is_best(self, loss: float, best: float | None) -> bool:
+        """Return whether a model of this validation loss is better than the best one so far; None: there is none."""
+        return best is None or loss < best
 
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
         """Return the examples of a split, from which `batch` makes batches."""

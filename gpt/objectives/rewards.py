@@ -1,7 +1,7 @@
 """Rewards: how good is what a model wrote after a prompt, by rules that can be checked.
 
     reward = find_reward("tales")
-    score(reward, "tales", prompt, completion, answer)    # 1.0 if the text is a tale, else 0.0
+    reward.score(prompt, completion, answer)    # 1.0 if the text is a tale, else 0.0
 
 A reward is called with the prompt, the completion without its end token, and the answer of the data, "" if there is
 none.
@@ -9,27 +9,71 @@ none.
 
 import importlib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
+from typing import NamedTuple
 
 from gpt.text import countdown, requests, tales
 
-Reward = Callable[[str, str, str], float]
 USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)  # a message of a prompt in ChatML
+
+
+class Reward(NamedTuple):
+    """A rule by its name. Only some rules tell `kind` and `viable`."""
+
+    name: str
+    function: Callable[[str, str, str], float]
+    kind: Callable[[str], str] | None = None  # of a completion, so that it can be compared with its like
+    viable: Callable[[str, str, str], int] | None = None  # leading characters with which a right completion can begin
+
+    def score(self, prompt: str, completion: str, answer: str = "") -> float:
+        """Return the reward. ValueError, naming it, if the function raises or returns no finite number."""
+        try:
+            value = self.function(prompt, completion, answer)
+            number = float(value) if isinstance(value, Real) else math.nan
+        except Exception as error:  # a function of one's own may raise anything
+            problem = f"raised {type(error).__name__} ({error})"
+        else:
+            if math.isfinite(number):
+                return number
+            problem = f"returned {value!r:.60}, which is no finite number,"
+        raise ValueError(f"the reward {self.name!r} {problem} for the completion {completion[:60]!r}")
 
 
 def is_tale(prompt: str, completion: str, answer: str = "") -> float:
     """Return 1.0 if the completion is a tale, or the end of one that the prompt begins, else 0.0."""
-    begun = tales.viable_prefix(prompt) == len(prompt)
-    return float(tales.log_probability(prompt + completion if begun else completion) > -math.inf)
+    return float(tales.log_probability(_begun(prompt) + completion) > -math.inf)
+
+
+def viable_tale(prompt: str, completion: str, answer: str = "") -> int:
+    """Return the number of leading characters of the completion with which some tale goes on."""
+    begun = _begun(prompt)
+    return max(0, tales.viable_prefix(begun + completion) - len(begun))
+
+
+def _begun(prompt: str) -> str:
+    """Return the prompt if a tale can begin with it, else ""."""
+    return prompt if tales.viable_prefix(prompt) == len(prompt) else ""
+
+
+def friends(tale: str) -> str:
+    """Return how many friends a tale says are needed, "two" or "three"; "" if it does not say."""
+    found = re.search(r"\b(?:Find|Take) (two|three) friends\b", tale)
+    return found[1] if found else ""
 
 
 def exact_match(prompt: str, completion: str, answer: str) -> float:
     """Return 1.0 if the completion is the answer, without white space around both, else 0.0."""
     return float(completion.strip() == answer.strip())
+
+
+def viable_answer(prompt: str, completion: str, answer: str) -> int:
+    """Return the number of leading characters that completion and answer have in common."""
+    return len(os.path.commonprefix([completion, answer]))
 
 
 def keeps_request(prompt: str, completion: str, answer: str) -> float:
@@ -51,17 +95,20 @@ def _last_message(prompt: str) -> str:
     return (USER.findall(prompt) or [prompt.strip()])[-1]
 
 
-REWARDS: dict[str, Reward] = {
-    "tales": is_tale,
-    "exact_match": exact_match,
-    "requests": keeps_request,
-    "countdown": is_right,
+REWARDS = {
+    reward.name: reward
+    for reward in (
+        Reward("tales", is_tale, friends, viable_tale),
+        Reward("exact_match", exact_match, viable=viable_answer),
+        Reward("requests", keeps_request, friends),
+        Reward("countdown", is_right),
+    )
 }
 
 
 def find_reward(name: str) -> Reward:
-    """Return a reward of REWARDS, or the function of a module, by "module:function"; modules are looked for in the
-    working folder, too. ValueError if there is none."""
+    """Return a reward of REWARDS, or the function of a module by "module:function", also of one in the working folder.
+    ValueError if there is none."""
     if name in REWARDS:
         return REWARDS[name]
     module, colon, function = name.partition(":")
@@ -75,32 +122,4 @@ def find_reward(name: str) -> Reward:
         raise ValueError(f"the reward {name!r} cannot be found: {type(error).__name__}: {error}") from None
     if not callable(found):
         raise ValueError(f"the reward {name!r} is no function, but of type {type(found).__name__}")
-    return found
-
-
-def score(reward: Reward, name: str, prompt: str, completion: str, answer: str = "") -> float:
-    """Return reward(prompt, completion, answer). ValueError, naming the reward, if it raises or is no finite number."""
-    try:
-        value = reward(prompt, completion, answer)
-        number = float(value) if isinstance(value, Real) else math.nan
-    except Exception as error:  # a reward of one's own may raise anything
-        problem = f"raised {type(error).__name__} ({error})"
-    else:
-        if math.isfinite(number):
-            return number
-        problem = f"returned {value!r:.60}, which is no finite number,"
-    raise ValueError(f"the reward {name!r} {problem} for the completion {completion[:60]!r}")
-
-
-# --- tales: what they are like, and where they go wrong ---------------------------------------------------------------
-
-
-def kind(text: str) -> str:
-    """Return how many friends a tale says are needed, "two" or "three", to group texts by; "" if it does not say."""
-    found = re.search(r"\b(?:Find|Take) (two|three) friends\b", text)
-    return found[1] if found else ""
-
-
-def first_error(text: str) -> int:
-    """Return the number of leading characters with which a tale can begin; len(text) if all of the text can."""
-    return tales.viable_prefix(text)
+    return Reward(name, found)

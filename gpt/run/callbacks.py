@@ -75,7 +75,7 @@ class CSVLog(Callback):
     def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
         """Append a row."""
         if trainer.ctx.is_main:
-            self.append(trainer.run.metrics, logging.metrics_row(trainer, evaluation), trainer.objective.metrics)
+            self.append(trainer.run.metrics, logging.metrics_row(trainer, evaluation), trainer.objective.columns)
 
 
 def _cell(name: str, value: float | None) -> str:

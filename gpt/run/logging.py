@@ -41,6 +41,8 @@ def metrics_row(trainer: Trainer, evaluation: Evaluation | None) -> dict[str, fl
             row["train_perplexity"] = perplexity(row["train_loss"])
         row["lr"] = trainer.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = trainer.grad_norm
+        for name, total in zip(trainer.objective.training_metrics, trainer.sums, strict=False):
+            row[name] = total / trainer.sums[-1]
     if trainer.timed_seconds:
         row["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
     if evaluation:

@@ -133,7 +133,7 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
         progress.log(notice)
     if ctx.is_main:
         folder.create(trainer.config, trainer.data.tokenizer)
-        CSVLog.create(folder.metrics, trainer.objective.metrics)
+        CSVLog.create(folder.metrics, trainer.objective.columns)
     return trainer
 
 

@@ -14,6 +14,8 @@ from gpt.tokenizer import CharTokenizer
 
 TEXTS = [f"{n} green bottles, {'one ' * (n % 5)}more" for n in range(40)]
 DATA = {"sft": "pairs", "dpo": "preferences"}  # of the workspace; of other objectives "documents"
+FROM_MODEL = ("dpo", "grpo")  # they start from a trained model
+SETTINGS = {"grpo": {"reward": "small_objectives:count_e", "group_size": 3, "passes": 2, "clip": 0.2}}
 PAIRS = [(f"{'green ' * (n % 4)}{n % 7} and {n % 5} bottles", f"{n % 7 + n % 5}.") for n in range(30)]
 
 # of one to three turns, of which the answers count
@@ -52,12 +54,17 @@ def short_config(name, workspace, **changes):
         save_every=4,
         sample_every=3,
         device="cpu",
-        init_from=teacher if name == "dpo" else "",
-        model=GPTConfig(0, 48, emb_dim=16, n_heads=2, n_layers=2 if name == "dpo" else 1, drop_rate=0.1),
+        init_from=teacher if name in FROM_MODEL else "",
+        model=GPTConfig(0, 48, emb_dim=16, n_heads=2, n_layers=2 if name in FROM_MODEL else 1, drop_rate=0.1),
         data=DataConfig(path=str(workspace / DATA.get(name, "documents")), packing="document"),
-        objective=ObjectiveConfig(name=name, teacher=teacher if name == "distill" else ""),
+        objective=ObjectiveConfig(name=name, teacher=teacher if name == "distill" else "", **SETTINGS.get(name, {})),
     )
     return change(config, **changes)
+
+
+def count_e(prompt, completion, answer):
+    """A reward: how often the completion has an e."""
+    return completion.count("e")
 
 
 def create(name, workspace, **changes):

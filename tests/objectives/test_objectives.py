@@ -73,12 +73,13 @@ def test_micro_batch_size_does_not_change_the_steps(name, workspace, tmp_path):
             name, workspace, model_drop_rate=0.0, batch_size=batch_size, grad_accum_steps=8 // batch_size, max_steps=4
         )
         torch.manual_seed(0)
-        teacher = {"teacher": objective._teacher[0]} if name == "distill" else {}
-        objective = OBJECTIVES[name](GPTModel(config.model), config.objective, **teacher).double()
+        other = {"distill": "teacher", "grpo": "reference"}.get(name)
+        others = {other: getattr(objective, f"_{other}")[0]} if other else {}
+        objective = OBJECTIVES[name](GPTModel(config.model), config.objective, **others).double()
         objective.prepare(config, data)
         run = RunFolder(tmp_path / str(batch_size))
         run.create(config, data.tokenizer)
-        CSVLog.create(run.metrics, objective.metrics)
+        CSVLog.create(run.metrics, objective.columns)
         run.samples.touch()
         Trainer(config, objective, data, run, callbacks=[CSVLog(), SampleLog()], log=quiet).train()
         weights.append(torch.cat([p.detach().flatten() for p in objective.parameters()]))

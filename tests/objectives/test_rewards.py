@@ -8,14 +8,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gpt.objectives.rewards import REWARDS, find_reward, first_error, kind, score
+from gpt.objectives.rewards import REWARDS, Reward, find_reward, friends, viable_answer, viable_tale
 from gpt.text import countdown, requests, tales
 
 TALES = tales.generate(60, seed=8)
 
 
 def rewarded(name, prompt, completion, answer=""):
-    return score(find_reward(name), name, prompt, completion, answer)
+    return find_reward(name).score(prompt, completion, answer)
 
 
 def chat(*contents):
@@ -129,14 +129,14 @@ def test_a_reward_that_cannot_be_found(mine, name, message):
     [(True, 1.0), (False, 0.0), (3, 3.0), (-0.5, -0.5), (np.float32(0.5), 0.5), (Fraction(1, 4), 0.25)],
 )
 def test_numbers_are_rewards(value, number):
-    found = score(lambda *_: value, "mine", "p", "c")
+    found = Reward("mine", lambda *_: value).score("p", "c")
     assert found == number and type(found) is float
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", [1.0], 1j, np.nan, "x" * 500])
 def test_what_is_no_finite_number_is_an_error(value):
     with pytest.raises(ValueError) as caught:
-        score(lambda *_: value, "mine", "p", "Once " * 100)
+        Reward("mine", lambda *_: value).score("p", "Once " * 100)
     assert str(caught.value).startswith(f"the reward 'mine' returned {value!r:.60}, which is no finite number, for the")
     assert str(caught.value).endswith(f" for the completion {('Once ' * 100)[:60]!r}")
     assert len(str(caught.value)) < 250
@@ -144,13 +144,13 @@ def test_what_is_no_finite_number_is_an_error(value):
 
 def test_a_reward_that_raises_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"^the reward 'mine' raised ZeroDivisionError \(.*\) for the completion 'c'$"):
-        score(lambda *_: 1 / 0, "mine", "p", "c")
+        Reward("mine", lambda *_: 1 / 0).score("p", "c")
     with pytest.raises(ValueError, match=r"^the reward 'mine' raised TypeError \(.*\) for the completion 'c'$"):
-        score(lambda completion: 1.0, "mine", "p", "c")
+        Reward("mine", lambda completion: 1.0).score("p", "c")
     with pytest.raises(ValueError, match=r"^the reward 'mine' raised OverflowError"):
-        score(lambda *_: 10**400, "mine", "p", "c")
+        Reward("mine", lambda *_: 10**400).score("p", "c")
     with pytest.raises(KeyboardInterrupt):
-        score(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), "mine", "p", "c")
+        Reward("mine", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)).score("p", "c")
 
 
 # --- tales ------------------------------------------------------------------------------------------------------------
@@ -158,13 +158,13 @@ def test_a_reward_that_raises_is_an_error_that_says_so():
 
 def test_kinds_are_the_numbers_of_friends():
     for tale in TALES:
-        assert kind(tale) == {2: "two", 3: "three"}[len(tales.facts(tale).friends)]
-        assert kind(tale[: tale.index(" friends and ")]) == kind("") == ""
-    assert {kind(tale) for tale in TALES} == {"two", "three"}
+        assert friends(tale) == {2: "two", 3: "three"}[len(tales.facts(tale).friends)]
+        assert friends(tale[: tale.index(" friends and ")]) == friends("") == ""
+    assert {friends(tale) for tale in TALES} == {"two", "three"}
 
 
 def test_the_first_error_is_where_no_tale_goes_on():
     for tale in TALES:
         for i in (0, 7, 300, len(tale) - 1):
-            assert first_error(tale[:i] + "#" + tale[i:]) == first_error(tale[:i] + "#") == first_error(tale[:i]) == i
-        assert first_error(tale) == first_error(tale + ".") == len(tale)
+            assert viable_tale("", tale[:i] + "#" + tale[i:]) == viable_tale("", tale[:i] + "#") == viable_tale("", tale[:i]) == i
+        assert viable_tale("", tale) == viable_tale("", tale + ".") == len(tale)

@@ -1,0 +1,134 @@
+"""Rollouts: completions of prompts that the model itself writes, and a reward for each.
+
+The advantage of a token says how much better the reward became than expected: it weighs the token's log-probability in
+the loss of gpt/objectives/grpo.py.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from gpt.objectives.conversations import last_answer, whole_examples
+from gpt.objectives.documents import complete
+from gpt.objectives.rewards import Reward
+from gpt.token_files import PreparedData, TokenFile
+from gpt.tokenizer import Tokenizer
+
+
+class Prompt(NamedTuple):
+    """The ids that the model continues, the answer that the data have, and the token that ends a completion."""
+
+    ids: list[int]
+    answer: str
+    stop_id: int
+
+
+class Prompts:
+    """The prompts of a split: of a pair or a conversation all but the last answer. A split without answers has an empty
+    prompt for each document, which the end-of-text token begins."""
+
+    def __init__(self, data: PreparedData, split: TokenFile, context_length: int):
+        self.tokenizer = data.tokenizer
+        has_answers = data.paired or split.flags is not None
+        self.examples = whole_examples(data, split, context_length) if has_answers else None
+        self.n = len(self.examples) if has_answers else split.documents
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Prompt:
+        if self.examples is None:
+            return Prompt([self.tokenizer.eot_id], "", self.tokenizer.eot_id)
+        ids, counted = self.examples.example(index)
+        start, end = last_answer(counted)
+        return Prompt(ids[:start].tolist(), self.tokenizer.decode(ids[start : end - 1].tolist()), int(ids[end - 1]))
+
+
+class Rollout(NamedTuple):
+    """A completion, and how the reward judged it."""
+
+    ids: list[int]  # of the prompt and the completion, its end included
+    start: int  # of the completion
+    reward: float
+    kind: str  # completions of one kind are compared with each other
+    error: int  # the position in `ids` of the first token with which no right completion goes on; else len(ids)
+
+
+def sample_rollouts(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    size: int,
+    seeds: Sequence[int],
+    reward: Reward,
+) -> tuple[list[Rollout], dict[str, float]]:
+    """Let the model complete each prompt `size` times at temperature 1; return the rollouts of each in turn, and the
+    seconds that sampling and judging took.
+
+    One seed per prompt determines its completions. A completion ends at the latest where the model's context does.
+    """
+    start, context_length = time.perf_counter(), model.config.context_length
+    device = next(model.parameters()).device
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    rows = [prompt.ids for prompt in prompts for _ in range(size)]
+    most = context_length + 1 - min(map(len, rows))  # the last token is not read
+    completions = complete(model, rows, prompts[0].stop_id, most, generator=generators)
+    sampled = time.perf_counter()
+    viable = reward.viable or (lambda prompt, completion, answer: len(completion))
+    rollouts = []
+    for number, (ids, (written, ended)) in enumerate(zip(rows, completions, strict=True)):
+        prompt, room = prompts[number // size], context_length + 1 - len(ids)
+        written, ended = written[:room], ended and len(written) < room
+        text = tokenizer.decode(ids[ids[0] == tokenizer.eot_id :])  # what begins a document is no part of its text
+        texts = text, tokenizer.decode(written), prompt.answer
+        rollouts.append(
+            Rollout(
+                [*ids, *written, *[prompt.stop_id] * ended],
+                len(ids),
+                value := reward.score(*texts) if ended else 0.0,
+                reward.kind(texts[1]) if reward.kind else "",
+                len(ids) + (len(written) + ended if value > 0 else _error(tokenizer, written, viable(*texts))),
+            )
+        )
+    return rollouts, {"sample_s": sampled - start, "judge_s": time.perf_counter() - sampled}
+
+
+def _error(tokenizer: Tokenizer, ids: list[int], viable: int) -> int:
+    """Return the position of the first token that ends beyond the first `viable` characters of the text of `ids`."""
+    text = tokenizer.decode(ids)
+    n_bytes, limit = 0, len(text[:viable].encode())
+    for position, i in enumerate(ids):
+        n_bytes += len(tokenizer.decode_bytes([i]))
+        if n_bytes > limit:
+            return position
+    return len(ids)
+
+
+def advantages(rollouts: Sequence[Rollout], baseline: str, credit: str, normalize: bool) -> list[np.ndarray]:
+    """Return the advantage of each token of the completions of one prompt, (n,) each.
+
+    "answer": reward minus the mean reward of the group, or of those of the same kind in it, for every token; Ahmadian
+    et al. 2024, arXiv:2402.14740; Shao et al. 2024, arXiv:2402.03300, equation 14 if it is divided by the standard
+    deviation (`normalize`). "error": the reward minus the expected one at this token, which is the mean reward of the
+    completions that were right so far; 0 after the first error, since nothing can be won or lost any more. Both leave
+    the expected gradient that of the expected reward: what is subtracted does not depend on the token.
+    """
+    found: list[np.ndarray] = []
+    for rollout in rollouts:
+        peers = [r for r in rollouts if baseline == "group" or r.kind == rollout.kind]
+        rewards = np.array([peer.reward for peer in peers])
+        scale = rewards.std() + 1e-6 if normalize else 1.0
+        n = len(rollout.ids) - rollout.start
+        if credit == "answer":
+            found.append(np.full(n, (rollout.reward - rewards.mean()) / scale))
+            continue
+        errors = np.array([peer.error - peer.start for peer in peers])
+        alive = errors[:, None] >= np.arange(n)  # (peers, n)
+        expected = (rewards @ alive) / alive.sum(0).clip(min=1)
+        own = np.arange(n) <= rollout.error - rollout.start
+        found.append((rollout.reward - expected) * own / scale)
+    return found

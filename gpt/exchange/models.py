@@ -220,7 +220,7 @@ def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:
             arguments["teacher"] = load_model(existing_run(run), step)[0].requires_grad_(False)
     if kind.needs_reference:
         with torch.random.fork_rng(devices=[]):
-            arguments["reference"] = _initial_model(config).requires_grad_(False)
+            arguments["reference"] = _initial_model(config).eval().requires_grad_(False)
     objective = kind(adapt(model, config.adapter), config.objective, **arguments)
     freeze(objective, config.freeze)
     return objective

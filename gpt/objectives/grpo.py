@@ -141,16 +141,15 @@ class GRPO(Objective):
 
         In a further pass they are those of the step before.
         """
-        seed, step = key
+        *seed, step = key
         if step != self.step:
             self.step, self.start, self.used = step, time.perf_counter(), []
             self.seconds = {"sample_s": 0.0, "judge_s": 0.0}
         number = step // self.passes
-        if len(self.group_keys) and not self.groups:  # resumed
-            self.groups = dict(zip(map(tuple, self.group_keys.tolist()), map(_trim, self.group_rows.cpu()), strict=True))
+        self._unpack()
         self.groups = {key: group for key, group in self.groups.items() if key[0] >= number}
         if new := [index for index in indices if (number, index) not in self.groups]:
-            seeds = [int(example_rng((seed, number), index).integers(2**63)) for index in new]
+            seeds = [int(example_rng((*seed, number), index).integers(2**63)) for index in new]
             self._sample(examples, new, number, seeds)
         self.used += (groups := [self.groups[number, index] for index in indices])
         width = max(group.size(2) for group in groups)
@@ -199,9 +198,18 @@ class GRPO(Objective):
         train = time.perf_counter() - self.start - sum(seconds)
         return [float(torch.stack(rewards).mean()), length, no_signal, *seconds, train]
 
+    def _unpack(self) -> None:
+        """Take over the groups of a checkpoint that has just been loaded."""
+        if len(self.group_keys) and not self.groups:
+            keys = map(tuple, self.group_keys.tolist())
+            self.groups = dict(zip(keys, map(_trim, self.group_rows.cpu().clone()), strict=True))
+
     def named_weights(self, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
         """See `Objective.named_weights`. With several passes the completions of all processes are part of it."""
-        groups = {key: group for found in ctx.all_gather(self.groups if self.passes > 1 else {}) for key, group in found.items()}
+        self._unpack()
+        groups: dict[tuple[int, int], Tensor] = {}
+        for found in ctx.all_gather(self.groups if self.passes > 1 else {}):
+            groups |= found
         width = max((group.size(2) for group in groups.values()), default=0)
         rows = [_widen(group, width) for group in groups.values()]
         self.group_keys.resize_(len(groups), 2).copy_(torch.tensor([*groups]).view(-1, 2))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from blocks import GPT2_BLOCK, MODERN_BLOCK
 from numerics import tolerance
 from runs import assert_same_run, change, quiet, stop_at, train
-from small_objectives import DATA, create, create_workspace, short_config
+from small_objectives import DATA, FROM_MODEL, create, create_workspace, short_config
 
 from gpt.checkpoint import RunFolder
 from gpt.config import AdapterConfig, GPTConfig, ObjectiveConfig, TrainConfig, from_dict, read_toml
@@ -277,7 +277,7 @@ def test_label_smoothing_of_other_objectives(name, workspace):
 @pytest.mark.parametrize("block", [GPT2_BLOCK, MODERN_BLOCK], ids=["gpt2", "modern"])
 def test_every_objective_trains_in_bfloat16(name, workspace, tmp_path, block):
     model = {f"model_{setting}": value for setting, value in block.items()}
-    if name == "dpo":  # it starts from a model of this block
+    if name in FROM_MODEL:  # it starts from a model of this block
         train(short_config("next_token", workspace, max_steps=1, **model), tmp_path / "source")
         model |= {"init_from": str(tmp_path / "source"), "model_n_layers": 1}
     trainer = train(short_config(name, workspace, dtype="bfloat16", max_steps=2, **model), tmp_path / "run")

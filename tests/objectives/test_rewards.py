@@ -100,7 +100,7 @@ def mine(tmp_path, monkeypatch):
 
 def test_a_reward_of_ones_own_is_found(mine):
     assert rewarded("my_own_rewards:short", "", "four") == 0.25
-    assert find_reward("math:dist") is math.dist
+    assert find_reward("math:dist").function is math.dist
 
 
 @pytest.mark.parametrize(

@@ -142,11 +142,11 @@ def encode_conversation(tokenizer: Tokenizer, messages: list[Message], first: in
     return ids, counted.tolist()
 
 
-def stop_ids(tokenizer: Tokenizer) -> set[int]:
+def stop_ids(tokenizer: Tokenizer) -> set[int | None]:
     """Return the ids of the tokens that end an answer: by the template, and those that end a text."""
-    names = {EOT, *END_OF_TEXT, _end_token(tokenizer).strip()}
+    names = {EOT, *END_OF_TEXT, _end_token(tokenizer).strip()} if tokenizer.chat_template else {}
     found = {tokenizer.special_tokens[name] for name in names if name in tokenizer.special_tokens}
-    return found | ({tokenizer.eot_id} - {None})
+    return found | {tokenizer.eot_id}
 
 
 def _mark_names(tokenizer: Tokenizer, messages: list[Message]) -> list[Message]:
@@ -231,11 +231,12 @@ def _spans(tokenizer: Tokenizer, text: str, messages: list[Message], first: int)
         if message["role"] != "assistant" or n < first:
             continue
         other = [*messages[:n], {**message, "content": PROBE}, *messages[n + 1 :]]
-        head, _, after = _render_marked(tokenizer, other, add_generation_prompt=False).partition(PROBE)
+        head, found, after = _render_marked(tokenizer, other, add_generation_prompt=False).partition(PROBE)
         before, prompt = (_render_marked(tokenizer, messages[:n], flag) for flag in (False, True))
         head = prompt if prompt != before and text.startswith(prompt) else head.rstrip(" ")
         end = len(text) - len(after)
-        if PROBE in after or not text.startswith(head) or not text.endswith(after) or end < len(head):
+        fits = found and PROBE not in after and text.startswith(head) and text.endswith(after)
+        if not fits or end < len(head):
             raise ValueError(
                 f"the chat template does not write message {n + 1} once, apart from the others: it cannot be told what "
                 f"the assistant says"

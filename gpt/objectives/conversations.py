@@ -123,11 +123,13 @@ class ConversationExamples(WholeExamples):
 
 
 class PackedRows:
-    """Rows of up to context_length tokens, each with several examples."""
+    """Rows of up to context_length tokens, each with several examples. `lengths` are the tokens in each row, (N,)."""
 
     def __init__(self, examples: WholeExamples):
         self.examples = examples
-        self.rows = pack(np.minimum(examples.lengths, examples.context_length), examples.context_length)
+        lengths = np.minimum(examples.lengths, examples.context_length)
+        self.rows = pack(lengths, examples.context_length)
+        self.lengths = np.array([lengths[row].sum() for row in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)

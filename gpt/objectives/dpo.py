@@ -147,6 +147,12 @@ class DPO(Objective):
         """See `Objective.overlong`."""
         return "pairs", "their prompts lose their beginning"
 
+    @classmethod
+    def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.example_lengths`: the longer conversation of each pair."""
+        context_length = config.model.context_length
+        return np.minimum(PreferenceExamples(split, context_length).lengths, context_length)
+
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> PreferenceExamples:
         """Return the pairs of a split, which is one of `data`."""
         if not data.preferences:

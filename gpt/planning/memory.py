@@ -37,9 +37,9 @@ def activation_bytes(
     """Return the bytes that autograd keeps of one forward pass over (n_examples, n_tokens) ids, final norm included.
 
     `half`: matrix products run in bfloat16. `recompute`: each block keeps only its input, and backward holds the
-    activations of one block at a time. `has_masks`: each example has its own attention mask and positions. `logit_bytes`
-    counts the loss. For the LSTM on a CPU the figure is
-    approximate: oneDNN chooses the size of its workspace.
+    activations of one block at a time. `has_masks`: each example has its own attention mask and positions.
+    `logit_bytes` counts the loss. For the LSTM on a CPU the figure is approximate: oneDNN chooses the size of its
+    workspace.
     """
     b = 2 if half else 4  # bytes per number out of a matrix product; the residual stream stays float32
     drops = model.drop_rate > 0
@@ -52,9 +52,8 @@ def activation_bytes(
         between = 2 * b * vectors * drops * (model.n_layers - 1)  # dropout between layers: the mask and its result
         return embeddings + model.n_layers * layer + between + b * vectors + norm
     # positions, or the cosines and sines of a rotation
-    embeddings += (
-        8 * n_tokens * (n_examples if has_masks else 1) * (model.head_width if model.position == "rope" else 1)
-    )
+    n_positions = n_tokens * (n_examples if has_masks else 1)
+    embeddings += 8 * n_positions * (model.head_width if model.position == "rope" else 1)
     blocks = [
         _block_bytes(model, layer, n_examples, n_tokens, half, device, has_masks) for layer in range(model.n_layers)
     ]

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.loss import evaluation_mode
 from gpt.model import GPTModel
-from gpt.objectives.conversations import ConversationExamples, sample_answer
+from gpt.objectives.examples import ConversationExamples, sample_answer
 from gpt.objectives.objective import SAMPLE_TEMPERATURE, Objective
 from gpt.ops.fused import chunk_rows
 from gpt.ops.reference import IGNORE_INDEX

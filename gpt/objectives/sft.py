@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt.config import TrainConfig
-from gpt.objectives.conversations import (
+from gpt.objectives.examples import (
     ConversationExamples,
     PackedRows,
     WholeExamples,

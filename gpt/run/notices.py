@@ -9,7 +9,7 @@ import numpy as np
 from gpt.config import GPTConfig, TrainConfig
 from gpt.exchange.models import init_source
 from gpt.objectives import Objective
-from gpt.objectives.conversations import PackedRows
+from gpt.objectives.examples import PackedRows
 from gpt.optim import learning_rate
 from gpt.planning.plan import padded_length
 from gpt.token_files import PreparedData

@@ -12,7 +12,7 @@ from blocks import BLOCKS, GPT2_BLOCK, MODERN_BLOCK, WINDOWED_BLOCK
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.exchange.layouts import GPT2_SIZES
-from gpt.objectives.conversations import attention_of_rows
+from gpt.objectives.examples import attention_of_rows
 from gpt.optim import create_optimizer
 from gpt.planning.hardware import get_hardware
 from gpt.planning.memory import activation_bytes, logit_bytes

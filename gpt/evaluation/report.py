@@ -12,7 +12,8 @@ from gpt.evaluation.samples import Continuations, check_samples, continue_prompt
 from gpt.exchange.models import LoadedModel
 from gpt.loss import Evaluation
 from gpt.objectives.ranks import evaluate_top_k
-from gpt.text.prepare import check_lengths, encode_documents
+from gpt.text.encode import encode_documents
+from gpt.text.prepare import check_lengths
 from gpt.text.sources import Corpus
 from gpt.text.tales import GrammarReport
 from gpt.token_files import PreparedData, TokenFile

@@ -151,13 +151,14 @@ class OptimConfig(_Config):
 class ObjectiveConfig(_Config):
     """The training objective, by the name of one in gpt/objectives/, and its settings."""
 
-    name: Literal["next_token", "reverse", "masked", "infilling", "sft", "distill"] = _setting(
+    name: Literal["next_token", "reverse", "masked", "infilling", "sft", "dpo", "distill"] = _setting(
         "next_token", "training objective, one of gpt/objectives/"
     )
     label_smoothing: float = _setting(0.0, "probability spread evenly over all tokens in the training loss", 0, 0.99)
     mask_rate: float = _setting(0.15, "share of the tokens to mask and predict", 0.001, 0.999, "masked, infilling")
     next_sentence: bool = _setting(True, "also predict whether the second half follows the first", applies_to="masked")
     span_length: float = _setting(3.0, "mean length of a masked span, in tokens", 1, applies_to="infilling")
+    beta: float = _setting(0.1, "weight of staying close to the model of init_from", 1e-6, applies_to="dpo")
     teacher: str = _setting("", "run to learn from", applies_to="distill")
     temperature: float = _setting(2.0, "temperature of the teacher's and student's softmax", 1e-3, applies_to="distill")
     label_weight: float = _setting(0.1, "weight of the loss on labels; the teacher's gets the rest", 0, 1, "distill")

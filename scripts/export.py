@@ -42,7 +42,7 @@ def main() -> None:
     from gpt.exchange.peft import export_peft
 
     objective, tokenizer, checkpoint = load_objective(folder, arguments.checkpoint)
-    prepend_eot = checkpoint.config.data.packing == "document"
+    prepend_eot = objective.starts_with_eot(checkpoint.config)
     if not objective.left_to_right:
         parser.error(
             f"only a model that predicts the next token can be exported, and {arguments.run} was trained for "

@@ -21,9 +21,10 @@ RESULTS = PROJECT / "data" / "baselines.json"  # losses of models that take too 
 class Baselines:
     """Losses that a validation loss is compared with: baselines above it and, where it is known, the entropy below."""
 
-    losses: dict[str, float]  # name -> nats per token
+    losses: dict[str, float]  # name -> nats per unit
     entropy_floor: np.ndarray | None  # -ln p of each validation document, its end included, in nats; None if unknown
     n_tokens: int  # predicted tokens of the validation split: all after the first
+    unit: str = "token"  # of which the losses are means
 
     @property
     def entropy_floor_loss(self) -> float:
@@ -56,7 +57,7 @@ def compute_baselines(objective: Objective, config: TrainConfig, data: PreparedD
             if result["data"] == data.checksums:
                 losses[result["name"]] = result["val_loss"]
     floor = tales_entropy_floor(data) if objective.has_entropy_floor(config) else None
-    return Baselines(losses, floor, len(data.val.tokens) - 1)
+    return Baselines(losses, floor, len(data.val.tokens) - 1, objective.unit)
 
 
 def tales_entropy_floor(data: PreparedData) -> np.ndarray | None:

@@ -45,7 +45,7 @@ def open_model(run: str | Path | None, checkpoint: str = "best", pretrained: str
         return LoadedModel(f"{pretrained} ({found.path})", objective, found.tokenizer(), found.prepend_eot, None)
     objective, tokenizer, loaded = load_objective(run, checkpoint)
     name = f"{run}, step {loaded.state['step']:,}"
-    return LoadedModel(name, objective, tokenizer, loaded.config.data.packing == "document", loaded)
+    return LoadedModel(name, objective, tokenizer, objective.starts_with_eot(loaded.config), loaded)
 
 
 def load_objective(run: str | Path | RunFolder, checkpoint: str = "best") -> tuple[Objective, Tokenizer, Checkpoint]:

@@ -4,6 +4,7 @@ A new objective takes a file here, a line in OBJECTIVES, and its name and settin
 """
 
 from gpt.objectives.distill import Distill
+from gpt.objectives.dpo import DPO
 from gpt.objectives.infilling import Infilling
 from gpt.objectives.masked import Masked
 from gpt.objectives.next_token import NextToken
@@ -17,5 +18,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked": Masked,
     "infilling": Infilling,
     "sft": SFT,
+    "dpo": DPO,
     "distill": Distill,
 }

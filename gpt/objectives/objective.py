@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.data import DocumentExamples, Examples, PackedExamples
+from gpt.data import DocumentExamples, Examples, PackedExamples, document_spans
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.documents import generate_ids, sample_documents
@@ -37,7 +37,9 @@ class Objective(nn.Module):
     reads_any_text = False  # the loss is that of the next token, defined on any text
     continues_prompts = True  # generate.py passes it a prompt to continue, not one with blanks
     left_to_right = True  # the model predicts the next token, so that it can be exported
-    overlong = ("documents", "they are divided")  # those that do not fit the model's context, and what becomes of them
+    unit = "token"  # the loss is a mean over them, as are its perplexity and speed
+    rows_per_example = 1  # sequences that the model reads for one
+    prepare_passes = 0  # times that `prepare` reads all examples
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
         super().__init__()
@@ -80,16 +82,7 @@ class Objective(nn.Module):
                 f"{tokenizer.name} of {tokenizer.vocab_size} tokens: set model.vocab_size to 0, or prepare the data "
                 f"again"
             )
-        if config.data.packing == "document" and not data.has_eot:
-            raise ValueError(
-                f"data.packing is 'document', but the text of {data.folder} is not divided into documents: set it to "
-                f"'packed', or prepare several files, or a file with a --separator"
-            )
-        if config.data.packing == "packed" and len(data.train.tokens) <= model.context_length:
-            raise ValueError(
-                f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one example of "
-                f"context_length {model.context_length}: lower model.context_length or use a longer text"
-            )
+        cls.check_packing(config, data)
         if model.window and not cls.continues_prompts:
             raise ValueError(
                 f"model.window is {model.window}, but the objective {config.objective.name} reads both sides of a "
@@ -105,9 +98,57 @@ class Objective(nn.Module):
             optim=dataclasses.replace(config.optim, decay_steps=config.optim.decay_steps or config.max_steps),
         )
 
+    @classmethod
+    def check_packing(cls, config: TrainConfig, data: PreparedData) -> None:
+        """ValueError unless the data can be cut into examples as data.packing says."""
+        context_length = config.model.context_length
+        if config.data.packing == "document" and not data.has_eot:
+            raise ValueError(
+                f"data.packing is 'document', but the text of {data.folder} is not divided into documents: set it to "
+                f"'packed', or prepare several files, or a file with a --separator"
+            )
+        if config.data.packing == "packed" and len(data.train.tokens) <= context_length:
+            raise ValueError(
+                f"the training split of {data.folder} has {len(data.train.tokens)} tokens, too few for one example of "
+                f"context_length {context_length}: lower model.context_length or use a longer text"
+            )
+
+    @classmethod
+    def starts_with_eot(cls, config: TrainConfig) -> bool:
+        """Return whether a text that the model reads starts with the end-of-text token: it reads whole documents."""
+        return config.data.packing == "document"
+
+    @classmethod
+    def overlong(cls, data: PreparedData) -> tuple[str, str]:
+        """Return the name of examples that exceed the model's context, and what becomes of them."""
+        return "documents", "they are divided"
+
+    def prepare(
+        self,
+        config: TrainConfig,
+        data: PreparedData,
+        device: torch.device | str = "cpu",
+        ctx: DistContext = SINGLE_PROCESS,
+    ) -> None:
+        """Compute what a fresh run needs before its first step, as buffers, which checkpoints keep."""
+
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
         """Return the examples of a split, from which `batch` makes batches."""
         return create_examples(config, data, split)
+
+    @classmethod
+    def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the tokens that the model reads of each example of a split, (N,); empty if all have context_length."""
+        if config.data.packing == "packed" or not data.has_eot:
+            return np.zeros(0, np.int64)
+        stride = config.data.stride if split is data.train else 0
+        spans = document_spans(split.tokens, data.tokenizer.eot_id, config.model.context_length, stride)
+        return spans[:, 1] - spans[:, 0]
+
+    @classmethod
+    def has_masks(cls, config: TrainConfig) -> bool:
+        """Return whether each example has an attention mask of its own."""
+        return False
 
     def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
         """Return the context_length that each document of a split needs to stay whole, (N,); empty if it is packed."""
@@ -200,7 +241,7 @@ class Objective(nn.Module):
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
         """Return a text for samples.txt: a continuation of sample_prompt, or of the training split's first token."""
         prompt = config.sample_prompt
-        max_new_tokens = None if config.data.packing == "document" else SAMPLE_TOKENS
+        max_new_tokens = None if self.starts_with_eot(config) else SAMPLE_TOKENS
         prepend_eot = max_new_tokens is None or (data.has_eot and not prompt)
         if not prompt and not prepend_eot:
             prompt = data.tokenizer.decode(data.train.tokens[:1].tolist())

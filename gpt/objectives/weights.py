@@ -55,6 +55,9 @@ def freeze(module: nn.Module, beginnings: str) -> None:
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load tensors named by `named_weights` into an objective or a GPTModel. ValueError unless all fit exactly."""
+    for name, buffer in module.named_buffers():  # an objective's own have the size of its data
+        if (saved := weights.get(_saved_name(module, name))) is not None:
+            buffer.resize_(saved.shape)
     own = module.state_dict()
     first_name = {}  # data pointer -> first name of that tensor
     for name, tensor in own.items():

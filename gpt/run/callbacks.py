@@ -42,7 +42,8 @@ class Progress(Callback):
     def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
         """Print a row of metrics; on a terminal, where the bar shows the rest, only those with an evaluation."""
         if evaluation or self.bar.disable:
-            self.log(logging.progress_line(logging.metrics_row(trainer, evaluation), trainer.config.max_steps))
+            row, unit = logging.metrics_row(trainer, evaluation), trainer.objective.unit
+            self.log(logging.progress_line(row, trainer.config.max_steps, unit))
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Move the bar."""

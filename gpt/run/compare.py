@@ -67,7 +67,7 @@ def compare_runs(names: Sequence[str], out: Path) -> str:
     has_bytes = not any(math.isnan(run.metrics["val_bits_per_byte"][run.best]) for run in runs)
     column, unit = ("val_bits_per_byte", "bits per byte")
     if same_tokens or not has_bytes:
-        column, unit = ("val_loss", "nats per token")
+        column, unit = ("val_loss", f"nats per {OBJECTIVES[runs[0].config.objective.name].unit}")
     out.parent.mkdir(parents=True, exist_ok=True)
     plot_comparison({run.name: run.metrics for run in runs}, column, f"validation loss, {unit}", out)
     return "\n".join(

@@ -123,17 +123,18 @@ def _overlong(loaded: LoadedModel, data: PreparedData) -> str:
     if not isinstance(objective, SFT):
         return ""
     needed, limit = objective.context_needed(config, data, data.val), config.model.context_length
-    n, (kind, effect) = int((needed > limit).sum()), objective.overlong
+    n, (kind, effect) = int((needed > limit).sum()), objective.overlong(data)
     return f"{n:,} of {len(needed):,} {kind} exceed the model's context of {limit} tokens: {effect}" if n else ""
 
 
 def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:
     """Return the results of an objective other than next-token prediction as text."""
+    unit = loaded.objective.unit
     lines = [
         f"model           {loaded.name}",
         f"objective       {loaded.objective.config.name}",
-        f"text            {report.text}: {report.evaluation.n_tokens:,} tokens predicted",
-        describe_evaluation(report.evaluation),
+        f"text            {report.text}: {report.evaluation.n_tokens:,} {unit}s predicted",
+        describe_evaluation(report.evaluation, unit),
     ]
     return "\n".join(lines + _describe_comparison(report))
 

@@ -29,17 +29,24 @@ COLUMNS = [
 
 
 def metrics_row(trainer: Trainer, evaluation: Evaluation | None) -> dict[str, float]:
-    """Return a row of metrics.csv, by column: training since the row before, and the evaluation if there is one."""
+    """Return a row of metrics.csv, by column: training since the row before, and the evaluation if there is one.
+
+    Where the objective counts something else than tokens, so do tokens_seen and tokens_per_second, and a loss has no
+    perplexity.
+    """
     row: dict[str, float] = {"step": trainer.step, "tokens_seen": trainer.tokens_seen}
     if trainer.loss_tokens:
         row["train_loss"] = trainer.loss_sum / trainer.loss_tokens
-        row["train_perplexity"] = perplexity(row["train_loss"])
+        if trainer.objective.unit == "token":
+            row["train_perplexity"] = perplexity(row["train_loss"])
         row["lr"] = trainer.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = trainer.grad_norm
     if trainer.timed_seconds:
         row["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
     if evaluation:
-        row |= {"val_loss": evaluation.loss, "val_perplexity": evaluation.perplexity, **evaluation.metrics}
+        row |= {"val_loss": evaluation.loss, **evaluation.metrics}
+        if trainer.objective.unit == "token":
+            row["val_perplexity"] = evaluation.perplexity
         if not math.isnan(evaluation.bytes_per_token):
             row["val_bits_per_byte"] = evaluation.bits_per_byte
         if not math.isnan(evaluation.standard_error):
@@ -54,23 +61,27 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
-def progress_line(row: dict[str, float], max_steps: int) -> str:
+def progress_line(row: dict[str, float], max_steps: int, unit: str = "token") -> str:
     """Format a row of metrics.csv as a line for people."""
+
+    def loss(split: str) -> str:
+        perplexity = f", perplexity {row[f'{split}_perplexity']:,.1f}" if f"{split}_perplexity" in row else ""
+        return f"{split} loss {row[f'{split}_loss']:.3f}{perplexity}"
+
     parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}"]
-    if "train_loss" in row:
-        parts.append(f"train loss {row['train_loss']:.3f}, perplexity {row['train_perplexity']:,.1f}")
-    if "val_loss" in row:
-        parts.append(f"val loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:,.1f}")
+    parts += [loss(split) for split in ("train", "val") if f"{split}_loss" in row]
     parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in row.items() if name not in COLUMNS]
     if "tokens_per_second" in row:
-        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"{row['tokens_per_second']:,.0f} {unit}s/s")
     return " | ".join([*parts, f"{row['elapsed_s']:.0f} s"])
 
 
 def progress_postfix(trainer: Trainer) -> str:
     """Format the training loss and speed since the last row of metrics, for the progress bar."""
     loss, speed = trainer.loss_sum / trainer.loss_tokens, trainer.timed_tokens / trainer.timed_seconds
-    return f"loss {loss:.3f}, perplexity {perplexity(loss):,.1f}, {speed:,.0f} tokens/s"
+    unit = trainer.objective.unit
+    level = f", perplexity {perplexity(loss):,.1f}" if unit == "token" else ""
+    return f"loss {loss:.3f}{level}, {speed:,.0f} {unit}s/s"
 
 
 def describe(trainer: Trainer) -> str:
@@ -83,7 +94,7 @@ def describe(trainer: Trainer) -> str:
     epochs = config.max_steps * step_examples / len(trainer.examples)
     per_step = f"{step_examples * model.context_length:,} tokens"
     if config.data.packing == "document":
-        per_step = f"{step_examples:,} {'pairs' if data.paired else 'documents'}"
+        per_step = f"{step_examples:,} {trainer.objective.overlong(data)[0]}"
     precision = str(trainer.dtype).removeprefix("torch.")
     layers = f"{model.n_layers} LSTM layers"
     if model.backbone == "gpt":
@@ -127,7 +138,8 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {run.find('last')}\n"
             f"to resume: python scripts/train.py --run {name} --resume"
         )
-    has_grammar = baselines.entropy_floor is not None
+    has_grammar, unit = baselines.entropy_floor is not None, baselines.unit
+    level = f", perplexity {perplexity(last['best_loss']):,.2f}" if unit == "token" else ""
     lines = ["", comparison(baselines, f"this run, step {last['step']:,}", evaluation), ""]
     if has_grammar:
         texts, report = check_samples(trainer.objective, trainer.data, FINAL_SAMPLES)
@@ -140,9 +152,9 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         lines += ["sample:", "", indent(last_sample)]
     lines += [
         "",
-        f"finished  {_end(trainer, last['step'])}, {last['tokens_seen']:,} tokens, {last['elapsed_s']:.0f} s",
-        f"best      validation loss {last['best_loss']:.4f} nats per token, perplexity "
-        f"{perplexity(last['best_loss']):,.2f}, at step {int(last['best'].removeprefix('step-')):,}",
+        f"finished  {_end(trainer, last['step'])}, {last['tokens_seen']:,} {unit}s, {last['elapsed_s']:.0f} s",
+        f"best      validation loss {last['best_loss']:.4f} nats per {unit}{level}, at step "
+        f"{int(last['best'].removeprefix('step-')):,}",
         f"plot      {run.plot}",
         f"metrics   {run.metrics}",
         f"samples   {run.samples}",
@@ -171,11 +183,11 @@ def _end(trainer: Trainer, step: int) -> str:
     return f"early at step {step:,}, after {trainer.stale} evaluations without a better loss (patience)"
 
 
-def describe_evaluation(evaluation: Evaluation) -> str:
+def describe_evaluation(evaluation: Evaluation, unit: str = "token") -> str:
     """Format a loss and the objective's other metrics, one line each."""
     names = [name.removeprefix("val_").replace("_", " ") for name in evaluation.metrics]
     width = max(16, *(len(name) + 2 for name in names)) if names else 16
-    lines = [f"{'loss':<{width}}{evaluation.loss:.4f} nats per token{with_error(evaluation.standard_error)}"]
+    lines = [f"{'loss':<{width}}{evaluation.loss:.4f} nats per {unit}{with_error(evaluation.standard_error)}"]
     lines += [f"{name:<{width}}{value:.4f}" for name, value in zip(names, evaluation.metrics.values(), strict=True)]
     return "\n".join(lines)
 
@@ -193,20 +205,24 @@ def indent(text: str) -> str:
 
 
 def comparison(baselines: Baselines, name: str, evaluation: Evaluation) -> str:
-    """Format a loss, its baselines and its floor as a table, highest first, in nats, perplexity, bits and bits/byte."""
+    """Format a loss, its baselines and its floor as a table, highest first, in nats, perplexity, bits and bits/byte.
+
+    A loss that is not one of tokens is given in nats alone.
+    """
     rows = [*baselines.losses.items(), (name, evaluation.loss)]
     if baselines.entropy_floor is not None:
         rows += [
             ("floor: -ln p of these tales", baselines.entropy_floor_loss),
             ("exact entropy of all tales", baselines.entropy),
         ]
-    has_bytes = not math.isnan(evaluation.bytes_per_token)
-    header = f"{'bits/byte':>12}" if has_bytes else ""
-    lines = [f"{'validation loss':<32}{'nats/token':>12}{'perplexity':>12}{'bits/token':>12}{header}"]
+    has_bytes, has_tokens = not math.isnan(evaluation.bytes_per_token), baselines.unit == "token"
+    header = f"{'perplexity':>12}{'bits/token':>12}" * has_tokens + f"{'bits/byte':>12}" * has_bytes
+    lines = [f"{'validation loss':<32}{f'nats/{baselines.unit}':>12}{header}"]
     for row, nats in sorted(rows, key=lambda row: -row[1]):
         bits = nats / math.log(2)
-        per_byte = f"{bits / evaluation.bytes_per_token:>12.4f}" if has_bytes else ""
-        lines.append(f"{row:<32}{nats:>12.4f}{perplexity(nats):>12,.{2 if nats < 7 else 0}f}{bits:>12.4f}{per_byte}")
+        others = f"{perplexity(nats):>12,.{2 if nats < 7 else 0}f}{bits:>12.4f}" * has_tokens
+        others += f"{bits / evaluation.bytes_per_token:>12.4f}" if has_bytes else ""
+        lines.append(f"{row:<32}{nats:>12.4f}{others}")
     if baselines.entropy_floor is not None:
         excess = evaluation.excess_over_floor(baselines.entropy_floor)
         error = "" if math.isnan(excess.standard_error) else f" (standard error {excess.standard_error:.4f})"

@@ -38,12 +38,14 @@ RULES = [
 def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
     """Plot losses in nats per token and perplexity over tokens seen, with baselines, as a PNG.
 
-    With an entropy floor a third panel shows the excess over it, the KL divergence.
+    The loss of an objective that counts something else has no perplexity. With an entropy floor a third panel shows the
+    excess over it, the KL divergence.
     """
     columns = read_metrics(metrics)
     levels = dict(baselines.losses)
-    panels = [("cross-entropy, nats per token", "linear", lambda loss: loss)]
-    panels.append(("perplexity", "log", perplexity))
+    panels = [("cross-entropy, nats per token", "linear", lambda loss: loss), ("perplexity", "log", perplexity)]
+    if baselines.unit != "token":
+        panels = [(f"loss, nats per {baselines.unit}", "linear", lambda loss: loss)]
     if baselines.entropy_floor is not None:
         floor = baselines.entropy_floor_loss
         levels["entropy floor"] = floor
@@ -51,7 +53,7 @@ def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
             ("excess over the entropy floor (KL divergence), nats per token", "log", lambda loss: loss - floor)
         )
     figure = Figure(figsize=(5.6 * len(panels), 4.6), dpi=110, layout="constrained")
-    for axes, (title, scale, level) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    for axes, (title, scale, level) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.set_yscale(scale)
         for name, column, colour in (("training", "train_loss", TRAIN), ("validation", "val_loss", VAL)):
             points = [
@@ -69,7 +71,7 @@ def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
             )
         _label_levels(axes, shown)
         axes.set_title(title, loc="left", fontsize=10)
-        _tokens_axis(axes)
+        _tokens_axis(axes, f"{baselines.unit}s seen")
         if scale == "log":
             _plain_log_axis(axes)
     figure.axes[0].legend(loc="upper right")
@@ -94,8 +96,8 @@ def _label_levels(axes: Axes, levels: dict[str, float]) -> None:
         axes.text(1.01, lowest, text, transform=axes.transAxes, va="center", color=colour, fontsize=8)
 
 
-def _tokens_axis(axes: Axes) -> None:
-    axes.set_xlabel("tokens seen")
+def _tokens_axis(axes: Axes, label: str = "tokens seen") -> None:
+    axes.set_xlabel(label)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
     _style(axes)
 

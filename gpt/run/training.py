@@ -22,11 +22,12 @@ from gpt.run.notices import (
     finished_notices,
     freeze_notices,
     length_notices,
+    packing_notices,
     schedule_notices,
     stride_notices,
     vocabulary_notices,
 )
-from gpt.system.device import choose_device
+from gpt.system.device import autocast, choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.files import atomic_file, atomic_folder, flush, write_text
@@ -124,9 +125,12 @@ def _progress(log: Log, ctx: DistContext) -> Progress:
 def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: DistContext) -> Trainer:
     trainer = _create(config, folder, progress, ctx)
     config = trainer.config
+    with ctx.unsharded(), autocast(trainer.device, trainer.dtype):
+        trainer.objective.prepare(config, trainer.data, trainer.device, ctx)
     lengths = length_notices(trainer.objective, config, trainer.data)
     vocabulary = vocabulary_notices(config, trainer.data)
     lengths += stride_notices(config)
+    lengths += packing_notices(config, trainer.examples, trainer.objective.overlong(trainer.data)[0])
     for notice in [*schedule_notices(config), *vocabulary, *lengths, *freeze_notices(config)]:
         progress.log(notice)
     if ctx.is_main:

@@ -168,7 +168,7 @@ class DistContext:
             from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             self._sharded = [fully_shard(part) for part in (*getattr(objective.model, "trf_blocks", ()), objective)]
-            for method in ("evaluate", "sample"):  # they need gathered parameters, as forward does
+            for method in ("evaluate", "sample", "prepare"):  # they need gathered parameters, as forward does
                 register_fsdp_forward_method(objective, method)
         return objective
 

@@ -1,6 +1,8 @@
 """Prefix tuning: learned keys and values before those of a frozen model. Li and Liang 2021, arXiv:2101.00190."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -72,3 +74,16 @@ def add_prefix(model: GPTModel, config: AdapterConfig) -> None:
     for block, key, value in zip(model.trf_blocks, cache.keys, cache.values, strict=True):
         block.att = PrefixAttention(model.config, block.att, key[0], value[0])
     model.train(training)
+
+
+@contextlib.contextmanager
+def without_prefix(model: nn.Module) -> Iterator[None]:
+    """A context in which a model attends as if no prefix had been added."""
+    layers = [module for module in model.modules() if isinstance(module, PrefixAttention)]
+    for layer in layers:
+        layer.attend = super(PrefixAttention, layer).attend
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.attend  # the class's own again

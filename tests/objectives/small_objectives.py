@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import corpus_of, pairs_of
+from conversations import write_conversations
 from runs import change, train
 
 from gpt.config import DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
@@ -12,12 +13,23 @@ from gpt.token_files import load_data
 from gpt.tokenizer import CharTokenizer
 
 TEXTS = [f"{n} green bottles, {'one ' * (n % 5)}more" for n in range(40)]
+DATA = {"sft": "pairs", "dpo": "preferences"}  # of the workspace; of other objectives "documents"
 PAIRS = [(f"{'green ' * (n % 4)}{n % 7} and {n % 5} bottles", f"{n % 7 + n % 5}.") for n in range(30)]
+
+# of one to three turns, of which the answers count
+TALKS = [[(part, k == 1) for p in PAIRS[n : n + 1 + n % 3] for k, part in enumerate(p)] for n in range(27)]
+PREFERENCES = [
+    [(prompt, False), (answer, True)] for prompt, chosen in PAIRS for answer in (chosen, f"{len(prompt)} bottles")
+]
 
 
 def create_workspace(folder):
-    """Return a folder with documents, pairs of the same characters, and a teacher trained on the documents."""
-    CharTokenizer("".join([*TEXTS, *map("".join, PAIRS)]), end_of_text=True).save(folder / "tokenizer.json")
+    """Return a folder with documents, pairs and conversations of the same characters, and a teacher trained on the
+    documents."""
+    tokenizer = CharTokenizer("".join([*TEXTS, *map("".join, PAIRS)]), end_of_text=True)
+    tokenizer.save(folder / "tokenizer.json")
+    write_conversations(folder / "conversations", tokenizer, TALKS[:20], TALKS[20:])
+    write_conversations(folder / "preferences", tokenizer, PREFERENCES[:40], PREFERENCES[40:], preferences=True)
     prepare_data(corpus_of(folder / "texts", *TEXTS), str(folder / "tokenizer.json"), folder / "documents")
     prepare_data(pairs_of(folder / "texts", PAIRS), str(folder / "tokenizer.json"), folder / "pairs", 0.2)
     config = short_config("next_token", folder, max_steps=4, save_every=2, eval_every=2, model_n_layers=2)
@@ -29,8 +41,7 @@ def create_workspace(folder):
 
 def short_config(name, workspace, **changes):
     """Return the config of a short run with an objective; model_drop_rate=0 sets model.drop_rate."""
-    data = workspace / ("pairs" if name == "sft" else "documents")
-    teacher = {"teacher": str(workspace / "runs" / "teacher")} if name == "distill" else {}
+    teacher = str(workspace / "runs" / "teacher")
     config = TrainConfig(
         seed=3,
         max_steps=6,
@@ -41,9 +52,10 @@ def short_config(name, workspace, **changes):
         save_every=4,
         sample_every=3,
         device="cpu",
-        model=GPTConfig(vocab_size=0, context_length=48, emb_dim=16, n_heads=2, n_layers=1, drop_rate=0.1),
-        data=DataConfig(path=str(data), packing="document"),
-        objective=ObjectiveConfig(name=name, **teacher),
+        init_from=teacher if name == "dpo" else "",
+        model=GPTConfig(0, 48, emb_dim=16, n_heads=2, n_layers=2 if name == "dpo" else 1, drop_rate=0.1),
+        data=DataConfig(path=str(workspace / DATA.get(name, "documents")), packing="document"),
+        objective=ObjectiveConfig(name=name, teacher=teacher if name == "distill" else ""),
     )
     return change(config, **changes)
 
@@ -52,7 +64,9 @@ def create(name, workspace, **changes):
     """Return an objective as a Trainer creates it, its config and its data."""
     config = short_config(name, workspace, **changes)
     config, data = resolve_config(config, load_data(config.data.path))
-    return create_objective(config).eval(), config, data
+    objective = create_objective(config).eval()
+    objective.prepare(config, data)
+    return objective, config, data
 
 
 def log_probability(model, ids, first=1):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from blocks import GPT2_BLOCK, MODERN_BLOCK
 from numerics import tolerance
 from runs import assert_same_run, change, quiet, stop_at, train
-from small_objectives import create, create_workspace, short_config
+from small_objectives import DATA, create, create_workspace, short_config
 
 from gpt.checkpoint import RunFolder
 from gpt.config import AdapterConfig, GPTConfig, ObjectiveConfig, TrainConfig, from_dict, read_toml
@@ -45,7 +45,7 @@ def workspace(tmp_path_factory):
 def test_config_accepts_every_objective():
     (kind,) = (field.type for field in fields(ObjectiveConfig) if field.name == "name")
     assert set(OBJECTIVES) <= set(get_args(kind))
-    assert {"next_token", "reverse", "sft", "distill"} <= set(OBJECTIVES)
+    assert {"next_token", "reverse", "sft", "dpo", "distill"} <= set(OBJECTIVES)
     assert ObjectiveConfig().name == "next_token"
 
 
@@ -75,6 +75,7 @@ def test_micro_batch_size_does_not_change_the_steps(name, workspace, tmp_path):
         torch.manual_seed(0)
         teacher = {"teacher": objective._teacher[0]} if name == "distill" else {}
         objective = OBJECTIVES[name](GPTModel(config.model), config.objective, **teacher).double()
+        objective.prepare(config, data)
         run = RunFolder(tmp_path / str(batch_size))
         run.create(config, data.tokenizer)
         CSVLog.create(run.metrics, objective.metrics)
@@ -146,7 +147,7 @@ def test_generate_continues_prompts_or_fills_masks(name, workspace, tmp_path, mo
 @EVERY_OBJECTIVE
 def test_generate_takes_many_prompts_and_needs_no_data(name, workspace, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    data = shutil.copytree(workspace / ("pairs" if name == "sft" else "documents"), tmp_path / "data")
+    data = shutil.copytree(workspace / DATA.get(name, "documents"), tmp_path / "data")
     config = short_config(name, workspace, max_steps=2)
     objective = train(change(config, data=replace(config.data, path="data")), tmp_path / "runs" / "mine").objective
     shutil.rmtree(data)
@@ -162,7 +163,7 @@ def test_generate_takes_many_prompts_and_needs_no_data(name, workspace, tmp_path
 
 
 @pytest.mark.parametrize("adapter", [AdapterConfig("lora", rank=2), AdapterConfig("prefix", length=3)])
-@pytest.mark.parametrize("name", ["sft", "distill"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "distill"])
 def test_objectives_train_adapters(workspace, tmp_path, adapter, name):
     config = short_config(
         name, workspace, adapter=adapter, init_from=str(workspace / "runs" / "teacher"), model=GPTConfig(0)
@@ -275,6 +276,9 @@ def test_label_smoothing_of_other_objectives(name, workspace):
 @pytest.mark.parametrize("block", [GPT2_BLOCK, MODERN_BLOCK], ids=["gpt2", "modern"])
 def test_every_objective_trains_in_bfloat16(name, workspace, tmp_path, block):
     model = {f"model_{setting}": value for setting, value in block.items()}
+    if name == "dpo":  # it starts from a model of this block
+        train(short_config("next_token", workspace, max_steps=1, **model), tmp_path / "source")
+        model |= {"init_from": str(tmp_path / "source"), "model_n_layers": 1}
     trainer = train(short_config(name, workspace, dtype="bfloat16", max_steps=2, **model), tmp_path / "run")
     assert trainer.dtype == torch.bfloat16
     assert math.isfinite(trainer.evaluation.loss)

@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import BLOCKS
 from conftest import pairs_of
-from runs import change
-from small_objectives import PAIRS, create, create_workspace, log_probability, short_config
+from runs import assert_same_run, change, quiet, stop_at, train
+from small_objectives import PAIRS, TALKS, create, create_workspace, log_probability, short_config
 
-from gpt.config import DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
+from gpt.config import AdapterConfig, DataConfig, GPTConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from gpt.evaluation.baselines import compute_baselines
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.generation import generate
 from gpt.model import GPTModel
-from gpt.objectives.sft import SFT, PairExamples
+from gpt.objectives.examples import PairExamples
+from gpt.objectives.sft import SFT
+from gpt.run.training import resume_run, start_run
 from gpt.text.prepare import prepare_data
 from gpt.token_files import load_data
+from gpt.variants import adapt
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +110,13 @@ def test_unsuitable_data_is_refused(workspace):
     pairs, documents = load_data(workspace / "pairs"), load_data(workspace / "documents")
     config = short_config("sft", workspace)
     assert resolve_config(config, pairs)[0].model.vocab_size == pairs.tokenizer.vocab_size
-    with pytest.raises(ValueError, match=r"needs pairs, and .*documents holds none: prepare a \.jsonl"):
+    with pytest.raises(ValueError, match=r"needs pairs or conversations, and .*documents holds none: prepare a"):
         resolve_config(config, documents)
-    with pytest.raises(ValueError, match=r"data\.packing is 'packed', .* set it to 'document'"):
-        resolve_config(change(config, data=DataConfig(path=config.data.path)), pairs)
-    with pytest.raises(ValueError, match=r"data\.stride is 2, but pairs are read whole: set it to 0"):
+    with pytest.raises(ValueError, match=r"data\.packing is 'packed', but an LSTM .* set it to 'document'"):
+        resolve_config(change(config, data=DataConfig(path=config.data.path), model_backbone="lstm"), pairs)
+    with pytest.raises(ValueError, match=r"holds preferences, and the objective sft .* set objective.name to 'dpo'"):
+        resolve_config(config, load_data(workspace / "preferences"))
+    with pytest.raises(ValueError, match=r"data\.stride is 2, but examples are read whole: set it to 0"):
         resolve_config(change(config, data=dataclasses.replace(config.data, stride=2)), pairs)
     with pytest.raises(ValueError, match=r"a response has 3 tokens with its end, but model\.context_length is 2"):
         resolve_config(change(config, model_context_length=2), pairs)
@@ -190,3 +196,124 @@ def test_sample_shows_a_prompt_and_the_true_response(workspace):
     asked = dataclasses.replace(config, sample_prompt="2 and")
     assert objective.sample(asked, data, 0).startswith("2 and")
     assert "(true" not in objective.sample(asked, data, 0)
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def on(folder, packing="document"):
+    """Changes of short_config: another folder of data, and a context that holds each of its conversations."""
+    return {"data": DataConfig(str(folder), packing), "model_context_length": 96}
+
+
+def test_loss_of_conversations_is_that_of_every_answer(workspace):
+    objective, config, data = create("sft", workspace, **on(workspace / "conversations"))
+    examples, tokenizer = objective.examples(config, data, data.train), data.tokenizer
+    total, count = objective(**objective.batch(examples, range(3), (0,)))
+    expected, n = 0.0, 0
+    for talk in TALKS[:3]:
+        ids = []
+        for part, counts in talk:
+            new = tokenizer.encode(part)
+            if counts:
+                expected -= log_probability(objective.model, [*ids, *new], first=len(ids))
+                n += len(new)
+            ids += new
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    assert int(count) == n
+    assert len(examples) == 20
+
+
+@pytest.mark.parametrize("folder", ["pairs", "conversations"])
+@pytest.mark.parametrize("adapter", ["none", "prefix"])
+@BLOCKS
+def test_packed_rows_have_the_loss_and_the_gradients_of_single_ones(workspace, folder, adapter, block):
+    config = GPTConfig(30, 96, 16, 4, 2, 0.0, **block)
+    objective = SFT(adapt(GPTModel(config), AdapterConfig(adapter)))
+    found = {}
+    for packing in ("document", "packed"):
+        for dtype in (torch.float64, torch.float32):
+            changed = change(short_config("sft", workspace, **on(workspace / folder, packing)), model_vocab_size=0)
+            _, data = resolve_config(changed, load_data(workspace / folder))
+            examples = objective.to(dtype).examples(changed, data, data.train)
+            loss, count = objective(**objective.batch(examples, range(len(examples)), (0,)))
+            objective.zero_grad()
+            (loss / count).backward()
+            gradients = [p.grad.flatten() for p in objective.parameters() if p.requires_grad]
+            found[packing, dtype] = count, loss / count, torch.cat(gradients), len(examples)
+    for dtype, limit in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        (count, loss, gradient, n), (packed_count, packed_loss, packed_gradient, n_rows) = (
+            found[packing, dtype] for packing in ("document", "packed")
+        )
+        assert n_rows < 0.6 * n
+        assert int(count) == int(packed_count)
+        torch.testing.assert_close(packed_loss, loss, rtol=0, atol=limit)
+        torch.testing.assert_close(packed_gradient, gradient, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("folder", ["pairs", "conversations"])
+def test_packing_does_not_change_an_evaluation(tmp_path, workspace, folder):
+    """Of a model that has learnt some of the answers: both shares of exact ones are equal, and that of a loop."""
+    optim = OptimConfig(lr=1e-2, warmup_steps=5)
+    model = {"model_emb_dim": 32, "model_drop_rate": 0.0, "optim": optim, "max_steps": 50, "eval_every": 0}
+    trained = train(short_config("sft", workspace, **model, **on(workspace / folder)), tmp_path / "run")
+    objective, config, data = trained.objective, trained.config, trained.data
+    one = objective.evaluate(config, data)
+    packed = objective.evaluate(dataclasses.replace(config, data=DataConfig(str(data.folder), "packed")), data)
+    assert packed.loss == pytest.approx(one.loss, rel=1e-5)
+    assert packed.n_tokens == one.n_tokens
+    assert packed.metrics == pytest.approx(one.metrics)
+    examples, exact = objective.examples(config, data, data.train), []
+    for number in range(len(examples)):
+        inputs, targets = examples.batch([number])
+        likeliest = objective.model(inputs).argmax(-1)
+        exact.append(bool((likeliest == targets)[targets != -100].all()))
+    on_train = dataclasses.replace(data, val=data.train)
+    for packing in ("document", "packed"):
+        changed = dataclasses.replace(config, data=DataConfig(str(data.folder), packing))
+        assert objective.evaluate(changed, on_train).metrics["val_exact_match"] == pytest.approx(np.mean(exact))
+    assert 0 < np.mean(exact) < 1
+
+
+@pytest.mark.parametrize("folder", ["pairs", "conversations"])
+def test_a_packed_run_resumes_bit_for_bit(workspace, tmp_path, folder):
+    config = short_config("sft", workspace, batch_size=2, **on(workspace / folder, "packed"))
+    truth = train(config, tmp_path / "truth")
+    stop_at(start_run(config, tmp_path / "run", quiet), 3)
+    resume_run(tmp_path / "run", log=quiet).train()
+    assert_same_run(tmp_path / "run", tmp_path / "truth")
+    assert len(truth.examples) < len(truth.examples.examples)
+
+
+def test_baselines_and_samples_of_conversations(workspace):
+    objective, config, data = create("sft", workspace, **on(workspace / "conversations"))
+    answers = ["".join(part for part, counts in talk if counts) for talk in TALKS[20:]]
+    tokens = objective.target_tokens(config, data, data.val)
+    assert tokens.tolist() == data.tokenizer.encode("".join(answers))
+    assert objective.evaluate(config, data).n_tokens == len(tokens)
+    assert objective.trivial_losses(config, data)["uniform"] == pytest.approx(math.log(data.tokenizer.vocab_size))
+    assert objective.context_needed(config, data, data.val).tolist() == [
+        sum(len(part) for part, _ in talk) - 1 for talk in TALKS[20:]
+    ]
+    for seed in (0, 5, 9):
+        *parts, (answer, _) = TALKS[20 + seed % 7]
+        text = objective.sample(config, data, seed)
+        assert text.startswith("".join(part for part, _ in parts))
+        assert text.endswith(f"\n(true: {answer})")
+        assert objective.sample(config, data, seed) == text
+    asked = objective.sample(dataclasses.replace(config, sample_prompt="2 and"), data, 0)
+    assert asked.startswith("2 and")
+    assert "(true" not in asked
+
+
+def test_a_message_is_asked_for_in_the_chat_template(workspace, monkeypatch):
+    objective, config, data = create("sft", workspace, **on(workspace / "conversations"))
+    monkeypatch.setattr(data.tokenizer, "chat_template", "{% for m in messages %}one {{ m.content }} more{% endfor %}")
+    assert objective.sample(dataclasses.replace(config, sample_prompt="2 and"), data, 0).startswith("one 2 and more")
+
+
+def test_a_packed_model_answers_prompts_that_start_with_end_of_text(workspace, tmp_path):
+    from gpt.exchange.models import open_model
+
+    train(short_config("sft", workspace, max_steps=2, **on(workspace / "pairs", "packed")), tmp_path / "run")
+    assert open_model(tmp_path / "run").prepend_eot

@@ -39,7 +39,8 @@ def test_the_context_holds_documents_or_pairs(length, paired, context_length):
     """Nine of ten have this length with their end, the others twice as many tokens."""
     documents = [[*[1] * (length - 1), 0] if n % 20 else [*[1] * (2 * length - 1), 0] for n in range(40)]
     tokens = np.array([0, *itertools.chain(*documents)])
-    data = SimpleNamespace(train=SimpleNamespace(tokens=tokens), tokenizer=SimpleNamespace(eot_id=0), paired=paired)
+    split = SimpleNamespace(tokens=tokens, flags=None)
+    data = SimpleNamespace(train=split, tokenizer=SimpleNamespace(eot_id=0), paired=paired)
     config = dataclasses.replace(MINE, data=dataclasses.replace(MINE.data, packing="document"))
     assert fit_to_text(config, data).model.context_length == context_length
 

@@ -206,6 +206,6 @@ def sample_answer(
         has_template = tokenizer.chat_template is not None
         messages = [{"role": "user", "content": message}]
         prompt = encode_chat(tokenizer, messages) if has_template else tokenizer.encode(message, special=True)
-    (written,) = complete(model, [prompt], stop_id, model.config.context_length, **sampling)
+    (written,) = complete(model, [prompt], {stop_id}, model.config.context_length, **sampling)
     text = tokenizer.decode([*prompt, *written.ids])
     return text if message else f"{text}\n(true: {tokenizer.decode(answer).strip()})"

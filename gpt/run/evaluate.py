@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt.checkpoint import RunFolder
+from gpt.config import ObjectiveConfig
 from gpt.evaluation.report import (
     ModelReport,
     ReportOptions,
@@ -76,7 +77,7 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
     )
     corpus, special = _text(arguments, folder, loaded)
     if corpus and corpus.format and loaded.objective.reads_any_text:  # of conversations the answers count
-        loaded = replace(loaded, objective=SFT(loaded.objective.model).eval())
+        loaded = replace(loaded, objective=SFT(loaded.objective.model, ObjectiveConfig("sft")).eval())
     if not loaded.objective.reads_any_text:
         given = [f"--{option}" for option in ("context", "stride") if getattr(arguments, option) is not None]
         if given or int8:

@@ -111,3 +111,37 @@ def test_a_test_file_is_judged_like_the_data(ask, folder):
 ])  # fmt: skip
 def test_what_cannot_be_judged(ask, options, words):
     assert words in ask(f"evaluate --run chats {options}", status=2).err
+
+
+def test_a_run_on_text_learns_to_answer(ask, folder):
+    """The model of a run without a template gets rows for the template's two tokens."""
+    (folder / "text.txt").write_text("systemuserassistant\n123 one two three. " * 40)
+    ask("prepare_data --input text.txt --tokenizer char --out text")
+    text = CONFIG.replace('"data"', '"text"').replace('"document"', '"packed"').replace('"sft"', '"next_token"')
+    (folder / "base.toml").write_text(text.replace("250", "2"))
+    ask("train --config base.toml --run base")
+    prepare = "prepare_data --input all.jsonl --format messages --tokenizer runs/base/tokenizer.json --out more"
+    said = ask(prepare).err
+    assert "base/tokenizer.json has no chat template: conversations are written as ChatML" in said
+    tuned = CONFIG.replace("max_steps = 250", 'max_steps = 2\ninit_from = "base"').replace('"data"', '"more"')
+    (folder / "tuned.toml").write_text(re.sub(r"\[model\].*?\[data\]", "[data]", tuned, flags=re.DOTALL))
+    said = ask("train --config tuned.toml --run tuned")
+    assert "base has no token <|im_start|> <|im_end|>: a new row starts as the mean" in said.out + said.err
+    again = ask(
+        "prepare_data --input all.jsonl --format messages --tokenizer runs/tuned/tokenizer.json --out again"
+    ).err
+    assert "no chat template" not in again
+    assert (folder / "again" / "train.bin").read_bytes() == (folder / "more" / "train.bin").read_bytes()
+
+
+def test_transformers_answers_the_same(ask, folder):
+    transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
+    ask("export --run chats --out exported")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "exported")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "exported")
+    for question, answer in NUMBERS.items():
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        written = model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.size(1) :]
+        assert tokenizer.decode(written).replace(" ", "") == f"{answer}<|im_end|>"

@@ -26,7 +26,7 @@ class TokenFile:
     tokens: np.ndarray
     documents: int
     characters: int
-    bytes: int
+    bytes: int  # of conversations those of the text that counts
     sha256: str
     flags: np.ndarray | None = None  # of conversations: COUNTED and START of each token, uint8
 
@@ -54,16 +54,19 @@ class PreparedData:
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of the validation text per predicted token; it converts a loss per token to one per byte."""
+        if self.val.flags is not None:
+            return self.val.bytes / np.count_nonzero(self.val.flags & COUNTED)
         return self.val.bytes / (len(self.val.tokens) - self.has_eot)  # the first end-of-text token is not predicted
 
     def documents(self, split: TokenFile) -> Iterator[str]:
         """Yield the text of each document of a split, in file order; the whole text if has_eot is False."""
-        tokens, order = split.tokens, -1 if self.reversed else 1
-        if not self.has_eot:
-            yield self.tokenizer.decode(tokens[::order].tolist())
-            return
-        for start, end in pairwise(np.flatnonzero(tokens == self.tokenizer.eot_id).tolist()):
-            yield self.tokenizer.decode(tokens[start + 1 : end][::order].tolist())
+        tokens, order, starts = split.tokens, -1 if self.reversed else 1, np.zeros(1, np.int64)
+        if split.flags is not None:
+            starts = np.flatnonzero(split.flags & START)
+        elif self.has_eot:
+            starts = np.flatnonzero(tokens == self.tokenizer.eot_id) + 1
+        for start, end in pairwise([*starts, *[len(tokens)] * (not self.has_eot)]):
+            yield self.tokenizer.decode(tokens[start : end - self.has_eot][::order].tolist())
 
 
 def load_data(folder: str | Path, verify: bool = False) -> PreparedData:

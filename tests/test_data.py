@@ -23,7 +23,8 @@ from gpt.data import (
 )
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.objective import create_examples
-from gpt.text.prepare import encode_documents, prepare_data
+from gpt.text.encode import encode_documents
+from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import CharTokenizer
 

@@ -183,9 +183,9 @@ def _with_shape_of_source(config: TrainConfig, tokenizer: Tokenizer) -> TrainCon
 
 def _fits(tokenizer: Tokenizer, source: Tokenizer) -> bool:
     """Return whether a tokenizer has the tokens of a source. Special tokens may stand in the source's unused rows."""
+    free = ("special_tokens", "end_of_text", "eot", "chat_template")  # what data may add
     ours, theirs = (
-        {key: value for key, value in each.to_dict().items() if key not in ("special_tokens", "end_of_text", "eot")}
-        for each in (tokenizer, source)
+        {key: value for key, value in each.to_dict().items() if key not in free} for each in (tokenizer, source)
     )
     unused = {i for name, i in source.special_tokens.items() if name == f"<|unused {i}|>"}
     used = [i for i in range(source.vocab_size) if i not in unused]

@@ -1,6 +1,6 @@
 """Text that a model writes: the rest of a document, of several in a batch, or new documents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from gpt.tokenizer import Tokenizer
 
 
 class Completion(NamedTuple):
-    """The ids that continue a prompt, without the end-of-text token, and whether it came: otherwise they are cut."""
+    """The ids that continue a prompt, without the token that ends them, and whether it came: otherwise they are cut."""
 
     ids: list[int]
     ended: bool
@@ -37,23 +37,26 @@ def default_length(model: nn.Module, prepend_eot: bool) -> int:
 def generate_rows(
     model: nn.Module,
     prompts: list[list[int]],
-    eot_id: int | None,
+    stop_ids: Collection[int | None],
     max_new_tokens: int,
     on_overflow: Callable[[], None] | None = None,
     **sampling,
 ) -> Iterator[list[int]]:
-    """Yield the next id of each prompt, step by step; eot_id for those that have ended. `sampling` is passed to
-    `generate_stream`. `on_overflow` is called once if a text grows beyond the model's context."""
+    """Yield the next id of each prompt, step by step, until each has one of `stop_ids`; that one again for those that
+    have ended. `sampling` is passed to `generate_stream`. `on_overflow` is called once if a text grows beyond the
+    model's context."""
     room = [model.config.context_length - len(ids) for ids in prompts]  # below 0: cut before it is read
     growing = {row for row, n in enumerate(room) if n >= 0}
-    rows = [torch.tensor(ids) for ids in prompts]
-    for n, tokens in enumerate(generate_stream(model, rows, max_new_tokens, stop_id=eot_id, **sampling)):
-        if on_overflow and any(n > room[row] for row in growing):
+    rows, ended = [torch.tensor(ids) for ids in prompts], {}
+    for n, tokens in enumerate(generate_stream(model, rows, max_new_tokens, **sampling)):
+        if on_overflow and any(n > room[row] for row in growing - ended.keys()):
             on_overflow()
             on_overflow = None
-        ids = tokens.tolist()
-        growing -= {row for row in growing if ids[row] == eot_id}
+        ids = [ended.get(row, i) for row, i in enumerate(tokens.tolist())]
+        ended |= {row: i for row, i in enumerate(ids) if i in stop_ids}
         yield ids
+        if len(ended) == len(rows):
+            return
 
 
 def generate_ids(
@@ -62,9 +65,11 @@ def generate_ids(
     tokenizer: Tokenizer,
     prepend_eot: bool,
     max_new_tokens: int | None = None,
+    stop_ids: Collection[int] | None = None,
     **sampling,
 ) -> Iterator[int]:
-    """Yield the ids that continue a prompt, one by one, up to the end-of-text token, which is left out.
+    """Yield the ids that continue a prompt, one by one, up to one of `stop_ids` (default: the end-of-text token), which
+    is left out.
 
     An empty prompt, or any with `prepend_eot`, starts a document: see `with_start`. Without max_new_tokens there are at
     most 200, or context_length with prepend_eot. `sampling` is passed to `generate_rows`.
@@ -72,18 +77,19 @@ def generate_ids(
     prompt = with_start(ids, tokenizer, prepend_eot)
     if max_new_tokens is None:
         max_new_tokens = default_length(model, prepend_eot)
-    for (i,) in generate_rows(model, [prompt], tokenizer.eot_id, max_new_tokens, **sampling):
-        if i != tokenizer.eot_id:
+    stop_ids = stop_ids or {tokenizer.eot_id}
+    for (i,) in generate_rows(model, [prompt], stop_ids, max_new_tokens, **sampling):
+        if i not in stop_ids:
             yield i
 
 
 def complete(
-    model: nn.Module, prompts: list[list[int]], eot_id: int | None, max_new_tokens: int, **sampling
+    model: nn.Module, prompts: list[list[int]], stop_ids: Collection[int | None], max_new_tokens: int, **sampling
 ) -> list[Completion]:
     """Continue prompts of any lengths, none empty, in one batch. Arguments as for `generate_rows`."""
-    steps = list(generate_rows(model, prompts, eot_id, max_new_tokens, **sampling))
+    steps = list(generate_rows(model, prompts, stop_ids, max_new_tokens, **sampling))
     rows = zip(*steps, strict=True) if steps else [()] * len(prompts)
-    return [Completion([i for i in row if i != eot_id], eot_id in row) for row in rows]
+    return [Completion([i for i in row if i not in stop_ids], any(i in stop_ids for i in row)) for row in rows]
 
 
 def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch_size: int = 100) -> list[list[int]]:
@@ -95,6 +101,6 @@ def sample_documents(model: nn.Module, eot_id: int, n: int, seed: int = 0, batch
     documents = []
     while len(documents) < n:
         prompts = [[eot_id]] * min(batch_size, n - len(documents))
-        written = complete(model, prompts, eot_id, model.config.context_length, generator=generator)
+        written = complete(model, prompts, {eot_id}, model.config.context_length, generator=generator)
         documents += [text.ids for text in written]
     return documents

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.loss import evaluation_mode
 from gpt.model import GPTModel
-from gpt.objectives.conversations import ConversationExamples, sample_answer
+from gpt.objectives.examples import ConversationExamples, sample_answer
 from gpt.objectives.objective import SAMPLE_TEMPERATURE, Objective
 from gpt.ops.fused import chunk_rows
 from gpt.ops.reference import IGNORE_INDEX
@@ -146,6 +146,12 @@ class DPO(Objective):
     def overlong(cls, data: PreparedData) -> tuple[str, str]:
         """See `Objective.overlong`."""
         return "pairs", "their prompts lose their beginning"
+
+    @classmethod
+    def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.example_lengths`: the longer conversation of each pair."""
+        context_length = config.model.context_length
+        return np.minimum(PreferenceExamples(split, context_length).lengths, context_length)
 
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> PreferenceExamples:
         """Return the pairs of a split, which is one of `data`."""

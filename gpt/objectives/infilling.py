@@ -36,6 +36,11 @@ class Infilling(Objective):
         self.span_pos_emb = nn.Embedding(model.config.context_length, model.config.emb_dim)
         nn.init.normal_(self.span_pos_emb.weight, std=0.02)
 
+    @classmethod
+    def has_masks(cls, config: TrainConfig) -> bool:
+        """See `Objective.has_masks`."""
+        return True
+
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> SpanExamples:
         """Return spans of text short enough that the model has room for [MASK], [SOP] and all blanks."""
         max_length = int(config.model.context_length / (1 + 2 * self.config.mask_rate)) - 1

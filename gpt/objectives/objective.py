@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.data import DocumentExamples, Examples, PackedExamples
+from gpt.data import DocumentExamples, Examples, PackedExamples, document_spans
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.documents import generate_ids, sample_documents
@@ -151,6 +151,20 @@ class Objective(nn.Module):
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
         """Return the examples of a split, from which `batch` makes batches."""
         return create_examples(config, data, split)
+
+    @classmethod
+    def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """Return the tokens that the model reads of each example of a split, (N,); empty if all have context_length."""
+        if config.data.packing == "packed" or not data.has_eot:
+            return np.zeros(0, np.int64)
+        stride = config.data.stride if split is data.train else 0
+        spans = document_spans(split.tokens, data.tokenizer.eot_id, config.model.context_length, stride)
+        return spans[:, 1] - spans[:, 0]
+
+    @classmethod
+    def has_masks(cls, config: TrainConfig) -> bool:
+        """Return whether each example has an attention mask of its own."""
+        return False
 
     def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
         """Return the context_length that each document of a split needs to stay whole, (N,); empty if it is packed."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt.config import TrainConfig
-from gpt.objectives.conversations import (
+from gpt.objectives.examples import (
     ConversationExamples,
     PackedRows,
     WholeExamples,
@@ -98,17 +98,28 @@ class SFT(Objective):
             return "pairs", "their prompts lose their beginning"
         return "conversations", "they lose their beginning"
 
-    def _whole(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> WholeExamples:
-        return whole_examples(data, split, config.model.context_length)
+    @classmethod
+    def has_masks(cls, config: TrainConfig) -> bool:
+        """See `Objective.has_masks`."""
+        return config.data.packing == "packed"
 
-    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Sized:
-        """Return the pairs or conversations of a split, or rows of them."""
-        examples = self._whole(config, data, split)
+    @classmethod
+    def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.example_lengths`."""
+        return np.minimum(cls._examples(config, data, split).lengths, config.model.context_length)
+
+    @staticmethod
+    def _examples(config: TrainConfig, data: PreparedData, split: TokenFile) -> WholeExamples | PackedRows:
+        examples = whole_examples(data, split, config.model.context_length)
         return PackedRows(examples) if config.data.packing == "packed" else examples
+
+    def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> WholeExamples | PackedRows:
+        """Return the pairs or conversations of a split, or rows of them."""
+        return self._examples(config, data, split)
 
     def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
         """Return the context_length that each pair or conversation of a split needs, (N,)."""
-        return self._whole(config, data, split).lengths
+        return whole_examples(data, split, config.model.context_length).lengths
 
     def batch(self, examples: Sized, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """See `Objective.batch`; packed rows also have positions."""
@@ -116,11 +127,11 @@ class SFT(Objective):
 
     def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
         """Return the tokens of a split that count in the loss, (N,)."""
-        return self._whole(config, data, split).target_tokens()
+        return whole_examples(data, split, config.model.context_length).target_tokens()
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
         """Return a response to sample_prompt, or to a validation prompt, with the true response below."""
-        examples = self._whole(config, data, data.val)
+        examples = whole_examples(data, data.val, config.model.context_length)
         if isinstance(examples, ConversationExamples):
             generator = torch.Generator(next(self.model.parameters()).device).manual_seed(seed)
             conversation = examples.conversation(seed % len(examples))

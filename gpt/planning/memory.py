@@ -9,6 +9,7 @@ import sys
 import torch
 
 from gpt.config import GPTConfig, TrainConfig
+from gpt.objectives import OBJECTIVES
 from gpt.objectives.unigram import MAX_TOKENS
 from gpt.ops import fused
 from gpt.optim import MAX_ELEMENTS
@@ -31,12 +32,14 @@ def activation_bytes(
     half: bool = False,
     device: str = "cpu",
     recompute: bool = False,
+    has_masks: bool = False,
 ) -> int:
     """Return the bytes that autograd keeps of one forward pass over (n_examples, n_tokens) ids, final norm included.
 
     `half`: matrix products run in bfloat16. `recompute`: each block keeps only its input, and backward holds the
-    activations of one block at a time. `logit_bytes` counts the loss. For the LSTM on a CPU the figure is
-    approximate: oneDNN chooses the size of its workspace.
+    activations of one block at a time. `has_masks`: each example has its own attention mask and positions.
+    `logit_bytes` counts the loss. For the LSTM on a CPU the figure is approximate: oneDNN chooses the size of its
+    workspace.
     """
     b = 2 if half else 4  # bytes per number out of a matrix product; the residual stream stays float32
     drops = model.drop_rate > 0
@@ -49,8 +52,11 @@ def activation_bytes(
         between = 2 * b * vectors * drops * (model.n_layers - 1)  # dropout between layers: the mask and its result
         return embeddings + model.n_layers * layer + between + b * vectors + norm
     # positions, or the cosines and sines of a rotation
-    embeddings += 8 * n_tokens * (model.head_width if model.position == "rope" else 1)
-    blocks = [_block_bytes(model, layer, n_examples, n_tokens, half, device) for layer in range(model.n_layers)]
+    n_positions = n_tokens * (n_examples if has_masks else 1)
+    embeddings += 8 * n_positions * (model.head_width if model.position == "rope" else 1)
+    blocks = [
+        _block_bytes(model, layer, n_examples, n_tokens, half, device, has_masks) for layer in range(model.n_layers)
+    ]
     kept = model.n_layers * 4 * vectors + max(blocks) if recompute else sum(blocks)
     return embeddings + kept + norm
 
@@ -72,7 +78,9 @@ def _norm_bytes(model: GPTConfig, n_rows: int, width: int, mixed: bool = False) 
     return 12 * numbers + 4 * n_rows if reference else 4 * numbers + 8 * n_rows
 
 
-def _block_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: int, half: bool, device: str) -> int:
+def _block_bytes(
+    model: GPTConfig, layer: int, n_examples: int, n_tokens: int, half: bool, device: str, has_masks: bool
+) -> int:
     """Return the bytes kept by one transformer block."""
     b = 2 if half else 4
     rows = n_examples * n_tokens  # N
@@ -80,17 +88,20 @@ def _block_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: int, h
     norms = 2 * _norm_bytes(model, rows, model.emb_dim)
     residual_masks = 2 * (model.drop_rate > 0) * min(_mask_bytes(device), b) * vectors  # of drop_resid
     matrices = b * half * count_hidden(model) // model.n_layers  # bfloat16 copies
-    attention = _attention_bytes(model, layer, n_examples, n_tokens, half, device)
+    attention = _attention_bytes(model, layer, n_examples, n_tokens, half, device, has_masks)
     return norms + attention + _feed_forward_bytes(model, rows, half) + residual_masks + matrices
 
 
-def _attention_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: int, half: bool, device: str) -> int:
+def _attention_bytes(
+    model: GPTConfig, layer: int, n_examples: int, n_tokens: int, half: bool, device: str, has_masks: bool
+) -> int:
     """Return the bytes kept by the attention of one layer, without its norm."""
     b = 2 if half else 4
     drops, reference = model.drop_rate > 0, model.implementation == "reference"
     rows = n_examples * n_tokens
     queries, keys = (rows * n * model.head_width for n in (model.n_heads, model.kv_heads))  # N·H·K, N·G·K
     pairs = n_examples * model.n_heads * n_tokens**2  # B·H·T·T attention weights
+    masks = n_tokens**2 * (n_examples if has_masks else 1)
     # the input of the projections, which autocast converts for each of the three, and that of out_proj
     kept = (3 if half else 1) * b * rows * model.emb_dim + b * queries
     if model.qk_norm:  # its results are float32
@@ -100,14 +111,14 @@ def _attention_bytes(model: GPTConfig, layer: int, n_examples: int, n_tokens: in
     if reference:
         # query, key, value, for each head; scores, their exponentials, the weights, dropped weights; each row's maximum
         # and sum; the mask
-        return kept + 3 * b * queries + (3 + drops) * b * pairs + 2 * b * rows * model.n_heads + n_tokens**2
+        return kept + 3 * b * queries + (3 + drops) * b * pairs + 2 * b * rows * model.n_heads + masks
     if drops and device != "cuda":
         # with dropout a CPU runs the kernel that materialises the weights, in float32: query, key, value; weights,
         # mask, dropped weights
         return kept + 3 * 4 * queries + 3 * 4 * pairs
     kept += b * (queries + 2 * keys) + 4 * rows * model.n_heads  # query, key, value; the logarithm of each row's sum
-    if 0 < model.layer_window(layer) < n_tokens:
-        kept += b * n_tokens**2  # the mask, as numbers that are added
+    if has_masks or 0 < model.layer_window(layer) < n_tokens:
+        kept += b * masks  # the mask, as numbers that are added
     if model.qk_norm and model.norm == "layer":
         kept += b * queries  # the result, which then has another layout than the input of out_proj
     return kept
@@ -208,8 +219,10 @@ def training_memory(
         device, half = chosen.type, choose_dtype(config.dtype, chosen) == torch.bfloat16
     model, on_cpu, n_weights = config.model, device == "cpu", n_frozen + n_trained
     passes, n_tokens = n_micro_batches(config, hardware), config.model.context_length
-    batch_size = -(-config.batch_size * config.grad_accum_steps // (hardware.n * passes))  # per process and pass
-    activations = activation_bytes(model, batch_size, n_tokens, half, device, config.recompute)
+    kind = OBJECTIVES[config.objective.name]
+    n_examples = -(-config.batch_size * config.grad_accum_steps // (hardware.n * passes))  # per process and pass
+    batch_size, has_masks = kind.rows_per_example * n_examples, kind.has_masks(config)
+    activations = activation_bytes(model, batch_size, n_tokens, half, device, config.recompute, has_masks)
     fragmentation = 0
     if on_cpu and sys.platform == "linux":
         # from the second pass on, gradients lie where activations were, so the activations take new memory

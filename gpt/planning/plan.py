@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.config import TrainConfig
-from gpt.data import document_spans
+from gpt.objectives import OBJECTIVES
 from gpt.planning.flops import count_adapter, count_frozen, count_parameters, flops_per_token
 from gpt.planning.hardware import LOCAL, Hardware
 from gpt.planning.memory import optimizer_bytes, training_memory
@@ -42,7 +42,7 @@ class Plan:
     head_flops: int  # per token, forward and backward, of the logits
     example_tokens: float  # mean length of an example, padding included
     trained_tokens: int  # over the whole run, padding included
-    evaluated_tokens: int  # over all evaluations, padding included
+    evaluated_tokens: int  # over all evaluations, and in passes before the first step, padding included
     hardware: Hardware = LOCAL
     n_trained: int = 0  # parameters that are not frozen
 
@@ -87,13 +87,15 @@ def estimate(
     if n_adapter:
         parameters["adapter"] = n_adapter
     n_trained = sum(parameters.values()) - n_frozen
-    example_tokens = model.context_length * train_fill
-    layer_flops, head_flops = flops_per_token(model, example_tokens)
+    kind = OBJECTIVES[config.objective.name]
+    example_tokens = kind.rows_per_example * model.context_length * train_fill
+    layer_flops, head_flops = flops_per_token(model, model.context_length * train_fill)
     # evaluations: at step 0, every eval_every steps, and at the last step
     n_evaluations = 1 + -(-config.max_steps // config.eval_every) if config.eval_every else 1
     n_scored = max(0, n_val_tokens - 1)
     if config.eval_batches:
         n_scored = min(n_scored, config.eval_batches * config.batch_size * model.context_length)
+    n_read = n_evaluations * n_scored + kind.prepare_passes * (n_train_tokens + n_val_tokens)
     return Plan(
         config,
         n_train_tokens,
@@ -104,7 +106,7 @@ def estimate(
         head_flops,
         example_tokens,
         round(config.max_steps * config.batch_size * config.grad_accum_steps * example_tokens),
-        round(n_evaluations * n_scored * val_fill),
+        round(n_read * val_fill),
         hardware,
         n_trained,
     )
@@ -113,24 +115,25 @@ def estimate(
 def estimate_for_data(config: TrainConfig, data: PreparedData, hardware: Hardware = LOCAL) -> Plan:
     """Return the Plan of a config on prepared data, whose tokenizer fills in vocab_size.
 
-    Documents are padded to the longest of their batch; their mean padded length is computed from the data.
+    Examples are padded to the longest of their batch; their mean padded length is computed from the data.
     """
     model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or data.tokenizer.vocab_size)
     config = dataclasses.replace(config, model=model)
     train_fill = val_fill = 1.0
-    if config.data.packing == "document" and data.has_eot:
-        length, batch = model.context_length, config.batch_size
-        train, val = (
-            np.diff(document_spans(split.tokens, data.tokenizer.eot_id, length, stride)[:, :2])[:, 0]
-            for split, stride in ((data.train, config.data.stride), (data.val, 0))
-        )
-        if len(train) and len(val):
-            # the maximum of B draws is at most the i-th smallest of n lengths with probability (i/n)^B
-            at_most = (np.arange(len(train) + 1) / len(train)) ** batch
-            train_fill = float(np.sort(train) @ np.diff(at_most)) / length
-            computed = sum(len(b) * b.max() for b in np.split(val, range(batch, len(val), batch)))
-            val_fill = float(computed) / val.sum()
+    kind, batch = OBJECTIVES[config.objective.name], config.batch_size
+    train, val = (kind.example_lengths(config, data, split) for split in (data.train, data.val))
+    if len(train) and len(val):
+        train_fill = padded_length(train, batch) / model.context_length
+        computed = sum(len(b) * b.max() for b in np.split(val, range(batch, len(val), batch)))
+        val_fill = kind.rows_per_example * float(computed) / (len(data.val.tokens) - 1)
     return estimate(config, len(data.train.tokens), len(data.val.tokens), train_fill, val_fill, hardware)
+
+
+def padded_length(lengths: np.ndarray, batch_size: int) -> float:
+    """Return the expected length of the longest of batch_size examples, to which the others are padded, in tokens."""
+    # the maximum of B draws is at most the i-th smallest of n lengths with probability (i/n)^B
+    at_most = (np.arange(len(lengths) + 1) / len(lengths)) ** batch_size
+    return float(np.sort(lengths) @ np.diff(at_most))
 
 
 def _max_checkpoints(config: TrainConfig) -> int:

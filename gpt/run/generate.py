@@ -17,7 +17,7 @@ from gpt.objectives.documents import complete, default_length, generate_ids, wit
 from gpt.system.device import choose_device
 from gpt.system.memory import set_allocator_flags
 from gpt.system.text import escape
-from gpt.text.chat import encode_chat
+from gpt.text.chat import encode_chat, stop_ids
 from gpt.text.readers import form, read_chunks, read_fields
 from gpt.text.sources import open_corpus
 from gpt.text.tokenizers import decode_stream
@@ -104,6 +104,7 @@ class Writer:
         if max_new_tokens is None and self.continues:
             max_new_tokens = ANSWER_TOKENS if chat else default_length(self.model, loaded.prepend_eot)
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
+        self.stop_ids = stop_ids(self.tokenizer) if chat else {self.tokenizer.eot_id}
         self.on_overflow = overflow_notice(self.model.config)
 
     def encode(self, prompt: str, name: str = "") -> list[int]:
@@ -124,18 +125,20 @@ class Writer:
                 job.prompt, self.tokenizer, self.prepend_eot, self.max_new_tokens, **options
             )
         new = generate_ids(
-            self.model, job.ids, self.tokenizer, False, self.max_new_tokens, on_overflow=self.on_overflow, **options
-        )
+            self.model, job.ids, self.tokenizer, False, self.max_new_tokens, self.stop_ids,
+            on_overflow=self.on_overflow, **options,
+        )  # fmt: skip
         return self._text(job, new)
 
     def complete(self, jobs: list[Job]) -> Iterator[dict[str, Any]]:
         """Yield the results of a batch of jobs: prompt, text (that of `stream`), finish_reason, n_tokens, seed.
 
-        finish_reason is "stop" at an end-of-text token and "length" if the text is cut; n_tokens are those generated.
+        finish_reason is "stop" at a token that ends a text or an answer and "length" if the text is cut; n_tokens are
+        those generated.
         """
         if self.continues:
             written = complete(
-                self.model, [job.ids for job in jobs], self.tokenizer.eot_id, self.max_new_tokens,
+                self.model, [job.ids for job in jobs], self.stop_ids, self.max_new_tokens,
                 on_overflow=self.on_overflow, generator=[self._generator(job) for job in jobs], **self.sampling,
             )  # fmt: skip
             for job, (new, ended) in zip(jobs, written, strict=True):

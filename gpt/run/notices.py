@@ -1,6 +1,6 @@
 """One line for each thing that a run will do and that its config does not make obvious."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +9,9 @@ import numpy as np
 from gpt.config import GPTConfig, TrainConfig
 from gpt.exchange.models import init_source
 from gpt.objectives import Objective
+from gpt.objectives.examples import PackedRows
 from gpt.optim import learning_rate
+from gpt.planning.plan import padded_length
 from gpt.token_files import PreparedData
 
 MAX_CONTEXT = 2**24  # the bound of model.context_length
@@ -40,6 +42,16 @@ def length_notices(objective: Objective, config: TrainConfig, data: PreparedData
     kind, effect = objective.overlong(data)
     n = f"{round(share * len(needed)):,} of {len(needed):,} {kind} ({share:.1%})"
     return [f"{n} exceed model.context_length {context_length}, so {effect}: {way_out}"]
+
+
+def packing_notices(config: TrainConfig, examples: Sized, kind: str) -> list[str]:
+    """Return how many rows hold the training examples, of this kind, and the share of padding that this saves."""
+    if not isinstance(examples, PackedRows):
+        return []
+    context_length, n = config.model.context_length, len(examples.examples)
+    alone = np.minimum(examples.examples.lengths, context_length)
+    shares = [f"{1 - each.mean() / padded_length(each, config.batch_size):.0%}" for each in (alone, examples.lengths)]
+    return [f"packing: {len(examples):,} rows of {context_length} hold {n:,} {kind}; padding {' → '.join(shares)}"]
 
 
 def stride_notices(config: TrainConfig) -> list[str]:

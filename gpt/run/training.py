@@ -22,6 +22,7 @@ from gpt.run.notices import (
     finished_notices,
     freeze_notices,
     length_notices,
+    packing_notices,
     schedule_notices,
     stride_notices,
     vocabulary_notices,
@@ -129,6 +130,7 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
     lengths = length_notices(trainer.objective, config, trainer.data)
     vocabulary = vocabulary_notices(config, trainer.data)
     lengths += stride_notices(config)
+    lengths += packing_notices(config, trainer.examples, trainer.objective.overlong(trainer.data)[0])
     for notice in [*schedule_notices(config), *vocabulary, *lengths, *freeze_notices(config)]:
         progress.log(notice)
     if ctx.is_main:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,16 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from gpt.text.chat import encode_conversation
+from gpt.text.conversations import Conversation
 from gpt.text.special import encode_piece, name_counter, pieces, without_empty
+from gpt.token_files import COUNTED, START
 from gpt.tokenizer import Tokenizer
 
 WORKERS = min(8, os.cpu_count() or 1)  # encoding threads; more would wait for the one that reads
 BATCH_CHARACTERS = 1 << 19  # encoded at once by a thread
 Item, Result = TypeVar("Item"), TypeVar("Result")
+Chunk = TypeVar("Chunk", str | None, Conversation)
 
 
 def write_split(
@@ -64,8 +69,72 @@ def write_split(
     return {**count, "sha256": digest.hexdigest()}, spelled
 
 
-def _batches(chunks: Iterable[str | None]) -> Iterator[list[str | None]]:
-    """Group chunks into batches of about BATCH_CHARACTERS, so that short documents do not make threads wait."""
+def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool, special: bool = False) -> np.ndarray:
+    """Return the token ids of all texts, int64, with an end-of-text token before and after each if `has_eot`.
+
+    With `special`, names of special tokens are these tokens.
+    """
+    separator = [tokenizer.eot_id] if has_eot else []
+    ids = [i for text in texts for i in (*tokenizer.encode(text, special), *separator)]
+    return np.array(separator + ids, np.int64)
+
+
+def encode_flagged(conversation: Conversation, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the token ids of a conversation, uint32; their flags, uint8; and the UTF-8 bytes of the text that counts.
+
+    ValueError, with the record, if the tokenizer's template or its characters do not fit.
+    """
+    try:
+        ids, counted = encode_conversation(tokenizer, conversation.messages, conversation.first)
+    except ValueError as error:
+        raise ValueError(f"{conversation.where}: {error}") from None
+    flags = np.array(counted, np.uint8) * np.uint8(COUNTED)
+    flags[0] |= START
+    special = set(tokenizer.special_tokens.values())
+    text = tokenizer.decode_bytes(i for i, counts in zip(ids, counted, strict=True) if counts and i not in special)
+    return np.array(ids, np.uint32), flags, len(text)
+
+
+def write_conversations(
+    path: Path, conversations: Iterable[Conversation], tokenizer: Tokenizer, meta: dict, bar: tqdm
+) -> tuple[dict[str, int | str], Counter[str]]:
+    """Write the conversations of a split: all tokens, as `meta` says, and after them the flags of each.
+
+    Return the counts and the SHA-256, as `write_split` does, also of turns and of counted tokens.
+    """
+    count = dict.fromkeys(("documents", "characters", "bytes", "tokens", "turns", "counted"), 0)
+    digest, spelled, count_names = hashlib.sha256(), Counter(), name_counter(tokenizer, special=False)
+
+    def encode(batch: list[Conversation]) -> tuple[np.ndarray, np.ndarray, int, int, int, Counter[str]]:
+        ids, flags, sizes = zip(*(encode_flagged(conversation, tokenizer) for conversation in batch), strict=True)
+        texts = [text for conversation in batch for text in conversation]
+        found, n_turns = sum(map(count_names, texts), Counter()), sum(each.turns for each in batch)
+        ids = np.concatenate(ids).astype(meta["dtype"])
+        return ids, np.concatenate(flags), sum(map(len, batch)), sum(sizes), n_turns, found
+
+    with path.open("wb") as file, tempfile.TemporaryFile(dir=path.parent) as rest:
+        for ids, flags, n_characters, n_bytes, n_turns, found in ordered_map(encode, _batches(conversations)):
+            file.write(ids)
+            digest.update(ids)
+            rest.write(flags)
+            count["documents"] += int(np.count_nonzero(flags & START))
+            count["characters"] += n_characters
+            count["bytes"] += n_bytes
+            count["tokens"] += len(ids)
+            count["turns"] += n_turns
+            count["counted"] += int(np.count_nonzero(flags & COUNTED))
+            spelled.update(found)
+            bar.update(n_characters)
+        rest.seek(0)
+        while block := rest.read(1 << 20):
+            file.write(block)
+            digest.update(block)
+    return {**count, "sha256": digest.hexdigest()}, spelled
+
+
+def _batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+    """Group chunks of text, None or conversations into batches of about BATCH_CHARACTERS, none empty, so that short
+    documents do not make threads wait."""
     batch, n_characters = [], 0
     for chunk in chunks:
         batch.append(chunk)
@@ -73,7 +142,8 @@ def _batches(chunks: Iterable[str | None]) -> Iterator[list[str | None]]:
         if n_characters >= BATCH_CHARACTERS:
             yield batch
             batch, n_characters = [], 0
-    yield batch
+    if batch:
+        yield batch
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

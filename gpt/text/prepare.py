@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt.system.files import atomic_folder, checksummed, sha256
-from gpt.text.encode import write_split
+from gpt.text.chat import add_chat_template
+from gpt.text.encode import write_conversations, write_split
 from gpt.text.quality import find_notices, has_token, notice
 from gpt.text.sources import Corpus, add_text_options, open_texts
 from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
 from gpt.text.tokenizers import get_tokenizer, with_end_of_text, without_unused
-from gpt.token_files import FORMAT, PreparedData, load_data
+from gpt.token_files import COUNTED, FORMAT, PreparedData, load_data
 from gpt.tokenizer import Tokenizer, from_dict, with_special_tokens
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
@@ -45,15 +47,15 @@ def prepare_data(
     tokenizers "char" and "bpe:N" are learned from both splits without repeats. Several documents are separated by
     end-of-text tokens, also before the first and after the last, so that a model learns where a document ends; a
     tokenizer without such a token gets one. A corpus of two fields holds pairs of a prompt and its target, which a
-    split keeps together. Names of special tokens in a text are ordinary text; with `special_tokens`, further names or
-    none, they are these tokens. `log` is called with one line for each thing that a person should know.
+    split keeps together. Conversations are written by the tokenizer's chat template, or as ChatML, with their flags.
+    Names of special tokens in a text are ordinary text; with `special_tokens`, further names or none, they are these
+    tokens. `log` is called with one line for each thing that a person should know.
 
     All cores encode, but the files do not depend on their number. Memory does not grow with the corpus, except for
     bpe:N's table of distinct words, the longest document of a separator, and 16 bytes per document.
-
-    ValueError for a corpus without text, for pairs with an empty target, fewer than two pairs, pairs mixed with other
-    text, wrong weights, a text too short to split, and an `out` that holds something else: no prepared data, or, unless
-    `overwrite`, that of another source or tokenizer.
+    ValueError for a corpus without text, pairs with an empty target, a record that is no conversation, corpora of
+    different kinds, wrong weights, a text too short to split, and an `out` that holds something else: no prepared data,
+    or, unless `overwrite`, that of another source or tokenizer.
     """
     corpora = [corpora] if isinstance(corpora, Corpus) else [*corpora]
     weights = _check_numbers(corpora, val_fraction, weights)
@@ -61,8 +63,8 @@ def prepare_data(
     _check_target(out)
     _check_same(out, "source", source, overwrite)
     sources = [*corpora, *([val_corpus] if val_corpus else [])]
-    paired = _check_paired(sources)
-    lengths = [_document_lengths(source, needs_two=paired and not val_corpus) for source in sources]
+    kind, flagged = _check_kind(sources)
+    lengths = [_document_lengths(source, needs_two=kind != "document" and not val_corpus) for source in sources]
     plans = [
         SplitPlan.create(corpus, length, weight, None if val_corpus else val_fraction)
         for corpus, length, weight in zip(corpora, lengths, weights, strict=False)
@@ -70,24 +72,26 @@ def prepare_data(
     n_val = int(lengths[-1].sum()) if val_corpus else sum(plan.val_characters for plan in plans)
     n_characters = {"train": sum(plan.train_characters for plan in plans), "val": n_val}
     _check_same_text(out, source, n_characters, overwrite)
-    has_eot = len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1
-    tokenizer = _create_tokenizer(tokenizer_name, sources, sum(int(n.sum()) for n in lengths))
-    tokenizer = _with_needed_tokens(tokenizer, tokenizer_name, has_eot, special_tokens or (), log)
+    has_eot = not flagged and (len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1)
+    add_tokens = add_chat_template if flagged else partial(_with_needed_tokens, has_eot, special_tokens or ())
+    learned = _create_tokenizer(tokenizer_name, sources, sum(int(n.sum()) for n in lengths))
+    tokenizer = add_tokens(learned, tokenizer_name, log)
     has_eot = has_eot or (special_tokens is not None and tokenizer.eot_id is not None)  # the text may end documents
     _check_same(out, "tokenizer", tokenizer.name, overwrite)
-    meta = _describe_data(source, tokenizer, has_eot, paired, plans, special_tokens is not None)
+    meta = _describe_data(source, tokenizer, has_eot, kind, plans, special_tokens is not None)
     train = itertools.chain.from_iterable(plan.train_documents() for plan in plans)
     val = val_corpus.documents() if val_corpus else itertools.chain.from_iterable(p.val_documents() for p in plans)
     with _progress_bar("encoding", sum(n_characters.values())) as bar:
         spelled = _write_folder(out, meta, {"train": train, "val": val}, tokenizer, bar)
     data = load_data(out)
-    for line in _notices(data, sources, lengths, spelled, weights, tokenizer_name, special_tokens or ()) if log else ():
+    notices = _notices(data, meta, sources, lengths, spelled, weights, tokenizer_name, special_tokens or ())
+    for line in notices if log else ():
         log(line)
     return data
 
 
 def _describe_data(
-    source: str, tokenizer: Tokenizer, has_eot: bool, paired: bool, plans: list[SplitPlan], special: bool
+    source: str, tokenizer: Tokenizer, has_eot: bool, kind: str, plans: list[SplitPlan], special: bool
 ) -> dict[str, Any]:
     """Return the content of meta.json without what is known after writing."""
     meta = {
@@ -97,8 +101,10 @@ def _describe_data(
         "vocab_size": tokenizer.vocab_size,
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
         "has_eot": has_eot,
-        "paired": paired,
+        "paired": kind == "pair",
     }
+    if plans[0].corpus.format:
+        meta |= {"flagged": True, "preferences": kind == "preference"}
     if special:
         meta["special_tokens"] = True
     if len(plans) > 1:
@@ -175,13 +181,17 @@ def _weighted_name(corpus: Corpus, weight: Fraction) -> str:
     return corpus.name if weight == 1 else f"{corpus.name} x {float(weight):g}"
 
 
-def _check_paired(sources: list[Corpus]) -> bool:
-    """Return whether the sources hold pairs. ValueError if only some do."""
-    first, paired = sources[0], len(sources[0].fields) == 2
+def _check_kind(sources: list[Corpus]) -> tuple[str, bool]:
+    """Return what the sources hold: documents, pairs, conversations or preferences, and whether it is one of the last
+    two, which have flags. ValueError if the sources differ."""
+    first, kind = sources[0], sources[0].noun
     for source in sources:
-        if (len(source.fields) == 2) != paired:
-            raise ValueError(f"of {first.name} and {source.name} one holds pairs, the other does not: both, or neither")
-    return paired
+        if source.noun != kind:
+            kind = kind if kind != "document" else source.noun
+            raise ValueError(
+                f"of {first.name} and {source.name} one holds {kind}s, the other does not: both, or neither"
+            )
+    return kind, bool(first.format)
 
 
 def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
@@ -197,8 +207,8 @@ def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
     with _progress_bar("counting", sum(path.stat().st_size for path in corpus.paths), "B") as bar:
         lengths = np.fromiter(map(length, corpus.documents()), np.int64)
     check_lengths(corpus, lengths)
-    if needs_two and len(lengths) < 4:
-        raise ValueError(f"one pair cannot be split into training and validation: {corpus.name} needs two")
+    if needs_two and len(lengths) < 2 * corpus.unit:
+        raise ValueError(f"one {corpus.noun} cannot be split into training and validation: {corpus.name} needs two")
     return lengths
 
 
@@ -223,7 +233,7 @@ def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int) -> To
 
 
 def _with_needed_tokens(
-    tokenizer: Tokenizer, name: str, has_eot: bool, special_tokens: Sequence[str], log: Callable[[str], None] | None
+    has_eot: bool, special_tokens: Sequence[str], tokenizer: Tokenizer, name: str, log: Callable[[str], None] | None
 ) -> Tokenizer:
     """Return the tokenizer with a token that ends documents, if there are any, and with these special tokens. They
     take the place of unused ones, such as a run has whose model has more rows than tokens."""
@@ -253,10 +263,10 @@ def _write_folder(
 ) -> Counter[str]:
     """Write both splits, the tokenizer and meta.json, whole or not at all. Return how often the text holds the names of
     special tokens as ordinary text."""
-    spelled = Counter()
+    spelled, write = Counter(), write_conversations if meta.get("flagged") else write_split
     with atomic_folder(out) as folder:
         for split, documents in splits.items():
-            meta[split], found = write_split(folder / f"{split}.bin", documents, tokenizer, meta, bar)
+            meta[split], found = write(folder / f"{split}.bin", documents, tokenizer, meta, bar)
             spelled += found
             if meta[split]["tokens"] < 2 + meta["has_eot"]:
                 raise ValueError(f"{meta['source']} is too short: both splits need at least two tokens; {SHARE_ADVICE}")
@@ -266,21 +276,12 @@ def _write_folder(
     return spelled
 
 
-def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool, special: bool = False) -> np.ndarray:
-    """Return the token ids of all texts, int64, with an end-of-text token before and after each if `has_eot`.
-
-    With `special`, names of special tokens are these tokens.
-    """
-    separator = [tokenizer.eot_id] if has_eot else []
-    ids = [i for text in texts for i in (*tokenizer.encode(text, special), *separator)]
-    return np.array(separator + ids, np.int64)
-
-
 # --- notices ----------------------------------------------------------------------------------------------------------
 
 
 def _notices(
     data: PreparedData,
+    meta: dict[str, Any],
     sources: Sequence[Corpus],
     lengths: Sequence[np.ndarray],
     spelled: Counter[str],
@@ -289,6 +290,15 @@ def _notices(
     special_tokens: Sequence[str],
 ) -> Iterator[str]:
     """Yield one line for each thing that a person should know about data that have just been written."""
+    if meta.get("flagged"):
+        n, turns, counted, tokens = (
+            sum(meta[split][key] for split in ("train", "val")) for key in ("documents", "turns", "counted", "tokens")
+        )
+        loss = f"{counted:,} of {tokens:,} tokens count in the loss, the assistant's"
+        yield f"{n:,} conversations with {turns:,} turns: {loss}"
+    for corpus in sources:
+        if advice := corpus.advice():
+            yield f"{corpus.name} holds conversations: {advice}"
     for corpus, length in zip(sources, lengths, strict=True):
         if corpus.separator and not corpus.fields and len(length) <= len(corpus.paths):
             yield f"the separator {corpus.separator!r} divides nothing in {corpus.name}: each file is one document"
@@ -310,10 +320,15 @@ def describe(data: PreparedData) -> str:
         share = source["characters"] / sum(other["characters"] for other in data.sources)
         lines.append(f"  {source['name']}: weight {source['weight']:g}, {share:.1%} of the training characters")
     for split in (data.train, data.val):
+        n, noun, measured, counted = split.documents, "documents", len(split.tokens), ""
+        if split.flags is not None:
+            noun, measured = "conversations", np.count_nonzero(split.flags & COUNTED)
+            counted = f"{measured:,} tokens count: "
+        if data.paired or data.preferences:
+            n, noun = n // 2, "pairs" if data.paired else "preferences"
         lines.append(
-            f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {split.bytes:,} "
-            f"bytes ({split.bytes / len(split.tokens):.2f} per token), "
-            + (f"pairs: {split.documents // 2:,}" if data.paired else f"documents: {split.documents:,}")
+            f"{split.path.stem:>5}: {len(split.tokens):,} tokens, {split.characters:,} characters, {counted}"
+            f"{split.bytes:,} bytes ({split.bytes / measured:.2f} per token), {noun}: {n:,}"
         )
     return "\n".join(lines)
 

@@ -7,12 +7,13 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from gpt.text.bpe import count_words, learn_merges
 from gpt.text.special import describe_spelled
-from gpt.token_files import PreparedData
+from gpt.token_files import COUNTED, START, PreparedData, TokenFile
 from gpt.tokenizer import BytePairTokenizer, CharTokenizer
 
 MAX_DOCUMENTS = 200_000  # training documents whose copies are looked for
@@ -34,13 +35,14 @@ def find_notices(data: PreparedData, spelled: Counter[str], has_repeats: bool, l
     """Yield one line for each thing that a person should know. `spelled` counts the names of special tokens that the
     text holds as ordinary text; `has_repeats` says that training documents are repeated by their weight, `learned` that
     the tokenizer comes from this text."""
-    if line := describe_spelled(spelled, data.tokenizer, data.paired):
+    if line := describe_spelled(spelled, data.tokenizer, data.paired, data.train.flags is not None):
         yield line
     kinds = set(np.unique(_spread(data.train.tokens, MAX_TOKENS)).tolist())
     if len(kinds - {data.tokenizer.eot_id}) < 2:
         yield "the training split holds a single distinct token: there is nothing to learn from it"
         return
-    yield from _repeats_of_documents(data, has_repeats) if data.has_eot else _repeats_of_text(data)
+    flagged = data.train.flags is not None
+    yield from _repeats_of_documents(data, has_repeats) if data.has_eot or flagged else _repeats_of_text(data)
     yield from () if learned else _fit_of_tokenizer(data)
 
 
@@ -53,22 +55,34 @@ def has_token(tokens: np.ndarray, token: int) -> bool:
 # --- repeated text ----------------------------------------------------------------------------------------------------
 
 
-def _documents(data: PreparedData, tokens: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return where documents or pairs start and end in a split, at most so many, evenly spread, and their number."""
-    parts = range(0, len(tokens), MAX_TOKENS)  # so that memory does not grow with the tokens
-    ends = np.concatenate([a + np.flatnonzero(tokens[a : a + MAX_TOKENS] == data.tokenizer.eot_id) for a in parts])
-    ends = ends[:: 1 + data.paired]
-    n = len(ends) - 1
-    chosen = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
-    return ends[chosen] + 1, ends[chosen + 1], n
+def _noun(data: PreparedData) -> str:
+    if data.train.flags is None:
+        return "pairs" if data.paired else "documents"
+    return "preferences" if data.preferences else "conversations"
+
+
+def _documents(data: PreparedData, split: TokenFile, most: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return where documents, pairs or the like start and end in a split, at most so many, evenly spread, and their
+    number."""
+    parts = [slice(a, a + MAX_TOKENS) for a in range(0, len(split.tokens), MAX_TOKENS)]  # bounded memory
+    if split.flags is None:
+        ends = np.concatenate([a.start + np.flatnonzero(split.tokens[a] == data.tokenizer.eot_id) for a in parts])
+        ends = ends[:: 1 + data.paired]
+        starts, stops = ends[:-1] + 1, ends[1:]
+    else:
+        starts = np.concatenate([a.start + np.flatnonzero(split.flags[a] & START) for a in parts])
+        starts = starts[:: 1 + data.preferences]
+        stops = np.append(starts[1:], len(split.tokens))
+    chosen = np.linspace(0, len(starts) - 1, min(len(starts), most)).astype(np.int64)
+    return starts[chosen], stops[chosen], len(starts)
 
 
 def _repeats_of_documents(data: PreparedData, has_repeats: bool) -> Iterator[str]:
     """Yield what documents of the validation split also stand in the training split, word for word or nearly."""
-    noun, train, val = "pairs" if data.paired else "documents", data.train.tokens, data.val.tokens
-    starts, stops, n_train = _documents(data, train, MAX_DOCUMENTS)
+    noun, train, val = _noun(data), data.train.tokens, data.val.tokens
+    starts, stops, n_train = _documents(data, data.train, MAX_DOCUMENTS)
     copies = Counter(hash(train[a:b].tobytes()) for a, b in zip(starts, stops, strict=True))
-    val_starts, val_stops, _ = _documents(data, val, MAX_DOCUMENTS)
+    val_starts, val_stops, _ = _documents(data, data.val, MAX_DOCUMENTS)
     known = np.array(
         [hash(val[a:b].tobytes()) in copies for a, b in zip(val_starts, val_stops, strict=True)], dtype=bool
     )
@@ -84,8 +98,9 @@ def _repeats_of_documents(data: PreparedData, has_repeats: bool) -> Iterator[str
     compared = f"{min(n_train, MAX_TOKENS // FIRST_TOKENS):,} compared"
     near = _near_duplicates(data, val_starts[new], val_stops[new])
     if near and near >= 0.01 * len(new):
+        text = "text" if data.train.flags is None else "answers"
         yield (
-            f"{near:,} of {len(new):,} validation {noun} share {NEAR:.0%} or more of their text with one training "
+            f"{near:,} of {len(new):,} validation {noun} share {NEAR:.0%} or more of their {text} with one training "
             f"{noun[:-1]} (of {compared}, by the first {FIRST_TOKENS:,} tokens): the validation loss measures memory "
             f"too"
         )
@@ -93,9 +108,9 @@ def _repeats_of_documents(data: PreparedData, has_repeats: bool) -> Iterator[str
 
 def _near_duplicates(data: PreparedData, val_starts: np.ndarray, val_stops: np.ndarray) -> int:
     """Return how many of these validation documents share NEAR of their runs of tokens with one training document."""
-    starts, stops, _ = _documents(data, data.train.tokens, MAX_TOKENS // FIRST_TOKENS)
-    of_train, owners = _runs(data, data.train.tokens, starts, stops)
-    of_val, val_owners = _runs(data, data.val.tokens, val_starts, val_stops)
+    starts, stops, _ = _documents(data, data.train, MAX_TOKENS // FIRST_TOKENS)
+    of_train, owners = _runs(data, data.train, starts, stops)
+    of_val, val_owners = _runs(data, data.val, val_starts, val_stops)
     one_in = np.int64(1 + len(of_train) // MAX_RUNS)  # the same runs of all documents
     hashes, owners = _distinct(of_train, owners, one_in)
     of_val, val_owners = _distinct(of_val, val_owners, one_in)
@@ -110,11 +125,16 @@ def _near_duplicates(data: PreparedData, val_starts: np.ndarray, val_stops: np.n
     return int(near)
 
 
-def _runs(data: PreparedData, tokens: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the hashes of all runs of tokens within documents, and the documents' numbers."""
+def _runs(data: PreparedData, split: TokenFile, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the hashes of all runs of tokens within documents, and the documents' numbers. Of a conversation they are
+    those that count: a template and a system's message may be the same in all."""
     stops = np.minimum(stops, starts + FIRST_TOKENS)
-    text = np.concatenate([tokens[a:b] for a, b in zip(starts, stops, strict=True)] or [tokens[:0]])
+    spans = [slice(0, 0), *map(slice, starts, stops)]
+    text = np.concatenate([split.tokens[span] for span in spans])
     owners = np.repeat(np.arange(len(starts)), stops - starts)
+    if split.flags is not None:
+        counted = np.concatenate([split.flags[span] for span in spans]) & COUNTED > 0
+        text, owners = text[counted], owners[counted]
     n, hashes = _hash_runs(text, RUN_BYTES / data.bytes_per_token)
     within = owners[: len(hashes)] == owners[n - 1 :][: len(hashes)]
     return hashes[within], owners[: len(hashes)][within]
@@ -170,6 +190,7 @@ def _spread(tokens: np.ndarray, most: int, n: int = 16) -> np.ndarray:
 
 def _fit_of_tokenizer(data: PreparedData) -> Iterator[str]:
     """Yield what byte pairs learned from the text would make of it, if the tokenizer makes many tokens."""
+    data = data if data.train.flags is None else _answers(data)
     tokenizer, train = data.tokenizer, data.train
     per_token, per_character = train.bytes / len(train.tokens), len(train.tokens) / max(train.characters, 1)
     if isinstance(tokenizer, CharTokenizer) or (per_token >= 2 and per_character <= 1.5):
@@ -184,6 +205,19 @@ def _fit_of_tokenizer(data: PreparedData) -> Iterator[str]:
             f"{tokenizer.name} makes {per_character:.2f} tokens of a character here; --tokenizer bpe:{size}, learned "
             f"from this text, would make {n_tokens / len(sample):.2f}"
         )
+
+
+def _answers(data: PreparedData) -> PreparedData:
+    """Return what the assistant says as one text, without special tokens."""
+
+    def text_of(split: TokenFile) -> TokenFile:
+        n = min(len(split.tokens), MAX_TOKENS)
+        tokens = split.tokens[:n][split.flags[:n] & COUNTED > 0]
+        tokens = tokens[~np.isin(tokens, [*data.tokenizer.special_tokens.values()])]
+        text = data.tokenizer.decode(tokens.tolist())
+        return replace(split, tokens=tokens, characters=len(text), bytes=len(text.encode()), flags=None)
+
+    return replace(data, train=text_of(data.train), val=text_of(data.val))
 
 
 def _text(data: PreparedData, tokens: np.ndarray, n_bytes: int) -> str:

@@ -177,7 +177,7 @@ def read_fields(path: Path, fields: tuple[str, ...], encoding: str = "utf-8") ->
     """
     templates = [parse_template(field) for field in fields]
     names = {name: "" for template in templates for _, name in template if name}.keys()
-    for n, record in enumerate(_records(path, names, encoding), start=1):
+    for n, record in enumerate(read_records(path, names, encoding), start=1):
         texts = {name: _text(record, name, f"record {n} of {path}") for name in names}
         for template in templates:
             yield "".join(texts[name] if name else text for text, name in template)
@@ -195,7 +195,7 @@ def parse_template(field: str) -> list[tuple[str, str]]:
 
 def refuse_records(path: Path, encoding: str = "utf-8") -> ValueError:
     """Return the error for a file of records without a field: it names the fields and the options."""
-    record = next(_records(path, {}.keys(), encoding), {})
+    record = next(read_records(path, {}.keys(), encoding), {})
     if isinstance(record, str):
         return ValueError(
             f'{path} is a list of texts, not of records: write each as an object, {{"text": ...}}, and add --field text'
@@ -204,11 +204,28 @@ def refuse_records(path: Path, encoding: str = "utf-8") -> ValueError:
         record = {str(i): value for i, value in enumerate(record)}
     if not isinstance(record, dict) or not record:
         return ValueError(f"{path} holds no records: there is nothing to read")
+    if advice := conversation_advice(record):
+        return ValueError(f"{path} holds conversations: {advice}")
     name = "text" if "text" in record else max(record, key=lambda name: len(str(record[name])))
     return ValueError(
         f"{path} holds records with the fields {', '.join(record)[:200]}: name the field that is the text "
         f"(--field {shlex.quote(name[:200])}), or two of a pair (--prompt_field and --target_field)"
     )
+
+
+def conversation_advice(record: Any) -> str:
+    """Return how a record is read that looks like a conversation, or ""."""
+    found = record if isinstance(record, dict) else {}
+    forms = [
+        form for form, key in {"messages": "messages", "sharegpt": "conversations"}.items() if _is_turns(found, key)
+    ]
+    forms += ["preferences"] * ({"chosen", "rejected"} <= found.keys())
+    return f"--format {forms[0]} reads them whole, and only what the assistant says is learned" if forms else ""
+
+
+def _is_turns(record: dict[str, Any], key: str) -> bool:
+    turns = record.get(key)
+    return _is_array(turns) and ({"role", "content"} <= turns[0].keys() or {"from", "value"} <= turns[0].keys())
 
 
 def _text(record: Any, name: str, where: str) -> str:
@@ -221,17 +238,18 @@ def _text(record: Any, name: str, where: str) -> str:
         elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
             value = value[int(key)]
         else:
-            raise ValueError(f"{where} has no field {name!r}, but: {_describe(there).removeprefix('the fields ')}")
+            raise ValueError(f"{where} has no field {name!r}, but: {describe_value(there).removeprefix('the fields ')}")
     if isinstance(value, bool | int | float) and value == value:  # not NaN
         return json.dumps(value)
     if not isinstance(value, str):
-        raise ValueError(f"{where} has no text in {name!r}, but {_describe(value)}: {_way_out(name, value)}")
+        advice = conversation_advice(record) or _way_out(name, value)
+        raise ValueError(f"{where} has no text in {name!r}, but {describe_value(value)}: {advice}")
     if LONE_SURROGATE.search(value):
         raise ValueError(f"{where} has half a character, a lone surrogate, in {name!r}")
     return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
 
 
-def _describe(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Return a value in words: its type, and the fields of an object."""
     if isinstance(value, dict):
         return f"the fields {', '.join(map(str, value))[:200]}" if value else "no fields at all"
@@ -250,11 +268,12 @@ def _way_out(name: str, value: Any) -> str:
     return "leave such records out, or give them a text"
 
 
-def _records(path: Path, names: KeysView[str], encoding: str) -> Iterator[Any]:
-    """Yield the records of a file, dictionaries unless the file is wrong; `names` are those that will be read."""
+def read_records(path: Path, names: KeysView[str], encoding: str, others: bool = False) -> Iterator[Any]:
+    """Yield the records of a file, dictionaries unless the file is wrong; `names` are those that will be read, and with
+    `others` further ones where there are any."""
     kind = form(path, encoding)
     if kind == ".parquet":
-        return _parquet_rows(path, names)
+        return _parquet_rows(path, {}.keys() if others else names)
     if not kind:  # standard input, or a .txt of pairs: by its content
         first = next(read_chunks(path, encoding), "").lstrip()[:1]
         kind = ".json" if first in ("{", "[") else ".csv"

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -25,9 +25,20 @@ from gpt.system.files import sha256 as sha256_of
 from gpt.system.paths import PROJECT
 from gpt.system.text import unescape
 from gpt.text import countdown, requests, tales, tasks
+from gpt.text.conversations import FORMATS, read_conversations
 from gpt.text.download import ARCHIVES, check_sha256, download, file_name, parse_sha256, unpack
 from gpt.text.formats import PLAIN, RECORDS, suffix_of
-from gpt.text.readers import find_encoding, form, parse_template, read_chunks, read_fields, refuse_records, split_at
+from gpt.text.readers import (
+    conversation_advice,
+    find_encoding,
+    form,
+    parse_template,
+    read_chunks,
+    read_fields,
+    read_records,
+    refuse_records,
+    split_at,
+)
 
 DOWNLOADS = Path("data/downloads")  # relative to the working folder
 DEFAULT_TALES = 30_000  # the number that "tales" stands for
@@ -97,7 +108,8 @@ class Corpus:
     """Documents on disk: one per file or, with a separator, one between separators in each file.
 
     With `fields` a file holds records, and the texts of these fields are documents, in turn; with a single field, .txt
-    and .md files remain plain text. `name` describes the source. `left_out` says which files of a folder were not
+    and .md files remain plain text. With a `format`, one of FORMATS, a record holds a conversation, which is a
+    document, or two as preferences. `name` describes the source. `left_out` says which files of a folder were not
     taken.
     """
 
@@ -107,14 +119,33 @@ class Corpus:
     fields: tuple[str, ...] = ()
     encoding: str = "utf-8"
     left_out: str = ""
+    format: str = ""
+
+    @property
+    def unit(self) -> int:
+        """The number of documents that stay together: a prompt and its target, a chosen and a rejected conversation."""
+        return 2 if len(self.fields) == 2 or self.format == "preferences" else 1
+
+    @property
+    def noun(self) -> str:
+        """What one unit is called."""
+        return {"preferences": "preference", "": ("document", "pair")[self.unit - 1]}.get(self.format, "conversation")
+
+    def advice(self) -> str:
+        """Return how the records are read better if fields are read of what looks like conversations, or ""."""
+        if not self.fields or (len(self.fields) < 2 and suffix_of(self.paths[0]) in PLAIN):
+            return ""
+        return conversation_advice(next(read_records(self.paths[0], {}.keys(), self.encoding), None))
 
     def documents(self) -> Iterator[Iterable[str]]:
         """Yield each document as its chunks of text. Exhaust one before asking for the next.
 
-        Empty documents are skipped, except in a pair.
+        Empty documents are skipped, except in a pair. With a `format` each is a Conversation.
         """
         for path in self.paths:
-            if len(self.fields) > 1 or (self.fields and suffix_of(path) not in PLAIN):
+            if self.format:
+                yield from read_conversations(path, self.format, self.encoding)
+            elif len(self.fields) > 1 or (self.fields and suffix_of(path) not in PLAIN):
                 texts = read_fields(path, self.fields, self.encoding)
                 yield from ([text] for text in texts if text or len(self.fields) > 1)
             elif self.separator:
@@ -123,9 +154,13 @@ class Corpus:
                 yield itertools.chain([first], chunks)
 
     def chunks(self) -> Iterator[str]:
-        """Yield the text of all documents, chunk by chunk."""
-        for document in self.documents():
-            yield from document
+        """Yield the text of all documents, chunk by chunk; of conversations with the roles, once all of them."""
+        if not self.format:
+            yield from itertools.chain.from_iterable(self.documents())
+            return
+        yield "system\nuser\nassistant\n"
+        for conversation in self.documents():
+            yield from (f"{message['role']}\n{message['content']}\n" for message in conversation.messages)
 
 
 def open_corpus(
@@ -309,6 +344,10 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         "--field", default="", type=unescape, metavar="NAME",
         help="the field of each record of a .jsonl, .json, .csv, .tsv or .parquet that is a document",
     )
+    add(
+        "--format", default="", choices=[*FORMATS], metavar="NAME",
+        help=f"of conversations, one in each record: {', '.join(FORMATS)}",
+    )
     add("--prompt_field", default="", type=unescape, metavar="NAME", help="the field of each record that is the prompt")
     add("--target_field", default="", type=unescape, metavar="NAME", help="the field of each record that is the target")
     add(
@@ -320,7 +359,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 
 def given_text_options(arguments: argparse.Namespace) -> list[str]:
     """Return those of the options of `add_text_options` that are given."""
-    named = ("separator", "field", "prompt_field", "target_field")
+    named = ("separator", "field", "format", "prompt_field", "target_field")
     given = [name for name in named if getattr(arguments, name)]
     given += ["encoding"] * (arguments.encoding != "utf-8")
     return [f"--{name}" for name in given + ["special_tokens"] * (arguments.special_tokens is not None)]
@@ -336,6 +375,13 @@ def open_texts(sources: list[str], arguments: argparse.Namespace, sha256: str = 
     if pair and arguments.separator:
         raise ValueError("--separator means nothing with --prompt_field: each record is a pair")
     fields = pair or tuple(filter(None, [arguments.field]))
+    if arguments.format:
+        given = {option.lstrip("-") for option in given_text_options(arguments)} - {"format", "encoding"}
+        if given:
+            raise ValueError(f"--format reads whole conversations: it cannot be combined with --{min(given)}")
+        both = ("", "")  # records only, as for pairs
+        found = (open_corpus(source, "", sha256, both, arguments.encoding) for source in sources)
+        return [replace(corpus, separator="", fields=(), format=arguments.format) for corpus in found]
     corpora = [open_corpus(source, arguments.separator, sha256, fields, arguments.encoding) for source in sources]
     if len(fields) == 1 and all(suffix_of(path) in PLAIN for corpus in corpora for path in corpus.paths):
         raise ValueError(

@@ -70,8 +70,9 @@ def name_counter(tokenizer: Tokenizer, special: bool) -> Callable[[str], Counter
     return count
 
 
-def describe_spelled(spelled: Counter[str], tokenizer: Tokenizer, paired: bool) -> str:
-    """Return the line about names of special tokens that a text holds as ordinary text, or "" if there are none."""
+def describe_spelled(spelled: Counter[str], tokenizer: Tokenizer, paired: bool, flagged: bool = False) -> str:
+    """Return the line about names of special tokens that a text holds as ordinary text, or "" if there are none. In the
+    messages of conversations (`flagged`) they can be nothing else."""
     known = tokenizer.special_tokens
     found = [(name, n) for name, n in spelled.most_common() if name in known or n >= MIN_SPELLED]
     if not found:
@@ -84,4 +85,6 @@ def describe_spelled(spelled: Counter[str], tokenizer: Tokenizer, paired: bool) 
     if ends and not paired:
         advice += f"; if {ends[0]} ends documents, --separator '{ends[0]}' divides them there"
     verb = "stays" if len(found) == 1 else "stay"
+    if flagged:
+        return f"{named}{others} in the messages {verb} ordinary text: only the chat template writes special tokens"
     return f"{named}{others} in the text {verb} ordinary text: {advice}"

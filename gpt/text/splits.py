@@ -31,9 +31,9 @@ class SplitPlan:
     @classmethod
     def create(cls, corpus: Corpus, lengths: np.ndarray, weight: Fraction, val_fraction: float | None) -> "SplitPlan":
         """Plan the split of a corpus whose documents have these lengths; without val_fraction, train on all of it."""
-        unit = max(len(corpus.fields), 1)  # documents that stay together: a pair
+        unit, is_whole = corpus.unit, corpus.unit > 1 or bool(corpus.format)
         total, n_documents, n_characters = int(lengths.sum()), len(lengths), 0
-        if val_fraction is not None and (len(lengths) >= MANY_DOCUMENTS or unit > 1):
+        if val_fraction is not None and (len(lengths) >= MANY_DOCUMENTS or is_whole):
             n_documents -= unit * max(1, round(len(lengths) / unit * val_fraction))
         elif val_fraction is not None:
             n_train = total - math.ceil(round(total * val_fraction, 6))  # 50 · 0.14 is 7, not 7.000000000000001

@@ -18,7 +18,7 @@ from gpt.evaluation.baselines import compute_baselines
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.generation import generate
 from gpt.model import GPTModel
-from gpt.objectives.conversations import PairExamples
+from gpt.objectives.examples import PairExamples
 from gpt.objectives.sft import SFT
 from gpt.run.training import resume_run, start_run
 from gpt.text.prepare import prepare_data

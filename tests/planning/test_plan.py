@@ -9,11 +9,14 @@ import pytest
 import torch
 from blocks import MODERN_BLOCK
 from conftest import corpus_of
+from conversations import write_conversations
 
-from gpt.config import DataConfig, GPTConfig, TrainConfig
+from gpt.config import DataConfig, GPTConfig, ObjectiveConfig, TrainConfig
 from gpt.data import packed_spans, padded_batch
 from gpt.exchange.layouts import GPT2_SIZES
+from gpt.objectives.dpo import DPO
 from gpt.objectives.objective import create_examples
+from gpt.objectives.sft import SFT
 from gpt.planning.hardware import get_hardware
 from gpt.planning.plan import (
     check_fits,
@@ -27,6 +30,8 @@ from gpt.planning.plan import (
     summarize_plan,
 )
 from gpt.text.prepare import prepare_data
+from gpt.tokenizer import CharTokenizer
+from gpt.variants import create_model
 from scripts import run_script
 
 SMALL = GPTConfig(vocab_size=65, context_length=64, emb_dim=64, n_heads=4, n_layers=3, drop_rate=0.0)
@@ -153,6 +158,56 @@ def test_packed_data_is_evaluated_token_by_token(prepared):
     config = train_config(model, eval_every=0, data=DataConfig(str(prepared.folder)))
     spans = packed_spans(len(prepared.val.tokens), 64)
     assert estimate_for_data(config, prepared).evaluated_tokens == sum(end - start for start, end, _ in spans)
+
+
+def padded(lengths, batch_size):
+    """The positions of all batches of some examples, each padded to its longest."""
+    batches = (lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size))
+    return sum(max(batch) * len(batch) for batch in batches)
+
+
+def talks(n):
+    """Conversations of 2 to 24 tokens: a prompt of n, an answer of 1 to 8."""
+    return [[("a" * (1 + k % 16), False), ("b" * (1 + k * 7 % 8), True)] for k in range(n)]
+
+
+@pytest.mark.parametrize("packing", ["document", "packed"])
+def test_conversations_alone_and_in_rows(tmp_path, packing):
+    data = write_conversations(tmp_path / "data", CharTokenizer("ab"), talks(24), talks(9))
+    model = dataclasses.replace(SMALL, vocab_size=2, context_length=16)
+    config = train_config(model, batch_size=2, eval_every=0, max_steps=1, data=DataConfig(str(data.folder), packing))
+    config = dataclasses.replace(config, objective=ObjectiveConfig("sft"))
+    objective = SFT(create_model(model))
+    examples, val = (objective.examples(config, data, split) for split in (data.train, data.val))
+    plan = estimate_for_data(config, data)
+    couples = itertools.product(range(len(examples)), repeat=2)
+    assert plan.example_tokens == pytest.approx(np.mean([examples.batch(couple)[0].size(1) for couple in couples]))
+    assert (len(examples) == 24) == (packing == "document")
+    widths = [val.batch([i])[0].size(1) for i in range(len(val))]
+    assert plan.evaluated_tokens == pytest.approx(padded(widths, 2), abs=1)
+
+
+def test_dpo_reads_two_conversations_per_pair_and_the_reference_once(tmp_path):
+    pairs = [talk for n, talk in enumerate(talks(24)) for talk in (talk, [talk[0], ("a" * (1 + n % 3), True)])]
+    data = write_conversations(tmp_path / "data", CharTokenizer("ab"), pairs[:36], pairs[36:], preferences=True)
+    model = dataclasses.replace(SMALL, vocab_size=2, context_length=32)
+    own = DataConfig(str(data.folder), "document")
+    config = train_config(model, batch_size=3, eval_every=5, max_steps=10, data=own)
+    sft, dpo = (dataclasses.replace(config, objective=ObjectiveConfig(name)) for name in ("sft", "dpo"))
+    plan, objective = estimate_for_data(dpo, data), DPO(create_model(model))
+    examples, val = (objective.examples(dpo, data, split) for split in (data.train, data.val))
+    triples = itertools.product(range(len(examples)), repeat=3)
+    numbers = [examples.batch(triple)[0].numel() for triple in triples]
+    assert plan.example_tokens == pytest.approx(np.mean(numbers) / 3)
+    assert plan.trained_tokens == pytest.approx(10 * np.mean(numbers), abs=1)
+    whole, held_out = (
+        sum(part.batch(range(len(part))[i : i + 3])[0].numel() for i in range(0, len(part), 3))
+        for part in (examples, val)
+    )
+    evaluations = 3 * held_out  # at steps 0, 5 and 10
+    assert plan.evaluated_tokens == pytest.approx(evaluations + whole + held_out, rel=0.1)
+    twice = estimate_for_data(dataclasses.replace(sft, batch_size=6), data)
+    assert plan.memory["activations"] == twice.memory["activations"]
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from blocks import BLOCKS, GPT2_BLOCK, MODERN_BLOCK, WINDOWED_BLOCK
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.exchange.layouts import GPT2_SIZES
+from gpt.objectives.examples import attention_of_rows
 from gpt.optim import create_optimizer
 from gpt.planning.hardware import get_hardware
 from gpt.planning.memory import activation_bytes, logit_bytes
@@ -23,7 +24,7 @@ from gpt.variants import create_model
 SMALL = GPTConfig(vocab_size=65, context_length=64, emb_dim=64, n_heads=4, n_layers=3, drop_rate=0.0)
 
 
-def kept_bytes(config, n_examples, n_tokens, half):
+def kept_bytes(config, n_examples, n_tokens, half, **arguments):
     """Return the bytes of the distinct storages, parameters apart, that autograd keeps of a forward pass with loss."""
     model = create_model(config).train()
     ids = torch.randint(config.vocab_size, (n_examples, n_tokens))
@@ -38,7 +39,7 @@ def kept_bytes(config, n_examples, n_tokens, half):
 
     dtype = torch.bfloat16 if half else torch.float32
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), autocast(torch.device("cpu"), dtype):
-        model(ids, ids, reduction="sum")
+        model(ids, ids, reduction="sum", **arguments)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -62,6 +63,20 @@ def test_activations_are_what_autograd_keeps(shape, implementation, drop_rate, h
     measured = kept_bytes(config, n_examples, n_tokens, half)
     assert activation_bytes(config, n_examples, n_tokens, half) + loss == pytest.approx(measured, rel=0.02)
     assert logit_bytes(config, n_examples * n_tokens, half) >= loss
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+@pytest.mark.parametrize("half", [False, True])
+@BLOCKS
+def test_activations_of_packed_rows(implementation, half, block):
+    """Each row has its own mask and positions."""
+    config = GPTConfig(65, 64, 64, 4, 3, 0.0, implementation=implementation, **block)
+    positions = torch.arange(64).expand(4, 64) % 20
+    arguments = {"mask": attention_of_rows(positions), "positions": positions}
+    measured = kept_bytes(config, 4, 64, half, **arguments) - kept_by_loss(config, 4, 64, half)
+    assert activation_bytes(config, 4, 64, half, has_masks=True) == pytest.approx(measured, rel=0.02)
+    if implementation == "fused":  # otherwise they are small next to the attention weights
+        assert activation_bytes(config, 4, 64, half) < 0.98 * measured
 
 
 @pytest.mark.parametrize("options", [GPT2_BLOCK, MODERN_BLOCK], ids=["gpt2", "modern"])

@@ -9,7 +9,8 @@ from conftest import corpus_of, pairs_of
 
 import gpt.text.encode
 import gpt.text.readers
-from gpt.text.prepare import encode_documents, has_special_tokens, prepare_data
+from gpt.text.encode import encode_documents
+from gpt.text.prepare import has_special_tokens, prepare_data
 from gpt.text.special import describe_spelled, name_counter
 from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import load_data

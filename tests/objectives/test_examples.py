@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt.objectives.conversations import ConversationExamples, PackedRows, attention_of_rows, pack
+from gpt.objectives.examples import ConversationExamples, PackedRows, attention_of_rows, pack
 from gpt.token_files import COUNTED, START, TokenFile
 
 

@@ -123,11 +123,13 @@ class ConversationExamples(WholeExamples):
 
 
 class PackedRows:
-    """Rows of up to context_length tokens, each with several examples."""
+    """Rows of up to context_length tokens, each with several examples. `lengths` are the tokens in each row, (N,)."""
 
     def __init__(self, examples: WholeExamples):
         self.examples = examples
-        self.rows = pack(np.minimum(examples.lengths, examples.context_length), examples.context_length)
+        lengths = np.minimum(examples.lengths, examples.context_length)
+        self.rows = pack(lengths, examples.context_length)
+        self.lengths = np.array([lengths[row].sum() for row in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -209,6 +211,6 @@ def sample_answer(
         has_template = tokenizer.chat_template is not None
         messages = [{"role": "user", "content": message}]
         prompt = encode_chat(tokenizer, messages) if has_template else tokenizer.encode(message, special=True)
-    (written,) = complete(model, [prompt], stop_id, model.config.context_length, **sampling)
+    (written,) = complete(model, [prompt], {stop_id}, model.config.context_length, **sampling)
     text = tokenizer.decode([*prompt, *written.ids])
     return text if message else f"{text}\n(true: {tokenizer.decode(answer).strip()})"

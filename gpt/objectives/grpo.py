@@ -54,9 +54,7 @@ class GRPO(Objective):
         self.register_buffer("group_rows", torch.zeros(0))
         self.step, self.start, self.seconds, self.used = -1, 0.0, {}, []
 
-    def forward(
-        self, inputs: Tensor, targets: Tensor, advantages: Tensor, before: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, targets: Tensor, advantages: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return (loss summed in nats, number of tokens), two scalars. All arguments are (B, T): `before` holds the
         targets' log-probabilities when they were sampled.
 
@@ -101,7 +99,9 @@ class GRPO(Objective):
         """ValueError unless the data are prompts, and the settings fit the reward, the model and the machine."""
         settings = config.objective
         if not settings.reward:
-            raise ValueError("objective.reward is empty: name a rule, such as 'tales', or 'module:function' of your own")
+            raise ValueError(
+                "objective.reward is empty: name a rule, such as 'tales', or 'module:function' of your own"
+            )
         reward = find_reward(settings.reward)
         if not config.init_from:
             raise ValueError("the objective grpo improves what a model writes, and init_from is empty: name a run")
@@ -112,7 +112,9 @@ class GRPO(Objective):
         if settings.label_smoothing:
             raise ValueError(f"objective.label_smoothing is {settings.label_smoothing}, but grpo has no labels: set 0")
         if settings.credit == "error" and not reward.viable:
-            raise ValueError(f"the reward {reward.name!r} does not say where an error is: set objective.credit 'answer'")
+            raise ValueError(
+                f"the reward {reward.name!r} does not say where an error is: set objective.credit 'answer'"
+            )
         if settings.baseline == "kind" and not reward.kind:
             raise ValueError(f"the reward {reward.name!r} knows no kinds: set objective.baseline to 'group'")
         cls.supervised(data).check_packing(config, data)
@@ -245,6 +247,7 @@ class GRPO(Objective):
             sums += [sum(r.reward for r in group), -float(now.sum()), float(kl_estimate(now, start).sum()), len(now)]
         means = ctx.all_reduce_sum(sums) / n
         return dataclasses.replace(evaluation, metrics=dict(zip(self.metrics, means.tolist(), strict=True)))
+
 
 def _widen(rows: Tensor, width: int) -> Tensor:
     """Return rows (4, ..., T) padded on the right to `width`, without targets there."""

@@ -166,5 +166,10 @@ def test_kinds_are_the_numbers_of_friends():
 def test_the_first_error_is_where_no_tale_goes_on():
     for tale in TALES:
         for i in (0, 7, 300, len(tale) - 1):
-            assert viable_tale("", tale[:i] + "#" + tale[i:]) == viable_tale("", tale[:i] + "#") == viable_tale("", tale[:i]) == i
+            assert (
+                viable_tale("", tale[:i] + "#" + tale[i:])
+                == viable_tale("", tale[:i] + "#")
+                == viable_tale("", tale[:i])
+                == i
+            )
         assert viable_tale("", tale) == viable_tale("", tale + ".") == len(tale)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.loss import Evaluation, evaluation_mode
@@ -262,5 +261,5 @@ def _trim(rows: Tensor) -> Tensor:
 
 
 def kl_estimate(now: Tensor, start: Tensor) -> Tensor:
-    """Return r - ln r - 1 with ln r = start - now for log-probabilities of sampled tokens: its mean is KL(now||start)."""
+    """Return r - ln r - 1 with ln r = start - now, of sampled tokens' log-probabilities: its mean is KL(now || start)."""
     return (start - now).exp() - (start - now) - 1

@@ -9,7 +9,6 @@ none.
 
 import importlib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -73,7 +72,10 @@ def exact_match(prompt: str, completion: str, answer: str) -> float:
 
 def viable_answer(prompt: str, completion: str, answer: str) -> int:
     """Return the number of leading characters that completion and answer have in common."""
-    return len(os.path.commonprefix([completion, answer]))
+    return next(
+        (n for n, (a, b) in enumerate(zip(completion, answer, strict=False)) if a != b),
+        min(len(completion), len(answer)),
+    )
 
 
 def keeps_request(prompt: str, completion: str, answer: str) -> float:

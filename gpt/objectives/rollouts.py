@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gpt.objectives.conversations import last_answer, whole_examples
 from gpt.objectives.documents import complete
+from gpt.objectives.examples import last_answer, whole_examples
 from gpt.objectives.rewards import Reward
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def sample_rollouts(
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     rows = [prompt.ids for prompt in prompts for _ in range(size)]
     most = context_length + 1 - min(map(len, rows))  # the last token is not read
-    completions = complete(model, rows, prompts[0].stop_id, most, generator=generators)
+    completions = complete(model, rows, {prompts[0].stop_id}, most, generator=generators)
     sampled = time.perf_counter()
     viable = reward.viable or (lambda prompt, completion, answer: len(completion))
     rollouts = []

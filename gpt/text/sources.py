@@ -300,7 +300,7 @@ def _generated(source: str, fields: tuple[str, ...]) -> Corpus:
     path = _spool(io.BytesIO("".join(generate(n, seed)).encode()), ".jsonl" if own_fields else ".txt")
     grammar = {"requests": requests, "countdown": None, "countdown-test": None}.get(kind, tales)
     name = f"{kind}:{n}:{seed}" + (f" of grammar {grammar.fingerprint()}" if grammar else "")
-    return Corpus(name, [path], "\n", fields or own_fields)
+    return Corpus(name, [path], "\n", fields or own_fields, format="messages" if kind == "requests" else "")
 
 
 def _python_docs(fields: tuple[str, ...]) -> Corpus:

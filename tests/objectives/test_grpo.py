@@ -4,24 +4,15 @@ write; what is sampled; what is refused."""
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
-from blocks import GPT2_BLOCK
-from conftest import corpus_of, pairs_of
-from runs import change, quiet, train
-from small_objectives import create, create_workspace, short_config
 
-from gpt.config import DataConfig, GPTConfig, ObjectiveConfig
+from gpt.config import GPTConfig, ObjectiveConfig
 from gpt.model import GPTModel
 from gpt.objectives.grpo import GRPO, kl_estimate
-from gpt.objectives.rewards import Reward, find_reward
-from gpt.objectives.rollouts import Prompt, Prompts, Rollout, advantages, sample_rollouts
+from gpt.objectives.rewards import Reward
+from gpt.objectives.rollouts import Prompt, Rollout, advantages, sample_rollouts
 from gpt.ops.reference import IGNORE_INDEX
-from gpt.run.logging import read_metrics
-from gpt.run.training import start_run
-from gpt.text.prepare import prepare_data
-from gpt.token_files import load_data
 from gpt.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("ab", end_of_text=True)
@@ -67,11 +58,13 @@ def rollout(reward, n, kind="", error=None, start=1):
 
 def test_advantages_by_hand():
     group = [rollout(1, 3), rollout(0, 2, error=1), rollout(0, 4, error=0), rollout(1, 2)]
-    for found, value, n in zip(advantages(group, "group", "answer", False), (0.5, -0.5, -0.5, 0.5), (3, 2, 4, 2)):
+    for found, value, n in zip(
+        advantages(group, "group", "answer", False), (0.5, -0.5, -0.5, 0.5), (3, 2, 4, 2), strict=True
+    ):
         assert found.tolist() == [value] * n
     # all four are right before the first token; three before the second; two afterwards
     truth = [[1 / 2, 1 / 3, 0], [-1 / 2, -2 / 3], [-1 / 2, 0, 0, 0], [1 / 2, 1 / 3]]
-    for found, values in zip(advantages(group, "group", "error", False), truth):
+    for found, values in zip(advantages(group, "group", "error", False), truth, strict=True):
         assert found.tolist() == pytest.approx(values)
     normalized = advantages(group, "group", "answer", True)
     assert [value[0] for value in normalized] == pytest.approx([1, -1, -1, 1], abs=1e-5)

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gpt.objectives.rewards import REWARDS, Reward, find_reward, friends, viable_answer, viable_tale
+from gpt.objectives.rewards import REWARDS, Reward, find_reward, friends, viable_tale
 from gpt.text import countdown, requests, tales
 
 TALES = tales.generate(60, seed=8)

@@ -261,5 +261,5 @@ def _trim(rows: Tensor) -> Tensor:
 
 
 def kl_estimate(now: Tensor, start: Tensor) -> Tensor:
-    """Return r - ln r - 1 with ln r = start - now, of sampled tokens' log-probabilities: its mean is KL(now || start)."""
+    """Return r - ln r - 1 with ln r = start - now, log-probabilities of sampled tokens: its mean is KL(now || start)."""
     return (start - now).exp() - (start - now) - 1

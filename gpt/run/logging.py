@@ -35,14 +35,14 @@ def metrics_row(trainer: Trainer, evaluation: Evaluation | None) -> dict[str, fl
     perplexity.
     """
     row: dict[str, float] = {"step": trainer.step, "tokens_seen": trainer.tokens_seen}
-    if trainer.loss_tokens:
-        row["train_loss"] = trainer.loss_sum / trainer.loss_tokens
+    if trainer.sums:
+        loss_sum, n_tokens, *sums, n_steps = trainer.sums
+        row["train_loss"] = loss_sum / n_tokens
         if trainer.objective.unit == "token":
             row["train_perplexity"] = perplexity(row["train_loss"])
         row["lr"] = trainer.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = trainer.grad_norm
-        for name, total in zip(trainer.objective.training_metrics, trainer.sums, strict=False):
-            row[name] = total / trainer.sums[-1]
+        row |= zip(trainer.objective.training_metrics, (total / n_steps for total in sums), strict=True)
     if trainer.timed_seconds:
         row["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
     if evaluation:
@@ -80,7 +80,7 @@ def progress_line(row: dict[str, float], max_steps: int, unit: str = "token") ->
 
 def progress_postfix(trainer: Trainer) -> str:
     """Format the training loss and speed since the last row of metrics, for the progress bar."""
-    loss, speed = trainer.loss_sum / trainer.loss_tokens, trainer.timed_tokens / trainer.timed_seconds
+    loss, speed = trainer.sums[0] / trainer.sums[1], trainer.timed_tokens / trainer.timed_seconds
     unit = trainer.objective.unit
     level = f", perplexity {perplexity(loss):,.1f}" if unit == "token" else ""
     return f"loss {loss:.3f}{level}, {speed:,.0f} {unit}s/s"

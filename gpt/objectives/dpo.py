@@ -69,7 +69,6 @@ class DPO(Objective):
 
     metrics = ("val_reward_margin", "val_accuracy")
     unit = "pair"
-    rows_per_example = 2
     prepare_passes = 1
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
@@ -146,6 +145,11 @@ class DPO(Objective):
     def overlong(cls, data: PreparedData) -> tuple[str, str]:
         """See `Objective.overlong`."""
         return "pairs", "their prompts lose their beginning"
+
+    @classmethod
+    def rows_per_example(cls, config: TrainConfig) -> int:
+        """See `Objective.rows_per_example`."""
+        return 2
 
     @classmethod
     def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:

@@ -119,6 +119,21 @@ class GRPO(Objective):
         cls.supervised(data).check_packing(config, data)
 
     @classmethod
+    def rows_per_example(cls, config: TrainConfig) -> int:
+        """See `Objective.rows_per_example`."""
+        return config.objective.group_size
+
+    @classmethod
+    def samples(cls, config: TrainConfig) -> bool:
+        """See `Objective.samples`."""
+        return True
+
+    @classmethod
+    def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.example_lengths`: what the model writes is taken to be as long as the data."""
+        return cls.supervised(data).example_lengths(config, data, split)
+
+    @classmethod
     def overlong(cls, data: PreparedData) -> tuple[str, str]:
         """See `Objective.overlong`."""
         return cls.supervised(data).overlong(data)
@@ -261,5 +276,5 @@ def _trim(rows: Tensor) -> Tensor:
 
 
 def kl_estimate(now: Tensor, start: Tensor) -> Tensor:
-    """Return r - ln r - 1 with ln r = start - now, log-probabilities of sampled tokens: its mean is KL(now || start)."""
+    """Return r - ln r - 1 with ln r = start - now, of sampled tokens: its mean over samples is KL(now || start)."""
     return (start - now).exp() - (start - now) - 1

@@ -39,7 +39,6 @@ class Objective(nn.Module):
     continues_prompts = True  # generate.py passes it a prompt to continue, not one with blanks
     left_to_right = True  # the model predicts the next token, so that it can be exported
     unit = "token"  # the loss is a mean over them, as are its perplexity and speed
-    rows_per_example = 1  # sequences that the model reads for one
     needs_reference = False  # also reads the model that the run starts from, given to it as `reference`
     passes = 1  # steps in a row that train on the same examples
     prepare_passes = 0  # times that `prepare` reads all examples
@@ -160,6 +159,16 @@ class Objective(nn.Module):
         stride = config.data.stride if split is data.train else 0
         spans = document_spans(split.tokens, data.tokenizer.eot_id, config.model.context_length, stride)
         return spans[:, 1] - spans[:, 0]
+
+    @classmethod
+    def rows_per_example(cls, config: TrainConfig) -> int:
+        """Return the number of sequences that the model reads for one example."""
+        return 1
+
+    @classmethod
+    def samples(cls, config: TrainConfig) -> bool:
+        """Return whether the model writes the sequences itself, which takes most of the time."""
+        return False
 
     @classmethod
     def has_masks(cls, config: TrainConfig) -> bool:

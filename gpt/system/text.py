@@ -145,7 +145,7 @@ def piece_bytes(token: str) -> bytes:
 
 
 def gpt2_vocabulary() -> dict[str, int]:
-    """Return GPT-2's tokens with their ids, in the order of the merges, from a package that contains the published files.
+    """Return GPT-2's tokens with their ids, in the order of the merges, from a package with the published files.
 
     ValueError if the package is missing or its files are not the published ones.
     """

@@ -218,7 +218,7 @@ def test_unsuitable_data_and_settings_are_refused(workspace, tmp_path):
             resolve_config(change(config, data=DataConfig(config.data.path, packing, stride)), data)
     with pytest.raises(ValueError, match=r"label_smoothing is 0\.1, but the objective dpo has no labels"):
         resolve_config(change(config, objective=ObjectiveConfig("dpo", label_smoothing=0.1)), data)
-    with pytest.raises(ValueError, match="beta is a setting of dpo, not of 'sft'"):
+    with pytest.raises(ValueError, match="beta is a setting of dpo and grpo, not of 'sft'"):
         ObjectiveConfig("sft", beta=0.2)
     same = [*PREFERENCES[:4], PREFERENCES[4], PREFERENCES[4]]
     data = write_conversations(tmp_path / "same", data.tokenizer, same, PREFERENCES[:2], preferences=True)

@@ -6,6 +6,7 @@
     python scripts/evaluate.py --run tales-001 --continuations 100
     python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
     python scripts/evaluate.py --run questions-001 --text test.jsonl --prompt_field question --target_field answer
+    python scripts/evaluate.py --run chats --text test.jsonl --format messages
     python scripts/evaluate.py --pretrained gpt2 --text book.txt --context 1024 --stride 512
 
 A perplexity depends on the tokenizer, the context and the stride, so they are printed with it. Bits per byte are
@@ -15,7 +16,7 @@ Accuracy is the share of tokens to which the model gives the highest probability
 writes with the true text: it continues --continuations prompts from the text greedily.
 
 A run with an objective other than next-token prediction is evaluated by that objective. --text and the options that
-say how it is read are those of prepare_data.py.
+say how it is read are those of prepare_data.py. Of conversations, read by --format, the answers count.
 
 --weights int8 also prints the loss with int8 weights, which generate.py can use.
 

@@ -13,6 +13,7 @@
     python scripts/prepare_data.py --input pairs.jsonl --prompt_field question --target_field answer --out data/pairs
     python scripts/prepare_data.py --input tasks.json --prompt_field "Task: {task}\\n\\n{input}\\n\\n" \\
         --target_field "{output}" --out data/tasks
+    python scripts/prepare_data.py --input chats.jsonl --format messages --tokenizer smollm2 --out data/chats
     python scripts/prepare_data.py --input chats.txt --special_tokens "<|user|>" "<|bot|>" --out data/chats
     python scripts/prepare_data.py --input https://example.org/books.zip --sha256 HEX --out data/books
 
@@ -25,7 +26,9 @@ command again to resume. A .zip or .tar archive is unpacked there and read as a 
 Each file is a document; with --separator, each text between separators; with --field, that field of each record of a
 .jsonl, .json, .csv, .tsv or .parquet (.txt and .md files remain plain text); with --prompt_field and --target_field,
 each record is a pair, for the objective sft. A field may be a template: {name} is replaced by the text of that field,
-{{ and }} are braces, and \\n is a line end. A name with dots leads into objects and lists, as in turns.0.value.
+{{ and }} are braces, and \\n is a line end. A name with dots leads into objects and lists, as in turns.0.value. With
+--format, each record is a conversation, or two that end in a chosen and in a rejected answer. They are written by the
+tokenizer's chat template, or as ChatML; docs/finetuning.md has the forms.
 
 The last tenth of the characters of each input is held out for validation; with ten documents or more, the last tenth of
 its documents. --weights say how often the rest of each input is repeated in the training split; validation text is

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gpt.config import DataConfig, TrainConfig
 from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.evaluation.samples import Continuations, check_samples, continue_prompts
 from gpt.exchange.models import LoadedModel
 from gpt.loss import Evaluation
 from gpt.objectives.ranks import evaluate_top_k
-from gpt.text.encode import encode_documents
+from gpt.text.encode import encode_documents, encode_flagged
 from gpt.text.prepare import check_lengths
 from gpt.text.sources import Corpus
 from gpt.text.tales import GrammarReport
@@ -85,8 +86,19 @@ def encode_text(corpus: Corpus, tokenizer: Tokenizer, prepend_eot: bool, special
 def text_as_data(corpus: Corpus, tokenizer: Tokenizer, prepend_eot: bool, special: bool = False) -> PreparedData:
     """Return a corpus as if it had been prepared and held out for validation, for objectives that read such data.
 
-    ValueError for pairs whose target is empty, and for a corpus without text.
+    Conversations are written by the tokenizer's template. ValueError for pairs whose target is empty, for a record that
+    is no conversation, and for a corpus without text.
     """
+    if corpus.format:
+        conversations = list(corpus.documents())
+        check_lengths(corpus, np.array([*map(len, conversations)], np.int64))
+        encoded = [encode_flagged(conversation, tokenizer) for conversation in conversations]
+        ids, flags = (np.concatenate(parts) for parts in list(zip(*encoded, strict=True))[:2])
+        n_characters, n_bytes = sum(map(len, conversations)), sum(size for *_, size in encoded)
+        split = TokenFile(Path(corpus.name), ids, len(conversations), n_characters, n_bytes, "", flags)
+        return PreparedData(
+            Path(corpus.name), corpus.name, tokenizer, False, split, split, preferences=corpus.unit == 2
+        )  # fmt: skip
     texts, paired = ["".join(document) for document in corpus.documents()], len(corpus.fields) == 2
     check_lengths(corpus, np.array([len(text) for text in texts], np.int64))
     has_eot = tokenizer.eot_id is not None and (prepend_eot or len(texts) > 1)
@@ -96,13 +108,20 @@ def text_as_data(corpus: Corpus, tokenizer: Tokenizer, prepend_eot: bool, specia
     return PreparedData(Path(corpus.name), corpus.name, tokenizer, has_eot, split, split, paired)
 
 
+def evaluation_config(loaded: LoadedModel) -> TrainConfig:
+    """Return the config of a run; for published weights one that reads whole texts."""
+    if loaded.checkpoint is not None:
+        return loaded.checkpoint.config
+    return TrainConfig(model=loaded.objective.model.config, data=DataConfig(packing="document"))
+
+
 def report_on_objective(
     loaded: LoadedModel, data: PreparedData, options: ReportOptions, device: torch.device, own: bool = True
 ) -> ModelReport:
     """Evaluate a run by its own objective on the validation split of `data`, with baselines if these are its `own`."""
     objective = loaded.objective
     data = objective.transform(data)
-    config = replace(loaded.checkpoint.config, eval_batches=0, batch_size=options.batch_size)
+    config = replace(evaluation_config(loaded), eval_batches=0, batch_size=options.batch_size)
     evaluation = objective.evaluate(config, data, device)
     if not own:
         return ModelReport(evaluation, data.source)

@@ -3,14 +3,17 @@
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from gpt.checkpoint import RunFolder
+from gpt.config import ObjectiveConfig
 from gpt.evaluation.report import (
     ModelReport,
     ReportOptions,
     by_documents,
     encode_text,
+    evaluation_config,
     report_on_objective,
     report_on_text,
     split_tokens,
@@ -73,12 +76,15 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
         seed=arguments.seed,
     )
     corpus, special = _text(arguments, folder, loaded)
+    if corpus and corpus.format and loaded.objective.reads_any_text:  # of conversations the answers count
+        loaded = replace(loaded, objective=SFT(loaded.objective.model, ObjectiveConfig("sft")).eval())
     if not loaded.objective.reads_any_text:
         given = [f"--{option}" for option in ("context", "stride") if getattr(arguments, option) is not None]
         if given or int8:
+            kind = f"trained with the objective {loaded.objective.config.name}"
             raise ValueError(
-                f"{given[0] if given else '--weights int8'} is for models that predict the next token; this one was "
-                f"trained with the objective {loaded.objective.config.name}"
+                f"{given[0] if given else '--weights int8'} is for models that predict the next token; this one "
+                + ("answers conversations" if corpus and corpus.format else f"was {kind}")
             )
         if corpus is None:
             data = run_data(folder, loaded.checkpoint)
@@ -106,20 +112,27 @@ def _text(arguments: Namespace, folder: Path | None, loaded: LoadedModel) -> tup
         notice(corpus.left_out)
     if unknown := [name for name in arguments.special_tokens or () if name not in loaded.tokenizer.special_tokens]:
         raise ValueError(f"{loaded.name} has no special token {unknown[0]!r}: it must be named when data are prepared")
-    if isinstance(loaded.objective, SFT) and len(corpus.fields) != 2:
-        raise ValueError(f"{loaded.name} answers prompts: name the fields of pairs, --prompt_field and --target_field")
+    if loaded.objective.prepare_passes:
+        raise ValueError(f"{loaded.name} is compared with the model it started from, on its own data: leave --text out")
+    if isinstance(loaded.objective, SFT) and len(corpus.fields) != 2 and corpus.noun != "conversation":
+        raise ValueError(
+            f"{loaded.name} answers prompts: name the fields of pairs, --prompt_field and --target_field, or --format "
+            f"for conversations"
+        )
+    if corpus.format and not (corpus.noun == "conversation" and loaded.objective.left_to_right):
+        raise ValueError(f"{loaded.name} cannot be judged on {corpus.noun}s: it learned something else")
     path = find_path(loaded.checkpoint.config.data.path) if folder else Path()
     special = arguments.special_tokens is not None or has_special_tokens(path)
     spelled = sum(map(name_counter(loaded.tokenizer, special), corpus.chunks()), Counter())
     known = Counter({name: n for name, n in spelled.items() if name in loaded.tokenizer.special_tokens})
-    if line := describe_spelled(known, loaded.tokenizer, paired=len(corpus.fields) == 2):
+    if line := describe_spelled(known, loaded.tokenizer, len(corpus.fields) == 2, bool(corpus.format)):
         notice(line)
     return corpus, special
 
 
 def _overlong(loaded: LoadedModel, data: PreparedData) -> str:
     """Return a line about the pairs of a text that exceed the model's context, or ""."""
-    objective, config = loaded.objective, loaded.checkpoint.config
+    objective, config = loaded.objective, evaluation_config(loaded)
     if not isinstance(objective, SFT):
         return ""
     needed, limit = objective.context_needed(config, data, data.val), config.model.context_length

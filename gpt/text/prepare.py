@@ -294,7 +294,8 @@ def _notices(
         n, turns, counted, tokens = (
             sum(meta[split][key] for split in ("train", "val")) for key in ("documents", "turns", "counted", "tokens")
         )
-        yield f"{n:,} conversations with {turns:,} turns: {counted:,} of {tokens:,} tokens count, the assistant's"
+        loss = f"{counted:,} of {tokens:,} tokens count in the loss, the assistant's"
+        yield f"{n:,} conversations with {turns:,} turns: {loss}"
     for corpus in sources:
         if advice := corpus.advice():
             yield f"{corpus.name} holds conversations: {advice}"

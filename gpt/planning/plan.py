@@ -40,7 +40,7 @@ class Plan:
     disk: int  # bytes of all checkpoints at most
     layer_flops: int  # per token, forward and backward, between embeddings and head
     head_flops: int  # per token, forward and backward, of the logits
-    example_tokens: float  # mean length of an example, padding included
+    example_tokens: float  # mean tokens of an example, padding included
     trained_tokens: int  # over the whole run, padding included
     evaluated_tokens: int  # over all evaluations, and in passes before the first step, padding included
     hardware: Hardware = LOCAL
@@ -56,6 +56,11 @@ class Plan:
     def peak(self) -> int:
         """Bytes at the peak of a training step; on a CPU, the process's largest resident set."""
         return sum(self.memory.values())
+
+    @property
+    def row_tokens(self) -> float:
+        """The mean length of a row of a batch in tokens, padding included: an example has one, or several."""
+        return self.example_tokens / OBJECTIVES[self.config.objective.name].rows_per_example
 
     @property
     def flops_per_token(self) -> int:

@@ -171,7 +171,7 @@ def _measure_layers(plan: Plan, device: torch.device) -> tuple[float, float]:
 
         return _median_seconds(work, device)
 
-    n_tokens = max(2, round(min(plan.example_tokens, MAX_FLOPS / flops(plan.example_tokens))))
+    n_tokens = max(2, round(min(plan.row_tokens, MAX_FLOPS / flops(plan.row_tokens))))
     n_examples = max(1, min(config.batch_size, int(MAX_FLOPS / flops(n_tokens) / n_tokens)))
     one = seconds(1, 1)
     rate = _flop_rate(flops(n_tokens), n_examples * n_tokens, one, seconds(n_examples, n_tokens))

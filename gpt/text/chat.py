@@ -235,7 +235,7 @@ def _spans(tokenizer: Tokenizer, text: str, messages: list[Message], first: int)
         before, prompt = (_render_marked(tokenizer, messages[:n], flag) for flag in (False, True))
         head = prompt if prompt != before and text.startswith(prompt) else head.rstrip(" ")
         end = len(text) - len(after)
-        fits = found and PROBE not in after and text.startswith(head) and text.endswith(after)
+        fits = found and text.startswith(head) and text.endswith(after)
         if not fits or end < len(head):
             raise ValueError(
                 f"the chat template does not write message {n + 1} once, apart from the others: it cannot be told what "

@@ -57,9 +57,10 @@ def test_loss_and_gradient_on_a_vocabulary_of_five():
     """Pencil: the gradient of the loss is -beta · sigmoid(r_l - r_w) · (grad ln p_w - grad ln p_l), and that of ln p of
     word j after word i is onehot(j) - p(· | i) in row i."""
     split = preferences(([1, 2], [3, 4]), ([1, 2], [0]))
-    table, reference = Table(), torch.tensor([[-2.0, -1.5]]).double()
+    table = Table()
     objective = DPO(table, ObjectiveConfig("dpo", beta=0.3))
-    loss, count = objective(*PreferenceExamples(split, 8).batch([0]), reference)
+    objective.reference = torch.tensor([[9.0, 9.0], [-2.0, -1.5]]).double()
+    loss, count = objective(*PreferenceExamples(split, 8).batch([0]), torch.tensor([1]))
     loss.backward()
     p = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in table.logits.tolist()]
     chosen, rejected = math.log(p[2][3]) + math.log(p[3][4]), math.log(p[2][0])

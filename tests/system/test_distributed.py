@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from blocks import MODERN_BLOCK, WINDOWED_BLOCK
 from conftest import TEXT, corpus_of, pairs_of
+from conversations import write_conversations
 from numerics import tolerance
 
 from gpt.checkpoint import RunFolder
@@ -30,6 +31,7 @@ from gpt.run.logging import read_metrics
 from gpt.run.training import resume_run, start_run
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.text.prepare import prepare_data
+from gpt.token_files import load_data
 
 PROJECT = Path(__file__).parents[2]
 
@@ -351,11 +353,13 @@ def test_a_mistake_of_all_processes_is_reported_once():
 SIZES = (2, 4)
 ON_ALL_SIZES = ("packed", "documents")
 MODELS = ("uneven", "untied", "modern", "window", "lstm", "lora")
-OTHERS = (*MODELS, "reverse", "masked", "infilling", "sft", "distill")  # on two processes
+OBJECTIVES = ("reverse", "masked", "infilling", "sft", "dpo", "distill")
+OTHERS = (*MODELS, *OBJECTIVES, "talks")  # on two processes
 
 
-def all_configs(documents, pairs, teacher):
-    """Configs by name, each with dropout 0 in float32."""
+def all_configs(documents, others, teacher):
+    """Configs by name, each with dropout 0 in float32; `others` are folders of data by the names of those that read
+    them."""
     packed, by_document = packed_config(documents), document_config(documents)
     short = dataclasses.replace(packed, max_steps=6, eval_every=3, sample_every=3)
     configs = {
@@ -367,12 +371,14 @@ def all_configs(documents, pairs, teacher):
         "window": with_model(short, **WINDOWED_BLOCK),
         "lstm": with_model(short, backbone="lstm"),
     }
-    for name in ("reverse", "masked", "infilling", "sft", "distill"):
+    for name in OBJECTIVES:
         configs[name] = dataclasses.replace(
-            short, batch_size=4, grad_accum_steps=2,
-            data=DataConfig(path=str(pairs if name == "sft" else documents), packing="document"),
+            short, batch_size=4, grad_accum_steps=2, init_from=str(teacher) if name == "dpo" else "",
+            data=DataConfig(path=str(others.get(name, documents)), packing="document"),
             objective=ObjectiveConfig(name=name, teacher=str(teacher) if name == "distill" else ""),
         )  # fmt: skip
+    packed_talks = DataConfig(path=str(others["talks"]), packing="packed")
+    configs["talks"] = dataclasses.replace(configs["sft"], data=packed_talks)
     return configs
 
 
@@ -381,8 +387,12 @@ def runs(tmp_path_factory, documents):
     """A folder of runs, in one process and in several: one/NAME, ddp-2/NAME, ..."""
     folder = tmp_path_factory.mktemp("runs")
     examples = [(f"{n % 7} and {n % 5}", f"{n % 7 + n % 5}.") for n in range(60)]
-    pairs = prepare_data(pairs_of(folder / "texts", examples), "char", folder / "pairs", 0.2).folder
-    configs = all_configs(documents, pairs, teacher=folder / "one" / "documents")
+    others = {"sft": prepare_data(pairs_of(folder / "texts", examples), "char", folder / "pairs", 0.2).folder}
+    tokenizer = load_data(documents).tokenizer
+    talks = [[("on the wall ", False), (f"{n} bottles"[: 3 + n % 7], True)] for n in range(40)]
+    for name in ("talks", "dpo"):
+        others[name] = write_conversations(folder / name, tokenizer, talks[:30], talks[30:], name == "dpo").folder
+    configs = all_configs(documents, others, teacher=folder / "one" / "documents")
     for name, config in configs.items():
         train(config, folder / "one" / name)
     configs["lora"] = dataclasses.replace(

@@ -103,6 +103,13 @@ BY_HAND = {  # template, family, the text, the messages if they are not as writt
         "user: Hi\nassistant:« Hello there!»\nuser: Bye\nassistant:« See you»\n",
         ["Hi", "Hello there!", "Bye", "See you"],
     ),
+    "a header that no generation prompt writes": (
+        PLAIN.partition("{% if")[0], "gpt2", "user: Hi\nassistant:« Hello there!»\n", ["Hi", "Hello there!"],
+    ),
+    "letters that the tokenizer composes": (
+        PLAIN, "qwen", "user: \u00e9\u00e9\u00fc\nassistant:« caf\u00e9»\nuser: \u00e9\nassistant:« no»\n",
+        ["e\u0301e\u0301u\u0308", "cafe\u0301", "e\u0301", "no"],
+    ),
     "a generation prompt that no answer has": (
         OPENED, "smollm2",
         "<|im_start|>user\na?<|im_end|><|im_start|>assistant\n«b.<|im_end|>»<|im_start|>user\nc?<|im_end|>"

@@ -1,6 +1,7 @@
 """Reinforcement learning with a verifiable reward: the model writes, a rule judges, what was right gets likelier."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Sequence
 
@@ -51,6 +52,7 @@ class GRPO(Objective):
         self.groups: dict[tuple[int, int], Tensor] = {}  # (round of sampling, number of the prompt) -> (5, G, T)
         self.register_buffer("group_keys", torch.zeros(0, 2, dtype=torch.long))  # `groups` in a checkpoint
         self.register_buffer("group_rows", torch.zeros(0))
+        self.register_buffer("reference_sha256", torch.zeros(32, dtype=torch.uint8))  # of the run's start
         self.step, self.start, self.seconds, self.used = -1, 0.0, {}, []
 
     def forward(self, inputs: Tensor, targets: Tensor, advantages: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,8 +151,24 @@ class GRPO(Objective):
     # --- what the model writes --------------------------------------------------------------------------------------
 
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Prompts:
-        """Return the prompts of a split."""
+        """Return the prompts of a split. ValueError if a run is resumed and the model at its start has changed."""
+        known = self.reference_sha256.any() and self._reference[0] is not None
+        if known and not torch.equal(self.reference_sha256.cpu(), _sha256(self.reference)):
+            raise ValueError(
+                f"the model {config.init_from}, from which this run started and to which grpo compares it, has changed "
+                f"since: start a new run"
+            )
         return Prompts(data, split, config.model.context_length)
+
+    def prepare(
+        self,
+        config: TrainConfig,
+        data: PreparedData,
+        device: torch.device | str = "cpu",
+        ctx: DistContext = SINGLE_PROCESS,
+    ) -> None:
+        """Remember the model at the start, to which a resumed run is compared as well."""
+        self.reference_sha256.copy_(_sha256(self.reference))
 
     def batch(self, examples: Prompts, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """Return arguments of `forward`: a group of completions for each prompt. `key` is the seed and the step.
@@ -235,6 +253,18 @@ class GRPO(Objective):
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
+    def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.context_needed`."""
+        return self.supervised(data)(self.model).context_needed(config, data, split)
+
+    def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.target_tokens`."""
+        return self.supervised(data)(self.model).target_tokens(config, data, split)
+
+    def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
+        """See `Objective.sample`."""
+        return self.supervised(data)(self.model).sample(config, data, seed)
+
     @torch.no_grad()
     def evaluate(
         self,
@@ -261,6 +291,14 @@ class GRPO(Objective):
             sums += [sum(r.reward for r in group), -float(now.sum()), float(kl_estimate(now, start).sum()), len(now)]
         means = ctx.all_reduce_sum(sums) / n
         return dataclasses.replace(evaluation, metrics=dict(zip(self.metrics, means.tolist(), strict=True)))
+
+
+def _sha256(model: GPTModel) -> Tensor:
+    """Return the SHA-256 of a model's weights, (32,) uint8."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return torch.tensor([*digest.digest()], dtype=torch.uint8)
 
 
 def _widen(rows: Tensor, width: int) -> Tensor:

@@ -20,11 +20,13 @@ from gpt.tokenizer import Tokenizer
 
 
 class Prompt(NamedTuple):
-    """The ids that the model continues, the answer that the data have, and the token that ends a completion."""
+    """The ids that the model continues, the answer that the data have, the token that ends a completion, and the number
+    of the prompt in its split, from 1."""
 
     ids: list[int]
     answer: str
     stop_id: int
+    number: int = 1
 
 
 class Prompts:
@@ -42,10 +44,11 @@ class Prompts:
 
     def __getitem__(self, index: int) -> Prompt:
         if self.examples is None:
-            return Prompt([self.tokenizer.eot_id], "", self.tokenizer.eot_id)
+            return Prompt([self.tokenizer.eot_id], "", self.tokenizer.eot_id, index + 1)
         ids, counted = self.examples.example(index)
         start, end = last_answer(counted)
-        return Prompt(ids[:start].tolist(), self.tokenizer.decode(ids[start : end - 1].tolist()), int(ids[end - 1]))
+        answer = self.tokenizer.decode(ids[start : end - 1].tolist())
+        return Prompt(ids[:start].tolist(), answer, int(ids[end - 1]), index + 1)
 
 
 class Rollout(NamedTuple):
@@ -78,23 +81,30 @@ def sample_rollouts(
     most = context_length + 1 - min(map(len, rows))  # the last token is not read
     completions = complete(model, rows, {prompts[0].stop_id}, most, generator=generators)
     sampled = time.perf_counter()
-    viable = reward.viable or (lambda prompt, completion, answer: len(completion))
-    rollouts = []
-    for number, (ids, (written, ended)) in enumerate(zip(rows, completions, strict=True)):
-        prompt, room = prompts[number // size], context_length + 1 - len(ids)
-        written, ended = written[:room], ended and len(written) < room
-        text = tokenizer.decode(ids[ids[0] == tokenizer.eot_id :])  # what begins a document is no part of its text
-        texts = text, tokenizer.decode(written), prompt.answer
-        rollouts.append(
-            Rollout(
-                [*ids, *written, *[prompt.stop_id] * ended],
-                len(ids),
-                value := reward.score(*texts) if ended else 0.0,
-                reward.kind(texts[1]) if reward.kind else "",
-                len(ids) + (len(written) + ended if value > 0 else _error(tokenizer, written, viable(*texts))),
-            )
-        )
+    rollouts = [
+        judge(prompts[number // size], *completion, context_length, tokenizer, reward)
+        for number, completion in enumerate(completions)
+    ]
     return rollouts, {"sample_s": sampled - start, "judge_s": time.perf_counter() - sampled}
+
+
+def judge(
+    prompt: Prompt, written: list[int], ended: bool, context_length: int, tokenizer: Tokenizer, reward: Reward
+) -> Rollout:
+    """Return the rollout of a completion; one that does not end within the context has the reward 0."""
+    room = context_length + 1 - len(prompt.ids)
+    written, ended = written[:room], ended and len(written) < room
+    begun = tokenizer.decode(prompt.ids[prompt.ids[0] == tokenizer.eot_id :])  # what begins a text is no part of it
+    texts = begun, tokenizer.decode(written), prompt.answer
+    try:
+        value = reward.score(*texts) if ended else 0.0
+    except ValueError as error:
+        raise ValueError(f"{error} of prompt {prompt.number}") from None
+    kind, error = reward.kind(texts[1]) if reward.kind else "", len(written) + ended
+    if value <= 0 and reward.viable:
+        error = _error(tokenizer, written, reward.viable(*texts))
+    start = len(prompt.ids)
+    return Rollout([*prompt.ids, *written, *[prompt.stop_id] * ended], start, value, kind, start + error)
 
 
 def _error(tokenizer: Tokenizer, ids: list[int], viable: int) -> int:

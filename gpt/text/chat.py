@@ -126,7 +126,9 @@ def encode_conversation(tokenizer: Tokenizer, messages: list[Message], first: in
 
     Those are what the assistant says in each turn from message `first` on, with the special token that ends it. A token
     belongs to the turn in which it begins. If the template marks answers by {% generation %}, tokens that overlap with
-    what it marks count, as in transformers. ValueError if the template does not write each answer once, or changes it with what follows.
+    what it marks count, as in transformers.
+
+    ValueError if the template does not write each answer once, apart from the other messages.
     """
     messages = _mark_names(tokenizer, messages)
     text = _render_marked(tokenizer, messages, add_generation_prompt=False)

@@ -263,6 +263,13 @@ def test_a_start_token_that_only_the_config_names_is_kept(families):
     assert encode_chat(from_dict(kept.to_dict()), messages_of(["a"])) == encode_chat(tokenizer, messages_of(["a"]))
 
 
+def test_a_template_that_lets_no_answer_end_is_said_to(families):
+    lines = []
+    for template in (PLAIN, CHATML):
+        add_chat_template(families("smollm2", template)[0], "it", lines.append)
+    assert lines == ["the chat template of it ends no answer with a special token: a model cannot learn to stop"]
+
+
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 

@@ -144,6 +144,10 @@ class GRPO(Objective):
         """See `Objective.is_best`: the last one, since the reward is not the loss."""
         return True
 
+    def has_ngrams(self, data: PreparedData) -> bool:
+        """See `Objective.has_ngrams`."""
+        return self.supervised(data) is NextToken
+
     def has_entropy_floor(self, config: TrainConfig) -> bool:
         """See `Objective.has_entropy_floor`."""
         return not config.eval_batches

@@ -238,6 +238,10 @@ class Objective(nn.Module):
         vocab_size = data.tokenizer.vocab_size - len(self.special_tokens)
         return {"uniform": math.log(vocab_size), "unigram": unigram_loss(train, val, vocab_size)}
 
+    def has_ngrams(self, data: PreparedData) -> bool:
+        """Return whether the loss on these data can be compared with that of n-grams: it is one of every token."""
+        return False
+
     def has_entropy_floor(self, config: TrainConfig) -> bool:
         """Return whether the entropy of the text bounds the validation loss from below."""
         return False

@@ -60,7 +60,7 @@ class Plan:
     @property
     def row_tokens(self) -> float:
         """The mean length of a row of a batch in tokens, padding included: an example has one, or several."""
-        return self.example_tokens / OBJECTIVES[self.config.objective.name].rows_per_example
+        return self.example_tokens / OBJECTIVES[self.config.objective.name].rows_per_example(self.config)
 
     @property
     def flops_per_token(self) -> int:

@@ -133,8 +133,8 @@ class Trainer:
             loss_sum += batch_loss
             n_tokens += batch_tokens
         sums = [float(loss_sum), float(n_tokens), *self.objective.step_metrics(), 1.0]
-        sums = self.ctx.all_reduce_sum(sums).tolist()
-        loss_sum, n_tokens = sums[0], int(sums[1])
+        loss_sum, n_tokens, *_ = sums = self.ctx.all_reduce_sum(sums).tolist()
+        n_tokens = int(n_tokens)
         # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
         norm = scale_and_clip(self.parameters, n_tokens / self.ctx.world_size, config.optim.grad_clip)
         if not math.isfinite(loss_sum) or not math.isfinite(norm):

@@ -49,15 +49,17 @@ class GRPO(Objective):
         self._reference = (reference,)  # in a tuple: neither trained nor saved
         self.reward = find_reward(self.config.reward)
         self.passes = self.config.passes
-        self.groups: dict[tuple[int, int], Tensor] = {}  # (round of sampling, number of the prompt) -> (5, G, T)
+        self.groups: dict[tuple[int, int], Tensor] = {}  # (round of sampling, number of the prompt) -> (6, G, T)
         self.register_buffer("group_keys", torch.zeros(0, 2, dtype=torch.long))  # `groups` in a checkpoint
         self.register_buffer("group_rows", torch.zeros(0))
         self.register_buffer("reference_sha256", torch.zeros(32, dtype=torch.uint8))  # of the run's start
         self.step, self.start, self.seconds, self.used = -1, 0.0, {}, []
 
-    def forward(self, inputs: Tensor, targets: Tensor, advantages: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (loss summed in nats, number of tokens), two scalars. All arguments are (B, T): `before` holds the
-        targets' log-probabilities when they were sampled.
+    def forward(
+        self, inputs: Tensor, targets: Tensor, advantages: Tensor, before: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (loss summed in nats, number of tokens), two scalars. All arguments are (B, T): `before` and `start`
+        hold the targets' log-probabilities when they were sampled and at the start of the run.
 
         The value is the loss of the completions; only its gradient is that of the class's docstring.
         """
@@ -71,9 +73,7 @@ class GRPO(Objective):
             gain = torch.minimum(gain, ratio.clamp(low, high) * advantages[counted])
         loss = -gain
         if self.config.beta:
-            with torch.no_grad():
-                start = self.log_probabilities(self.reference, inputs, targets)
-            loss = loss + self.config.beta * kl_estimate(now, start)
+            loss = loss + self.config.beta * kl_estimate(now, start[counted])
         return (loss - loss.detach() - now.detach()).sum(), counted.sum()
 
     @property
@@ -191,9 +191,9 @@ class GRPO(Objective):
             self._sample(examples, new, number, seeds)
         self.used += (groups := [self.groups[number, index] for index in indices])
         width = max(group.size(2) for group in groups)
-        rows = torch.cat([_widen(group, width) for group in groups], dim=1)  # (5, B·G, T)
+        rows = torch.cat([_widen(group, width) for group in groups], dim=1)  # (6, B·G, T)
         inputs, targets = rows[:2].long()
-        return {"inputs": inputs, "targets": targets, "advantages": rows[2], "before": rows[3]}
+        return {"inputs": inputs, "targets": targets, "advantages": rows[2], "before": rows[3], "start": rows[4]}
 
     def _sample(self, examples: Prompts, numbers: list[int], sampling: int, seeds: list[int]) -> None:
         size, prompts = self.config.group_size, [examples[number] for number in numbers]
@@ -204,8 +204,8 @@ class GRPO(Objective):
             self.groups[sampling, number] = self._rows(rollouts[place * size : (place + 1) * size])
 
     def _rows(self, group: list[Rollout]) -> Tensor:
-        """Return inputs, targets, advantages, log-probabilities and rewards of a group, (5, G, T) float32, in which ids
-        are exact."""
+        """Return inputs, targets, advantages, log-probabilities now and at the start, and rewards of a group,
+        (6, G, T) float32, in which ids are exact. What no option needs is 0."""
         config = self.config
         values = advantages(group, config.baseline, config.credit, config.normalize)
         if config.length_norm:
@@ -216,20 +216,21 @@ class GRPO(Objective):
             ids, prompt = torch.tensor(rollout.ids), rollout.start - 1  # targets in the prompt
             targets = torch.cat([torch.full((prompt,), IGNORE_INDEX), ids[rollout.start :]])
             advantage = torch.cat([torch.zeros(prompt), torch.from_numpy(value)])
-            others = torch.zeros(len(advantage)), torch.full((len(advantage),), rollout.reward)
+            others = *torch.zeros(2, len(advantage)), torch.full((len(advantage),), rollout.reward)
             rows.append(torch.stack([row.float() for row in (ids[:-1], targets, advantage, *others)]))
         width = max(row.size(1) for row in rows)
-        rows = torch.stack([_widen(row, width) for row in rows], dim=1)  # (5, G, T)
-        if self.passes > 1:
-            inputs, targets = rows[:2].long().to(self.model.tok_emb.weight.device)
-            with torch.no_grad(), evaluation_mode(self.model):
-                before = self.log_probabilities(self.model, inputs, targets)
-            rows[3].masked_scatter_(rows[1] != IGNORE_INDEX, before.float().cpu())
+        rows = torch.stack([_widen(row, width) for row in rows], dim=1)  # (6, G, T)
+        inputs, targets = rows[:2].long().to(self.model.tok_emb.weight.device)
+        needed = (3, self.model, self.passes > 1), (4, self.reference, self.config.beta > 0)
+        for number, model in ((number, model) for number, model, is_needed in needed if is_needed):
+            with torch.no_grad(), evaluation_mode(model):
+                values = self.log_probabilities(model, inputs, targets)
+            rows[number].masked_scatter_(rows[1] != IGNORE_INDEX, values.float().cpu())
         return rows
 
     def step_metrics(self) -> list[float]:
         """Return `training_metrics` of the step that ends: of its groups, and the seconds that it took."""
-        rewards = [group[4, :, 0] for group in self.used]
+        rewards = [group[5, :, 0] for group in self.used]
         length = np.mean([float((group[1] != IGNORE_INDEX).sum(1).float().mean()) for group in self.used])
         no_signal = np.mean([float(reward.min() == reward.max()) for reward in rewards])
         seconds = [*self.seconds.values()]
@@ -306,14 +307,14 @@ def _sha256(model: GPTModel) -> Tensor:
 
 
 def _widen(rows: Tensor, width: int) -> Tensor:
-    """Return rows (4, ..., T) padded on the right to `width`, without targets there."""
+    """Return rows (6, ..., T) padded on the right to `width`, without targets there."""
     padding = rows.new_zeros(*rows.shape[:-1], width - rows.size(-1))
     padding[1] = IGNORE_INDEX
     return torch.cat([rows, padding], dim=-1)
 
 
 def _trim(rows: Tensor) -> Tensor:
-    """Return rows (5, G, T) without the padding that `_widen` added."""
+    """Return rows (6, G, T) without the padding that `_widen` added."""
     return rows[..., : int((rows[1] != IGNORE_INDEX).any(0).nonzero().max()) + 1]
 
 

@@ -121,24 +121,31 @@ def _error(tokenizer: Tokenizer, ids: list[int], viable: int) -> int:
 def advantages(rollouts: Sequence[Rollout], baseline: str, credit: str, normalize: bool) -> list[np.ndarray]:
     """Return the advantage of each token of the completions of one prompt, (n,) each.
 
-    "answer": reward minus the mean reward of the group, or of those of the same kind in it, for every token; Ahmadian
-    et al. 2024, arXiv:2402.14740; Shao et al. 2024, arXiv:2402.03300, equation 14 if it is divided by the standard
-    deviation (`normalize`). "error": the reward minus the expected one at this token, which is the mean reward of the
-    completions that were right so far; 0 after the first error, since nothing can be won or lost any more. Both leave
-    the expected gradient that of the expected reward: what is subtracted does not depend on the token.
+    "answer": for all tokens the reward minus the mean reward, of the group or of those of the same kind in it. Ahmadian
+    et al. 2024, arXiv:2402.14740; divided by the standard deviation (`normalize`) it is equation 14 of Shao et al.
+    2024, arXiv:2402.03300.
+
+    "error": how much the token changed the expected reward, V(y_1 .. y_t) - V(y_1 .. y_{t-1}). V is 0 after an error;
+    without one it is the mean reward of those completions that were right up to this length, so a right token
+    gains a little, the first wrong one loses what was expected, and later ones count nothing. These are the one-step
+    advantages of Schulman et al. 2016, arXiv:1506.02438, section 3. Their mean is the policy gradient as far as texts
+    without an error, of one kind and length, have the same prospects.
+
+    A mean over a kind takes away the gain from writing another kind.
     """
     found: list[np.ndarray] = []
     for rollout in rollouts:
         peers = [r for r in rollouts if baseline == "group" or r.kind == rollout.kind]
         rewards = np.array([peer.reward for peer in peers])
         scale = rewards.std() + 1e-6 if normalize else 1.0
-        n = len(rollout.ids) - rollout.start
+        n, right = len(rollout.ids) - rollout.start, rollout.error - rollout.start  # tokens, those before an error
         if credit == "answer":
             found.append(np.full(n, (rollout.reward - rewards.mean()) / scale))
             continue
         errors = np.array([peer.error - peer.start for peer in peers])
-        alive = errors[:, None] >= np.arange(n)  # (peers, n)
+        alive = errors[:, None] >= np.arange(n)  # (peers, n): no error before this token
         expected = (rewards @ alive) / alive.sum(0).clip(min=1)
-        own = np.arange(n) <= rollout.error - rollout.start
-        found.append((rollout.reward - expected) * own / scale)
+        after = np.append(expected[1:], rollout.reward)
+        position = np.arange(n)
+        found.append((np.where(position < right, after, 0) - expected) * (position <= right) / scale)
     return found

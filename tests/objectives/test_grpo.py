@@ -77,8 +77,8 @@ def test_advantages_by_hand():
         advantages(group, "group", "answer", False), (0.5, -0.5, -0.5, 0.5), (3, 2, 4, 2), strict=True
     ):
         assert found.tolist() == [value] * n
-    # all four are right before the first token; three before the second; two afterwards
-    truth = [[1 / 2, 1 / 3, 0], [-1 / 2, -2 / 3], [-1 / 2, 0, 0, 0], [1 / 2, 1 / 3]]
+    # half of all are rewarded, two of the three that are right up to the first token, both that are up to the second
+    truth = [[1 / 6, 1 / 3, 0], [1 / 6, -2 / 3], [-1 / 2, 0, 0, 0], [1 / 6, 1 / 3]]
     for found, values in zip(advantages(group, "group", "error", False), truth, strict=True):
         assert found.tolist() == pytest.approx(values)
     normalized = advantages(group, "group", "answer", True)
@@ -119,7 +119,9 @@ def test_gradient_by_hand(settings):
     """d loss / d logits = -weight · (1[target] - p) at each token, so that the head's gradient is a sum over tokens."""
     objective = tiny(**settings)
     inputs, targets, advantage, before, ratio = batch(objective)
-    loss, n = objective.train()(inputs=inputs, targets=targets, advantages=advantage, before=before)
+    with torch.no_grad():
+        start = objective.reference(inputs).log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    loss, n = objective.train()(inputs=inputs, targets=targets, advantages=advantage, before=before, start=start)
     loss.backward()
     model = objective.model.eval()
     hidden = model.hidden_states(inputs)  # (B, T, D)
@@ -158,37 +160,59 @@ def completions():
                 yield None, ids  # not ended: no reward
 
 
+def log_probabilities(model, ids):
+    """ln p of each token that the model writes after end-of-text."""
+    logits = model(torch.tensor([[END, *ids[:-1]]])).log_softmax(-1)[0]
+    return logits.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+
 def expected_reward(model):
-    """The exact expectation, and the sum of all probabilities."""
-    total = reward = 0.0
+    """The exact expectation over all completions."""
+    found = [(text in RIGHT, log_probabilities(model, ids).sum().exp()) for text, ids in completions()]
+    assert sum(float(p.detach()) for _, p in found) == pytest.approx(1)
+    return sum(p for is_right, p in found if is_right)
+
+
+def expected_gain(model):
+    """The expectation of the sum of (V after - V before) · ln p over tokens, whose gradient "error" follows: V is the
+    exact share of right completions among those without an error up to this length, and 0 after an error."""
+    found = []
     for text, ids in completions():
-        log_p = model(torch.tensor([[END, *ids[:-1]]])).log_softmax(-1)[0]
-        p = log_p.gather(-1, torch.tensor(ids)[:, None]).sum().exp()
-        total, reward = total + p, reward + p * (text in RIGHT)
-    return reward, total
+        log_p = log_probabilities(model, ids)
+        error = len(ids) if text in RIGHT else viable("", (text if text is not None else TOKENIZER.decode(ids)))
+        found.append((text in RIGHT, error, log_p, float(log_p.detach().sum().exp())))
+
+    def value(t):
+        alive = [(is_right, p) for is_right, error, _, p in found if error >= t]
+        return sum(p for is_right, p in alive if is_right) / sum(p for _, p in alive)
+
+    total = 0.0
+    for is_right, error, log_p, p in found:
+        for t in range(min(error + 1, len(log_p))):
+            after = 0.0 if t == error else 1.0 if is_right and t == len(log_p) - 1 else value(t + 1)
+            total = total + p * (after - value(t)) * log_p[t]
+    return total
 
 
-@pytest.mark.parametrize("credit", ["answer", "error"])
-def test_the_policy_gradient_is_that_of_the_expected_reward(credit):
-    """Against all that the model can write, within four standard errors."""
+@pytest.mark.parametrize(("credit", "expectation"), [("answer", expected_reward), ("error", expected_gain)])
+def test_the_gradient_is_that_of_an_enumeration_of_all_completions(credit, expectation):
+    """Within four standard errors."""
     size, n_groups = 256, 60
     objective = tiny(credit=credit, group_size=size)
-    reward, total = expected_reward(objective.model.eval())
-    assert float(total) == pytest.approx(1)
-    assert 0.1 < float(reward) < 0.9
-    reward.backward()
+    value = expectation(objective.model.eval())
+    value.backward()
     # a group's own mean takes away 1 / size of the gradient: each completion is compared with itself, too
-    truth = -gradients(objective) * (1 if credit == "error" else 1 - 1 / size)
+    truth = -gradients(objective) * (1 - 1 / size)
     found = []
     for seed in range(n_groups):
         group, _ = sample_rollouts(objective.model, TOKENIZER, [Prompt([END], "", END)], size, [seed], TOY)
         inputs, targets, advantage = objective._rows(group)[:3]
-        objective(inputs.long(), targets.long(), advantage.double(), torch.zeros(0))[0].backward()
+        objective(inputs.long(), targets.long(), advantage.double(), *torch.zeros(2, 0))[0].backward()
         found.append(gradients(objective) / size)
     found = torch.stack(found)
     error = found.std(0) / n_groups**0.5
-    # alive completions are fewer than `size`, of which their own mean takes away a little more: at most 1 / 30 here
-    slack = truth.abs() / 30 if credit == "error" else 0
+    # of the completions without an error, fewer than `size`, their own mean takes away more: of a third 3 / size
+    slack = truth.abs() * 3 / size if credit == "error" else 0
     assert ((found.mean(0) - truth).abs() <= 4 * error + slack + 1e-12).all()
     assert (truth.abs() > 8 * error).any(), "the samples tell the gradient from none"
 

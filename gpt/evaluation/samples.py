@@ -48,9 +48,13 @@ def check_samples(
     """
     documents, texts = sample_texts(objective, data.tokenizer, n, seed)
     nats = information(objective.model, data.tokenizer.eot_id, documents)
+    return texts, check_tales(texts, set(data.documents(data.train))), variety(texts, nats)
+
+
+def variety(texts: list[str], nats: np.ndarray) -> Variety:
+    """Return the variety of sampled tales of this information, (N,)."""
     three = np.array([friends(text) == "three" for text in texts])
-    variety = Variety(_mean_with_error(nats), _mean_with_error(three))
-    return texts, check_tales(texts, set(data.documents(data.train))), variety
+    return Variety(_mean_with_error(nats), _mean_with_error(three))
 
 
 def sample_texts(

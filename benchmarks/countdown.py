@@ -161,8 +161,9 @@ def main() -> None:
         prepare(find_path("."), PREPARED, [])
         jobs = [(method, seed, arguments.seconds, *sizes) for seed in arguments.seeds for method in METHODS]
         measure(jobs, arguments.jobs, results, train)
-    write(PAGE, {"countdown": table(results, arguments.seconds)})
     plot(results, arguments.seconds, PAGE.with_name("countdown.png"))
+    picture = f"![pass@1 and pass@{K} over {arguments.seconds:.0f} seconds of further training](countdown.png)"
+    write(PAGE, {"countdown": [*table(results, arguments.seconds), "", picture]})
 
 
 if __name__ == "__main__":

@@ -255,6 +255,18 @@ def table(results: Results, seconds: float) -> list[str]:
     return [*lines, f"| the grammar itself {exact}"]
 
 
+def caption(results: Results, seconds: float) -> str:
+    """Return the picture, in Markdown, and how the runs were measured."""
+    threads = sorted({row["threads"] for method in METHODS for row in results.of(method, seconds)})
+    shown = " or ".join(map(str, threads))
+    return (
+        f"![Share of tales accepted over {seconds:.0f} seconds, and over the entropy of what is written, a dot per "
+        f"run; the star is the grammar](post_training.png)\n\n"
+        f"Each run had {seconds:.0f} seconds on {shown} thread{'s' * (threads != [1])}. Points on the way are shares "
+        f"of {CURVE_SAMPLES} tales."
+    )
+
+
 def plot(results: Results, seconds: float, out: Path) -> None:
     """Plot the share of accepted tales over the seconds, a mean over seeds, and over the entropy, a dot per run."""
     figure = Figure(figsize=(11.5, 4.4), dpi=110, layout="constrained")
@@ -324,8 +336,8 @@ def main() -> None:
         setting, methods = Setting("tales-001", "data/tales", "data/tales_fresh"), arguments.methods or METHODS
         jobs = [(method, seed, arguments.seconds, setting) for seed in arguments.seeds for method in methods]
         measure(jobs, arguments.jobs, results, train)
-    write(PAGE, {"post-training": table(results, arguments.seconds)})
     plot(results, arguments.seconds, PAGE.with_name("post_training.png"))
+    write(PAGE, {"post-training": [*table(results, arguments.seconds), "", caption(results, arguments.seconds)]})
 
 
 if __name__ == "__main__":

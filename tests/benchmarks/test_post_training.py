@@ -108,10 +108,9 @@ def test_a_round_trains_on_each_accepted_tale_once(tmp_path, tiny_config):
     class Source:
         seed, tokenizer = 1, data.tokenizer
         setting = post_training.Setting("", "", "", round=20)
-        seeds = []
 
         def sample(self, model, seed):
-            self.seeds.append(seed)
+            seeds.append(seed)
             return accepted, []
 
     class Reader:
@@ -121,13 +120,13 @@ def test_a_round_trains_on_each_accepted_tale_once(tmp_path, tiny_config):
         )
         step, finished = 0, False
 
-    source, trainer, read = Source(), Reader(), []
-    rounds = post_training.Rounds(source)
+    trainer, read, seeds = Reader(), [], []
+    rounds = post_training.Rounds(Source())
     for trainer.step in range(5):
         rounds.on_step_end(trainer)
         for i in trainer.sampler.step(trainer.step):
             read.append(trainer.examples[i][1][:-1].tolist())
-    assert len(source.seeds) == len(set(source.seeds)) == 3, "nine tales are two batches of four: steps 0, 2 and 4"
+    assert len(seeds) == len(set(seeds)) == 3, "nine tales are two batches of four: steps 0, 2 and 4"
     assert sorted(read[:8]) == sorted(accepted[:8])
     accepted[4:] = []
     del accepted[3:]

@@ -305,7 +305,7 @@ def quick(folder: Path) -> None:
     script("prepare_data", "--input=tales:40:7", tokenizer, f"--out={fresh}", folder=folder)
     config = with_settings(PROJECT / "configs" / "tales.toml", {"data.path": data, **TINY})
     start_run(config, base, log=lambda line: None).train()
-    setting, results = Setting(base, data, fresh, 20, 4, 60, 8), Results(folder / "results.jsonl")
+    setting, results = Setting(base, data, fresh, 10, 2, 40, 4), Results(folder / "results.jsonl")
     measure([(method, 1, 1.0, setting) for method in METHODS], 2, results, train)
     plot(results, 1.0, folder / "post_training.png")
     print("\n".join(table(results, 1.0)))

@@ -12,7 +12,7 @@ from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.data import DocumentExamples, Examples, PackedExamples, document_spans
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
-from gpt.objectives.documents import generate_ids, sample_documents
+from gpt.objectives.documents import generate_ids
 from gpt.objectives.unigram import MAX_TOKENS, unigram_loss
 from gpt.objectives.weights import frozen_names, named_weights
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
@@ -280,10 +280,6 @@ class Objective(nn.Module):
                 prompt, data.tokenizer, prepend_eot, max_new_tokens, temperature=SAMPLE_TEMPERATURE, generator=generator
             )
         )
-
-    def sample_documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
-        """Return n documents sampled from the model at temperature 1."""
-        return [tokenizer.decode(ids) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]
 
 
 def example_rng(key: tuple[int, ...], index: int) -> np.random.Generator:

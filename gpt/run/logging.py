@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpt.checkpoint import read_state
 from gpt.evaluation.baselines import Baselines
-from gpt.evaluation.samples import check_samples, describe_grammar
+from gpt.evaluation.samples import check_samples, describe_grammar, describe_variety
 from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
@@ -145,8 +145,8 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
     level = f", perplexity {perplexity(last['best_loss']):,.2f}" if unit == "token" else ""
     lines = ["", comparison(baselines, f"this run, step {last['step']:,}", evaluation), ""]
     if has_grammar:
-        texts, report = check_samples(trainer.objective, trainer.data, FINAL_SAMPLES)
-        lines += [describe_grammar(report), "", "the first three:"]
+        texts, report, variety = check_samples(trainer.objective, trainer.data, FINAL_SAMPLES)
+        lines += [describe_grammar(report), "", describe_variety(variety), "", "the first three:"]
         for text in texts[:3]:
             rule = first_broken_rule(text)
             lines += ["", indent(text), f"    ({f'breaks the rule: {rule}' if rule else 'accepted'})"]

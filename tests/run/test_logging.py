@@ -120,8 +120,8 @@ def test_sampled_tales_are_checked_by_the_grammar(tale_run, monkeypatch):
     known = list(trainer.data.documents(trainer.data.train))[:3]
     written = [*known, *tales.generate(2, seed=99), known[0].replace("found", "kept")]
     encoded = [trainer.data.tokenizer.encode(text) for text in written]
-    monkeypatch.setattr("gpt.objectives.objective.sample_documents", lambda model, eot_id, n, seed: encoded)
-    texts, verdict = samples.check_samples(trainer.objective, trainer.data, 6)
+    monkeypatch.setattr("gpt.evaluation.samples.sample_documents", lambda model, eot_id, n, seed: encoded)
+    texts, verdict, _ = samples.check_samples(trainer.objective, trainer.data, 6)
     assert texts == written
     assert (verdict.texts, verdict.accepted, verdict.unseen) == (6, 5, 2)
     assert verdict.log_probability == pytest.approx(np.mean([tales.log_probability(text) for text in written[:5]]))

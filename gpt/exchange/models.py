@@ -164,24 +164,21 @@ def _with_shape_of_source(config: TrainConfig, tokenizer: Tokenizer) -> TrainCon
             f"init_from {config.init_from} has other tokens than {config.data.path}: prepare the data with --tokenizer "
             f"{source.tokenizer_path}"
         )
-    if new and config.adapter.name != "none":
+    context_length, known_length = config.model.context_length, source.config.context_length
+    given = context_length != GPTConfig().context_length
+    grows = given and context_length > known_length and source.config.position == "learned"
+    if (new or grows) and config.adapter.name != "none":
+        missing = f"token {new}" if new else f"position beyond {known_length}"
         raise ValueError(
-            f"init_from {config.init_from} has no token {new}, and adapter {config.adapter.name!r} trains no embedding "
+            f"init_from {config.init_from} has no {missing}, and adapter {config.adapter.name!r} trains no embedding "
             f"for it: train all weights (adapter.name 'none'), or start from a run that has it"
         )
     model, default = {**asdict(source.config), "vocab_size": max(known.vocab_size, tokenizer.vocab_size)}, GPTConfig()
     for name, given in asdict(config.model).items():
         if given == getattr(default, name) or (name == "vocab_size" and not given):
             continue  # left out
-        if name == "context_length" and given > model[name] and source.config.position == "learned":
-            if config.adapter.name != "none":
-                raise ValueError(
-                    f"model.context_length is {given}, but {model[name]} in {config.init_from}, and adapter "
-                    f"{config.adapter.name!r} trains no position: leave it out, or train all weights (adapter.name "
-                    f"'none')"
-                )
-            model[name] = given
-        if name not in ("drop_rate", "implementation") and given != model[name]:
+        free = ("drop_rate", "implementation", *["context_length"] * grows)
+        if name not in free and given != model[name]:
             raise ValueError(
                 f"model.{name} is {given!r}, but {model[name]!r} in {config.init_from}, which this run starts from: "
                 f"leave it out"
@@ -208,10 +205,12 @@ def _with_rows(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tenso
     A new token is the mean of the others: its logit is their mean logit, so that it takes next to no probability from
     the known ones. A new position is a copy of the last one.
     """
-    for name in {"tok_emb.weight", "out_head.weight", "pos_emb.weight"} & weights.keys():
+    sizes = dict.fromkeys(("tok_emb.weight", "out_head.weight"), config.vocab_size)
+    sizes["pos_emb.weight"] = config.context_length
+    for name in sizes.keys() & weights.keys():
         rows = weights[name]
-        size, new = (config.context_length, rows[-1:]) if name == "pos_emb.weight" else (config.vocab_size, rows.mean(0, keepdim=True))
-        weights[name] = torch.cat([rows, new.expand(size - len(rows), -1)])
+        new = rows[-1:] if name == "pos_emb.weight" else rows.mean(0, keepdim=True)
+        weights[name] = torch.cat([rows, new.expand(sizes[name] - len(rows), -1)])
     return weights
 
 

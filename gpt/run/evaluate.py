@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpt.checkpoint import RunFolder
 from gpt.config import ObjectiveConfig
+from gpt.evaluation.answers import describe_answers
 from gpt.evaluation.report import (
     ModelReport,
     ReportOptions,
@@ -19,7 +20,6 @@ from gpt.evaluation.report import (
     split_tokens,
     text_as_data,
 )
-from gpt.evaluation.requests import describe_answers
 from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar
 from gpt.exchange.models import LoadedModel, open_model, run_data
 from gpt.objectives.grpo import GRPO

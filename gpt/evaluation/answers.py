@@ -1,4 +1,4 @@
-"""Requests for tales, put to a model that has not seen them: which tales obey, and which answers about them are right."""
+"""Requests that a model has not seen: which of its tales obey, and which of its answers about them are right."""
 
 import random
 from collections import Counter

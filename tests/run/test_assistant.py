@@ -1,5 +1,7 @@
 """The commands of `make assistant`, on a tiny model and a few conversations: none of them can rot."""
 
+import contextlib
+import io
 import re
 
 import pytest
@@ -32,20 +34,15 @@ def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("assistant")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert (
-            run_script("prepare_data --input tales:200 --tokenizer bpe:2048 --val_fraction 0.1 --out data/tales") == 0
-        )
+        options = "--tokenizer bpe:2048 --val_fraction 0.1 --out data/tales"
+        assert run_script(f"prepare_data --input tales:200 {options}") == 0
         assert run_script(f"train --config {ROOT}/configs/tales.toml --run tales-001 {FEW} {TINY}") == 0
         found = []
         targets = ("data/requests/meta.json", "data/single_requests/meta.json", "assistant")
         for name, arguments in [command for target in targets for command in commands(target)]:
-            with pytest.MonkeyPatch.context() as inner:
-                lines = []
-                inner.setattr(
-                    "builtins.print", lambda *words, lines=lines, **_: lines.append(" ".join(map(str, words)))
-                )
-                assert run_script(smaller(name, arguments)) == 0, "\n".join(lines)
-            found.append((name, "\n".join(lines)))
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                assert run_script(smaller(name, arguments)) == 0
+            found.append((name, out.getvalue()))
         yield found
 
 

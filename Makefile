@@ -1,4 +1,5 @@
 # make train       set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
+# make assistant   teach that model to tell tales on request, and judge it: ten minutes on two CPU cores
 # make test        set up, then check the style and run the tests: under 4 minutes
 # make test-slow   the tests that take longer: several processes, peak memory, compilers
 # make test-numeric    the tests that compare numbers, for running them under other CPU settings
@@ -23,10 +24,19 @@ endif
 NUMERIC := tests/ops tests/variants tests/objectives tests/evaluation tests/test_model.py tests/test_loss.py \
   tests/test_optim.py tests/test_generation.py tests/test_trainer.py
 
-.PHONY: train test test-slow test-numeric notebooks faults scaling objectives ladder posttrain bench lint clean
+.PHONY: train assistant test test-slow test-numeric notebooks faults scaling objectives ladder posttrain bench lint \
+  clean
 
 train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
+
+assistant: runs/tales-001/checkpoints/last data/requests/meta.json data/single_requests/meta.json
+	"$(BIN)" scripts/train.py --config configs/posttrain/requests_sft.toml --run requests_sft --resume
+	"$(BIN)" scripts/evaluate.py --run requests_sft
+	"$(BIN)" scripts/train.py --config configs/posttrain/requests_grpo.toml --run requests_grpo --resume
+	"$(BIN)" scripts/evaluate.py --run requests_grpo
+	"$(BIN)" scripts/generate.py --run requests_grpo --chat --temperature 0 \
+	  --prompt "Tell me a tale about Mina, who lost a red hat, with a giant."
 
 test: .venv/installed-dev lint
 	"$(BIN)" -m pytest -n 2 --dist worksteal
@@ -72,6 +82,17 @@ clean:
 data/tales/meta.json: gpt/text/tales.py gpt/text/grammar.py | .venv/installed
 	"$(BIN)" scripts/prepare_data.py --input tales --tokenizer bpe:2048 --val_fraction 0.01 --out data/tales \
 	  --overwrite
+
+data/requests/meta.json: gpt/text/requests.py | data/tales/meta.json
+	"$(BIN)" scripts/prepare_data.py --input requests:20000:1 --tokenizer data/tales/tokenizer.json \
+	  --val_fraction 0.025 --out data/requests --overwrite
+
+data/single_requests/meta.json: data/requests/meta.json
+	"$(BIN)" scripts/prepare_data.py --input single-requests:4000:2 --tokenizer data/requests/tokenizer.json \
+	  --val_fraction 0.05 --out data/single_requests --overwrite
+
+runs/tales-001/checkpoints/last: | data/tales/meta.json
+	"$(BIN)" scripts/train.py --config configs/tales.toml --run tales-001 --resume
 
 .venv/installed: requirements.txt pyproject.toml
 	"$(PYTHON)" -m venv .venv

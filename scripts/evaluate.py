@@ -23,7 +23,9 @@ say how it is read are those of prepare_data.py. Of conversations, read by --for
 A run on tales samples --samples tales at temperature 1. The table shows how many of them the grammar accepts, and which
 rule the others break first. Below it stand the entropy of what the model writes, estimated by the mean of -ln p over
 the sampled tales, and the share of them with three friends, each with its standard error and beside the grammar's own.
---checkpoint all checks the tales of each checkpoint, and draws a picture of the rules that they break.
+--checkpoint all checks the tales of each checkpoint, and draws a picture of the rules that they break. A run on
+requests for tales answers --samples requests that are not in its training data, and a question about each tale: the table shows how
+many requests are obeyed, and what the other tales do not keep.
 """
 
 from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run
@@ -44,7 +46,7 @@ def main() -> None:
         "stride": (None, "tokens between the starts of two examples; less than the context: they overlap (default: "
                          "the context)"),
         "batch_size": (None, "examples in a batch (default: 16, or fewer if they have over 1,024 tokens)"),
-        "samples": (500, "tales to sample, for a run on tales (default: 500)"),
+        "samples": (500, "tales to sample, for a run on tales or on requests for them (default: 500)"),
         "seed": (0, "seed of these samples (default: 0)"),
         "continuations": (20, "prompts to continue, for BLEU and ROUGE (default: 20)"),
     }  # fmt: skip

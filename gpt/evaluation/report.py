@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gpt.config import DataConfig, TrainConfig
+from gpt.evaluation.answers import Answers, answer_requests, holds_requests, unseen_requests
 from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.evaluation.samples import Continuations, Variety, check_samples, continue_prompts
 from gpt.exchange.models import LoadedModel
@@ -30,7 +31,7 @@ class ReportOptions:
     stride: int | None = None  # None: the context
     batch_size: int = 16
     int8: bool = False  # also evaluate int8 weights, and generate with them
-    n_samples: int = 500  # tales to sample if the run was trained on tales
+    n_samples: int = 500  # tales to sample if the run was trained on tales or on requests for them
     n_continuations: int = 20
     seed: int = 0
 
@@ -54,6 +55,7 @@ class ModelReport:
     baselines: Baselines | None = None  # known for the run's own validation split
     grammar: GrammarReport | None = None  # on sampled tales
     variety: Variety | None = None  # of these tales
+    requests: dict[str, Answers] | None = None  # way of sampling -> answers to requests
     continuations: Continuations | None = None
 
 
@@ -128,7 +130,9 @@ def report_on_objective(
         return ModelReport(evaluation, data.source)
     baselines = compute_baselines(objective, config, data)
     grammar, variety = _check_tales(loaded, data, baselines, options)
-    return ModelReport(evaluation, split_tokens(data).name, baselines=baselines, grammar=grammar, variety=variety)
+    answers = _ask_for_tales(loaded, data, options)
+    name = split_tokens(data).name
+    return ModelReport(evaluation, name, baselines=baselines, grammar=grammar, variety=variety, requests=answers)
 
 
 def report_on_text(
@@ -174,3 +178,11 @@ def _check_tales(
     if baselines.entropy_floor is None or not options.n_samples:
         return None, None
     return check_samples(loaded.objective, data, options.n_samples, options.seed)[1:]
+
+
+def _ask_for_tales(loaded: LoadedModel, data: PreparedData, options: ReportOptions) -> dict[str, Answers] | None:
+    if not (holds_requests(data) and options.n_samples):
+        return None
+    asked, model = unseen_requests(data, options.n_samples, options.seed), loaded.objective.model
+    ways = {"greedy": 0.0, "temperature 1": 1.0}
+    return {name: answer_requests(model, loaded.tokenizer, asked, t, options.seed) for name, t in ways.items()}

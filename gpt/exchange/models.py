@@ -154,7 +154,8 @@ def resolve_config(config: TrainConfig, data: PreparedData, fresh: bool = True) 
 
 def _with_shape_of_source(config: TrainConfig, tokenizer: Tokenizer) -> TrainConfig:
     """Give the model the shape of the one it starts from, with rows for the tokens that the data's `tokenizer`, with
-    the objective's special tokens, has in addition. A setting that is given must agree, unless it changes no weight."""
+    the objective's special tokens, has in addition. A setting that is given must agree, unless it changes no weight or
+    adds learned positions."""
     source = init_source(config)
     known = source.tokenizer()
     new = " ".join(name for name, i in tokenizer.special_tokens.items() if i >= known.vocab_size)
@@ -163,16 +164,21 @@ def _with_shape_of_source(config: TrainConfig, tokenizer: Tokenizer) -> TrainCon
             f"init_from {config.init_from} has other tokens than {config.data.path}: prepare the data with --tokenizer "
             f"{source.tokenizer_path}"
         )
-    if new and config.adapter.name != "none":
+    context_length, known_length = config.model.context_length, source.config.context_length
+    given = context_length != GPTConfig().context_length
+    grows = given and context_length > known_length and source.config.position == "learned"
+    if (new or grows) and config.adapter.name != "none":
+        missing = f"token {new}" if new else f"position beyond {known_length}"
         raise ValueError(
-            f"init_from {config.init_from} has no token {new}, and adapter {config.adapter.name!r} trains no embedding "
+            f"init_from {config.init_from} has no {missing}, and adapter {config.adapter.name!r} trains no embedding "
             f"for it: train all weights (adapter.name 'none'), or start from a run that has it"
         )
     model, default = {**asdict(source.config), "vocab_size": max(known.vocab_size, tokenizer.vocab_size)}, GPTConfig()
     for name, given in asdict(config.model).items():
         if given == getattr(default, name) or (name == "vocab_size" and not given):
             continue  # left out
-        if name not in ("drop_rate", "implementation") and given != model[name]:
+        free = ("drop_rate", "implementation", *["context_length"] * grows)
+        if name not in free and given != model[name]:
             raise ValueError(
                 f"model.{name} is {given!r}, but {model[name]!r} in {config.init_from}, which this run starts from: "
                 f"leave it out"
@@ -193,19 +199,25 @@ def _fits(tokenizer: Tokenizer, source: Tokenizer) -> bool:
     return same and all(tokenizer.decode_bytes([i]) == source.decode_bytes([i]) for i in used)
 
 
-def _with_rows(weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """Give the token embedding and the head a row for each of `vocab_size` tokens. A new row is the mean of the others:
-    its logit is their mean logit, so that a new token takes next to no probability from the known ones."""
-    for name in {"tok_emb.weight", "out_head.weight"} & weights.keys():
+def _with_rows(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Give the token embedding and the head a row for each token, and the position embedding one for each position.
+
+    A new token is the mean of the others: its logit is their mean logit, so that it takes next to no probability from
+    the known ones. A new position is a copy of the last one.
+    """
+    sizes = dict.fromkeys(("tok_emb.weight", "out_head.weight"), config.vocab_size)
+    sizes["pos_emb.weight"] = config.context_length
+    for name in sizes.keys() & weights.keys():
         rows = weights[name]
-        weights[name] = torch.cat([rows, rows.mean(0, keepdim=True).expand(vocab_size - len(rows), -1)])
+        new = rows[-1:] if name == "pos_emb.weight" else rows.mean(0, keepdim=True)
+        weights[name] = torch.cat([rows, new.expand(sizes[name] - len(rows), -1)])
     return weights
 
 
 def _initial_model(config: TrainConfig) -> GPTModel:
     """Return the model of init_from in the shape that the config says."""
     model = create_model(config.model)
-    load_weights(model, _with_rows(named_weights(init_source(config).load()), config.model.vocab_size))
+    load_weights(model, _with_rows(named_weights(init_source(config).load()), config.model))
     return model
 
 

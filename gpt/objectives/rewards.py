@@ -87,6 +87,15 @@ def keeps_request(prompt: str, completion: str, answer: str) -> float:
     return float(requests.obeys(constraints, completion))
 
 
+def viable_tale_asked_for(prompt: str, completion: str, answer: str) -> int:
+    """Return the number of leading characters with which some completion that `keeps_request` goes on."""
+    try:
+        constraints = requests.parse(_last_message(prompt))
+    except ValueError:
+        return viable_answer(prompt, completion, answer)
+    return requests.viable_prefix(constraints, completion)
+
+
 def is_right(prompt: str, completion: str, answer: str = "") -> float:
     """Return 1.0 if the completion solves the puzzle of the last message, else 0.0. ValueError if that is none."""
     return float(countdown.is_right(_last_message(prompt), completion))
@@ -102,7 +111,7 @@ REWARDS = {
     for reward in (
         Reward("tales", is_tale, friends, viable_tale),
         Reward("exact_match", exact_match, viable=viable_answer),
-        Reward("requests", keeps_request, friends),
+        Reward("requests", keeps_request, friends, viable_tale_asked_for),
         Reward("countdown", is_right),
     )
 }

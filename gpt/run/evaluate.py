@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpt.checkpoint import RunFolder
 from gpt.config import ObjectiveConfig
+from gpt.evaluation.answers import describe_answers
 from gpt.evaluation.report import (
     ModelReport,
     ReportOptions,
@@ -21,6 +22,7 @@ from gpt.evaluation.report import (
 )
 from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar, describe_variety
 from gpt.exchange.models import LoadedModel, open_model, run_data
+from gpt.objectives.grpo import GRPO
 from gpt.objectives.ranks import accuracy_with_error
 from gpt.objectives.sft import SFT
 from gpt.run.logging import comparison, describe_evaluation, with_error
@@ -76,7 +78,9 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
         seed=arguments.seed,
     )
     corpus, special = _text(arguments, folder, loaded)
-    if corpus and corpus.format and loaded.objective.reads_any_text:  # of conversations the answers count
+    data = run_data(folder, loaded.checkpoint) if corpus is None else None
+    answers = corpus.format if corpus else GRPO.supervised(data) is SFT and isinstance(loaded.objective, GRPO)
+    if answers and loaded.objective.reads_any_text:  # of conversations the answers count
         loaded = replace(loaded, objective=SFT(loaded.objective.model, ObjectiveConfig("sft")).eval())
     if not loaded.objective.reads_any_text:
         given = [f"--{option}" for option in ("context", "stride") if getattr(arguments, option) is not None]
@@ -86,15 +90,12 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
                 f"{given[0] if given else '--weights int8'} is for models that predict the next token; this one "
                 + ("answers conversations" if corpus and corpus.format else f"was {kind}")
             )
-        if corpus is None:
-            data = run_data(folder, loaded.checkpoint)
-        else:
+        if corpus:
             data = text_as_data(corpus, loaded.tokenizer, loaded.prepend_eot, special)
             if line := _overlong(loaded, data):
                 notice(line)
         print(describe_objective(loaded, report_on_objective(loaded, data, options, device, own=corpus is None)))
         return
-    data = run_data(folder, loaded.checkpoint) if corpus is None else None
     text = split_tokens(data) if data else encode_text(corpus, loaded.tokenizer, loaded.prepend_eot, special)
     report = report_on_text(loaded, text, data, options, device)
     print(describe_next_token(loaded, report, options))
@@ -196,6 +197,8 @@ def _describe_comparison(report: ModelReport) -> list[str]:
         lines += ["", comparison(report.baselines, "this run", report.evaluation)]
     if report.grammar:
         lines += ["", describe_grammar(report.grammar), "", describe_variety(report.variety)]
+    if report.requests:
+        lines += ["", describe_answers(report.requests)]
     return lines
 
 

@@ -27,7 +27,9 @@ def length_notices(objective: Objective, config: TrainConfig, data: PreparedData
         return []
     longest, limit = int(needed.max()), MAX_CONTEXT
     if config.init_from:
-        limit = init_source(replace(config, model=GPTConfig(context_length=MAX_CONTEXT))).config.context_length
+        source = init_source(replace(config, model=GPTConfig(context_length=MAX_CONTEXT))).config
+        grows = source.position == "learned" and config.adapter.name == "none"
+        limit = MAX_CONTEXT if grows else source.context_length
     most = int(np.quantile(needed, 0.99, method="higher"))
     if longest <= limit:
         way_out = f"--model.context_length {longest} holds all of them"
@@ -63,15 +65,20 @@ def stride_notices(config: TrainConfig) -> list[str]:
     return [f"data.stride {stride} exceeds model.context_length {context_length}: {skipped}"]
 
 
-def vocabulary_notices(config: TrainConfig, data: PreparedData) -> list[str]:
-    """Return which tokens of the data, with the objective's, the model that a run starts from does not have."""
+def new_row_notices(config: TrainConfig, data: PreparedData) -> list[str]:
+    """Return which tokens of the data, with the objective's, and which positions the model that a run starts from does
+    not have."""
     if not config.init_from:
         return []
-    source = init_source(replace(config, model=GPTConfig())).config
+    source = init_source(replace(config, model=GPTConfig(context_length=MAX_CONTEXT))).config
     new = " ".join(name for name, i in data.tokenizer.special_tokens.items() if i >= source.vocab_size)
-    return (
-        [f"init_from {config.init_from} has no token {new}: a new row starts as the mean of the others"] if new else []
-    )
+    lines = [f"init_from {config.init_from} has no token {new}: a new row starts as the mean of the others"] * bool(new)
+    if config.model.context_length > source.context_length:
+        lines.append(
+            f"init_from {config.init_from} has no position beyond {source.context_length}: a new one starts as a copy "
+            f"of the last"
+        )
+    return lines
 
 
 def freeze_notices(config: TrainConfig) -> list[str]:

@@ -22,10 +22,10 @@ from gpt.run.notices import (
     finished_notices,
     freeze_notices,
     length_notices,
+    new_row_notices,
     packing_notices,
     schedule_notices,
     stride_notices,
-    vocabulary_notices,
 )
 from gpt.system.device import autocast, choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
@@ -130,10 +130,10 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
     with ctx.unsharded(), autocast(trainer.device, trainer.dtype):
         trainer.objective.prepare(config, trainer.data, trainer.device, ctx)
     lengths = length_notices(trainer.objective, config, trainer.data)
-    vocabulary = vocabulary_notices(config, trainer.data)
+    new_rows = new_row_notices(config, trainer.data)
     lengths += stride_notices(config)
     lengths += packing_notices(config, trainer.examples, trainer.objective.overlong(trainer.data)[0])
-    for notice in [*schedule_notices(config), *vocabulary, *lengths, *freeze_notices(config)]:
+    for notice in [*schedule_notices(config), *new_rows, *lengths, *freeze_notices(config)]:
         progress.log(notice)
     if ctx.is_main:
         folder.create(trainer.config, trainer.data.tokenizer)

@@ -4,6 +4,7 @@ gpt/text/notation.py explains how a grammar is written down. Draws carry all the
 none. So probabilities multiply along a derivation, and sums over all derivations can be computed without listing them.
 """
 
+import copy
 import heapq
 import itertools
 import math
@@ -11,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gpt.text.notation import Draw, Element, Expand, Literal, Recall, Remember, Table, parse
+from gpt.text.notation import Alternative, Draw, Element, Expand, Literal, Recall, Remember, Table, parse
 
 UNKNOWN = "unknown sentence"  # the rule broken by a text that no wrong recall explains
 
@@ -106,6 +107,41 @@ class Grammar:
     def _named(self, memory: dict[str, int]) -> dict[str, str]:
         """Return a memory with the entries' plain forms instead of their numbers."""
         return {v: self.tables[self.table_of[v]].entries[entry][""] for v, entry in memory.items()}
+
+    def given(self, words: Mapping[str, str]) -> "Grammar":
+        """Return the grammar of those texts in which each variable of `words` holds the entry of this plain form.
+
+        It reads texts and writes them; its probabilities are not renormalised. No other variable may be of the table of
+        one of these, or it could take the entry away.
+        """
+        assert all([*self.table_of.values()].count(self.table_of[variable]) == 1 for variable in words)
+        held = {variable: self._entry(variable, word) for variable, word in words.items()}
+        found = copy.copy(self)
+        found._rules, found._memo = {}, {}
+
+        def restrict(rule: str) -> list[Alternative]:
+            """Fill in the alternatives of a rule with which such a text can be written."""
+            if rule not in found._rules:
+                alternatives = []
+                for weight, parts in self._rules[rule]:
+                    kept: list[Element] = []
+                    for part in parts:
+                        match part:
+                            case Draw(variable, _, choices, _) if variable in held:
+                                kept += [Remember(variable, held[variable]), Literal(choices.texts[held[variable]])]
+                            case Remember(variable, entry) if entry != held.get(variable, entry):
+                                break
+                            case Expand(inner) if not restrict(inner):
+                                break
+                            case _:
+                                kept.append(part)
+                    else:
+                        alternatives.append((weight, tuple(kept)))
+                found._rules[rule] = alternatives
+            return found._rules[rule]
+
+        restrict(self.start)
+        return found
 
     # --- exact figures ------------------------------------------------------------------------------------------------
 

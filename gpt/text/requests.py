@@ -17,7 +17,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 
 from gpt.text import tales, tasks
 from gpt.text.grammar import UNKNOWN, Grammar
@@ -111,21 +111,26 @@ def _sentences(chosen: set[str]) -> list[str]:
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 
-def generate(n: int, seed: int = 0) -> Iterator[str]:
+def generate(n: int, seed: int = 0, follow_ups: int = 2) -> Iterator[str]:
     """Yield n conversations, each a line of JSON with "messages"; the seed determines them."""
-    uniform = random.Random(f"requests:{seed}").random  # a string seed is the same on every machine
-    for _ in range(n):
-        messages = conversation(lambda options: int(uniform() * options))
+    for messages in itertools.islice(conversations(f"requests:{seed}", follow_ups), n):
         yield json.dumps({"messages": messages}) + "\n"
 
 
-def conversation(choose: Callable[[int], int]) -> list[dict[str, str]]:
-    """Return the messages that `choose` determines (see `Grammar.write`): request, tale, and in two thirds of them one
-    or two of the questions of gpt/text/tasks.py with their answers."""
+def conversations(seed: str, follow_ups: int = 2) -> Iterator[list[dict[str, str]]]:
+    """Yield conversations without end; the seed determines them."""
+    uniform = random.Random(seed).random  # a string seed is the same on every machine
+    while True:
+        yield conversation(lambda options: int(uniform() * options), follow_ups)
+
+
+def conversation(choose: Callable[[int], int], follow_ups: int = 2) -> list[dict[str, str]]:
+    """Return the messages that `choose` determines (see `Grammar.write`): request, tale, and up to `follow_ups` of the
+    questions of gpt/text/tasks.py with their answers, each number as often."""
     tale, memory = tales.grammar().compose(choose)
     request, _ = grammar().compose(choose, given=memory)
     contents, questions = [request, tale], list(tasks.answers(tale).items())
-    for _ in range(choose(3)):
+    for _ in range(choose(1 + follow_ups)):
         contents += questions.pop(choose(len(questions)))
     roles = itertools.cycle(("user", "assistant"))
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
@@ -151,6 +156,16 @@ def kinds_of_failure(constraints: Mapping[str, str], tale: str) -> list[str]:
             return [f"grammar: {derivation.broken[0][1]}"]
         return [name for name, word in constraints.items() if derivation.memory[name] != word]
     return [f"grammar: {UNKNOWN}"]
+
+
+def viable_prefix(constraints: Mapping[str, str], text: str) -> int:
+    """Return the number of leading characters of a text with which some tale that keeps all constraints begins."""
+    return _tales_that_keep(frozenset(constraints.items())).viable_prefix(text)
+
+
+@lru_cache(maxsize=64)
+def _tales_that_keep(constraints: frozenset[tuple[str, str]]) -> Grammar:
+    return tales.grammar().given(dict(constraints))
 
 
 def obeys(constraints: Mapping[str, str], tale: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from fractions import Fraction
 
@@ -151,6 +152,33 @@ def test_a_reward_that_raises_is_an_error_that_says_so():
         Reward("mine", lambda *_: 10**400).score("p", "c")
     with pytest.raises(KeyboardInterrupt):
         Reward("mine", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)).score("p", "c")
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_error_is_where_no_tale_that_was_asked_for_goes_on():
+    viable = REWARDS["requests"].viable
+    for line in requests.generate(60, seed=3):
+        contents = [message["content"] for message in json.loads(line)["messages"]]
+        request, tale = contents[:2]
+        assert viable(chat(request), tale, "") == viable(chat(request), tale + ".", "") == len(tale)
+        assert viable(chat(request), tale[:300] + "#" + tale[300:], "") == 300
+        for i in range(2, len(contents), 2):
+            answer = contents[i + 1]
+            assert viable(chat(*contents[: i + 1]), f"{answer}!", answer) == len(answer)
+            assert viable(chat(*contents[: i + 1]), tale, answer) == (answer[0] == tale[0])
+
+
+def test_a_name_or_villain_that_was_not_asked_for_is_an_error_where_it_stands():
+    viable = REWARDS["requests"].viable
+    for tale in TALES[:20]:
+        facts = tales.facts(tale)
+        for table, word, form, about in (("name", facts.hero, "", "about"), ("villain", facts.villain, "a", "with")):
+            for entry in tales.TABLES[table].entries:
+                if entry[""][0] != word[0]:
+                    request = f"Tell me a tale {about} {entry[form]}."
+                    assert viable(chat(request), tale, "") == re.search(rf"\b{word}\b", tale).start()
 
 
 # --- tales ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from conversations import write_conversations
 from runs import change, quiet, stop_at, train
 
 from gpt.checkpoint import RunFolder
-from gpt.config import DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from gpt.config import AdapterConfig, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.optim import learning_rate
 from gpt.run.notices import length_notices, schedule_notices, stride_notices
@@ -165,14 +165,21 @@ def test_pairs_whose_prompts_are_cut_are_counted(tiny_config, tmp_path):
 
 
 def test_a_model_whose_context_is_fixed_gets_other_advice(tiny_config, tmp_path):
+    """One with learned positions gets more of them, unless an adapter leaves them as they are."""
     pairs = [("on the wall " * n, "one") for n in range(1, 30)]
     data = prepare_data(pairs_of(tmp_path / "in", pairs), "char", tmp_path / "data", 0.2)
     own = DataConfig(str(data.folder))
-    stop_at(start_run(change(tiny_config, data=own), tmp_path / "base", quiet), 1)
     sft = {"objective": ObjectiveConfig("sft"), "data": dataclasses.replace(own, packing="document")}
-    config = change(tiny_config, init_from=str(tmp_path / "base"), **sft)
-    (notice,), _, _ = notices_of(config, data)
-    assert notice.endswith("base has no longer context, so shorten them or leave them out")
+    for position in ("learned", "rope"):
+        base = tmp_path / position
+        stop_at(start_run(change(tiny_config, data=own, model_position=position), base, quiet), 1)
+        config = change(tiny_config, init_from=str(base), model_position=position, **sft)
+        advice = "has no longer context, so shorten them or leave them out"
+        for adapter in ("none", "lora"):
+            (notice,), _, _ = notices_of(change(config, adapter=AdapterConfig(adapter)), data)
+            assert notice.endswith(advice) == (position == "rope" or adapter == "lora")
+        if position == "learned":
+            assert notices_of(change(config, model_context_length=held(notices_of(config, data)[0][0])), data)[0] == []
 
 
 def test_packed_examples_have_no_documents_to_divide(tiny_config, prepared):

@@ -256,6 +256,36 @@ def test_viable_prefixes_of_ambiguous_entries(text):
     assert grammar.viable_prefix(text) == viable_by_hand(text, beginnings(enumerated(grammar)))
 
 
+# --- given entries ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grammar", "variables"),
+    [(SMALL, ["hero", "n"]), *((cut_down(n), ["hero", "thing", "villain", "friends"]) for n in range(4))],
+)
+def test_given_entries_agree_with_enumeration(grammar, variables):
+    """All texts that hold these entries, and no others, are read and written; a beginning is viable if one of these
+    texts has it."""
+    held = {text: memory for (text, memory), _ in odometer(grammar.compose)}
+    rng = random.Random(2)
+    for _ in range(8):
+        memory = held[rng.choice(sorted(held))]
+        words = {name: memory[name] for name in rng.sample(variables, rng.randint(0, len(variables)))}
+        given = grammar.given(words)
+        kept = {text for text, memory in held.items() if words.items() <= memory.items()}
+        assert {text for text, _ in odometer(given.write)} == kept
+        assert all((given.log_probability(text) > -math.inf) == (text in kept) for text in rng.sample(sorted(held), 60))
+        viable, alphabet = beginnings(kept), sorted(set("".join(kept)))
+        chosen = rng.sample(sorted(held), 20)
+        for text in [*chosen, *mutations(chosen, rng, alphabet), ""]:
+            assert given.viable_prefix(text) == viable_by_hand(text, viable), text
+
+
+def test_a_given_entry_that_another_variable_could_take_is_refused():
+    with pytest.raises(AssertionError):
+        SMALL.given({"last": "hen"})
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_grammar import cut_down, odometer
+from test_grammar import beginnings, cut_down, odometer, viable_by_hand
 from test_tales import ANNA, TOM, WRONG
 
 from gpt.text import requests, tales, tasks
@@ -127,6 +127,25 @@ def test_a_tale_given_its_request_has_the_grammars_renormalised_probability(seed
         assert all(joint[request, tale] / share == alone[tale] / total for tale in kept)
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_viable_beginnings_agree_with_enumeration(seed, monkeypatch):
+    """The longest beginning that a text has in common with a tale that keeps the constraints."""
+    small, rng = cut_down(seed), random.Random(seed)
+    monkeypatch.setattr(tales, "grammar", lambda: small)
+    requests._tales_that_keep.cache_clear()
+    memories = {text: memory for (text, memory), _ in odometer(small.compose)}
+    texts = sorted(memories)
+    for _ in range(6):
+        memory = memories[rng.choice(texts)]
+        constraints = {name: memory[name] for name in rng.sample(requests.CONSTRAINTS, rng.randint(1, 4))}
+        kept = [text for text in texts if requests.obeys(constraints, text)]
+        viable = beginnings(kept)
+        for text in rng.sample(texts, 20):
+            for changed in (text, text[:99] + "#" + text[99:]):
+                assert requests.viable_prefix(constraints, changed) == viable_by_hand(changed, viable)
+    requests._tales_that_keep.cache_clear()
+
+
 def test_what_is_not_asked_for_stays_free(sampled):
     """Chi-square of the villain where another thing is asked for: below the 0.9999 quantile for 11 degrees, 37.4."""
     counts = Counter(
@@ -156,6 +175,9 @@ def test_the_seed_determines_the_conversations():
     one = list(requests.generate(20, seed=1))
     assert one == list(requests.generate(20, seed=1)) == list(requests.generate(30, seed=1))[:20]
     assert not set(one) & set(requests.generate(20, seed=2))
+    alone = [json.loads(line)["messages"] for line in open_corpus("single-requests:20:1").paths[0].open()]
+    for request, tale in alone:
+        assert requests.obeys(requests.parse(request["content"]), tale["content"])
     corpus = open_corpus("requests:20:1")
     assert corpus.name == f"requests:20:1 of grammar {requests.fingerprint()}"
     assert corpus.paths[0].read_text().splitlines(keepends=True) == one

@@ -11,7 +11,7 @@ from small_adapters import LORA, train_base
 
 from gpt.config import GPTConfig
 from gpt.exchange.models import create_objective, load_model, resolve_config
-from gpt.run.notices import vocabulary_notices
+from gpt.run.notices import new_row_notices
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus
 
@@ -40,6 +40,7 @@ def test_model_shape_comes_from_init_from(tiny_config, prepared, base):
         ({"vocab_size": 7}, "model.vocab_size is 7, but "),
         ({"init": "gpt2"}, "model.init is 'gpt2', but 'lecun'"),
         ({"backbone": "lstm"}, "model.backbone is 'lstm', but 'gpt'"),
+        ({"context_length": 15}, "model.context_length is 15, but 16 in .*: leave it out"),
     ],
 )
 def test_other_model_shape_is_refused(tiny_config, prepared, base, setting, words):
@@ -77,7 +78,7 @@ def test_tokens_that_are_new_get_rows(tiny_config, prepared, base, tmp_path, mon
     known = source.config.vocab_size
     assert [read.tokenizer.special_tokens[name] for name in names] == [known + i for i in range(len(names))]
     assert resolved.model.vocab_size == read.tokenizer.vocab_size == known + len(names)
-    (line,) = vocabulary_notices(resolved, read)
+    (line,) = new_row_notices(resolved, read)
     assert line.startswith(f"init_from {base} has no token {' '.join(names)}: ")
     ours, theirs = create_objective(resolved).model.eval(), source.state_dict()
     for name, tensor in ours.state_dict().items():
@@ -91,4 +92,30 @@ def test_tokens_that_are_new_get_rows(tiny_config, prepared, base, tmp_path, mon
     assert torch.allclose(ours(ids)[..., known], expected.mean(-1), atol=1e-5)
     with pytest.raises(ValueError, match=rf"has no token {re.escape(' '.join(names))}, and adapter 'lora' trains no"):
         resolve_config(change(config, adapter=LORA), data)
-    assert vocabulary_notices(config, prepared) == []
+    assert new_row_notices(change(resolved, model=source.config), prepared) == []
+
+
+def test_positions_that_are_new_get_rows(tiny_config, prepared, base):
+    """They start as copies of the last one; what the source could read gives the same logits."""
+    config = change(tiny_config, init_from=str(base), model=GPTConfig(vocab_size=0, context_length=20))
+    resolved, _ = resolve_config(config, prepared)
+    source = load_model(base)[0]
+    assert (resolved.model.context_length, source.config.context_length) == (20, 16)
+    (line,) = new_row_notices(resolved, prepared)
+    assert line == f"init_from {base} has no position beyond 16: a new one starts as a copy of the last"
+    ours, theirs = create_objective(resolved).model.eval(), source.state_dict()
+    rows = ours.state_dict()["pos_emb.weight"]
+    assert rows.shape == (20, 16) and torch.equal(rows[:16], theirs["pos_emb.weight"])
+    assert all(torch.equal(row, rows[15]) for row in rows[16:])
+    ids = torch.arange(16)[None] % source.config.vocab_size
+    assert torch.allclose(ours(ids), source(ids), atol=1e-5)
+    assert ours(torch.zeros(1, 20, dtype=torch.long)).shape[1] == 20
+    with pytest.raises(ValueError, match=r"has no position beyond 16, and adapter 'lora' trains no embedding for it"):
+        resolve_config(change(config, adapter=LORA), prepared)
+
+
+def test_a_model_with_rotary_positions_has_no_rows_to_add(tiny_config, prepared, tmp_path):
+    rope = train_base(prepared, tmp_path / "rope", {"position": "rope"})
+    config = change(tiny_config, init_from=str(rope), model=GPTConfig(vocab_size=0, context_length=20))
+    with pytest.raises(ValueError, match=r"model.context_length is 20, but 16 in .*rope, which .*: leave it out"):
+        resolve_config(config, prepared)

@@ -7,6 +7,7 @@
     python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
     python scripts/evaluate.py --run questions-001 --text test.jsonl --prompt_field question --target_field answer
     python scripts/evaluate.py --run chats --text test.jsonl --format messages
+    python scripts/evaluate.py --pretrained smollm2 --text forms-test:100 --reward forms
     python scripts/evaluate.py --pretrained gpt2 --text book.txt --context 1024 --stride 512
 
 A perplexity depends on the tokenizer, the context and the stride, so they are printed with it. Bits per byte are
@@ -17,6 +18,9 @@ writes with the true text: it continues --continuations prompts from the text gr
 
 A run with an objective other than next-token prediction is evaluated by that objective. --text and the options that
 say how it is read are those of prepare_data.py. Of conversations, read by --format, the answers count.
+
+--reward answers each prompt of pairs or conversations at temperature 0 and prints the reward, a rule of
+gpt/objectives/rewards.py that judges an answer.
 
 --weights int8 also prints the loss with int8 weights, which generate.py can use.
 
@@ -37,6 +41,10 @@ def main() -> None:
         help="a file, folder, glob, story, tales:N:SEED or - (default: the validation split)",
     )  # fmt: skip
     add_text_options(parser)
+    parser.add_argument(
+        "--reward", metavar="NAME",
+        help="judge the model's own answers: by tales, requests, countdown, forms, exact_match or 'module:function'",
+    )  # fmt: skip
     numbers = {
         "context": (None, "tokens of context (default: the model's context_length)"),
         "stride": (None, "tokens between the starts of two examples; less than the context: they overlap (default: "
@@ -56,19 +64,26 @@ def main() -> None:
         parser.error(f"--continuations must be at least 0, not {arguments.continuations}")
     if not 0 <= arguments.seed < 2**63:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
-    for option in ("text", "context", "stride") if all_checkpoints else ():
+    for option in ("text", "reward", "context", "stride") if all_checkpoints else ():
         if getattr(arguments, option) is not None:
             parser.error(f"--{option} cannot be combined with --checkpoint all, which checks sampled tales")
+    for option in ("context", "stride") if arguments.reward is not None else ():
+        if getattr(arguments, option) is not None:
+            parser.error(f"--{option} cannot be combined with --reward, which judges whole answers")
+    if arguments.reward is not None and arguments.weights == "int8":
+        parser.error("--weights int8 cannot be combined with --reward: leave it out")
     if all_checkpoints and arguments.weights == "int8":
         parser.error("--weights int8 cannot be combined with --checkpoint all: name one checkpoint")
     if arguments.pretrained is not None and (all_checkpoints or arguments.text is None):
         parser.error("published weights have no checkpoints and no validation split: name a text, --text FILE")
     folder = chosen_run(arguments)
 
-    from gpt.run.evaluate import evaluate_checkpoints, evaluate_model
+    from gpt.run.evaluate import evaluate_answers, evaluate_checkpoints, evaluate_model
 
     if all_checkpoints:
         evaluate_checkpoints(folder, arguments)
+    elif arguments.reward is not None:
+        evaluate_answers(folder, arguments)
     else:
         evaluate_model(folder, arguments)
 

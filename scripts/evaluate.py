@@ -19,9 +19,7 @@ writes with the true text: it continues --continuations prompts from the text gr
 A run with an objective other than next-token prediction is evaluated by that objective. --text and the options that
 say how it is read are those of prepare_data.py. Of conversations, read by --format, the answers count.
 
---reward answers each prompt of pairs or conversations at temperature 0 and prints the reward, a rule of
-gpt/objectives/rewards.py that judges an answer.
-
+--reward judges the model's own answers to prompts, at temperature 0, by a rule of gpt/objectives/rewards.py.
 --weights int8 also prints the loss with int8 weights, which generate.py can use.
 
 A run on tales samples --samples tales at temperature 1. The table shows how many of them the grammar accepts, and which
@@ -42,13 +40,11 @@ def main() -> None:
     )  # fmt: skip
     add_text_options(parser)
     parser.add_argument(
-        "--reward", metavar="NAME",
-        help="judge the model's own answers: by tales, requests, countdown, forms, exact_match or 'module:function'",
-    )  # fmt: skip
+        "--reward", metavar="NAME", help="judge its answers: forms, exact_match, 'module:function', ..."
+    )
     numbers = {
         "context": (None, "tokens of context (default: the model's context_length)"),
-        "stride": (None, "tokens between the starts of two examples; less than the context: they overlap (default: "
-                         "the context)"),
+        "stride": (None, "tokens from one example to the next; below --context they overlap (default: the context)"),
         "batch_size": (None, "examples in a batch (default: 16, or fewer if they have over 1,024 tokens)"),
         "samples": (500, "tales to sample, for a run on tales (default: 500)"),
         "seed": (0, "seed of these samples (default: 0)"),
@@ -64,28 +60,19 @@ def main() -> None:
         parser.error(f"--continuations must be at least 0, not {arguments.continuations}")
     if not 0 <= arguments.seed < 2**63:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
-    for option in ("text", "reward", "context", "stride") if all_checkpoints else ():
-        if getattr(arguments, option) is not None:
-            parser.error(f"--{option} cannot be combined with --checkpoint all, which checks sampled tales")
-    for option in ("context", "stride") if arguments.reward is not None else ():
-        if getattr(arguments, option) is not None:
-            parser.error(f"--{option} cannot be combined with --reward, which judges whole answers")
-    if arguments.reward is not None and arguments.weights == "int8":
-        parser.error("--weights int8 cannot be combined with --reward: leave it out")
-    if all_checkpoints and arguments.weights == "int8":
-        parser.error("--weights int8 cannot be combined with --checkpoint all: name one checkpoint")
+    judged = arguments.reward is not None
+    mode = "--checkpoint all, which checks sampled tales" if all_checkpoints else "--reward, which judges whole answers"
+    for option in ["text", "reward"] * all_checkpoints + ["context", "stride", "weights"] * (all_checkpoints or judged):
+        if getattr(arguments, option) not in (None, "float32"):
+            parser.error(f"--{option} cannot be combined with {mode}")
     if arguments.pretrained is not None and (all_checkpoints or arguments.text is None):
         parser.error("published weights have no checkpoints and no validation split: name a text, --text FILE")
     folder = chosen_run(arguments)
 
     from gpt.run.evaluate import evaluate_answers, evaluate_checkpoints, evaluate_model
 
-    if all_checkpoints:
-        evaluate_checkpoints(folder, arguments)
-    elif arguments.reward is not None:
-        evaluate_answers(folder, arguments)
-    else:
-        evaluate_model(folder, arguments)
+    evaluate = evaluate_checkpoints if all_checkpoints else evaluate_answers if judged else evaluate_model
+    evaluate(folder, arguments)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ import datetime
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
-from typing import TypeVar
 
 KEYS = ("name", "date", "place")
 PROMPT = "Write name, date and place as one line of JSON: {sentence}"
@@ -60,7 +59,6 @@ PLACES = (
 )
 DAYS = range(datetime.date(1900, 1, 1).toordinal(), datetime.date(2025, 1, 1).toordinal())
 TEST_SHARE = 5  # one name, surname, place and date in five is for testing
-Item = TypeVar("Item")
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------
@@ -79,10 +77,10 @@ def generate(n: int, seed: int = 0, test: bool = False) -> Iterator[str]:
 
 
 def preferences(n: int, seed: int = 0) -> Iterator[str]:
-    """Yield n lines of JSON with "prompt", "chosen" and "rejected", of other sentences than `generate` has.
+    """Yield n lines of JSON with "prompt", "chosen" and "rejected"; the seed determines them.
 
     A rejected answer is one that a model writes before it knows the form, or, three times in four, the right form with
-    one wrong value.
+    one wrong value. Names, places and dates are those for training.
     """
     rng = random.Random(f"forms-preferences:{seed}")
     for _ in range(n):
@@ -99,11 +97,8 @@ def preferences(n: int, seed: int = 0) -> Iterator[str]:
 
 def _draw(rng: random.Random, test: bool) -> tuple[str, dict[str, str], str]:
     """Return a prompt, its record, and the date as the prompt writes it."""
-    name, place = (
-        f"{_choose(rng, NAMES.split(), test)} {_choose(rng, SURNAMES.split(), test)}",
-        _choose(rng, PLACES.split(), test),
-    )
-    date = datetime.date.fromordinal(_choose(rng, DAYS, test))
+    name, place = f"{_choose(rng, NAMES, test)} {_choose(rng, SURNAMES, test)}", _choose(rng, PLACES, test)
+    date = datetime.date.fromordinal(int(_choose(rng, DAYS, test)))
     ending = "th" if date.day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(date.day % 10, "th")
     written = rng.choice(DATES).format(
         ordinal=ORDINALS[date.day - 1],
@@ -116,27 +111,22 @@ def _draw(rng: random.Random, test: bool) -> tuple[str, dict[str, str], str]:
     return PROMPT.format(sentence=sentence), {"name": name, "date": date.isoformat(), "place": place}, written
 
 
-def _choose(rng: random.Random, items: Sequence[Item], test: bool) -> Item:
-    """Return one of the items for testing, or of those for training."""
+def _choose(rng: random.Random, items: str | range, test: bool) -> str:
+    """Return one of the words of a text, or a number, from those for testing or from those for training."""
+    items = items.split() if isinstance(items, str) else items
     while ((i := rng.randrange(len(items))) % TEST_SHARE == 0) != test:
         pass
-    return items[i]
+    return str(items[i])
 
 
 def _mistaken(rng: random.Random, record: dict[str, str]) -> dict[str, str]:
-    """Return a record with one value that is perhaps wrong, mostly the date: it is the one that is not copied."""
+    """Return a record with one value that is perhaps wrong: mostly the day, which a model has to know, not to copy."""
     year, month, day = record["date"].split("-")
-    wrong = rng.choice(
-        (
-            {"date": f"{year}-{rng.randint(1, 12):02}-{day}"},
-            {"date": f"{year}-{month}-{rng.randint(1, 28):02}"},
-            {"date": f"{year}-{day}-{month}"},
-            {"date": f"{rng.randint(1900, 2024)}-{month}-{day}"},
-            {"name": f"{_choose(rng, NAMES.split(), False)} {record['name'].split()[1]}"},
-            {"place": _choose(rng, PLACES.split(), False)},
-        )
-    )
-    return record | wrong
+    wrong = [{"date": f"{year}-{month}-{rng.randint(1, 31):02}"}] * 4
+    wrong += [{"date": f"{year}-{rng.randint(1, 12):02}-{day}"}, {"date": f"{rng.randint(1900, 2024)}-{month}-{day}"}]
+    wrong += [{"name": f"{_choose(rng, NAMES, False)} {record['name'].split()[1]}"}]
+    wrong += [{"place": _choose(rng, PLACES, False)}]
+    return record | rng.choice(wrong)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def test_its_own_answers_are_judged(ask, folder):
 @pytest.mark.parametrize(("options", "words"), [
     ("--reward exact", "no reward 'exact': it is tales"),
     ("--reward exact_match --context 8", "--context cannot be combined with --reward, which judges whole answers"),
-    ("--reward exact_match --weights int8", "--weights int8 cannot be combined with --reward"),
+    ("--reward exact_match --weights int8", "--weights cannot be combined with --reward"),
     ("--reward countdown", "the reward 'countdown' raised ValueError"),
     ("--text val.jsonl", "val.jsonl holds conversations: --format messages reads them whole"),
     ("--text val.jsonl --format alpaca", "record 1 of val.jsonl has no field 'instruction'"),

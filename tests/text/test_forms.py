@@ -91,7 +91,7 @@ def test_preferences_have_a_right_answer_and_a_wrong_one():
         differ = [key for key in record if rejected and rejected[key] != record[key]]
         assert len(differ) == (rejected is not None)
         wrong[differ[0] if differ else "form"] += 1
-    assert 400 < wrong["form"] < 600 and wrong["date"] > 800 and min(wrong.values()) > 150
+    assert 400 < wrong["form"] < 600 and wrong["date"] > 900 and min(wrong.values()) > 120
 
 
 # --- the checker ------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ class ObjectiveConfig(_Config):
     next_sentence: bool = _setting(True, "also predict whether the second half follows the first", applies_to="masked")
     span_length: float = _setting(3.0, "mean length of a masked span, in tokens", 1, applies_to="infilling")
     beta: float = _setting(0.1, "weight of staying close to the model of init_from", 0, applies_to="dpo, grpo")
-    reward: str = _setting("", "tales, requests, countdown, exact_match or 'module:function'", applies_to="grpo")
+    reward: str = _setting("", "tales, requests, countdown, forms, exact_match or 'module:function'", applies_to="grpo")
     group_size: int = _setting(16, "completions of a prompt", 2, applies_to="grpo")
     passes: int = _setting(1, "steps that train on the same completions", 1, applies_to="grpo")
     clip: float = _setting(0.0, "limit to how far a token's probability ratio counts; 0: none", 0, 1, "grpo")

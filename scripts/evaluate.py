@@ -7,6 +7,7 @@
     python scripts/evaluate.py --run tales-001 --samples 200 --checkpoint all
     python scripts/evaluate.py --run questions-001 --text test.jsonl --prompt_field question --target_field answer
     python scripts/evaluate.py --run chats --text test.jsonl --format messages
+    python scripts/evaluate.py --pretrained smollm2 --text forms-test:100 --reward forms
     python scripts/evaluate.py --pretrained gpt2 --text book.txt --context 1024 --stride 512
 
 A perplexity depends on the tokenizer, the context and the stride, so they are printed with it. Bits per byte are
@@ -18,14 +19,12 @@ writes with the true text: it continues --continuations prompts from the text gr
 A run with an objective other than next-token prediction is evaluated by that objective. --text and the options that
 say how it is read are those of prepare_data.py. Of conversations, read by --format, the answers count.
 
+--reward judges the model's own answers to prompts, at temperature 0, by a rule of gpt/objectives/rewards.py.
 --weights int8 also prints the loss with int8 weights, which generate.py can use.
 
-A run on tales samples --samples tales at temperature 1. The table shows how many of them the grammar accepts, and which
-rule the others break first. Below it stand the entropy of what the model writes, estimated by the mean of -ln p over
-the sampled tales, and the share of them with three friends, each with its standard error and beside the grammar's own.
---checkpoint all checks the tales of each checkpoint, and draws a picture of the rules that they break. A run on
-requests for tales answers --samples requests that are not in its training data, and a question about each tale: the table shows how
-many requests are obeyed, and what the other tales do not keep.
+A run on tales samples --samples tales at temperature 1: how many the grammar accepts, which rule the others break first,
+the entropy of what the model writes and the share with three friends, beside the grammar's own. --checkpoint all checks
+the tales of each checkpoint, and draws a picture. A run on requests for tales answers --samples unseen requests.
 """
 
 from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run
@@ -41,10 +40,12 @@ def main() -> None:
         help="a file, folder, glob, story, tales:N:SEED or - (default: the validation split)",
     )  # fmt: skip
     add_text_options(parser)
+    parser.add_argument(
+        "--reward", metavar="NAME", help="judge its answers: forms, exact_match, 'module:function', ..."
+    )
     numbers = {
         "context": (None, "tokens of context (default: the model's context_length)"),
-        "stride": (None, "tokens between the starts of two examples; less than the context: they overlap (default: "
-                         "the context)"),
+        "stride": (None, "tokens from one example to the next; below --context they overlap (default: the context)"),
         "batch_size": (None, "examples in a batch (default: 16, or fewer if they have over 1,024 tokens)"),
         "samples": (500, "tales to sample, for a run on tales or on requests for them (default: 500)"),
         "seed": (0, "seed of these samples (default: 0)"),
@@ -60,21 +61,19 @@ def main() -> None:
         parser.error(f"--continuations must be at least 0, not {arguments.continuations}")
     if not 0 <= arguments.seed < 2**63:
         parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
-    for option in ("text", "context", "stride") if all_checkpoints else ():
-        if getattr(arguments, option) is not None:
-            parser.error(f"--{option} cannot be combined with --checkpoint all, which checks sampled tales")
-    if all_checkpoints and arguments.weights == "int8":
-        parser.error("--weights int8 cannot be combined with --checkpoint all: name one checkpoint")
+    judged = arguments.reward is not None
+    mode = "--checkpoint all, which checks sampled tales" if all_checkpoints else "--reward, which judges whole answers"
+    for option in ["text", "reward"] * all_checkpoints + ["context", "stride", "weights"] * (all_checkpoints or judged):
+        if getattr(arguments, option) not in (None, "float32"):
+            parser.error(f"--{option} cannot be combined with {mode}")
     if arguments.pretrained is not None and (all_checkpoints or arguments.text is None):
         parser.error("published weights have no checkpoints and no validation split: name a text, --text FILE")
     folder = chosen_run(arguments)
 
-    from gpt.run.evaluate import evaluate_checkpoints, evaluate_model
+    from gpt.run.evaluate import evaluate_answers, evaluate_checkpoints, evaluate_model
 
-    if all_checkpoints:
-        evaluate_checkpoints(folder, arguments)
-    else:
-        evaluate_model(folder, arguments)
+    evaluate = evaluate_checkpoints if all_checkpoints else evaluate_answers if judged else evaluate_model
+    evaluate(folder, arguments)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from gpt.config import DataConfig, TrainConfig
-from gpt.evaluation.answers import Answers, answer_requests, holds_requests, unseen_requests
 from gpt.evaluation.baselines import Baselines, compute_baselines
+from gpt.evaluation.requests import Answers, answer_requests, holds_requests, unseen_requests
 from gpt.evaluation.samples import Continuations, Variety, check_samples, continue_prompts
 from gpt.exchange.models import LoadedModel
 from gpt.loss import Evaluation

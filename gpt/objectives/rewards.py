@@ -16,7 +16,7 @@ from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt.text import countdown, requests, tales
+from gpt.text import countdown, forms, requests, tales
 
 USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)  # a message of a prompt in ChatML
 
@@ -101,6 +101,15 @@ def is_right(prompt: str, completion: str, answer: str = "") -> float:
     return float(countdown.is_right(_last_message(prompt), completion))
 
 
+def fills_form(prompt: str, completion: str, answer: str = "") -> float:
+    """Return 0.0 for a completion that is no record of gpt/text/forms.py, else a quarter, and one for each right value.
+
+    ValueError if the last message asks for none.
+    """
+    wanted, found = forms.parse(_last_message(prompt)), forms.read(completion)
+    return (1 + sum(found[key] == wanted[key] for key in wanted)) / 4 if found else 0.0
+
+
 def _last_message(prompt: str) -> str:
     """Return the user's last message of a conversation in ChatML; another prompt is the message."""
     return (USER.findall(prompt) or [prompt.strip()])[-1]
@@ -113,6 +122,7 @@ REWARDS = {
         Reward("exact_match", exact_match, viable=viable_answer),
         Reward("requests", keeps_request, friends, viable_tale_asked_for),
         Reward("countdown", is_right),
+        Reward("forms", fills_form),
     )
 }
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from gpt.checkpoint import RunFolder
 from gpt.config import ObjectiveConfig
-from gpt.evaluation.answers import describe_answers
+from gpt.evaluation.answers import JudgedAnswers, judge_answers
 from gpt.evaluation.report import (
     ModelReport,
     ReportOptions,
@@ -20,10 +22,12 @@ from gpt.evaluation.report import (
     split_tokens,
     text_as_data,
 )
+from gpt.evaluation.requests import describe_requests
 from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar, describe_variety
 from gpt.exchange.models import LoadedModel, open_model, run_data
 from gpt.objectives.grpo import GRPO
 from gpt.objectives.ranks import accuracy_with_error
+from gpt.objectives.rewards import find_reward
 from gpt.objectives.sft import SFT
 from gpt.run.logging import comparison, describe_evaluation, with_error
 from gpt.system.device import choose_device
@@ -101,6 +105,28 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
     print(describe_next_token(loaded, report, options))
 
 
+def evaluate_answers(folder: Path | None, arguments: Namespace) -> None:
+    """Print the reward of a model's answers to the prompts of --text, or of the run's validation split."""
+    reward = find_reward(arguments.reward)
+    set_allocator_flags()
+    loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
+    if not loaded.objective.left_to_right:
+        raise ValueError(
+            f"{loaded.name} was trained with the objective {loaded.objective.config.name}: it answers nothing"
+        )
+    loaded.objective.to(choose_device(arguments.device))
+    corpus, special = _text(arguments, folder, loaded)
+    if corpus is None:
+        data = run_data(folder, loaded.checkpoint)
+    else:
+        data = text_as_data(corpus, loaded.tokenizer, loaded.prepend_eot, special)
+    judged = judge_answers(loaded, data, reward, arguments.batch_size or 16)
+    text = data.source if corpus else f"validation split of {data.folder}"
+    print(f"model           {loaded.name}")
+    print(f"text            {text}: {len(judged.rewards):,} prompts, a greedy answer to each")
+    print(describe_answers(judged, reward.name))
+
+
 def _text(arguments: Namespace, folder: Path | None, loaded: LoadedModel) -> tuple[Corpus | None, bool]:
     """Return the corpus of --text, if given, and whether names of special tokens in it are these tokens: where the
     run's data were prepared so, or by --special_tokens."""
@@ -113,7 +139,7 @@ def _text(arguments: Namespace, folder: Path | None, loaded: LoadedModel) -> tup
         notice(corpus.left_out)
     if unknown := [name for name in arguments.special_tokens or () if name not in loaded.tokenizer.special_tokens]:
         raise ValueError(f"{loaded.name} has no special token {unknown[0]!r}: it must be named when data are prepared")
-    if loaded.objective.prepare_passes:
+    if loaded.objective.prepare_passes and arguments.reward is None:
         raise ValueError(f"{loaded.name} is compared with the model it started from, on its own data: leave --text out")
     if isinstance(loaded.objective, SFT) and len(corpus.fields) != 2 and corpus.noun != "conversation":
         raise ValueError(
@@ -191,6 +217,19 @@ def describe_next_token(loaded: LoadedModel, report: ModelReport, options: Repor
     return "\n".join([*lines, "", describe_limits(scores)])
 
 
+def describe_answers(judged: JudgedAnswers, name: str) -> str:
+    """Return the rewards of a model's answers as text: their mean, and how often each of the most frequent values."""
+    rewards, n = judged.rewards, len(judged.rewards)
+    error = float(rewards.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
+    values = [f"{value:g} for {count / n:.1%}" for value, count in Counter(rewards.tolist()).most_common(5)]
+    lines = [f"reward          {name}: {rewards.mean():.4f}{with_error(error)}", f"values          {', '.join(values)}"]
+    if judged.n_cut:
+        lines.append(
+            f"cut             {judged.n_cut:,} answers had no end after {judged.max_new_tokens} tokens: reward 0"
+        )
+    return "\n".join(lines)
+
+
 def _describe_comparison(report: ModelReport) -> list[str]:
     lines = []
     if report.baselines:
@@ -198,7 +237,7 @@ def _describe_comparison(report: ModelReport) -> list[str]:
     if report.grammar:
         lines += ["", describe_grammar(report.grammar), "", describe_variety(report.variety)]
     if report.requests:
-        lines += ["", describe_answers(report.requests)]
+        lines += ["", describe_requests(report.requests)]
     return lines
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt.objectives.rewards import REWARDS, Reward, find_reward, friends, viable_tale
-from gpt.text import countdown, requests, tales
+from gpt.text import countdown, forms, requests, tales
 
 TALES = tales.generate(60, seed=8)
 
@@ -77,10 +77,27 @@ def test_countdown():
         rewarded("countdown", "Reach me", "3*8*1")
 
 
+def test_forms():
+    """A quarter for the form, and one for each value."""
+    prompt, record = (
+        forms.PROMPT.format(sentence="Ada Wolf left Rome on May 3, 1998."),
+        '"1998-05-03", "place": "Rome"}',
+    )
+    for text in (prompt, chat(prompt), chat("Hello", "Hello!", prompt)):
+        assert rewarded("forms", text, f'{{"name": "Ada Wolf", "date": {record}') == 1.0
+        assert rewarded("forms", text, f'{{"name": "Ada", "date": {record}') == 0.75
+        assert rewarded("forms", text, '{"name": "Wolf", "date": "1998-05-04", "place": "Rome"}') == 0.5
+        assert rewarded("forms", text, '{"name": "", "date": "0000-00-00", "place": ""}') == 0.25
+        assert rewarded("forms", text, f'{{"date": {record}') == 0.0
+    with pytest.raises(ValueError, match=r"the reward 'forms' raised ValueError \('Hello' asks for no record"):
+        rewarded("forms", chat(prompt, "Yes?", "Hello"), "Hello!")
+
+
 def test_every_reward_judges_any_completion():
+    prompts = {"forms": forms.PROMPT.format(sentence="Ada Wolf left Rome on May 3, 1998.")}
     for name in REWARDS:
         for completion in ("", "\0", "((((", "<|im_start|>user\n", "Once upon a time " * 2000):
-            assert rewarded(name, "Reach 24 with 3 8 1:", completion, "24") == 0.0
+            assert rewarded(name, prompts.get(name, "Reach 24 with 3 8 1:"), completion, "24") == 0.0
 
 
 # --- rewards of one's own ---------------------------------------------------------------------------------------------
@@ -107,7 +124,10 @@ def test_a_reward_of_ones_own_is_found(mine):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tale", "no reward 'tale': it is tales, exact_match, requests, countdown, or 'module:function' for one"),
+        (
+            "tale",
+            "no reward 'tale': it is tales, exact_match, requests, countdown, forms, or 'module:function' for one",
+        ),
         ("", "no reward '': it is tales"),
         (":", "no reward ':': it is tales"),
         ("math:", "no reward 'math:': it is tales"),

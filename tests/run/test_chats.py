@@ -103,7 +103,33 @@ def test_a_test_file_is_judged_like_the_data(ask, folder):
     assert own[0] == str(int((data.val.flags & 1).sum()))
 
 
+def test_its_own_answers_are_judged(ask, folder):
+    """By exact match, by a rule of one's own that sees prompt, answer and truth, and cut where they do not end."""
+    out = ask("evaluate --run chats --text val.jsonl --format messages --reward exact_match").out
+    assert "text            val.jsonl: 3 prompts, a greedy answer to each\n" in out
+    assert "reward          exact_match: 1.0000, standard error 0.0000\nvalues          1 for 100.0%\n" in out
+    assert re.search(r"validation split of data: \d+ prompts", ask("evaluate --run chats --reward exact_match").out)
+    lines = [{"messages": chat(number)} for number in NUMBERS] + [{"messages": chat("1")}]
+    (folder / "four.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "my_rule.py").write_text(
+        "def short(prompt, completion, answer):\n"
+        "    assert answer == completion and prompt.endswith('<|im_start|>assistant\\n')\n"
+        "    return len(completion) == 3\n"
+    )
+    out = ask("evaluate --run chats --text four.jsonl --format messages --reward my_rule:short --batch_size 3").out
+    assert "reward          my_rule:short: 0.7500, standard error 0.2500\n" in out
+    assert "values          1 for 75.0%, 0 for 25.0%\n" in out
+    (folder / "short.jsonl").write_text('{"prompt": "3", "completion": "1"}')  # 2 tokens with its end: at most 4
+    out = ask("evaluate --run chats --text short.jsonl --format prompt_completion --reward exact_match").out
+    assert out.endswith("values          0 for 100.0%\ncut             1 answers had no end after 4 tokens: reward 0\n")
+    assert "standard error" not in out
+
+
 @pytest.mark.parametrize(("options", "words"), [
+    ("--reward exact", "no reward 'exact': it is tales"),
+    ("--reward exact_match --context 8", "--context cannot be combined with --reward, which judges whole answers"),
+    ("--reward exact_match --weights int8", "--weights cannot be combined with --reward"),
+    ("--reward countdown", "the reward 'countdown' raised ValueError"),
     ("--text val.jsonl", "val.jsonl holds conversations: --format messages reads them whole"),
     ("--text val.jsonl --format alpaca", "record 1 of val.jsonl has no field 'instruction'"),
     ("--text all.jsonl --field messages.0.content", "answers prompts: name the fields of pairs, --prompt_field and"),

@@ -1,4 +1,4 @@
-"""gpt/evaluation/answers.py: answers written by hand in a model's place, judged by hand."""
+"""gpt/evaluation/requests.py: answers written by hand in a model's place, judged by hand."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt.evaluation import answers
-from gpt.evaluation.answers import answer_requests, describe_answers, holds_requests, unseen_requests
+from gpt.evaluation.requests import answer_requests, describe_requests, holds_requests, unseen_requests
 from gpt.objectives.documents import Completion
 from gpt.objectives.rewards import USER
 from gpt.text import requests, tales, tasks
@@ -74,7 +74,7 @@ def test_answers_are_judged(data, model, monkeypatch):
     assert [messages[0]["content"] for messages in found.conversations] == asked
     assert [messages[1]["content"] for messages in found.conversations] == written
     assert [len(messages) for messages in found.conversations] == [4] * 7 + [2] * 3
-    text = describe_answers({"greedy": found, "temperature 1": answers.Answers(conversations=found.conversations)})
+    text = describe_requests({"greedy": found, "temperature 1": answers.Answers(conversations=found.conversations)})
     rows = [line.rsplit(maxsplit=2) for line in text.partition("\n\n")[0].splitlines()[1:]]
     assert rows[0] == ["obeyed", "60.0%", "0.0%"] and rows[-1][1:] == ["71.4%", "-"]
     assert ["not kept: hero", "10.0%", "0.0%"] in rows

@@ -134,7 +134,6 @@ class Trainer:
             n_tokens += batch_tokens
         sums = [float(loss_sum), float(n_tokens), *self.objective.step_metrics(), 1.0]
         loss_sum, n_tokens, *_ = sums = self.ctx.all_reduce_sum(sums).tolist()
-        n_tokens = int(n_tokens)
         # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
         norm = scale_and_clip(self.parameters, n_tokens / self.ctx.world_size, config.optim.grad_clip)
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
@@ -145,7 +144,7 @@ class Trainer:
         device.synchronize(self.device)
         self.step += 1
         self.report_due, self.grad_norm = True, norm
-        self.tokens_seen += n_tokens
+        self.tokens_seen += int(n_tokens)
         self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
         self.timed_tokens += n_tokens
         self.timed_seconds += time.perf_counter() - start

@@ -7,6 +7,7 @@
 # make scaling     measure how loss falls with compute, and compare plans with what runs take: an hour
 # make objectives  train every config of configs/objectives and write the tables of docs/objectives.md
 # make ladder      train every rung of configs/ladder and write the tables of docs/ladder.md: an hour
+# make posttrain   train the model of `make train` further by several methods, write docs/post-training.md: two hours
 # make notebooks   run every notebook and its solutions from the first cell to the last: ten minutes
 # make bench       time training and decoding next to Hugging Face transformers and a plain GPT: a quarter of an hour
 # make clean       remove .venv and caches; runs and data stay
@@ -23,7 +24,8 @@ endif
 NUMERIC := tests/ops tests/variants tests/objectives tests/evaluation tests/test_model.py tests/test_loss.py \
   tests/test_optim.py tests/test_generation.py tests/test_trainer.py
 
-.PHONY: train assistant test test-slow test-numeric notebooks faults scaling objectives ladder bench lint clean
+.PHONY: train assistant test test-slow test-numeric notebooks faults scaling objectives ladder posttrain bench lint \
+  clean
 
 train: .venv/installed $(if $(findstring tales,$(CONFIG)),data/tales/meta.json)
 	"$(BIN)" scripts/train.py --config $(CONFIG)
@@ -59,6 +61,10 @@ objectives: .venv/installed
 
 ladder: .venv/installed
 	"$(BIN)" benchmarks/ladder.py
+
+posttrain: .venv/installed
+	"$(BIN)" benchmarks/post_training.py
+	"$(BIN)" benchmarks/countdown.py
 
 notebooks: .venv/installed-dev
 	"$(BIN)" notebooks/run.py

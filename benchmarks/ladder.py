@@ -68,6 +68,8 @@ class Results:
     (text, rung) has the time of a step, (text, rung, seed, steps) a run's final loss and its curve.
     """
 
+    keys = ("text", "rung", "seed", "steps")
+
     def __init__(self, path: Path):
         self.path, self.found = path, {}
         if path.is_file():
@@ -75,7 +77,7 @@ class Results:
                 self._keep(json.loads(line))
 
     def _keep(self, row: dict) -> None:
-        self.found[tuple(row[name] for name in ("text", "rung", "seed", "steps") if name in row)] = row
+        self.found[tuple(row[name] for name in self.keys if name in row)] = row
 
     def add(self, **row) -> None:
         """Append a row to the file."""
@@ -166,10 +168,10 @@ def _title(rung: str) -> str:
     return rung.replace("_", " ")
 
 
-def mean_and_spread(values: list[float]) -> str:
+def mean_and_spread(values: list[float], form: str = ".3f") -> str:
     """Return "mean ± sample standard deviation"."""
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
+    spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{spread}"
 
 
 def gain(before: dict[int, dict], after: dict[int, dict]) -> str:

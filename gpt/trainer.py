@@ -28,10 +28,7 @@ from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
 # What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
-SAVED = (
-    "step", "tokens_seen", "report_due", "loss_sum", "loss_tokens", "sums", "grad_norm", "best_loss", "stale",
-    "elapsed_s",
-)  # fmt: skip
+SAVED = ("step", "tokens_seen", "report_due", "sums", "grad_norm", "best_loss", "stale", "elapsed_s")
 
 
 class Callback:
@@ -88,8 +85,7 @@ class Trainer:
 
         self.step = self.tokens_seen = 0
         self.report_due = True  # logging, evaluation and saving of the current step are still to be done
-        self.loss_sum, self.loss_tokens = 0.0, 0  # training loss since the last row of metrics
-        self.sums: list[float] = []  # of the objective's step_metrics since then, and last their number
+        self.sums: list[float] = []  # since the last row of metrics: loss, tokens, the objective's step_metrics, steps
         self.grad_norm: float | None = None  # of the last step, before clipping
         self.best_loss: float | None = None
         self.stale = 0  # evaluations since the best one
@@ -137,7 +133,7 @@ class Trainer:
             loss_sum += batch_loss
             n_tokens += batch_tokens
         sums = [float(loss_sum), float(n_tokens), *self.objective.step_metrics(), 1.0]
-        loss_sum, n_tokens, *metrics = self.ctx.all_reduce_sum(sums).tolist()
+        loss_sum, n_tokens, *_ = sums = self.ctx.all_reduce_sum(sums).tolist()
         n_tokens = int(n_tokens)
         # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
         norm = scale_and_clip(self.parameters, n_tokens / self.ctx.world_size, config.optim.grad_clip)
@@ -150,8 +146,7 @@ class Trainer:
         self.step += 1
         self.report_due, self.grad_norm = True, norm
         self.tokens_seen += n_tokens
-        self.loss_sum, self.loss_tokens = self.loss_sum + loss_sum, self.loss_tokens + n_tokens
-        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(metrics), metrics, strict=True)]
+        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
         self.timed_tokens += n_tokens
         self.timed_seconds += time.perf_counter() - start
 
@@ -200,8 +195,7 @@ class Trainer:
             self.stale = 0 if is_best else self.stale + (self.step > 0)
         if evaluation or (self.step and self.is_due(self.config.log_every)):
             self._call("on_log", evaluation)
-            self.loss_sum, self.loss_tokens, self.sums = 0.0, 0, []
-            self.timed_tokens, self.timed_seconds = 0, 0.0
+            self.sums, self.timed_tokens, self.timed_seconds = [], 0, 0.0
         self._call("on_step_end")
         if is_best or (self.step and self.is_due(self.config.save_every)):
             self._save(is_best)

@@ -21,9 +21,11 @@ say how it is read are those of prepare_data.py. Of conversations, read by --for
 --weights int8 also prints the loss with int8 weights, which generate.py can use.
 
 A run on tales samples --samples tales at temperature 1. The table shows how many of them the grammar accepts, and which
-rule the others break first. --checkpoint all does so for each checkpoint, and draws a picture. A run on requests for
-tales answers --samples requests that are not in its training data, and a question about each tale: the table shows how
-many requests are obeyed, and what the other tales do not keep.
+rule the others break first. Below it stand the entropy of what the model writes, estimated by the mean of -ln p over
+the sampled tales, and the share of them with three friends, each with its standard error and beside the grammar's own.
+--checkpoint all checks the tales of each checkpoint, and draws a picture of the rules that they break. A run on
+requests for tales answers --samples requests that are not in its training data, and a question about each tale: the
+table shows how many requests are obeyed, and what the other tales do not keep.
 """
 
 from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run

@@ -23,6 +23,11 @@ from gpt.run.training import resume_run, start_run
 from gpt.system.distributed import distributed_context
 
 
+def count_e(prompt, completion, answer):
+    """A reward: how often the completion has an e."""
+    return completion.count("e")
+
+
 def train(job, ctx):
     """Train as a job says. Return its last step, its validation loss, and how often DDP averaged gradients."""
     own = job.get("by_rank", [{}] * ctx.world_size)[ctx.rank]

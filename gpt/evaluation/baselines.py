@@ -49,7 +49,7 @@ def compute_baselines(objective: Objective, config: TrainConfig, data: PreparedD
     split the first MAX_TOKENS tokens count.
     """
     losses = objective.trivial_losses(config, data)
-    if objective.reads_any_text and data.train.flags is None and not data.paired:
+    if objective.has_ngrams(data):
         train, val = data.train.tokens[:MAX_TOKENS], data.val.tokens[:MAX_TOKENS]
         for n, name in ((2, "bigram"), (3, "trigram")):
             losses[name] = -float(ngram_log_probabilities(train, val, n, data.tokenizer.vocab_size).mean())

@@ -1,4 +1,4 @@
-"""Metrics of predictions and texts: accuracy, precision, recall and F1, BLEU, ROUGE.
+"""Metrics of predictions and texts: accuracy, precision, recall and F1, pass@k, BLEU, ROUGE.
 
     accuracy(logits, targets)                        # share of targets that are the likeliest token
     precision_recall_f1(predicted, true, "macro")    # of classes
@@ -20,6 +20,21 @@ from torch import Tensor
 
 from gpt.objectives.ranks import target_ranks
 from gpt.ops.reference import IGNORE_INDEX
+
+# --- answers that are right or wrong ---------------------------------------------------------------------------------
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Return an unbiased estimate of the probability that one of k answers is right, from n answers of which so many
+    are: 1 - C(n - right, k) / C(n, k). Chen et al. 2021, arXiv:2107.03374, equation 1. ValueError unless k <= n.
+
+    >>> pass_at_k(4, 1, 2)  # three of the six pairs hold the right one
+    0.5
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be 1 to the number of answers, {n}, not {k}")
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
 
 # --- the next token ---------------------------------------------------------------------------------------------------
 

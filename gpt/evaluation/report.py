@@ -10,7 +10,7 @@ import torch
 from gpt.config import DataConfig, TrainConfig
 from gpt.evaluation.answers import Answers, answer_requests, holds_requests, unseen_requests
 from gpt.evaluation.baselines import Baselines, compute_baselines
-from gpt.evaluation.samples import Continuations, check_samples, continue_prompts
+from gpt.evaluation.samples import Continuations, Variety, check_samples, continue_prompts
 from gpt.exchange.models import LoadedModel
 from gpt.loss import Evaluation
 from gpt.objectives.ranks import evaluate_top_k
@@ -54,8 +54,9 @@ class ModelReport:
     int8: Evaluation | None = None  # the same with int8 weights
     baselines: Baselines | None = None  # known for the run's own validation split
     grammar: GrammarReport | None = None  # on sampled tales
-    requests: dict[str, Answers] | None = None  # way of sampling -> answers to requests
+    variety: Variety | None = None  # of these tales
     continuations: Continuations | None = None
+    requests: dict[str, Answers] | None = None  # way of sampling -> answers to requests
 
 
 def split_tokens(data: PreparedData) -> TextTokens:
@@ -128,9 +129,11 @@ def report_on_objective(
     if not own:
         return ModelReport(evaluation, data.source)
     baselines = compute_baselines(objective, config, data)
-    grammar = _check_tales(loaded, data, baselines, options)
+    grammar, variety = _check_tales(loaded, data, baselines, options)
     answers = _ask_for_tales(loaded, data, options)
-    return ModelReport(evaluation, split_tokens(data).name, baselines=baselines, grammar=grammar, requests=answers)
+    return ModelReport(
+        evaluation, split_tokens(data).name, baselines=baselines, grammar=grammar, variety=variety, requests=answers
+    )
 
 
 def report_on_text(
@@ -157,25 +160,25 @@ def report_on_text(
     int8_model = Int8GPTModel(model) if options.int8 else None
     int8 = evaluate_model(int8_model) if int8_model else None
     evaluation = evaluate_model(model)
-    baselines = grammar = continuations = None
+    baselines = grammar = variety = continuations = None
     if data is not None:
         baselines = compute_baselines(loaded.objective, replace(loaded.checkpoint.config, eval_batches=0), data)
         if context_length < model.config.context_length:
             baselines = replace(baselines, entropy_floor=None)  # it holds for whole documents only
-        grammar = _check_tales(loaded, data, baselines, options)
+        grammar, variety = _check_tales(loaded, data, baselines, options)
     if options.n_continuations:
         continuations = continue_prompts(
             int8_model or model, text.tokens, loaded.tokenizer, context_length, options.n_continuations, eot_id
         )
-    return ModelReport(evaluation, text.name, int8, baselines, grammar, continuations)
+    return ModelReport(evaluation, text.name, int8, baselines, grammar, variety, continuations)
 
 
 def _check_tales(
     loaded: LoadedModel, data: PreparedData, baselines: Baselines, options: ReportOptions
-) -> GrammarReport | None:
+) -> tuple[GrammarReport, Variety] | tuple[None, None]:
     if baselines.entropy_floor is None or not options.n_samples:
-        return None
-    return check_samples(loaded.objective, data, options.n_samples, options.seed)[1]
+        return None, None
+    return check_samples(loaded.objective, data, options.n_samples, options.seed)[1:]
 
 
 def _ask_for_tales(loaded: LoadedModel, data: PreparedData, options: ReportOptions) -> dict[str, Answers] | None:

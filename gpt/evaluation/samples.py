@@ -1,5 +1,6 @@
 """Texts that a model generates: tales checked by their grammar, continuations compared with the true text."""
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,29 +8,83 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt.checkpoint import RunFolder
-from gpt.data import document_spans
+from gpt.data import document_spans, padded_batch
 from gpt.evaluation.baselines import tales_entropy_floor
 from gpt.evaluation.metrics import Bleu, PrecisionRecallF1, corpus_bleu, rouge_l, rouge_n
 from gpt.exchange.models import load_objective, run_data
 from gpt.generation import generate
+from gpt.loss import evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives import Objective
+from gpt.objectives.documents import sample_documents
+from gpt.objectives.rewards import friends
 from gpt.text.tales import GrammarReport, check_tales, entropy
 from gpt.token_files import PreparedData
 from gpt.tokenizer import Tokenizer
 
+THREE_FRIENDS = 1 / 3  # of the grammar's tales; its rule "tale" gives two friends twice the weight
 MAX_EXAMPLE_TOKENS = 256  # of a prompt and its continuation: a few sentences, generated quickly
 
 # --- tales ------------------------------------------------------------------------------------------------------------
 
 
-def check_samples(objective: Objective, data: PreparedData, n: int, seed: int = 0) -> tuple[list[str], GrammarReport]:
-    """Return n tales that the model samples at temperature 1, and the grammar's report on them."""
-    texts = objective.sample_documents(data.tokenizer, n, seed)
-    return texts, check_tales(texts, set(data.documents(data.train)))
+@dataclass(frozen=True)
+class Variety:
+    """How varied the tales are that a model writes: two means over sampled tales, each with its standard error."""
+
+    entropy: tuple[float, float]  # nats per tale
+    three_friends: tuple[float, float]  # the share of tales in which three friends are needed; the others need two
+
+
+def check_samples(
+    objective: Objective, data: PreparedData, n: int, seed: int = 0
+) -> tuple[list[str], GrammarReport, Variety]:
+    """Return n tales that the model samples at temperature 1, the grammar's report on them, and their variety.
+
+    The mean of -ln p(tale) over tales that are drawn from p itself is an unbiased estimate of the entropy of p.
+    """
+    documents, texts = sample_texts(objective, data.tokenizer, n, seed)
+    nats = information(objective.model, data.tokenizer.eot_id, documents)
+    return texts, check_tales(texts, set(data.documents(data.train))), variety(texts, nats)
+
+
+def variety(texts: list[str], nats: np.ndarray) -> Variety:
+    """Return the variety of sampled tales of this information, (N,)."""
+    three = np.array([friends(text) == "three" for text in texts])
+    return Variety(_mean_with_error(nats), _mean_with_error(three))
+
+
+def sample_texts(
+    objective: Objective, tokenizer: Tokenizer, n: int, seed: int = 0
+) -> tuple[list[list[int]], list[str]]:
+    """Return the ids of n documents that the model samples at temperature 1, in its order, and their texts."""
+    documents = sample_documents(objective.model, tokenizer.eot_id, n, seed)
+    return documents, ["".join(objective.join_text("", ids, tokenizer)) for ids in documents]
+
+
+@torch.no_grad()
+def information(model: nn.Module, eot_id: int, documents: list[list[int]], batch_size: int = 50) -> np.ndarray:
+    """Return -ln p of each document of `sample_documents`, in nats, (N,): of exactly these ids and the end-of-text
+    token, which those lack that the context cut off."""
+    tokens = np.concatenate([[eot_id], *([*ids, eot_id] for ids in documents)])
+    starts = np.flatnonzero(tokens == eot_id)
+    spans = np.stack([starts[:-1], np.minimum(starts[1:], starts[:-1] + model.config.context_length)], axis=1)
+    device, found = next(model.parameters()).device, []
+    with evaluation_mode(model):
+        for begin in range(0, len(spans), batch_size):
+            inputs, targets = padded_batch(tokens, spans[begin : begin + batch_size])  # (B, T)
+            losses = model(inputs.to(device), targets.to(device), reduction="none")  # (B, T), 0 in padding
+            found.append(losses.double().sum(1).cpu())
+    return torch.cat(found).numpy()
+
+
+def _mean_with_error(values: np.ndarray) -> tuple[float, float]:
+    """Return the mean and its standard error, NaN for a single value."""
+    n = len(values)
+    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
 
 
 def check_checkpoints(
@@ -51,7 +106,7 @@ def check_checkpoints(
             if name in run.steps():
                 raise
             continue  # a training run has deleted it meanwhile
-        texts = objective.to(device).sample_documents(data.tokenizer, n, seed)
+        _, texts = sample_texts(objective.to(device), data.tokenizer, n, seed)
         yield name, checkpoint.state["tokens_seen"], check_tales(texts, known)
 
 
@@ -70,6 +125,16 @@ def describe_grammar(report: GrammarReport) -> str:
             f"{report.log_probability:.1f} nats (mean over all tales: {-entropy():.1f}).",
         ]
     return "\n".join(lines)
+
+
+def describe_variety(variety: Variety) -> str:
+    """Return two lines: the entropy of what a model writes and its share of tales with three friends, each beside the
+    grammar's own."""
+    nats, nats_error = variety.entropy
+    share, share_error = variety.three_friends
+    written = f"{nats:>9.2f} ± {nats_error:.2f} nats per tale; the grammar's: {entropy():.2f}"
+    three = f"{share:>9.1%} ± {share_error:.1%}; the grammar's: {THREE_FRIENDS:.1%}"
+    return f"{'entropy of what it writes':<32}{written}\n{'tales with three friends':<32}{three}"
 
 
 # --- continuations ----------------------------------------------------------------------------------------------------

@@ -69,7 +69,6 @@ class DPO(Objective):
 
     metrics = ("val_reward_margin", "val_accuracy")
     unit = "pair"
-    rows_per_example = 2
     prepare_passes = 1
 
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None):
@@ -92,19 +91,19 @@ class DPO(Objective):
         losses = torch.cat(losses)  # (N,)
         return -torch.zeros_like(counted, dtype=losses.dtype).masked_scatter(counted, losses).sum(1)
 
-    def reward_margins(self, inputs: Tensor, targets: Tensor, reference: Tensor) -> Tensor:
-        """Return r_w - r_l of each pair, (B,), for inputs and targets (2B, T) and ln p_ref (B, 2)."""
-        log_ratios = self.log_probabilities(inputs, targets).view(-1, 2) - reference  # (B, 2)
+    def reward_margins(self, inputs: Tensor, targets: Tensor, pairs: Tensor) -> Tensor:
+        """Return r_w - r_l of each pair, (B,), for inputs and targets (2B, T) and the numbers of the pairs, (B,)."""
+        log_ratios = self.log_probabilities(inputs, targets).view(-1, 2) - self.reference[pairs]  # (B, 2)
         return self.config.beta * (log_ratios[:, 0] - log_ratios[:, 1])
 
-    def forward(self, inputs: Tensor, targets: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, targets: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Return (loss summed in nats, number of pairs), two scalars; arguments as for `reward_margins`."""
-        margins = self.reward_margins(inputs, targets, reference)
+        margins = self.reward_margins(inputs, targets, pairs)
         return -F.logsigmoid(margins).sum(), torch.tensor(len(margins), device=margins.device)
 
-    def eval_batch(self, inputs: Tensor, targets: Tensor, reference: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def eval_batch(self, inputs: Tensor, targets: Tensor, pairs: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the loss, the reward margin and the accuracy, each as a sum and a count of pairs."""
-        margins = self.reward_margins(inputs, targets, reference)
+        margins = self.reward_margins(inputs, targets, pairs)
         sums = (-F.logsigmoid(margins).sum(), margins.sum(), (margins > 0).sum())
         count = torch.tensor(len(margins))
         return {name: (total, count) for name, total in zip(("loss", *self.metrics), sums, strict=True)}
@@ -148,6 +147,11 @@ class DPO(Objective):
         return "pairs", "their prompts lose their beginning"
 
     @classmethod
+    def rows_per_example(cls, config: TrainConfig) -> int:
+        """See `Objective.rows_per_example`."""
+        return 2
+
+    @classmethod
     def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
         """See `Objective.example_lengths`: the longer conversation of each pair."""
         context_length = config.model.context_length
@@ -163,8 +167,7 @@ class DPO(Objective):
     def batch(self, examples: PreferenceExamples, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """See `Objective.batch`."""
         inputs, targets = examples.batch(indices)
-        reference = self.reference[[examples.first + index for index in indices]]
-        return {"inputs": inputs, "targets": targets, "reference": reference}
+        return {"inputs": inputs, "targets": targets, "pairs": torch.tensor([*indices]) + examples.first}
 
     @torch.no_grad()
     def prepare(

@@ -1,6 +1,7 @@
 """Reinforcement learning with a verifiable reward: the model writes, a rule judges, what was right gets likelier."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Sequence
 
@@ -48,14 +49,17 @@ class GRPO(Objective):
         self._reference = (reference,)  # in a tuple: neither trained nor saved
         self.reward = find_reward(self.config.reward)
         self.passes = self.config.passes
-        self.groups: dict[tuple[int, int], Tensor] = {}  # (round of sampling, number of the prompt) -> (5, G, T)
+        self.groups: dict[tuple[int, int], Tensor] = {}  # (round of sampling, number of the prompt) -> (6, G, T)
         self.register_buffer("group_keys", torch.zeros(0, 2, dtype=torch.long))  # `groups` in a checkpoint
         self.register_buffer("group_rows", torch.zeros(0))
+        self.register_buffer("reference_sha256", torch.zeros(32, dtype=torch.uint8))  # of the run's start
         self.step, self.start, self.seconds, self.used = -1, 0.0, {}, []
 
-    def forward(self, inputs: Tensor, targets: Tensor, advantages: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (loss summed in nats, number of tokens), two scalars. All arguments are (B, T): `before` holds the
-        targets' log-probabilities when they were sampled.
+    def forward(
+        self, inputs: Tensor, targets: Tensor, advantages: Tensor, before: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (loss summed in nats, number of tokens), two scalars. All arguments are (B, T): `before` and `start`
+        hold the targets' log-probabilities when they were sampled and at the start of the run.
 
         The value is the loss of the completions; only its gradient is that of the class's docstring.
         """
@@ -69,9 +73,7 @@ class GRPO(Objective):
             gain = torch.minimum(gain, ratio.clamp(low, high) * advantages[counted])
         loss = -gain
         if self.config.beta:
-            with torch.no_grad():
-                start = self.log_probabilities(self.reference, inputs, targets)
-            loss = loss + self.config.beta * kl_estimate(now, start)
+            loss = loss + self.config.beta * kl_estimate(now, start[counted])
         return (loss - loss.detach() - now.detach()).sum(), counted.sum()
 
     @property
@@ -119,6 +121,21 @@ class GRPO(Objective):
         cls.supervised(data).check_packing(config, data)
 
     @classmethod
+    def rows_per_example(cls, config: TrainConfig) -> int:
+        """See `Objective.rows_per_example`."""
+        return config.objective.group_size
+
+    @classmethod
+    def samples(cls, config: TrainConfig) -> bool:
+        """See `Objective.samples`."""
+        return True
+
+    @classmethod
+    def example_lengths(cls, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.example_lengths`: what the model writes is taken to be as long as the data."""
+        return cls.supervised(data).example_lengths(config, data, split)
+
+    @classmethod
     def overlong(cls, data: PreparedData) -> tuple[str, str]:
         """See `Objective.overlong`."""
         return cls.supervised(data).overlong(data)
@@ -127,6 +144,10 @@ class GRPO(Objective):
         """See `Objective.is_best`: the last one, since the reward is not the loss."""
         return True
 
+    def has_ngrams(self, data: PreparedData) -> bool:
+        """See `Objective.has_ngrams`."""
+        return self.supervised(data) is NextToken
+
     def has_entropy_floor(self, config: TrainConfig) -> bool:
         """See `Objective.has_entropy_floor`."""
         return not config.eval_batches
@@ -134,8 +155,24 @@ class GRPO(Objective):
     # --- what the model writes --------------------------------------------------------------------------------------
 
     def examples(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> Prompts:
-        """Return the prompts of a split."""
+        """Return the prompts of a split. ValueError if a run is resumed and the model at its start has changed."""
+        known = self.reference_sha256.any() and self._reference[0] is not None
+        if known and not torch.equal(self.reference_sha256.cpu(), _sha256(self.reference)):
+            raise ValueError(
+                f"the model {config.init_from}, from which this run started and to which grpo compares it, has changed "
+                f"since: start a new run"
+            )
         return Prompts(data, split, config.model.context_length)
+
+    def prepare(
+        self,
+        config: TrainConfig,
+        data: PreparedData,
+        device: torch.device | str = "cpu",
+        ctx: DistContext = SINGLE_PROCESS,
+    ) -> None:
+        """Remember the model at the start, to which a resumed run is compared as well."""
+        self.reference_sha256.copy_(_sha256(self.reference))
 
     def batch(self, examples: Prompts, indices: Sequence[int], key: tuple[int, ...]) -> dict[str, Tensor]:
         """Return arguments of `forward`: a group of completions for each prompt. `key` is the seed and the step.
@@ -154,9 +191,9 @@ class GRPO(Objective):
             self._sample(examples, new, number, seeds)
         self.used += (groups := [self.groups[number, index] for index in indices])
         width = max(group.size(2) for group in groups)
-        rows = torch.cat([_widen(group, width) for group in groups], dim=1)  # (5, B·G, T)
+        rows = torch.cat([_widen(group, width) for group in groups], dim=1)  # (6, B·G, T)
         inputs, targets = rows[:2].long()
-        return {"inputs": inputs, "targets": targets, "advantages": rows[2], "before": rows[3]}
+        return {"inputs": inputs, "targets": targets, "advantages": rows[2], "before": rows[3], "start": rows[4]}
 
     def _sample(self, examples: Prompts, numbers: list[int], sampling: int, seeds: list[int]) -> None:
         size, prompts = self.config.group_size, [examples[number] for number in numbers]
@@ -167,8 +204,8 @@ class GRPO(Objective):
             self.groups[sampling, number] = self._rows(rollouts[place * size : (place + 1) * size])
 
     def _rows(self, group: list[Rollout]) -> Tensor:
-        """Return inputs, targets, advantages, log-probabilities and rewards of a group, (5, G, T) float32, in which ids
-        are exact."""
+        """Return inputs, targets, advantages, log-probabilities now and at the start, and rewards of a group,
+        (6, G, T) float32, in which ids are exact. What no option needs is 0."""
         config = self.config
         values = advantages(group, config.baseline, config.credit, config.normalize)
         if config.length_norm:
@@ -179,20 +216,21 @@ class GRPO(Objective):
             ids, prompt = torch.tensor(rollout.ids), rollout.start - 1  # targets in the prompt
             targets = torch.cat([torch.full((prompt,), IGNORE_INDEX), ids[rollout.start :]])
             advantage = torch.cat([torch.zeros(prompt), torch.from_numpy(value)])
-            others = torch.zeros(len(advantage)), torch.full((len(advantage),), rollout.reward)
+            others = *torch.zeros(2, len(advantage)), torch.full((len(advantage),), rollout.reward)
             rows.append(torch.stack([row.float() for row in (ids[:-1], targets, advantage, *others)]))
         width = max(row.size(1) for row in rows)
-        rows = torch.stack([_widen(row, width) for row in rows], dim=1)  # (5, G, T)
-        if self.passes > 1:
-            inputs, targets = rows[:2].long().to(self.model.tok_emb.weight.device)
-            with torch.no_grad(), evaluation_mode(self.model):
-                before = self.log_probabilities(self.model, inputs, targets)
-            rows[3].masked_scatter_(rows[1] != IGNORE_INDEX, before.float().cpu())
+        rows = torch.stack([_widen(row, width) for row in rows], dim=1)  # (6, G, T)
+        inputs, targets = rows[:2].long().to(self.model.tok_emb.weight.device)
+        needed = (3, self.model, self.passes > 1), (4, self.reference, self.config.beta > 0)
+        for number, model in ((number, model) for number, model, is_needed in needed if is_needed):
+            with torch.no_grad(), evaluation_mode(model):
+                values = self.log_probabilities(model, inputs, targets)
+            rows[number].masked_scatter_(rows[1] != IGNORE_INDEX, values.float().cpu())
         return rows
 
     def step_metrics(self) -> list[float]:
         """Return `training_metrics` of the step that ends: of its groups, and the seconds that it took."""
-        rewards = [group[4, :, 0] for group in self.used]
+        rewards = [group[5, :, 0] for group in self.used]
         length = np.mean([float((group[1] != IGNORE_INDEX).sum(1).float().mean()) for group in self.used])
         no_signal = np.mean([float(reward.min() == reward.max()) for reward in rewards])
         seconds = [*self.seconds.values()]
@@ -219,6 +257,18 @@ class GRPO(Objective):
         return super().named_weights(ctx)
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def context_needed(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.context_needed`."""
+        return self.supervised(data)(self.model).context_needed(config, data, split)
+
+    def target_tokens(self, config: TrainConfig, data: PreparedData, split: TokenFile) -> np.ndarray:
+        """See `Objective.target_tokens`."""
+        return self.supervised(data)(self.model).target_tokens(config, data, split)
+
+    def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:
+        """See `Objective.sample`."""
+        return self.supervised(data)(self.model).sample(config, data, seed)
 
     @torch.no_grad()
     def evaluate(
@@ -248,18 +298,26 @@ class GRPO(Objective):
         return dataclasses.replace(evaluation, metrics=dict(zip(self.metrics, means.tolist(), strict=True)))
 
 
+def _sha256(model: GPTModel) -> Tensor:
+    """Return the SHA-256 of a model's weights, (32,) uint8."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return torch.tensor([*digest.digest()], dtype=torch.uint8)
+
+
 def _widen(rows: Tensor, width: int) -> Tensor:
-    """Return rows (4, ..., T) padded on the right to `width`, without targets there."""
+    """Return rows (6, ..., T) padded on the right to `width`, without targets there."""
     padding = rows.new_zeros(*rows.shape[:-1], width - rows.size(-1))
     padding[1] = IGNORE_INDEX
     return torch.cat([rows, padding], dim=-1)
 
 
 def _trim(rows: Tensor) -> Tensor:
-    """Return rows (5, G, T) without the padding that `_widen` added."""
+    """Return rows (6, G, T) without the padding that `_widen` added."""
     return rows[..., : int((rows[1] != IGNORE_INDEX).any(0).nonzero().max()) + 1]
 
 
 def kl_estimate(now: Tensor, start: Tensor) -> Tensor:
-    """Return r - ln r - 1 with ln r = start - now, log-probabilities of sampled tokens: its mean is KL(now || start)."""
+    """Return r - ln r - 1 with ln r = start - now, of sampled tokens: its mean over samples is KL(now || start)."""
     return (start - now).exp() - (start - now) - 1

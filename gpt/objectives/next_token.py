@@ -21,6 +21,10 @@ class NextToken(Objective):
         loss = self.model(inputs, targets, reduction="sum", label_smoothing=self.smoothing)
         return loss, (targets != IGNORE_INDEX).sum()
 
+    def has_ngrams(self, data: PreparedData) -> bool:
+        """See `Objective.has_ngrams`."""
+        return True
+
     def has_entropy_floor(self, config: TrainConfig) -> bool:
         """Return whether evaluation reads all documents whole: then their entropy bounds the loss from below."""
         return config.data.packing == "document" and not config.eval_batches

@@ -12,7 +12,7 @@ from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.data import DocumentExamples, Examples, PackedExamples, document_spans
 from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
-from gpt.objectives.documents import generate_ids, sample_documents
+from gpt.objectives.documents import generate_ids
 from gpt.objectives.unigram import MAX_TOKENS, unigram_loss
 from gpt.objectives.weights import frozen_names, named_weights
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
@@ -39,7 +39,6 @@ class Objective(nn.Module):
     continues_prompts = True  # generate.py passes it a prompt to continue, not one with blanks
     left_to_right = True  # the model predicts the next token, so that it can be exported
     unit = "token"  # the loss is a mean over them, as are its perplexity and speed
-    rows_per_example = 1  # sequences that the model reads for one
     needs_reference = False  # also reads the model that the run starts from, given to it as `reference`
     passes = 1  # steps in a row that train on the same examples
     prepare_passes = 0  # times that `prepare` reads all examples
@@ -162,6 +161,16 @@ class Objective(nn.Module):
         return spans[:, 1] - spans[:, 0]
 
     @classmethod
+    def rows_per_example(cls, config: TrainConfig) -> int:
+        """Return the number of sequences that the model reads for one example."""
+        return 1
+
+    @classmethod
+    def samples(cls, config: TrainConfig) -> bool:
+        """Return whether the model writes the sequences itself, which takes most of the time."""
+        return False
+
+    @classmethod
     def has_masks(cls, config: TrainConfig) -> bool:
         """Return whether each example has an attention mask of its own."""
         return False
@@ -229,6 +238,10 @@ class Objective(nn.Module):
         vocab_size = data.tokenizer.vocab_size - len(self.special_tokens)
         return {"uniform": math.log(vocab_size), "unigram": unigram_loss(train, val, vocab_size)}
 
+    def has_ngrams(self, data: PreparedData) -> bool:
+        """Return whether the loss on these data can be compared with that of n-grams: it is one of every token."""
+        return False
+
     def has_entropy_floor(self, config: TrainConfig) -> bool:
         """Return whether the entropy of the text bounds the validation loss from below."""
         return False
@@ -267,10 +280,6 @@ class Objective(nn.Module):
                 prompt, data.tokenizer, prepend_eot, max_new_tokens, temperature=SAMPLE_TEMPERATURE, generator=generator
             )
         )
-
-    def sample_documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
-        """Return n documents sampled from the model at temperature 1."""
-        return [tokenizer.decode(ids) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]
 
 
 def example_rng(key: tuple[int, ...], index: int) -> np.random.Generator:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from gpt.objectives.documents import sample_documents
 from gpt.objectives.next_token import NextToken
 from gpt.token_files import PreparedData
 from gpt.tokenizer import Tokenizer
@@ -35,7 +34,3 @@ class Reverse(NextToken):
     def join_text(cls, prompt: str, new: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
         """Yield a text that ends with the prompt, in one piece: its beginning is generated last."""
         yield tokenizer.decode([*new][::-1]) + prompt
-
-    def sample_documents(self, tokenizer: Tokenizer, n: int, seed: int = 0) -> list[str]:
-        """Return n documents sampled from the model at temperature 1, from their ends to their beginnings."""
-        return [tokenizer.decode(ids[::-1]) for ids in sample_documents(self.model, tokenizer.eot_id, n, seed)]

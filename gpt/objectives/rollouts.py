@@ -20,11 +20,13 @@ from gpt.tokenizer import Tokenizer
 
 
 class Prompt(NamedTuple):
-    """The ids that the model continues, the answer that the data have, and the token that ends a completion."""
+    """The ids that the model continues, the answer that the data have, the token that ends a completion, and the number
+    of the prompt in its split, from 1."""
 
     ids: list[int]
     answer: str
     stop_id: int
+    number: int = 1
 
 
 class Prompts:
@@ -42,10 +44,11 @@ class Prompts:
 
     def __getitem__(self, index: int) -> Prompt:
         if self.examples is None:
-            return Prompt([self.tokenizer.eot_id], "", self.tokenizer.eot_id)
+            return Prompt([self.tokenizer.eot_id], "", self.tokenizer.eot_id, index + 1)
         ids, counted = self.examples.example(index)
         start, end = last_answer(counted)
-        return Prompt(ids[:start].tolist(), self.tokenizer.decode(ids[start : end - 1].tolist()), int(ids[end - 1]))
+        answer = self.tokenizer.decode(ids[start : end - 1].tolist())
+        return Prompt(ids[:start].tolist(), answer, int(ids[end - 1]), index + 1)
 
 
 class Rollout(NamedTuple):
@@ -78,23 +81,30 @@ def sample_rollouts(
     most = context_length + 1 - min(map(len, rows))  # the last token is not read
     completions = complete(model, rows, {prompts[0].stop_id}, most, generator=generators)
     sampled = time.perf_counter()
-    viable = reward.viable or (lambda prompt, completion, answer: len(completion))
-    rollouts = []
-    for number, (ids, (written, ended)) in enumerate(zip(rows, completions, strict=True)):
-        prompt, room = prompts[number // size], context_length + 1 - len(ids)
-        written, ended = written[:room], ended and len(written) < room
-        text = tokenizer.decode(ids[ids[0] == tokenizer.eot_id :])  # what begins a document is no part of its text
-        texts = text, tokenizer.decode(written), prompt.answer
-        rollouts.append(
-            Rollout(
-                [*ids, *written, *[prompt.stop_id] * ended],
-                len(ids),
-                value := reward.score(*texts) if ended else 0.0,
-                reward.kind(texts[1]) if reward.kind else "",
-                len(ids) + (len(written) + ended if value > 0 else _error(tokenizer, written, viable(*texts))),
-            )
-        )
+    rollouts = [
+        judge(prompts[number // size], *completion, context_length, tokenizer, reward)
+        for number, completion in enumerate(completions)
+    ]
     return rollouts, {"sample_s": sampled - start, "judge_s": time.perf_counter() - sampled}
+
+
+def judge(
+    prompt: Prompt, written: list[int], ended: bool, context_length: int, tokenizer: Tokenizer, reward: Reward
+) -> Rollout:
+    """Return the rollout of a completion; one that does not end within the context has the reward 0."""
+    room = context_length + 1 - len(prompt.ids)
+    written, ended = written[:room], ended and len(written) < room
+    begun = tokenizer.decode(prompt.ids[prompt.ids[0] == tokenizer.eot_id :])  # what begins a text is no part of it
+    texts = begun, tokenizer.decode(written), prompt.answer
+    try:
+        value = reward.score(*texts) if ended else 0.0
+    except ValueError as error:
+        raise ValueError(f"{error} of prompt {prompt.number}") from None
+    kind, error = reward.kind(texts[1]) if reward.kind else "", len(written) + ended
+    if value <= 0 and reward.viable:
+        error = _error(tokenizer, written, reward.viable(*texts))
+    start = len(prompt.ids)
+    return Rollout([*prompt.ids, *written, *[prompt.stop_id] * ended], start, value, kind, start + error)
 
 
 def _error(tokenizer: Tokenizer, ids: list[int], viable: int) -> int:
@@ -111,24 +121,31 @@ def _error(tokenizer: Tokenizer, ids: list[int], viable: int) -> int:
 def advantages(rollouts: Sequence[Rollout], baseline: str, credit: str, normalize: bool) -> list[np.ndarray]:
     """Return the advantage of each token of the completions of one prompt, (n,) each.
 
-    "answer": reward minus the mean reward of the group, or of those of the same kind in it, for every token; Ahmadian
-    et al. 2024, arXiv:2402.14740; Shao et al. 2024, arXiv:2402.03300, equation 14 if it is divided by the standard
-    deviation (`normalize`). "error": the reward minus the expected one at this token, which is the mean reward of the
-    completions that were right so far; 0 after the first error, since nothing can be won or lost any more. Both leave
-    the expected gradient that of the expected reward: what is subtracted does not depend on the token.
+    "answer": for all tokens the reward minus the mean reward, of the group or of those of the same kind in it. Ahmadian
+    et al. 2024, arXiv:2402.14740; divided by the standard deviation (`normalize`) it is equation 14 of Shao et al.
+    2024, arXiv:2402.03300.
+
+    "error": how much the token changed the expected reward, V(y_1 .. y_t) - V(y_1 .. y_{t-1}). V is 0 after an error;
+    without one it is the mean reward of those completions that were right up to this length, so a right token
+    gains a little, the first wrong one loses what was expected, and later ones count nothing. These are the one-step
+    advantages of Schulman et al. 2016, arXiv:1506.02438, section 3. Their mean is the policy gradient as far as texts
+    without an error, of one kind and length, have the same prospects.
+
+    A mean over a kind takes away the gain from writing another kind.
     """
     found: list[np.ndarray] = []
     for rollout in rollouts:
         peers = [r for r in rollouts if baseline == "group" or r.kind == rollout.kind]
         rewards = np.array([peer.reward for peer in peers])
         scale = rewards.std() + 1e-6 if normalize else 1.0
-        n = len(rollout.ids) - rollout.start
+        n, right = len(rollout.ids) - rollout.start, rollout.error - rollout.start  # tokens, those before an error
         if credit == "answer":
             found.append(np.full(n, (rollout.reward - rewards.mean()) / scale))
             continue
         errors = np.array([peer.error - peer.start for peer in peers])
-        alive = errors[:, None] >= np.arange(n)  # (peers, n)
+        alive = errors[:, None] >= np.arange(n)  # (peers, n): no error before this token
         expected = (rewards @ alive) / alive.sum(0).clip(min=1)
-        own = np.arange(n) <= rollout.error - rollout.start
-        found.append((rollout.reward - expected) * own / scale)
+        after = np.append(expected[1:], rollout.reward)
+        position = np.arange(n)
+        found.append((np.where(position < right, after, 0) - expected) * (position <= right) / scale)
     return found

@@ -61,8 +61,8 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
     own = module.state_dict()
     first_name = {}  # data pointer -> first name of that tensor
     for name, tensor in own.items():
-        first_name.setdefault(tensor.data_ptr(), _saved_name(module, name))
-    expected = {first_name[t.data_ptr()]: tuple(t.shape) for t in own.values()}
+        first_name.setdefault(tensor.data_ptr() or name, _saved_name(module, name))  # 0: an empty tensor shares nothing
+    expected = {first_name[t.data_ptr() or name]: tuple(t.shape) for name, t in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
         wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
@@ -70,7 +70,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
             f"the weights do not fit the model in {len(wrong)} tensors, the first {wrong[0]}: "
             f"expected {expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}"
         )
-    module.load_state_dict({name: weights[first_name[t.data_ptr()]] for name, t in own.items()})
+    module.load_state_dict({name: weights[first_name[t.data_ptr() or name]] for name, t in own.items()})
 
 
 def _saved_name(module: nn.Module, name: str) -> str:

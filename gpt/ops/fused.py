@@ -15,6 +15,7 @@ from gpt.system import kernels
 from gpt.system.kernels import Product
 
 # Logits that linear_cross_entropy holds at once: 2^23 numbers, 32 MB in float32, the size of a large CPU's cache.
+MATMUL_MIN_BATCH = 32  # sequences, with one query each, from which two products are faster than PyTorch's kernel
 MAX_LOGITS = 2**23
 
 
@@ -101,6 +102,8 @@ def attention(
         mask = attention_mask(mask, n_queries, n_keys, device=query.device) if hides_keys and not is_causal else None
     if n_queries == 1 and mask is None:  # a group's queries as the rows of one: no key is copied
         rows = query.reshape(len(query), n_groups, -1, query.size(-1))  # (B, G, H/G, K)
+        if len(query) >= MATMUL_MIN_BATCH and query.device.type == "cpu" and not drop_rate:
+            return ((rows @ key.mT * query.size(-1) ** -0.5).softmax(-1) @ value).reshape(query.shape)
         return F.scaled_dot_product_attention(rows, key, value, None, drop_rate).reshape(query.shape)
     is_grouped = n_groups != query.size(1)
     return F.scaled_dot_product_attention(query, key, value, mask, drop_rate, is_causal, enable_gqa=is_grouped)

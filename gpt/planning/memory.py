@@ -221,7 +221,7 @@ def training_memory(
     passes, n_tokens = n_micro_batches(config, hardware), config.model.context_length
     kind = OBJECTIVES[config.objective.name]
     n_examples = -(-config.batch_size * config.grad_accum_steps // (hardware.n * passes))  # per process and pass
-    batch_size, has_masks = kind.rows_per_example * n_examples, kind.has_masks(config)
+    batch_size, has_masks = kind.rows_per_example(config) * n_examples, kind.has_masks(config)
     activations = activation_bytes(model, batch_size, n_tokens, half, device, config.recompute, has_masks)
     fragmentation = 0
     if on_cpu and sys.platform == "linux":

@@ -20,7 +20,7 @@ from gpt.config import TrainConfig
 from gpt.objectives import OBJECTIVES
 from gpt.planning.flops import count_adapter, count_frozen, count_parameters, flops_per_token
 from gpt.planning.hardware import LOCAL, Hardware
-from gpt.planning.memory import optimizer_bytes, training_memory
+from gpt.planning.memory import n_micro_batches, optimizer_bytes, training_memory
 from gpt.system.device import choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.memory import available_disk, available_memory
@@ -40,11 +40,12 @@ class Plan:
     disk: int  # bytes of all checkpoints at most
     layer_flops: int  # per token, forward and backward, between embeddings and head
     head_flops: int  # per token, forward and backward, of the logits
-    example_tokens: float  # mean length of an example, padding included
+    example_tokens: float  # mean tokens of an example, padding included
     trained_tokens: int  # over the whole run, padding included
     evaluated_tokens: int  # over all evaluations, and in passes before the first step, padding included
     hardware: Hardware = LOCAL
     n_trained: int = 0  # parameters that are not frozen
+    sampled_positions: int = 0  # over the whole run, in which a process samples a token of each of its rows
 
     @property
     def n_parameters(self) -> int:
@@ -55,6 +56,11 @@ class Plan:
     def peak(self) -> int:
         """Bytes at the peak of a training step; on a CPU, the process's largest resident set."""
         return sum(self.memory.values())
+
+    @property
+    def row_tokens(self) -> float:
+        """The mean length of a row of a batch in tokens, padding included: an example has one, or several."""
+        return self.example_tokens / OBJECTIVES[self.config.objective.name].rows_per_example(self.config)
 
     @property
     def flops_per_token(self) -> int:
@@ -88,7 +94,11 @@ def estimate(
         parameters["adapter"] = n_adapter
     n_trained = sum(parameters.values()) - n_frozen
     kind = OBJECTIVES[config.objective.name]
-    example_tokens = kind.rows_per_example * model.context_length * train_fill
+    example_tokens = kind.rows_per_example(config) * model.context_length * train_fill
+    n_sampled = 0
+    if kind.samples(config):
+        n_rounds = n_micro_batches(config, hardware) * -(-config.max_steps // config.objective.passes)
+        n_sampled = round(n_rounds * model.context_length * train_fill)
     layer_flops, head_flops = flops_per_token(model, model.context_length * train_fill)
     # evaluations: at step 0, every eval_every steps, and at the last step
     n_evaluations = 1 + -(-config.max_steps // config.eval_every) if config.eval_every else 1
@@ -109,6 +119,7 @@ def estimate(
         round(n_read * val_fill),
         hardware,
         n_trained,
+        n_sampled,
     )
 
 
@@ -125,7 +136,7 @@ def estimate_for_data(config: TrainConfig, data: PreparedData, hardware: Hardwar
     if len(train) and len(val):
         train_fill = padded_length(train, batch) / model.context_length
         computed = sum(len(b) * b.max() for b in np.split(val, range(batch, len(val), batch)))
-        val_fill = kind.rows_per_example * float(computed) / (len(data.val.tokens) - 1)
+        val_fill = kind.rows_per_example(config) * float(computed) / (len(data.val.tokens) - 1)
     return estimate(config, len(data.train.tokens), len(data.val.tokens), train_fill, val_fill, hardware)
 
 

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt import ops
+from gpt.generation import generate
 from gpt.layers import POSITIONS
 from gpt.model import TransformerBlock
+from gpt.objectives import OBJECTIVES
 from gpt.optim import create_optimizer, scale_and_clip
 from gpt.planning.flops import flops_per_token
 from gpt.planning.memory import n_micro_batches
@@ -45,6 +47,7 @@ class Throughput:
     head: float  # FLOP/s in logits and loss, forward and backward
     update: float  # parameters/s through clipping and the optimizer
     overhead: float = 0.0  # seconds per pass, independent of the number of tokens
+    sampling: float = 0.0  # seconds in which a token of each row is sampled
     communication: float = 0.0  # seconds per step for reducing gradients that backward does not hide
 
 
@@ -78,7 +81,8 @@ def estimate_seconds(plan: Plan, throughput: Throughput, first_step: int = 0) ->
     training = plan.trained_tokens * trained + config.max_steps * per_step
     n_batches = plan.evaluated_tokens / (config.batch_size * plan.example_tokens) / n
     evaluations = (plan.evaluated_tokens * per_token + n_batches * throughput.overhead) / 3
-    return (training + evaluations) * (1 - first_step / config.max_steps)
+    sampling = plan.sampled_positions * throughput.sampling
+    return (training + evaluations + sampling) * (1 - first_step / config.max_steps)
 
 
 def measure_throughput(plan: Plan) -> Throughput:
@@ -92,7 +96,8 @@ def measure_throughput(plan: Plan) -> Throughput:
     with torch.random.fork_rng(devices), torch.device(device):
         layers, layers_overhead = _measure_layers(plan, device)
         head, head_overhead = _measure_head(plan, device)
-        return Throughput(layers, head, _measure_update(plan, device), layers_overhead + head_overhead)
+        sampling = _measure_sampling(plan, device) if plan.sampled_positions else 0.0
+        return Throughput(layers, head, _measure_update(plan, device), layers_overhead + head_overhead, sampling)
 
 
 def estimate_times(plans: Sequence[Plan], memory: int) -> list[float | None]:
@@ -114,7 +119,7 @@ def measure_throughputs(plans: Sequence[Plan]) -> list[Throughput]:
     rounds = [[measure_throughput(plan) for plan in plans] for _ in range(ROUNDS if len(plans) > 1 else 1)]
     return [
         Throughput(*(max(getattr(t, name) for t in found) for name in ("layers", "head", "update")),
-                   overhead=min(t.overhead for t in found))
+                   **{name: min(getattr(t, name) for t in found) for name in ("overhead", "sampling")})
         for found in zip(*rounds, strict=True)
     ]  # fmt: skip
 
@@ -166,7 +171,7 @@ def _measure_layers(plan: Plan, device: torch.device) -> tuple[float, float]:
 
         return _median_seconds(work, device)
 
-    n_tokens = max(2, round(min(plan.example_tokens, MAX_FLOPS / flops(plan.example_tokens))))
+    n_tokens = max(2, round(min(plan.row_tokens, MAX_FLOPS / flops(plan.row_tokens))))
     n_examples = max(1, min(config.batch_size, int(MAX_FLOPS / flops(n_tokens) / n_tokens)))
     one = seconds(1, 1)
     rate = _flop_rate(flops(n_tokens), n_examples * n_tokens, one, seconds(n_examples, n_tokens))
@@ -224,3 +229,18 @@ def _measure_update(plan: Plan, device: torch.device) -> float:
         optimizer.step()
 
     return sum(p.numel() for p in parameters) / _median_seconds(work, device)
+
+
+def _measure_sampling(plan: Plan, device: torch.device) -> float:
+    """Return the seconds in which the model samples a token for each row of a micro-batch, from models of one layer and
+    of two: all layers take the same time."""
+    config, n_tokens = plan.config, 8
+    n_rows = config.batch_size * OBJECTIVES[config.objective.name].rows_per_example(config)
+    prompts = torch.zeros(n_rows, max(1, config.model.context_length // 2), dtype=torch.long)  # half a cache
+
+    def seconds(n_layers: int, n_new: int) -> float:
+        model = create_model(dataclasses.replace(config.model, n_layers=n_layers))
+        return _median_seconds(lambda: generate(model, prompts, n_new), device)
+
+    one, two = ((seconds(n, 1 + n_tokens) - seconds(n, 1)) / n_tokens for n in (1, 2))
+    return max(0.0, one) + (config.model.n_layers - 1) * max(0.0, two - one)

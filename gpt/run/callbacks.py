@@ -49,7 +49,7 @@ class Progress(Callback):
         """Move the bar."""
         with contextlib.suppress(OSError):  # the terminal may be gone
             self.bar.update(trainer.step - self.bar.n)
-            if self.bar.n % 5 == 0 and trainer.loss_tokens and trainer.timed_seconds:
+            if self.bar.n % 5 == 0 and trainer.sums and trainer.timed_seconds:
                 self.bar.set_postfix_str(logging.progress_postfix(trainer))
 
     def on_end(self, trainer: Trainer) -> None:

@@ -20,7 +20,7 @@ from gpt.evaluation.report import (
     split_tokens,
     text_as_data,
 )
-from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar
+from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar, describe_variety
 from gpt.exchange.models import LoadedModel, open_model, run_data
 from gpt.objectives.grpo import GRPO
 from gpt.objectives.ranks import accuracy_with_error
@@ -196,7 +196,7 @@ def _describe_comparison(report: ModelReport) -> list[str]:
     if report.baselines:
         lines += ["", comparison(report.baselines, "this run", report.evaluation)]
     if report.grammar:
-        lines += ["", describe_grammar(report.grammar)]
+        lines += ["", describe_grammar(report.grammar), "", describe_variety(report.variety)]
     if report.requests:
         lines += ["", describe_answers(report.requests)]
     return lines

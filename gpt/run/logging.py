@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpt.checkpoint import read_state
 from gpt.evaluation.baselines import Baselines
-from gpt.evaluation.samples import check_samples, describe_grammar
+from gpt.evaluation.samples import check_samples, describe_grammar, describe_variety
 from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
@@ -35,14 +35,14 @@ def metrics_row(trainer: Trainer, evaluation: Evaluation | None) -> dict[str, fl
     perplexity.
     """
     row: dict[str, float] = {"step": trainer.step, "tokens_seen": trainer.tokens_seen}
-    if trainer.loss_tokens:
-        row["train_loss"] = trainer.loss_sum / trainer.loss_tokens
+    if trainer.sums:
+        loss_sum, n_tokens, *sums, n_steps = trainer.sums
+        row["train_loss"] = loss_sum / n_tokens
         if trainer.objective.unit == "token":
             row["train_perplexity"] = perplexity(row["train_loss"])
         row["lr"] = trainer.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = trainer.grad_norm
-        for name, total in zip(trainer.objective.training_metrics, trainer.sums, strict=False):
-            row[name] = total / trainer.sums[-1]
+        row |= zip(trainer.objective.training_metrics, (total / n_steps for total in sums), strict=True)
     if trainer.timed_seconds:
         row["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
     if evaluation:
@@ -80,7 +80,7 @@ def progress_line(row: dict[str, float], max_steps: int, unit: str = "token") ->
 
 def progress_postfix(trainer: Trainer) -> str:
     """Format the training loss and speed since the last row of metrics, for the progress bar."""
-    loss, speed = trainer.loss_sum / trainer.loss_tokens, trainer.timed_tokens / trainer.timed_seconds
+    loss, speed = trainer.sums[0] / trainer.sums[1], trainer.timed_tokens / trainer.timed_seconds
     unit = trainer.objective.unit
     level = f", perplexity {perplexity(loss):,.1f}" if unit == "token" else ""
     return f"loss {loss:.3f}{level}, {speed:,.0f} {unit}s/s"
@@ -140,12 +140,13 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {run.find('last')}\n"
             f"to resume: python scripts/train.py --run {name} --resume"
         )
+    chat = "--chat " * (trainer.data.train.flags is not None)
     has_grammar, unit = baselines.entropy_floor is not None, baselines.unit
     level = f", perplexity {perplexity(last['best_loss']):,.2f}" if unit == "token" else ""
     lines = ["", comparison(baselines, f"this run, step {last['step']:,}", evaluation), ""]
     if has_grammar:
-        texts, report = check_samples(trainer.objective, trainer.data, FINAL_SAMPLES)
-        lines += [describe_grammar(report), "", "the first three:"]
+        texts, report, variety = check_samples(trainer.objective, trainer.data, FINAL_SAMPLES)
+        lines += [describe_grammar(report), "", describe_variety(variety), "", "the first three:"]
         for text in texts[:3]:
             rule = first_broken_rule(text)
             lines += ["", indent(text), f"    ({f'breaks the rule: {rule}' if rule else 'accepted'})"]
@@ -162,7 +163,7 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         f"samples   {run.samples}",
         *(advice_line(line) for line in advise(read_metrics(run.metrics), baselines, trainer.config)),
         "",
-        f'to generate text: python scripts/generate.py --run {name} --prompt "..."',
+        f'to generate text: python scripts/generate.py --run {name} {chat}--prompt "..."',
         f"to evaluate it:   python scripts/evaluate.py --run {name}",
         *(
             [f"to go on:         python scripts/train.py --run {name} --resume --patience 0"]

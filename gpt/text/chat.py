@@ -94,7 +94,7 @@ def add_chat_template(tokenizer: Tokenizer, name: str = "", log: Callable[[str],
 
     They take the place of unused tokens, such as a run has whose model has more rows than tokens. The one that ends a
     message then also ends a text, so that other programs stop there. The result is as it will be loaded again. `log`
-    gets a line if ChatML is added to the tokenizer called `name`.
+    gets a line if ChatML is added to the tokenizer called `name`, or if its own template lets no answer end.
     """
     if tokenizer.chat_template is not None:
         start = token_names(tokenizer).get("bos_token")
@@ -102,6 +102,8 @@ def add_chat_template(tokenizer: Tokenizer, name: str = "", log: Callable[[str],
         if start and token_names(saved).get("bos_token") != start and "bos_token" in tokenizer.chat_template:
             template = f"{{%- set bos_token = {json.dumps(start)} -%}}{tokenizer.chat_template}"
             saved = from_dict(tokenizer.to_dict() | {"chat_template": template})
+        if log and not _end_token(saved):
+            log(f"the chat template of {name} ends no answer with a special token: a model cannot learn to stop")
         return saved
     tokenizer = with_special_tokens(without_unused(tokenizer), CHATML_TOKENS)
     if log:
@@ -122,9 +124,11 @@ def encode_chat(tokenizer: Tokenizer, messages: list[Message], add_generation_pr
 def encode_conversation(tokenizer: Tokenizer, messages: list[Message], first: int = 0) -> tuple[list[int], list[bool]]:
     """Return the token ids of a conversation by the tokenizer's own template, and which of them count in the loss.
 
-    Those are what the assistant says in each turn from message `first` on, with the special token that ends it; if the
-    template marks them by {% generation %}, those that it marks. A token belongs to the turn in which its first
-    character stands. ValueError if the template does not write each answer once, or changes it with what follows.
+    Those are what the assistant says in each turn from message `first` on, with the special token that ends it. A token
+    belongs to the turn in which it begins. If the template marks answers by {% generation %}, tokens that overlap with
+    what it marks count, as in transformers.
+
+    ValueError if the template does not write each answer once, apart from the other messages.
     """
     messages = _mark_names(tokenizer, messages)
     text = _render_marked(tokenizer, messages, add_generation_prompt=False)
@@ -235,7 +239,7 @@ def _spans(tokenizer: Tokenizer, text: str, messages: list[Message], first: int)
         before, prompt = (_render_marked(tokenizer, messages[:n], flag) for flag in (False, True))
         head = prompt if prompt != before and text.startswith(prompt) else head.rstrip(" ")
         end = len(text) - len(after)
-        fits = found and PROBE not in after and text.startswith(head) and text.endswith(after)
+        fits = found and text.startswith(head) and text.endswith(after)
         if not fits or end < len(head):
             raise ValueError(
                 f"the chat template does not write message {n + 1} once, apart from the others: it cannot be told what "

@@ -5,6 +5,7 @@ The tale alone determines the target, so every answer is right or wrong.
 
 import json
 import random
+import re
 from collections.abc import Iterator
 
 from gpt.text import tales
@@ -46,6 +47,20 @@ def answers(tale: str) -> dict[str, str]:
     }
 
 
+def harder_question(tale: str, rng: random.Random) -> tuple[str, str]:
+    """Return a tale with one of seven questions, and the answer: those of `answers`, who came last, and where the thing
+    was found."""
+    first, last = re.search(r"\. (?:(\w+ [\w ]+) s?he|And \w+) found h\w+ \w+ \w+ ?([\w ]*), [\w ]+\.$", tale).groups()
+    asked, answer = rng.choice(
+        [
+            *answers(tale).items(),
+            ("Who came along last?", f"The {tales.facts(tale).friends[-1]}."),
+            ("Where was it found?", f"{(first or last).capitalize()}."),
+        ]
+    )
+    return QUESTION.format(tale=tale, question=asked), f" {answer}"
+
+
 def kind(tale: str, rng: random.Random) -> tuple[str, str]:
     """Return a tale and its class: whether the first friend is a bird, a beast or neither.
 
@@ -55,4 +70,4 @@ def kind(tale: str, rng: random.Random) -> tuple[str, str]:
     return CLASS.format(tale=tale), " bird" if first in BIRDS else " beast" if first in BEASTS else " neither"
 
 
-TASKS = {"summaries": summary, "questions": question, "kinds": kind}
+TASKS = {"summaries": summary, "questions": question, "questions7": harder_question, "kinds": kind}

@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, sacrebleu and rouge-score, against brute force, and by hand."""
 
 import doctest
+import itertools
 import math
 import random
 
@@ -14,6 +15,7 @@ from gpt.evaluation import metrics, samples
 from gpt.evaluation.metrics import (
     corpus_bleu,
     longest_common_subsequence,
+    pass_at_k,
     precision_recall_f1,
     rouge_l,
     rouge_n,
@@ -34,6 +36,23 @@ def test_docstring_examples():
     result = doctest.testmod(metrics)
     assert result.failed == 0
     assert result.attempted >= 20
+
+
+# --- answers that are right or wrong ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "right"), [(6, 0), (6, 1), (6, 4), (6, 6)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n, right):
+    answers = [True] * right + [False] * (n - right)
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations(answers, k))
+        assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_pass_at_k_needs_as_many_answers(k):
+    with pytest.raises(ValueError, match=f"k must be 1 to the number of answers, 4, not {k}"):
+        pass_at_k(4, 1, k)
 
 
 # --- the next token ---------------------------------------------------------------------------------------------------

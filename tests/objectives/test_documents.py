@@ -9,7 +9,7 @@ import torch
 
 from gpt.config import GPTConfig
 from gpt.model import GPTModel
-from gpt.objectives.documents import generate_ids, sample_documents
+from gpt.objectives.documents import complete, generate_ids, sample_documents
 from gpt.tokenizer import CharTokenizer
 
 
@@ -54,3 +54,20 @@ def test_prepend_eot_starts_the_prompt_with_the_end_of_text_token():
     with pytest.raises(ValueError, match="the prompt is empty, and the tokenizer has no token that begins a text"):
         list(generate_ids(reader, [], CharTokenizer("abcd"), False))
     assert len(list(generate_ids(reader, [2], CharTokenizer("abcd"), False, temperature=0))) == 200
+
+
+def test_each_text_ends_at_the_first_of_several_tokens():
+    """As by hand: greedy texts without an end, cut at the first of the two tokens."""
+    torch.manual_seed(1)
+    model = GPTModel({"vocab_size": 8, "context_length": 64, "emb_dim": 8, "n_heads": 2, "n_layers": 1}).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    prompts, stops = [[0], [1, 2], [3, 4, 5], [6]], {2, 5}
+    for (whole, _), (ids, ended) in zip(
+        complete(model, prompts, set(), 30, generator=[torch.Generator().manual_seed(i) for i in range(4)]),
+        complete(model, prompts, stops, 30, generator=[torch.Generator().manual_seed(i) for i in range(4)]),
+        strict=True,
+    ):
+        end = next((n for n, i in enumerate(whole) if i in stops), len(whole))
+        assert (ids, ended) == (whole[:end], end < len(whole))
+        assert len(whole) == 30

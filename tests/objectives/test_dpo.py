@@ -57,9 +57,10 @@ def test_loss_and_gradient_on_a_vocabulary_of_five():
     """Pencil: the gradient of the loss is -beta · sigmoid(r_l - r_w) · (grad ln p_w - grad ln p_l), and that of ln p of
     word j after word i is onehot(j) - p(· | i) in row i."""
     split = preferences(([1, 2], [3, 4]), ([1, 2], [0]))
-    table, reference = Table(), torch.tensor([[-2.0, -1.5]]).double()
+    table = Table()
     objective = DPO(table, ObjectiveConfig("dpo", beta=0.3))
-    loss, count = objective(*PreferenceExamples(split, 8).batch([0]), reference)
+    objective.reference = torch.tensor([[9.0, 9.0], [-2.0, -1.5]]).double()
+    loss, count = objective(*PreferenceExamples(split, 8).batch([0]), torch.tensor([1]))
     loss.backward()
     p = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in table.logits.tolist()]
     chosen, rejected = math.log(p[2][3]) + math.log(p[3][4]), math.log(p[2][0])
@@ -218,7 +219,7 @@ def test_unsuitable_data_and_settings_are_refused(workspace, tmp_path):
             resolve_config(change(config, data=DataConfig(config.data.path, packing, stride)), data)
     with pytest.raises(ValueError, match=r"label_smoothing is 0\.1, but the objective dpo has no labels"):
         resolve_config(change(config, objective=ObjectiveConfig("dpo", label_smoothing=0.1)), data)
-    with pytest.raises(ValueError, match="beta is a setting of dpo, not of 'sft'"):
+    with pytest.raises(ValueError, match="beta is a setting of dpo and grpo, not of 'sft'"):
         ObjectiveConfig("sft", beta=0.2)
     same = [*PREFERENCES[:4], PREFERENCES[4], PREFERENCES[4]]
     data = write_conversations(tmp_path / "same", data.tokenizer, same, PREFERENCES[:2], preferences=True)

@@ -141,10 +141,11 @@ def test_entropy_floor_is_per_tale_and_ngrams_read_right_to_left(some_tales):
 
 def test_samples_are_checked_in_reading_order(some_tales, monkeypatch):
     known, new = tales.generate(30)[3], tales.generate(40)[39]
-    data, model = Reverse.transform(some_tales), GPTModel(GPTConfig(vocab_size=5, emb_dim=8, n_heads=2, n_layers=1))
+    data = Reverse.transform(some_tales)
+    model = GPTModel(GPTConfig(vocab_size=data.tokenizer.vocab_size, emb_dim=8, n_heads=2, n_layers=1))
     written = [data.tokenizer.encode(text)[::-1] for text in (known, new, new[::-1])]
-    monkeypatch.setattr("gpt.objectives.reverse.sample_documents", lambda model, eot_id, n, seed: written)
-    texts, report = check_samples(Reverse(model), data, 3)
+    monkeypatch.setattr("gpt.evaluation.samples.sample_documents", lambda model, eot_id, n, seed: written)
+    texts, report, _ = check_samples(Reverse(model), data, 3)
     assert texts == [known, new, new[::-1]]
     assert (report.texts, report.accepted, report.unseen) == (3, 2, 1)
 

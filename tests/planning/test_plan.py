@@ -29,6 +29,7 @@ from gpt.planning.plan import (
     plan_or_raise,
     summarize_plan,
 )
+from gpt.planning.throughput import measure_throughput
 from gpt.text.prepare import prepare_data
 from gpt.tokenizer import CharTokenizer
 from gpt.variants import create_model
@@ -206,6 +207,8 @@ def test_dpo_reads_two_conversations_per_pair_and_the_reference_once(tmp_path):
     )
     evaluations = 3 * held_out  # at steps 0, 5 and 10
     assert plan.evaluated_tokens == pytest.approx(evaluations + whole + held_out, rel=0.1)
+    assert plan.row_tokens == pytest.approx(plan.example_tokens / 2)
+    assert measure_throughput(plan).layers > 0
     twice = estimate_for_data(dataclasses.replace(sft, batch_size=6), data)
     assert plan.memory["activations"] == twice.memory["activations"]
 

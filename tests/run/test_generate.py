@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from gpt.objectives import NextToken, Reverse
 from gpt.run import generate as door
 from gpt.system.text import escape, unescape
 from gpt.text.hf_tokenizer import to_hf
-from gpt.tokenizer import CharTokenizer, load_tokenizer
+from gpt.tokenizer import CharTokenizer, from_dict, load_tokenizer, with_special_tokens
 from gpt.variants.lstm import LSTMModel
 from scripts import run_script
 
@@ -49,6 +50,19 @@ def write(tmp_path, monkeypatch, capsys):
         return out, err, loaded
 
     return run
+
+
+def test_an_answer_ends_by_the_template_too(write):
+    """A tokenizer whose template does not end an answer with the token that ends a text, as base models have it."""
+    *_, loaded = write("--prompt a")
+    template = (
+        "{% for message in messages %}{{ message.content + ('' if message.role == 'user' else '<end>') }}{% endfor %}"
+    )
+    tokenizer = from_dict(with_special_tokens(loaded.tokenizer, ["<end>"]).to_dict() | {"chat_template": template})
+    loaded = replace(loaded, tokenizer=tokenizer)
+    ends = [tokenizer.special_tokens[name] for name in ("<|endoftext|>", "<end>")]
+    assert door.Writer(loaded, False, None, None, {}).stop_ids == {ends[0]}
+    assert door.Writer(loaded, True, None, None, {}).stop_ids == {*ends}
 
 
 @BLOCKS

@@ -120,8 +120,8 @@ def test_sampled_tales_are_checked_by_the_grammar(tale_run, monkeypatch):
     known = list(trainer.data.documents(trainer.data.train))[:3]
     written = [*known, *tales.generate(2, seed=99), known[0].replace("found", "kept")]
     encoded = [trainer.data.tokenizer.encode(text) for text in written]
-    monkeypatch.setattr("gpt.objectives.objective.sample_documents", lambda model, eot_id, n, seed: encoded)
-    texts, verdict = samples.check_samples(trainer.objective, trainer.data, 6)
+    monkeypatch.setattr("gpt.evaluation.samples.sample_documents", lambda model, eot_id, n, seed: encoded)
+    texts, verdict, _ = samples.check_samples(trainer.objective, trainer.data, 6)
     assert texts == written
     assert (verdict.texts, verdict.accepted, verdict.unseen) == (6, 5, 2)
     assert verdict.log_probability == pytest.approx(np.mean([tales.log_probability(text) for text in written[:5]]))
@@ -180,3 +180,14 @@ def test_evaluate_all_checkpoints_needs_tales(tiny_config, tmp_path, monkeypatch
     assert "accuracy" in out
     assert "BLEU" not in out
     assert set(rows(out)) == {"uniform", "unigram", "bigram", "trigram", "this run"}
+
+
+def test_a_loss_of_pairs_has_no_perplexity():
+    evaluation = Evaluation(np.arange(2), np.array([0.5, 0.7]), np.ones(2))
+    text = logging.comparison(Baselines({"the reference": math.log(2)}, None, 40, "pair"), "mine", evaluation)
+    assert [line.split() for line in text.splitlines()] == [
+        ["validation", "loss", "nats/pair"], ["the", "reference", "0.6931"], ["mine", "0.6000"]
+    ]  # fmt: skip
+    assert logging.describe_evaluation(evaluation, "pair").startswith("loss            0.6000 nats per pair")
+    row = {"step": 5, "train_loss": 0.7, "val_loss": 0.6, "tokens_per_second": 20.0, "elapsed_s": 9.0}
+    assert logging.progress_line(row, 10, "pair") == "step  5/10 | train loss 0.700 | val loss 0.600 | 20 pairs/s | 9 s"

@@ -1,11 +1,13 @@
 """Lines about a run that its config does not make obvious, against the learning rates and examples themselves."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
 import pytest
 from conftest import corpus_of, pairs_of
+from conversations import write_conversations
 from runs import change, quiet, stop_at, train
 
 from gpt.checkpoint import RunFolder
@@ -16,6 +18,7 @@ from gpt.run.notices import length_notices, schedule_notices, stride_notices
 from gpt.run.training import resume_run, start_run
 from gpt.text.prepare import prepare_data
 from gpt.token_files import load_data
+from gpt.tokenizer import CharTokenizer
 
 BEFORE = TrainConfig(max_steps=10, optim=OptimConfig(lr=1e-3, min_lr=1e-4, warmup_steps=3, decay_steps=10))
 
@@ -192,3 +195,22 @@ def test_a_stride_beyond_the_context_is_named(tiny_config):
         said = f"the {skipped} tokens between two examples are skipped"
         expected = [f"data.stride {stride} exceeds model.context_length 16: {said}"] if skipped else []
         assert stride_notices(config) == expected
+
+
+def test_packing_says_how_much_padding_it_saves(tiny_config, tmp_path):
+    """The padding of all couples of examples, alone and in rows, counted one by one."""
+    talks = [[("a" * (1 + n % 5), False), ("b" * (1 + n % 3), True)] for n in range(30)]
+    data = write_conversations(tmp_path / "data", CharTokenizer("ab"), talks, talks[:5])
+    changes = {"batch_size": 2, "max_steps": 1, "objective": ObjectiveConfig("sft"), "sample_prompt": ""}
+    lines, shares = [], []
+    for packing in ("document", "packed"):
+        config = change(tiny_config, data=DataConfig(str(data.folder), packing), **changes)
+        examples = start_run(config, tmp_path / packing, lines.append).examples
+        couples = list(itertools.product(range(len(examples)), repeat=2))
+        counted = [sum(examples.batch([i])[0].numel() for i in couple) for couple in couples]
+        positions = [examples.batch(couple)[0].numel() for couple in couples]
+        shares.append(1 - sum(counted) / sum(positions))
+    (line,) = [line for line in lines if line.startswith("packing")]
+    before, after = (f"{share:.0%}" for share in shares)
+    assert line == f"packing: {len(examples)} rows of 16 hold 30 conversations; padding {before} → {after}"
+    assert shares[1] < 0.1 < shares[0]

@@ -49,6 +49,16 @@ def test_loss_plot(tmp_path, drawn, floor):
     assert [axes.get_yscale() for axes in drawn["axes"]] == ["linear", "log", "log"][: len(panels)]
 
 
+def test_a_loss_of_pairs_is_drawn_without_perplexity(tmp_path, drawn):
+    metrics, out = tmp_path / "metrics.csv", tmp_path / "loss.png"
+    CSVLog.create(metrics)
+    CSVLog.append(metrics, {"step": 1, "tokens_seen": 8, "elapsed_s": 1.0, "train_loss": 0.6, "val_loss": 0.5})
+    plots.plot_losses(metrics, out, Baselines({"the reference": math.log(2)}, None, 20, "pair"))
+    (axes,) = drawn["axes"]
+    assert axes.get_title(loc="left") == "loss, nats per pair"
+    assert axes.get_xlabel() == "pairs seen"
+
+
 def test_grammar_reports_are_drawn_as_shares_that_add_up(tmp_path, drawn):
     reports = {
         1000: GrammarReport(10, 2, 2, -70.0, {"order": 5, UNKNOWN: 3}),

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from blocks import MODERN_BLOCK, WINDOWED_BLOCK
 from conftest import TEXT, corpus_of, pairs_of
+from conversations import write_conversations
 from numerics import tolerance
 
 from gpt.checkpoint import RunFolder
@@ -30,6 +31,7 @@ from gpt.run.logging import read_metrics
 from gpt.run.training import resume_run, start_run
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.text.prepare import prepare_data
+from gpt.token_files import load_data
 
 PROJECT = Path(__file__).parents[2]
 
@@ -351,11 +353,19 @@ def test_a_mistake_of_all_processes_is_reported_once():
 SIZES = (2, 4)
 ON_ALL_SIZES = ("packed", "documents")
 MODELS = ("uneven", "untied", "modern", "window", "lstm", "lora")
-OTHERS = (*MODELS, "reverse", "masked", "infilling", "sft", "distill")  # on two processes
+OBJECTIVES = ("reverse", "masked", "infilling", "sft", "dpo", "grpo", "distill")
+OTHERS = (*MODELS, *OBJECTIVES, "talks")  # on two processes
 
 
-def all_configs(documents, pairs, teacher):
-    """Configs by name, each with dropout 0 in float32."""
+def runs_of(place):
+    """The names of the runs in a folder: all of them on two processes, but grpo needs a whole model."""
+    names = ON_ALL_SIZES + OTHERS * place.name.endswith("2")
+    return [name for name in names if name != "grpo" or place.name.startswith("ddp")]
+
+
+def all_configs(documents, others, teacher):
+    """Configs by name, each with dropout 0 in float32; `others` are folders of data by the names of those that read
+    them."""
     packed, by_document = packed_config(documents), document_config(documents)
     short = dataclasses.replace(packed, max_steps=6, eval_every=3, sample_every=3)
     configs = {
@@ -367,12 +377,16 @@ def all_configs(documents, pairs, teacher):
         "window": with_model(short, **WINDOWED_BLOCK),
         "lstm": with_model(short, backbone="lstm"),
     }
-    for name in ("reverse", "masked", "infilling", "sft", "distill"):
+    for name in OBJECTIVES:
         configs[name] = dataclasses.replace(
-            short, batch_size=4, grad_accum_steps=2,
-            data=DataConfig(path=str(pairs if name == "sft" else documents), packing="document"),
+            short, batch_size=4, grad_accum_steps=2, init_from=str(teacher) if name in ("dpo", "grpo") else "",
+            data=DataConfig(path=str(others.get(name, documents)), packing="document"),
             objective=ObjectiveConfig(name=name, teacher=str(teacher) if name == "distill" else ""),
         )  # fmt: skip
+    own = ObjectiveConfig(name="grpo", reward="together:count_e", group_size=4, passes=2, clip=0.2)
+    configs["grpo"] = dataclasses.replace(configs["grpo"], objective=own)
+    packed_talks = DataConfig(path=str(others["talks"]), packing="packed")
+    configs["talks"] = dataclasses.replace(configs["sft"], data=packed_talks)
     return configs
 
 
@@ -381,8 +395,12 @@ def runs(tmp_path_factory, documents):
     """A folder of runs, in one process and in several: one/NAME, ddp-2/NAME, ..."""
     folder = tmp_path_factory.mktemp("runs")
     examples = [(f"{n % 7} and {n % 5}", f"{n % 7 + n % 5}.") for n in range(60)]
-    pairs = prepare_data(pairs_of(folder / "texts", examples), "char", folder / "pairs", 0.2).folder
-    configs = all_configs(documents, pairs, teacher=folder / "one" / "documents")
+    others = {"sft": prepare_data(pairs_of(folder / "texts", examples), "char", folder / "pairs", 0.2).folder}
+    tokenizer = load_data(documents).tokenizer
+    talks = [[("on the wall ", False), (f"{n} bottles"[: 3 + n % 7], True)] for n in range(40)]
+    for name in ("talks", "dpo"):
+        others[name] = write_conversations(folder / name, tokenizer, talks[:30], talks[30:], name == "dpo").folder
+    configs = all_configs(documents, others, teacher=folder / "one" / "documents")
     for name, config in configs.items():
         train(config, folder / "one" / name)
     configs["lora"] = dataclasses.replace(
@@ -395,10 +413,13 @@ def runs(tmp_path_factory, documents):
         jobs = []
         for parallel in ("ddp", "fsdp"):
             place = folder / f"{parallel}-{n}"
-            for name in ON_ALL_SIZES + OTHERS * (n == 2):
+            for name in runs_of(place):
                 jobs.append({"run": str(place / name), "config": as_dict(configs[name], parallel=parallel)})
             half = as_dict(configs["packed"], parallel=parallel)
             jobs.append({"run": str(place / "half"), "config": half, "stop_at": 25})
+            if "grpo" in runs_of(place):  # stopped between two passes over what the processes have sampled
+                stopped = {"run": str(place / "grpo-stopped"), "config": as_dict(configs["grpo"])}
+                jobs += [{**stopped, "stop_at": 3}, {**stopped, "resume": True}]
             whole = as_dict(dropout, parallel=parallel)
             jobs.append({"run": str(place / "dropout"), "config": whole})
             jobs.append({"run": str(place / "dropout-stopped"), "config": whole, "stop_at": 3})
@@ -416,7 +437,7 @@ def runs(tmp_path_factory, documents):
 @pytest.mark.slow
 def test_every_run_of_several_processes_is_that_of_one(runs, tmp_path):
     for place in (f"{parallel}-{n}" for parallel in ("ddp", "fsdp") for n in SIZES):
-        for name in ON_ALL_SIZES + OTHERS * place.endswith("2"):
+        for name in runs_of(runs / place):
             assert_same_losses(runs / place / name, runs / "one" / name)
         check_what_is_saved(runs, place)
         check_resuming_in_one_process(runs, place, tmp_path / place)
@@ -424,6 +445,7 @@ def test_every_run_of_several_processes_is_that_of_one(runs, tmp_path):
         dropped = losses(runs / place / "dropout")["train_loss"]
         undropped = losses(runs / "one" / "documents")["train_loss"]
         assert not np.allclose(dropped[1:], undropped[1 : len(dropped)], atol=1e-4)
+    assert_same_run(runs / "ddp-2" / "grpo-stopped", runs / "ddp-2" / "grpo")
     for parallel in ("ddp", "fsdp"):
         assert_same_losses(runs / f"{parallel}-4" / "half-of-two", runs / "one" / "packed")
     for n in SIZES:  # gradients are averaged once per step: 12 examples in micro-batches of 3

@@ -103,6 +103,13 @@ BY_HAND = {  # template, family, the text, the messages if they are not as writt
         "user: Hi\nassistant:« Hello there!»\nuser: Bye\nassistant:« See you»\n",
         ["Hi", "Hello there!", "Bye", "See you"],
     ),
+    "a header that no generation prompt writes": (
+        PLAIN.partition("{% if")[0], "gpt2", "user: Hi\nassistant:« Hello there!»\n", ["Hi", "Hello there!"],
+    ),
+    "letters that the tokenizer composes": (
+        PLAIN, "qwen", "user: \u00e9\u00e9\u00fc\nassistant:« caf\u00e9»\nuser: \u00e9\nassistant:« no»\n",
+        ["e\u0301e\u0301u\u0308", "cafe\u0301", "e\u0301", "no"],
+    ),
     "a generation prompt that no answer has": (
         OPENED, "smollm2",
         "<|im_start|>user\na?<|im_end|><|im_start|>assistant\n«b.<|im_end|>»<|im_start|>user\nc?<|im_end|>"
@@ -254,6 +261,13 @@ def test_a_start_token_that_only_the_config_names_is_kept(families):
     tokenizer.bos_id = tokenizer.special_tokens["<|im_start|>"]
     kept = add_chat_template(tokenizer)
     assert encode_chat(from_dict(kept.to_dict()), messages_of(["a"])) == encode_chat(tokenizer, messages_of(["a"]))
+
+
+def test_a_template_that_lets_no_answer_end_is_said_to(families):
+    lines = []
+    for template in (PLAIN, CHATML):
+        add_chat_template(families("smollm2", template)[0], "it", lines.append)
+    assert lines == ["the chat template of it ends no answer with a special token: a model cannot learn to stop"]
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

@@ -50,6 +50,35 @@ def test_questions_are_drawn_evenly_and_answered():
     assert max(asked.values()) < 1.3 * min(asked.values())
 
 
+@pytest.mark.parametrize(
+    ("end", "place"),
+    [
+        ("Behind old bones she found her silver bell, and all danced for joy.", "Behind old bones."),
+        ("And Anna found her silver bell under the bed, and never lost it again.", "Under the bed."),
+        ("Beside an anvil he found his little drum, and told the tale for years.", "Beside an anvil."),
+    ],
+)
+def test_where_it_was_found_by_hand(end, place):
+    tale = f"{ANNA[: ANNA.rindex('. ')]}. {end}"
+    asked = dict(tasks.harder_question(tale, random.Random(seed)) for seed in range(60))
+    by_question = {prompt.partition("Question: ")[2].partition("\n")[0]: answer for prompt, answer in asked.items()}
+    assert len(by_question) == 7
+    assert by_question["Where was it found?"] == f" {place}"
+    friends = re.findall(r"(?:met|sat) an? (\w+)", tale)
+    assert by_question["Who came along last?"] == f" The {friends[-1]}."
+    assert by_question["Who came along first?"] == f" The {friends[0]}."
+
+
+def test_every_tale_says_where_the_thing_was_found():
+    places = {entry[""] for entry in tales.TABLES["hidden"].entries}
+    found = Counter()
+    for line in map(json.loads, tasks.generate("questions7", 3000, seed=5)):
+        if "Where was it found?" in line["prompt"]:
+            found[line["target"].strip(" .").lower()] += 1
+            assert line["prompt"].lower().count(line["target"].strip(" .").lower()) == 1
+    assert set(found) == places
+
+
 def test_classes():
     lines = [json.loads(line) for line in tasks.generate("kinds", 3000)]
     animals = {entry[""] for entry in tales.TABLES["animal"].entries}

@@ -22,8 +22,8 @@ say how it is read are those of prepare_data.py. Of conversations, read by --for
 --reward judges the model's own answers to prompts, at temperature 0, by a rule of gpt/objectives/rewards.py.
 --weights int8 also prints the loss with int8 weights, which generate.py can use.
 
-A run on tales samples --samples tales at temperature 1: how many the grammar accepts, which rule others break first, the
-entropy of what the model writes and the share with three friends, beside the grammar's own. --checkpoint all checks
+A run on tales samples --samples tales at temperature 1: how many the grammar accepts, the rules broken first by others,
+the entropy of what the model writes and the share with three friends, beside the grammar's own. --checkpoint all checks
 the tales of each checkpoint, and draws a picture. A run on requests for tales answers --samples unseen requests.
 """
 

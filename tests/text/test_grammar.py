@@ -281,6 +281,13 @@ def test_given_entries_agree_with_enumeration(grammar, variables):
             assert given.viable_prefix(text) == viable_by_hand(text, viable), text
 
 
+def test_an_alternative_that_needs_another_entry_further_down_begins_no_text():
+    rules = "tale:\n  Oh {inner}!\n  {n:=few.two}Ah {n}.\n\ninner:\n  no {n:=few.one}{n}"
+    given = Grammar(rules, {"few": table("one, two")}).given({"n": "two"})
+    assert (given.viable_prefix("Oh no one!"), given.viable_prefix("Ah one.")) == (0, 3)
+    assert given.generate(9) == ["Ah two."] * 9
+
+
 def test_a_given_entry_that_another_variable_could_take_is_refused():
     with pytest.raises(AssertionError):
         SMALL.given({"last": "hen"})

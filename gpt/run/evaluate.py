@@ -172,7 +172,7 @@ def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:
     unit = loaded.objective.unit
     lines = [
         f"model           {loaded.name}",
-        f"objective       {loaded.objective.config.name}",
+        f"objective       {(loaded.checkpoint.config.objective if loaded.checkpoint else loaded.objective.config).name}",
         f"text            {report.text}: {report.evaluation.n_tokens:,} {unit}s predicted",
         describe_evaluation(report.evaluation, unit),
     ]

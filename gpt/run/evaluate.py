@@ -169,10 +169,10 @@ def _overlong(loaded: LoadedModel, data: PreparedData) -> str:
 
 def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:
     """Return the results of an objective other than next-token prediction as text."""
-    unit = loaded.objective.unit
+    unit, trained = loaded.objective.unit, loaded.checkpoint.config if loaded.checkpoint else None
     lines = [
         f"model           {loaded.name}",
-        f"objective       {(loaded.checkpoint.config.objective if loaded.checkpoint else loaded.objective.config).name}",
+        f"objective       {(trained.objective if trained else loaded.objective.config).name}",
         f"text            {report.text}: {report.evaluation.n_tokens:,} {unit}s predicted",
         describe_evaluation(report.evaluation, unit),
     ]

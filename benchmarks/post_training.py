@@ -38,7 +38,7 @@ from gpt.run import cli
 from gpt.run.training import start_run
 from gpt.system.files import atomic_file, checksummed, sha256
 from gpt.system.memory import set_allocator_flags
-from gpt.system.paths import find_path
+from gpt.system.paths import existing_run, find_path
 from gpt.text import tales
 from gpt.token_files import COUNTED, FORMAT, START, load_data
 from gpt.tokenizer import Tokenizer
@@ -333,7 +333,10 @@ def main() -> None:
         for path, prepared in PREPARED_TALES.items():
             if not (find_path(path) / "meta.json").is_file():
                 script("prepare_data", *prepared, f"--out={path}", folder=find_path("."))
-        setting, methods = Setting("tales-001", "data/tales", "data/tales_fresh"), arguments.methods or METHODS
+        setting, methods = (
+            Setting(str(existing_run("tales-001")), "data/tales", "data/tales_fresh"),
+            arguments.methods or METHODS,
+        )
         jobs = [(method, seed, arguments.seconds, setting) for seed in arguments.seeds for method in methods]
         measure(jobs, arguments.jobs, results, train)
     plot(results, arguments.seconds, PAGE.with_name("post_training.png"))

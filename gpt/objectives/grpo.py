@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from gpt.loss import Evaluation, evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.objective import Objective, example_rng
-from gpt.objectives.rewards import find_reward
+from gpt.objectives.rewards import Reward, find_reward
 from gpt.objectives.rollouts import Prompts, Rollout, advantages, sample_rollouts
 from gpt.objectives.sft import SFT
 from gpt.ops.reference import IGNORE_INDEX
@@ -47,7 +48,6 @@ class GRPO(Objective):
     def __init__(self, model: GPTModel, config: ObjectiveConfig | None = None, reference: GPTModel | None = None):
         super().__init__(model, config)
         self._reference = (reference,)  # in a tuple: neither trained nor saved
-        self.reward = find_reward(self.config.reward)
         self.passes = self.config.passes
         self.groups: dict[tuple[int, int], Tensor] = {}  # (round of sampling, number of the prompt) -> (6, G, T)
         self.register_buffer("group_keys", torch.zeros(0, 2, dtype=torch.long))  # `groups` in a checkpoint
@@ -75,6 +75,11 @@ class GRPO(Objective):
         if self.config.beta:
             loss = loss + self.config.beta * kl_estimate(now, start[counted])
         return (loss - loss.detach() - now.detach()).sum(), counted.sum()
+
+    @cached_property
+    def reward(self) -> Reward:
+        """The rule that judges; a model that only writes needs none."""
+        return find_reward(self.config.reward)
 
     @property
     def reference(self) -> GPTModel:

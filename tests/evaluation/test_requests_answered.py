@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt.evaluation import answers
+from gpt.evaluation import requests as answered
 from gpt.evaluation.requests import answer_requests, describe_requests, holds_requests, unseen_requests
 from gpt.objectives.documents import Completion
 from gpt.objectives.rewards import USER
@@ -66,7 +66,7 @@ def test_answers_are_judged(data, model, monkeypatch):
             answer = "The ." if len(questions) == 3 else right
             yield Completion(data.tokenizer.encode(answer), len(questions) != 4)
 
-    monkeypatch.setattr(answers, "complete", reply)
+    monkeypatch.setattr(answered, "complete", reply)
     found = answer_requests(model, data.tokenizer, asked, 0.5)
     assert (found.obeyed, found.asked, found.right) == (6, 7, 5)
     assert found.failures == Counter(["hero", f"grammar: {rule}", "no end", "grammar: unknown sentence"])
@@ -74,7 +74,7 @@ def test_answers_are_judged(data, model, monkeypatch):
     assert [messages[0]["content"] for messages in found.conversations] == asked
     assert [messages[1]["content"] for messages in found.conversations] == written
     assert [len(messages) for messages in found.conversations] == [4] * 7 + [2] * 3
-    text = describe_requests({"greedy": found, "temperature 1": answers.Answers(conversations=found.conversations)})
+    text = describe_requests({"greedy": found, "temperature 1": answered.Answers(conversations=found.conversations)})
     rows = [line.rsplit(maxsplit=2) for line in text.partition("\n\n")[0].splitlines()[1:]]
     assert rows[0] == ["obeyed", "60.0%", "0.0%"] and rows[-1][1:] == ["71.4%", "-"]
     assert ["not kept: hero", "10.0%", "0.0%"] in rows

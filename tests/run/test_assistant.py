@@ -40,9 +40,10 @@ def outputs(tmp_path_factory):
         found = []
         targets = ("data/requests/meta.json", "data/single_requests/meta.json", "assistant")
         for name, arguments in [command for target in targets for command in commands(target)]:
-            with contextlib.redirect_stdout(io.StringIO()) as out:
+            with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as out:
                 assert run_script(smaller(name, arguments)) == 0
-            found.append((name, out.getvalue()))
+                out.seek(0)
+                found.append((name, out.read()))
         yield found
 
 

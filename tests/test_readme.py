@@ -106,7 +106,9 @@ def test_settings_exist(page):
 
 @every_page
 def test_options_of_scripts_exist(page):
-    shared = "".join(map(read, sorted((PROJECT / "gpt" / "run").glob("*.py"))))
+    shared = "".join(
+        map(read, sorted([*(PROJECT / "gpt" / "run").glob("*.py"), PROJECT / "gpt" / "text" / "prepare.py"]))
+    )
     text = re.sub(r"\s*\\\n\s*", " ", read(page))
     for script, options in re.findall(r"(scripts/\w+\.py|notebooks/run\.py) ([^\n`]*)", text):
         source = read(PROJECT / script)

@@ -55,8 +55,8 @@ class ModelReport:
     baselines: Baselines | None = None  # known for the run's own validation split
     grammar: GrammarReport | None = None  # on sampled tales
     variety: Variety | None = None  # of these tales
-    requests: dict[str, Answers] | None = None  # way of sampling -> answers to requests
     continuations: Continuations | None = None
+    requests: dict[str, Answers] | None = None  # way of sampling -> answers to requests
 
 
 def split_tokens(data: PreparedData) -> TextTokens:

@@ -467,7 +467,7 @@ def test_tokens_of_the_data_take_unused_rows(kind, tmp_path):
 
 
 @pytest.mark.parametrize(("model", "words"), [
-    ({"context_length": 17}, "model.context_length is 17, but 16 in"),
+    ({"qkv_bias": False, "norm": "rms"}, "model.norm is 'rms', but 'layer' in"),
     ({"n_layers": 2}, "model.n_layers is 2, but 1 in"),
 ])  # fmt: skip
 def test_a_config_must_agree_with_the_weights(model, words, tmp_path):

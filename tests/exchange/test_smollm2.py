@@ -101,10 +101,10 @@ def test_it_begins_to_learn_a_form(tmp_path, monkeypatch, capsys):
     for source, name in (("forms:16", "forms"), ("forms-preferences:8", "preferences")):
         prepare = f"prepare_data --input {source} --tokenizer smollm2 --val_fraction 0.5 --out data/smollm2_{name}"
         assert run_script(prepare) == 0
-    options = "--max_steps 2 --eval_every 0 --optim.warmup_steps 1"
+    options = "--max_steps 2 --eval_every 2 --optim.warmup_steps 1"
     for name in ("sft", "dpo"):
         assert run_script(f"train --config {configs / f'smollm2_{name}.toml'} --run smollm2_{name} {options}") == 0
-        with open(f"runs/smollm2_{name}/metrics.csv", newline="") as file:
+        with Path(f"runs/smollm2_{name}/metrics.csv").open(newline="") as file:
             losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
         assert losses[-1] < 0.9 * losses[0] if name == "sft" else losses[0] == pytest.approx(math.log(2))
     capsys.readouterr()

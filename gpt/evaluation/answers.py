@@ -40,7 +40,7 @@ def judge_answers(loaded: LoadedModel, data: PreparedData, reward: Reward, batch
         stop_ids = {prompt.stop_id for prompt in part}
         written = complete(model, [prompt.ids for prompt in part], stop_ids, max_new_tokens, temperature=0)
         for number, (prompt, (ids, ended)) in enumerate(zip(part, written, strict=True), start=first):
-            text = tokenizer.decode(prompt.ids[prompt.ids[0] == tokenizer.eot_id :])  # without what begins a document
-            rewards[number] = reward.score(text, tokenizer.decode(ids), prompt.answer) if ended else 0.0
+            texts = prompt.text(tokenizer), tokenizer.decode(ids), prompt.answer
+            rewards[number] = reward.score(*texts) if ended else 0.0
             n_cut += not ended
     return JudgedAnswers(rewards, max_new_tokens, n_cut)

@@ -28,6 +28,10 @@ class Prompt(NamedTuple):
     stop_id: int
     number: int = 1
 
+    def text(self, tokenizer: Tokenizer) -> str:
+        """Return the text of the ids, without the token that begins a document."""
+        return tokenizer.decode(self.ids[self.ids[0] == tokenizer.eot_id :])
+
 
 class Prompts:
     """The prompts of a split: of a pair or a conversation all but the last answer. A split without answers has an empty
@@ -94,8 +98,7 @@ def judge(
     """Return the rollout of a completion; one that does not end within the context has the reward 0."""
     room = context_length + 1 - len(prompt.ids)
     written, ended = written[:room], ended and len(written) < room
-    begun = tokenizer.decode(prompt.ids[prompt.ids[0] == tokenizer.eot_id :])  # what begins a text is no part of it
-    texts = begun, tokenizer.decode(written), prompt.answer
+    texts = prompt.text(tokenizer), tokenizer.decode(written), prompt.answer
     try:
         value = reward.score(*texts) if ended else 0.0
     except ValueError as error:

@@ -103,18 +103,19 @@ def baselines_of(trainer: Trainer) -> Baselines:
 
 
 class Plot(Callback):
-    """loss.png: losses and perplexities with their baselines, drawn from metrics.csv."""
+    """loss.png, drawn from metrics.csv: losses and perplexities with their baselines, or rewards and entropy."""
 
     def __init__(self):
         self.drawn_at = float("-inf")
 
     def draw(self, trainer: Trainer) -> None:
         """Draw loss.png. A damaged metrics.csv or a full disk does not stop the run."""
-        from gpt.run.plots import plot_losses  # matplotlib takes half a second to import
+        from gpt.run import plots  # matplotlib takes half a second to import
 
         run = trainer.run
+        plot = plots.plot_rewards if "reward" in trainer.objective.columns else plots.plot_losses
         try:
-            plot_losses(run.metrics, run.plot, baselines_of(trainer))
+            plot(run.metrics, run.plot, baselines_of(trainer))
         except (ValueError, KeyError, TypeError) as error:
             trainer.log(f"{run.plot} was not drawn, since {run.metrics} is damaged ({error})")
         except OSError as error:

@@ -19,6 +19,7 @@ from gpt.loss import perplexity
 from gpt.planning.plan import Plan
 from gpt.run.logging import read_metrics
 from gpt.system.files import atomic_file
+from gpt.text import tales
 from gpt.text.grammar import UNKNOWN
 from gpt.text.tales import GrammarReport
 
@@ -43,9 +44,9 @@ def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
     """
     columns = read_metrics(metrics)
     levels = dict(baselines.losses)
-    panels = [("cross-entropy, nats per token", "linear", lambda loss: loss), ("perplexity", "log", perplexity)]
+    panels = [("cross-entropy, nats per token", "linear", float), ("perplexity", "log", perplexity)]
     if baselines.unit != "token":
-        panels = [(f"loss, nats per {baselines.unit}", "linear", lambda loss: loss)]
+        panels = [(f"loss, nats per {baselines.unit}", "linear", float)]
     if baselines.entropy_floor is not None:
         floor = baselines.entropy_floor_loss
         levels["entropy floor"] = floor
@@ -55,13 +56,7 @@ def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
     figure = Figure(figsize=(5.6 * len(panels), 4.6), dpi=110, layout="constrained")
     for axes, (title, scale, level) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.set_yscale(scale)
-        for name, column, colour in (("training", "train_loss", TRAIN), ("validation", "val_loss", VAL)):
-            points = [
-                (x, level(y)) for x, y in zip(columns["tokens_seen"], columns[column], strict=True) if not math.isnan(y)
-            ]
-            if points:
-                marker = "o" if column == "val_loss" else None
-                axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, ms=3)
+        _plot_columns(axes, columns, "train_loss", "val_loss", level)
         shown = {name: level(loss) for name, loss in levels.items()}
         if scale == "log":
             shown = {name: y for name, y in shown.items() if y > 0}
@@ -76,6 +71,59 @@ def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
             _plain_log_axis(axes)
     figure.axes[0].legend(loc="upper right")
     _save(figure, out)
+
+
+def plot_rewards(metrics: Path, out: Path, baselines: Baselines) -> None:
+    """Plot the reward and the entropy of what a model writes, and its validation loss, over tokens seen, as a PNG.
+
+    With an entropy floor, that of the validation tales, lines mark the grammar's own entropy and the floor.
+    """
+    columns = read_metrics(metrics)
+    columns["entropy"] = [loss * n for loss, n in zip(columns["train_loss"], columns["length"], strict=True)]
+    is_known = baselines.entropy_floor is not None
+    panels = (
+        ("mean reward of what it writes", "reward", "val_reward", {}),
+        (
+            "entropy of what it writes, nats per completion",
+            "entropy",
+            "val_entropy",
+            {"the grammar's": tales.entropy()} if is_known else {},
+        ),
+        (
+            f"loss on the validation split, nats per {baselines.unit}",
+            "",
+            "val_loss",
+            {"entropy floor": baselines.entropy_floor_loss} if is_known else {},
+        ),
+    )
+    figure = Figure(figsize=(5.6 * len(panels), 4.6), dpi=110, layout="constrained")
+    for axes, (title, train, val, levels) in zip(figure.subplots(1, len(panels), sharex=True), panels, strict=True):
+        _plot_columns(axes, columns, train, val)
+        for y in levels.values():
+            axes.axhline(y, color=FLOOR, lw=1)
+        _label_levels(axes, levels)
+        axes.set_title(title, loc="left", fontsize=10)
+        _tokens_axis(axes, f"{baselines.unit}s seen")
+    figure.axes[0].legend()
+    _save(figure, out)
+
+
+def _plot_columns(
+    axes: Axes,
+    columns: dict[str, list[float]],
+    train: str,
+    val: str,
+    level: Callable[[float], float] = float,
+) -> None:
+    """Plot `level` of two columns of metrics over tokens seen, the second one with dots; one that is missing is left
+    out."""
+    for name, column, style in (
+        ("training", train, {"color": TRAIN}),
+        ("validation", val, {"color": VAL, "marker": "o"}),
+    ):
+        values = zip(columns["tokens_seen"], columns[column], strict=True) if column in columns else ()
+        if points := [(x, level(y)) for x, y in values if not math.isnan(y)]:
+            axes.plot(*zip(*points, strict=True), label=name, ms=3, **style)
 
 
 def _save(figure: Figure, out: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from gpt.evaluation.baselines import Baselines
+from gpt.objectives.grpo import GRPO
 from gpt.run import plots
 from gpt.run.callbacks import CSVLog
 from gpt.text.grammar import UNKNOWN
@@ -57,6 +58,22 @@ def test_a_loss_of_pairs_is_drawn_without_perplexity(tmp_path, drawn):
     (axes,) = drawn["axes"]
     assert axes.get_title(loc="left") == "loss, nats per pair"
     assert axes.get_xlabel() == "pairs seen"
+
+
+@pytest.mark.parametrize("floor", [None, np.array([10.0, 14.0])])
+def test_reinforcement_is_drawn_as_reward_and_entropy(tmp_path, drawn, floor):
+    metrics, columns = tmp_path / "metrics.csv", GRPO.training_metrics + GRPO.metrics
+    CSVLog.create(metrics, columns)
+    evaluated = {"val_loss": 0.75, "val_reward": 0.5, "val_entropy": 7.0}
+    for step, more in ((1, {}), (2, evaluated)):
+        row = {"step": step, "tokens_seen": step * 64, "elapsed_s": 1.0, "train_loss": 0.5 * step, **more}
+        CSVLog.append(metrics, {**row, "reward": 0.25 * step, "length": 10.0}, columns)
+    plots.plot_rewards(metrics, tmp_path / "loss.png", Baselines({}, floor, 20))
+    lines = [{line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in drawn["axes"]]
+    assert [panel.get("training") for panel in lines] == [[[64, 0.25], [128, 0.5]], [[64, 5], [128, 10]], None]
+    assert [panel["validation"] for panel in lines] == [[[128, 0.5]], [[128, 7]], [[128, 0.75]]]
+    named = [[text.get_text() for text in axes.texts] for axes in drawn["axes"]]
+    assert named == ([[], ["the grammar's 71.64"], ["entropy floor 1.20"]] if floor is not None else [[], [], []])
 
 
 def test_grammar_reports_are_drawn_as_shares_that_add_up(tmp_path, drawn):

@@ -7,7 +7,7 @@
 
 The start is the run countdown-few of configs/posttrain/countdown.toml, which is trained first if it is not there. Each
 run has its own process and the same time, as in benchmarks/post_training.py. Results are lines of docs/countdown.jsonl.
-Everything takes 30 minutes on two cores. --quick trains for a second each, as a smoke test, and writes no page.
+Everything takes an hour on two cores. --quick trains for a second each, as a smoke test, and writes no page.
 """
 
 import statistics
@@ -16,15 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from equal_time import Results, Run, measure
+from equal_time import Results, Run, measure, parse
 from ladder import mean_and_spread
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from objectives import PROJECT, script, write
 
+from gpt.config import ObjectiveConfig
 from gpt.evaluation.metrics import pass_at_k
 from gpt.exchange.models import load_model
 from gpt.model import GPTModel
+from gpt.objectives.grpo import GRPO
 from gpt.objectives.rewards import find_reward
 from gpt.objectives.rollouts import Prompts, sample_rollouts
 from gpt.run import cli
@@ -54,17 +56,30 @@ def read(run: Run, data: str, folder: Path) -> Path:
                      run.seconds)  # fmt: skip
 
 
-def grpo(run: Run, folder: Path) -> Path:
-    """Train by reinforcement learning on puzzles without answers."""
-    changed = {"init_from": str(folder / BASE), "data.path": str(folder / ENDLESS)}
-    return run.train(CONFIGS / "grpo_countdown.toml", changed, run.seconds)
+def grpo(**options: float) -> Callable[[Run, Path], Path]:
+    """Return reinforcement learning on puzzles without answers, with some options of the objective changed."""
+
+    def train(run: Run, folder: Path) -> Path:
+        changed = {"init_from": str(folder / BASE), "data.path": str(folder / ENDLESS)}
+        changed |= {f"objective.{name}": value for name, value in options.items()}
+        return run.train(CONFIGS / "grpo_countdown.toml", changed, run.seconds)
+
+    return train
 
 
+GRPO_PLAIN = "grpo, without demonstrations"
 METHODS: dict[str, Callable[[Run, Path], Path]] = {
     "no further training": lambda run, folder: folder / BASE,
     "the same 2,000 demonstrations again": lambda run, folder: read(run, FEW, folder),
     "demonstrations that it has not read": lambda run, folder: read(run, ENDLESS, folder),
-    "grpo, without demonstrations": grpo,
+    GRPO_PLAIN: grpo(),
+}
+OPTIONS: dict[str, Callable[[Run, Path], Path]] = {
+    "beta = 0.05": grpo(beta=0.05),
+    "passes = 4": grpo(passes=4),
+    "passes = 4, clip = 0.2": grpo(passes=4, clip=0.2),
+    "normalize = true": grpo(normalize=True),
+    "length_norm = true": grpo(length_norm=True),
 }
 
 
@@ -86,10 +101,14 @@ def train(method: str, seed: int, seconds: float, folder: Path, n: int, n_curve:
     data = load_data(folder / ENDLESS)
     with tempfile.TemporaryDirectory() as name:
         run = Run(seed, seconds, Path(name), lambda model: judge(model, data, n_curve, seed))
-        path = METHODS[method](run, folder)
+        path = {**METHODS, **OPTIONS}[method](run, folder)
         parts = run.seconds_by_part()
-        pass_1, pass_k = judge(load_model(path, "last")[0], data, n, seed)
-    figures = {"pass_1": pass_1, "pass_k": pass_k, "steps": run.steps, "threads": torch.get_num_threads(), **parts}
+        model, _, checkpoint = load_model(path, "last")
+    pass_1, pass_k = judge(model, data, n, seed)
+    start = load_model(folder / BASE, "last")[0]
+    metrics = GRPO(model, ObjectiveConfig(reward="countdown"), start).evaluate(checkpoint.config, data).metrics
+    figures = {"pass_1": pass_1, "pass_k": pass_k, "kl": metrics["val_kl"], "length": metrics["val_length"]}
+    figures |= {"steps": run.steps, "threads": torch.get_num_threads(), **parts}
     return {"method": method, "seed": seed, "seconds": seconds, **figures, "curve": run.curve}
 
 
@@ -104,6 +123,19 @@ def table(results: Results, seconds: float) -> list[str]:
             shown = (mean_and_spread([row[name] for row in rows], ".1%") for name in ("pass_1", "pass_k"))
             steps = statistics.fmean(row["steps"] for row in rows)
             lines.append(f"| {method} | {' | '.join(shown)} | {steps:,.0f} |")
+    return lines
+
+
+def table_of_options(results: Results, seconds: float) -> list[str]:
+    """Return the table of grpo with each of its options: means over seeds, with the standard deviation between them."""
+    lines = [f"| grpo | pass@1 | pass@{K} | KL to the start, nats per answer | tokens per answer | steps |"]
+    lines.append(f"|{'---|' * 6}")
+    for method in (GRPO_PLAIN, *OPTIONS):
+        if rows := results.of(method, seconds):
+            forms = {"pass_1": ".1%", "pass_k": ".1%", "kl": ".3f", "length": ".2f", "steps": ",.0f"}
+            shown = (mean_and_spread([row[name] for row in rows], form) for name, form in forms.items())
+            name = "no option" if method == GRPO_PLAIN else f"`{method}`"
+            lines.append(f"| {name} | {' | '.join(shown)} |")
     return lines
 
 
@@ -137,14 +169,7 @@ def prepare(folder: Path, prepared: dict[str, list[str]], settings: list[str]) -
 
 def main() -> None:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--seconds", default=120.0, type=float, metavar="S", help="of each run; default: 120")
-    parser.add_argument("--seeds", default=list(SEEDS), type=int, nargs="+", metavar="N", help="default: 1 2 3")
-    parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at the same time; default: 1")
-    parser.add_argument("--redraw", action="store_true", help="only write the page from docs/countdown.jsonl")
-    parser.add_argument("--quick", action="store_true", help="a second of each, as a smoke test")
-    arguments = parser.parse_args()
-    if arguments.seconds <= 0 or arguments.jobs < 1:
-        parser.error(f"--seconds must be above 0 and --jobs at least 1: {arguments.seconds:g} and {arguments.jobs}")
+    arguments = parse(parser, SEEDS)
     if arguments.quick:
         with tempfile.TemporaryDirectory() as name:
             folder, few = Path(name), "--val_input=countdown-test:8:2"
@@ -152,18 +177,21 @@ def main() -> None:
             small[ENDLESS][0] = "--input=countdown:3000:3"
             prepare(folder, small, ["--max_steps=3", "--eval_every=0", "--sample_every=0"])
             results = Results(folder / "results.jsonl")
-            measure([(method, 1, 1.0, folder, K, K) for method in METHODS], 2, results, train)
+            measure([(method, 1, 1.0, folder, K, K) for method in (*METHODS, *OPTIONS)], 2, results, train)
             plot(results, 1.0, folder / "countdown.png")
-            print("\n".join(table(results, 1.0)))
+            print("\n".join([*table(results, 1.0), *table_of_options(results, 1.0)]))
         return
     results, sizes = Results(RESULTS), (find_path("."), ANSWERS, CURVE_ANSWERS)
     if not arguments.redraw:
         prepare(find_path("."), PREPARED, [])
-        jobs = [(method, seed, arguments.seconds, *sizes) for seed in arguments.seeds for method in METHODS]
+        jobs = [
+            (method, seed, arguments.seconds, *sizes) for seed in arguments.seeds for method in (*METHODS, *OPTIONS)
+        ]
         measure(jobs, arguments.jobs, results, train)
     plot(results, arguments.seconds, PAGE.with_name("countdown.png"))
     picture = f"![pass@1 and pass@{K} over {arguments.seconds:.0f} seconds of further training](countdown.png)"
-    write(PAGE, {"countdown": [*table(results, arguments.seconds), "", picture]})
+    tables = [make(results, arguments.seconds) for make in (table, table_of_options)]
+    write(PAGE, {"countdown": [*tables[0], "", picture], "options": tables[1]})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Runs that train for the same time, each in its own process: a clock, and a deadline at which a run ends."""
 
+import argparse
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from gpt.config import TrainConfig, from_dict, read_toml
 from gpt.loss import Evaluation
 from gpt.model import GPTModel
+from gpt.run import cli
 from gpt.run.training import start_run
 from gpt.trainer import Callback, Trainer
 
@@ -97,6 +99,19 @@ def with_settings(path: Path, changed: dict) -> TrainConfig:
         table, _, key = name.rpartition(".")
         (values.setdefault(table, {}) if table else values)[key] = value
     return from_dict(TrainConfig, values)
+
+
+def parse(parser: cli.Parser, seeds: Sequence[int]) -> argparse.Namespace:
+    """Return the arguments of a benchmark of such runs, after its own ones."""
+    parser.add_argument("--seconds", default=120.0, type=float, metavar="S", help="of each run; default: 120")
+    parser.add_argument("--seeds", default=list(seeds), type=int, nargs="+", metavar="N", help="default: 1 2 3")
+    parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at the same time; default: 1")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing, only write the page from the results")
+    parser.add_argument("--quick", action="store_true", help="a second of each, as a smoke test")
+    arguments = parser.parse_args()
+    if arguments.seconds <= 0 or arguments.jobs < 1:
+        parser.error(f"--seconds must be above 0 and --jobs at least 1: {arguments.seconds:g} and {arguments.jobs}")
+    return arguments
 
 
 class Results(ladder.Results):

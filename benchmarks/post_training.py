@@ -314,16 +314,9 @@ def quick(folder: Path) -> None:
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("methods", nargs="*", default=[], metavar="METHOD", help=f"{'; '.join(METHODS)}; default: all")
-    parser.add_argument("--seconds", default=120.0, type=float, metavar="S", help="of each run; default: 120")
-    parser.add_argument("--seeds", default=list(SEEDS), type=int, nargs="+", metavar="N", help="default: 1 2 3")
-    parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at the same time; default: 1")
-    parser.add_argument("--redraw", action="store_true", help="only write the page from docs/post-training.jsonl")
-    parser.add_argument("--quick", action="store_true", help="a second of each on a tiny model, as a smoke test")
-    arguments = parser.parse_args()
+    arguments = equal_time.parse(parser, SEEDS)
     if unknown := set(arguments.methods) - set(METHODS):
         parser.error(f"METHOD: no method {unknown.pop()!r}: choose from {'; '.join(METHODS)}")
-    if arguments.seconds <= 0 or arguments.jobs < 1:
-        parser.error(f"--seconds must be above 0 and --jobs at least 1: {arguments.seconds:g} and {arguments.jobs}")
     if arguments.quick:
         with tempfile.TemporaryDirectory() as name:
             quick(Path(name))
@@ -333,10 +326,8 @@ def main() -> None:
         for path, prepared in PREPARED_TALES.items():
             if not (find_path(path) / "meta.json").is_file():
                 script("prepare_data", *prepared, f"--out={path}", folder=find_path("."))
-        setting, methods = (
-            Setting(str(existing_run("tales-001")), "data/tales", "data/tales_fresh"),
-            arguments.methods or METHODS,
-        )
+        setting = Setting(str(existing_run("tales-001")), "data/tales", "data/tales_fresh")
+        methods = arguments.methods or METHODS
         jobs = [(method, seed, arguments.seconds, setting) for seed in arguments.seeds for method in methods]
         measure(jobs, arguments.jobs, results, train)
     plot(results, arguments.seconds, PAGE.with_name("post_training.png"))

@@ -139,11 +139,22 @@ def _messages(value: Any, key: str, where: str) -> list[Message]:
     for n, item in enumerate(value, start=1):
         role = item.get("role", item.get("from"))
         content = item.get("content", item.get("value"))
+        if isinstance(content, list):
+            content = _joined(content, n, where)
         if not isinstance(content, str):
             raise ValueError(f"{where} has no text in message {n}, but {describe_value(content)}")
         role = ROLES.get(role, role) if isinstance(role, str) else role
         found.append({"role": role, "content": _text(content, f"in message {n}", where)})
     return found
+
+
+def _joined(parts: list[Any], n: int, where: str) -> str:
+    """Return the text of message n, a list of parts as in OpenAI's form. ValueError for a part that is no text."""
+    for part in parts:
+        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            kind = repr(part["type"]) if isinstance(part, dict) and "type" in part else describe_value(part)
+            raise ValueError(f"{where} has a part that is no text in message {n}, but {kind}")
+    return "".join(part["text"] for part in parts)
 
 
 def _completed(prompt: Any, answer: Any, key: str, where: str) -> list[Message]:

@@ -29,6 +29,10 @@ def sharegpt(messages, user="human", assistant="gpt"):
     return [{"from": names.get(m["role"], m["role"]), "value": m["content"]} for m in messages]
 
 
+def in_parts(text):
+    return [{"type": "text", "text": part} for part in (text[:1], text[1:])]
+
+
 def write(path, *records):
     """Write records in the form that the suffix says; several conversations are told apart by their questions."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,10 +61,16 @@ def corpus_of_chats(path, *conversations, name="chats"):
 
 # --- forms ------------------------------------------------------------------------------------------------------------
 
+PICTURE = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+
 FORMS = {  # form, record, its conversations, each with the first message that counts
     "messages": ("messages", {"messages": INSTRUCTED}, [(INSTRUCTED, 0)]),
     "messages with more keys": (
         "messages", {"id": 1, "messages": [{**message, "name": None} for message in ANSWERED]}, [(ANSWERED, 0)]
+    ),
+    "messages in parts": (
+        "messages", {"messages": [{"role": m["role"], "content": in_parts(m["content"])} for m in ANSWERED]},
+        [(ANSWERED, 0)],
     ),
     "sharegpt": ("sharegpt", {"id": "a", "conversations": sharegpt(INSTRUCTED)}, [(INSTRUCTED, 0)]),
     "sharegpt, other names": ("sharegpt", {"conversations": sharegpt(ANSWERED, "user", "chatgpt")}, [(ANSWERED, 0)]),
@@ -153,8 +163,10 @@ BAD_RECORDS = {
                           "empty content in message 1, the user's"),
     "null content": ("messages", {"messages": [*ASKED, {**GOOD, "content": None}]}, "no text in message 2, but null"),
     "a number": ("messages", {"messages": [*ASKED, {**GOOD, "content": 2}]}, "no text in message 2, but a number"),
-    "parts": ("messages", {"messages": [*ASKED, {**GOOD, "content": [{"type": "text", "text": "a"}]}]},
-              "no text in message 2, but a list of 1 turns"),
+    "a picture": ("messages", {"messages": [{**ASKED[0], "content": [{"type": "text", "text": "a"}, PICTURE]}, GOOD]},
+                  "has a part that is no text in message 1, but 'image_url'"),
+    "a list of texts": ("messages", {"messages": [*ASKED, {**GOOD, "content": ["a"]}]},
+                        "has a part that is no text in message 2, but a text"),
     "no content": ("messages", {"messages": [*ASKED, {"role": "assistant"}]}, "no text in message 2, but null"),
     "half a character": ("messages", {"messages": [*ASKED, {**GOOD, "content": "\ud83d"}]}, "half a character"),
     "an unknown role": ("messages", {"messages": [{"role": "tool", "content": "a"}, GOOD]}, "unknown role 'tool'"),

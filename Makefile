@@ -35,8 +35,9 @@ assistant: runs/tales-001/checkpoints/last data/requests/meta.json data/single_r
 	"$(BIN)" scripts/evaluate.py --run requests_sft
 	"$(BIN)" scripts/train.py --config configs/posttrain/requests_grpo.toml --run requests_grpo --resume
 	"$(BIN)" scripts/evaluate.py --run requests_grpo
-	"$(BIN)" scripts/generate.py --run requests_grpo --chat --temperature 0 \
-	  --prompt "Tell me a tale about Mina, who lost a red hat, with a giant."
+	"$(BIN)" scripts/chat.py --run requests_grpo --temperature 0 \
+	  --prompt "Tell me a tale about Mina, who lost a red hat, with a giant." \
+	  --prompt "Who came along first?" --prompt "How many friends came?"
 
 test: .venv/installed-dev lint
 	"$(BIN)" -m pytest -n 2 --dist worksteal

@@ -27,7 +27,7 @@ the entropy of what the model writes and the share with three friends, beside th
 the tales of each checkpoint, and draws a picture. A run on requests for tales answers --samples unseen requests.
 """
 
-from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run
+from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run, seed
 from gpt.text.sources import add_text_options
 
 
@@ -52,15 +52,14 @@ def main() -> None:
         "continuations": (20, "prompts to continue, for BLEU and ROUGE (default: 20)"),
     }  # fmt: skip
     for name, (default, help_text) in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=help_text)
+        kind = seed if name == "seed" else int
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=help_text)
     arguments = parser.parse_args()
     all_checkpoints = arguments.checkpoint == "all"
     if arguments.samples < all_checkpoints:
         parser.error(f"--samples must be at least {int(all_checkpoints)}, not {arguments.samples}")
     if arguments.continuations < 0:
         parser.error(f"--continuations must be at least 0, not {arguments.continuations}")
-    if not 0 <= arguments.seed < 2**63:
-        parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
     judged = arguments.reward is not None
     mode = "--checkpoint all, which checks sampled tales" if all_checkpoints else "--reward, which judges whole answers"
     for option in ["text", "reward"] * all_checkpoints + ["context", "stride", "weights"] * (all_checkpoints or judged):

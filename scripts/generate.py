@@ -20,7 +20,7 @@ line end, \\t for a tab and \\\\ for a backslash. With --format jsonl it is an o
 weights raise the loss.
 """
 
-from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run
+from gpt.run.cli import Parser, add_model_options, add_sampling_options, add_weights_option, chosen_run, run
 from gpt.system.text import unescape
 
 
@@ -40,19 +40,13 @@ def main() -> None:
     add("--system", type=unescape, metavar="TEXT", help="with --chat: instructions before the message")
     add("--max_new_tokens", type=int, metavar="N",
         help="tokens to generate (default: 200, or to the end of a document or an answer)")  # fmt: skip
-    add("--temperature", type=float, default=0.8, metavar="X",
-        help="0: the most probable token; 1: the model's probabilities; above: more random (default: 0.8)")  # fmt: skip
-    add("--top_k", type=int, metavar="N", help="sample from the N most probable tokens (default: all)")
-    add("--top_p", type=float, metavar="X", help="sample from the most probable tokens whose probabilities sum to X")
-    add("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    add_sampling_options(parser)
     add("--num_samples", type=int, default=1, metavar="N", help="texts to generate for each prompt (default: 1)")
     add_weights_option(parser)
     arguments = parser.parse_args()
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(arguments, name)}")
-    if not 0 <= arguments.seed < 2**63:
-        parser.error(f"--seed must be 0 to {2**63 - 1}, not {arguments.seed}")
     if arguments.system is not None and not arguments.chat:
         parser.error("--system comes before a message of a conversation: add --chat")
     if arguments.chat and arguments.prompt is None and arguments.prompts is None:

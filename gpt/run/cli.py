@@ -248,3 +248,20 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=["float32", "int8"], default="float32",
         help="int8 reads a quarter of the bytes per token and changes the loss slightly; CPU only (default: float32)",
     )  # fmt: skip
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how tokens are sampled: --temperature, --top_k, --top_p and --seed."""
+    add = parser.add_argument
+    add("--temperature", type=float, default=0.8, metavar="X",
+        help="0: the most probable token; 1: the model's probabilities; above: more random (default: 0.8)")  # fmt: skip
+    add("--top_k", type=int, metavar="N", help="sample from the N most probable tokens (default: all)")
+    add("--top_p", type=float, metavar="X", help="sample from the most probable tokens whose probabilities sum to X")
+    add("--seed", type=seed, default=0, metavar="N", help="random seed (default: 0)")
+
+
+def seed(text: str) -> int:
+    """Return a random seed from the text of an option."""
+    if not 0 <= (number := _number(text, int)) < 2**63:
+        raise argparse.ArgumentTypeError(f"takes 0 to {2**63 - 1}, not {number}")
+    return number

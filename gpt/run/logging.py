@@ -140,7 +140,9 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
             f"stopped at step {last['step']:,} of {max_steps:,}, saved in {run.find('last')}\n"
             f"to resume: python scripts/train.py --run {name} --resume"
         )
-    chat = "--chat " * (trainer.data.train.flags is not None)
+    use = f'to generate text: python scripts/generate.py --run {name} --prompt "..."'
+    if trainer.data.train.flags is not None:  # conversations
+        use = f"to talk to it:    python scripts/chat.py --run {name}"
     has_grammar, unit = baselines.entropy_floor is not None, baselines.unit
     level = f", perplexity {perplexity(last['best_loss']):,.2f}" if unit == "token" else ""
     lines = ["", comparison(baselines, f"this run, step {last['step']:,}", evaluation), ""]
@@ -163,7 +165,7 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         f"samples   {run.samples}",
         *(advice_line(line) for line in advise(read_metrics(run.metrics), baselines, trainer.config)),
         "",
-        f'to generate text: python scripts/generate.py --run {name} {chat}--prompt "..."',
+        use,
         f"to evaluate it:   python scripts/evaluate.py --run {name}",
         *(
             [f"to go on:         python scripts/train.py --run {name} --resume --patience 0"]

@@ -49,7 +49,7 @@ def outputs(tmp_path_factory):
 
 def test_each_command_runs(outputs):
     names = [name for name, _ in outputs]
-    assert names == ["prepare_data"] * 2 + ["train", "evaluate"] * 2 + ["generate"]
+    assert names == ["prepare_data"] * 2 + ["train", "evaluate"] * 2 + ["chat"]
 
 
 def test_the_runs_are_judged_by_requests(outputs):

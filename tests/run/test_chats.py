@@ -1,13 +1,21 @@
 """A run on conversations from the terminal: prepared, trained, asked and judged."""
 
+import inspect
+import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from gpt.text.chat import CHATML
+from gpt.run import chat as chatting
+from gpt.text.chat import CHATML, encode_chat
 from gpt.token_files import load_data
-from scripts import run_script
+from gpt.tokenizer import load_tokenizer
+from scripts import SCRIPTS, run_script
 
 CONFIG = """\
 max_steps = 250
@@ -171,3 +179,193 @@ def test_transformers_answers_the_same(ask, folder):
         )
         written = model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.size(1) :]
         assert tokenizer.decode(written).replace(" ", "") == f"{answer}<|im_end|>"
+
+
+# --- a conversation ---------------------------------------------------------------------------------------------------
+
+NO_TEMPLATE = "the model has no chat template: it was not trained on conversations"
+USER_2, USER_3 = ({"role": "user", "content": number} for number in "23")
+SYSTEM_1 = {"role": "system", "content": "1"}
+
+
+@pytest.fixture
+def talk(ask, monkeypatch):
+    """Return a function that types lines to scripts/chat.py: what it prints, what it says on stderr, and the calls of
+    `generate_ids`, each the ids to continue and the settings."""
+    generate_ids = chatting.generate_ids
+
+    def call(*lines, options="--run chats --temperature 0", interrupted_after=None, status=0):
+        calls = []
+
+        def recorded(model, ids, *args, **settings):
+            calls.append((ids, settings))
+            for n, i in enumerate(generate_ids(model, ids, *args, **settings)):
+                if n == interrupted_after and len(calls) == 1:
+                    raise KeyboardInterrupt
+                yield i
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+            patch.setattr(chatting, "generate_ids", recorded)
+            return *ask(f"chat {options}", status), calls
+
+    return call
+
+
+@pytest.fixture
+def ids_of(folder):
+    """Return a function from messages to the ids that an answer to them continues."""
+    tokenizer = load_tokenizer(folder / "runs" / "chats" / "tokenizer.json")
+    return lambda *messages: encode_chat(tokenizer, [*messages])
+
+
+def test_each_message_is_answered_after_the_others(talk, ids_of):
+    out, err, calls = talk("1", "", "2")
+    assert out == "one\n\ntwo\n"
+    assert "it answers messages; /help lists the commands" in err
+    assert [ids for ids, _ in calls] == [ids_of(chat("1")[0]), ids_of(*chat("1"), USER_2)]
+
+
+def test_messages_of_the_command_line_come_first(talk):
+    out, _, calls = talk("3", options="--run chats --temperature 0 --prompt 1 --prompt 2")
+    assert out == "> 1\none\n> 2\ntwo\n", "without a terminal nothing else is read"
+    assert len(calls) == 2
+
+
+def test_commands_change_the_conversation(talk, ids_of):
+    out, err, calls = talk("1", "/reset", "2", "/system 1", "2", "//1", "/retry", "/quit", "3")
+    first, reset, second, again, *_ = out.splitlines()
+    assert (first, second) == ("one", "two")
+    assert reset == again == "a new conversation begins"
+    assert "the character '/' (U+002F) is not among the characters of this tokenizer" in err, "the message is /1"
+    assert [ids for ids, _ in calls[1:]] == [ids_of(USER_2), *[ids_of(SYSTEM_1, USER_2)] * 2]
+
+
+def test_sampling_can_be_changed(talk):
+    out, _, calls = talk("1", "/temperature 1.5", "/top_k 3", "/top_p 0.5", "2", "/top_k", "3")
+    assert "temperature 1.5\ntop_k 3\ntop_p 0.5\n" in out
+    assert "top_k off\n" in out
+    settings = [tuple(given[name] for name in ("temperature", "top_k", "top_p")) for _, given in calls]
+    assert settings == [(0, None, None), (1.5, 3, 0.5), (1.5, None, 0.5)]
+
+
+def test_a_conversation_is_saved_and_loaded(talk, ids_of, tmp_path):
+    path = tmp_path / "saved.jsonl"
+    out, _, _ = talk("/system 1", "1", f"/save {path}", "2", f"/save {path}")
+    assert out.count(f"saved in {path}") == 2
+    messages = json.loads(path.read_text())["messages"]
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2]
+    out, _, calls = talk(f"/load {path}", "3")
+    assert out.startswith("4 messages; the last one: ")
+    assert calls[0][0] == ids_of(*messages, USER_3)
+    prepare = f"prepare_data --input {path} --val_input {path} --format messages --tokenizer char --out {tmp_path}/data"
+    assert run_script(prepare) == 0
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("/rest", "no command /rest: /help lists them; a message may begin with two slashes"),
+    ("/__init__", "no command /__init__"),
+    ("/retry", "there is no message yet"),
+    ("/save", "name a file"),
+    ("/save a.jsonl", "there is nothing to save yet"),
+    ("/save all.jsonl", "all.jsonl exists: choose another name"),
+    ("/load nothing.jsonl", "nothing.jsonl"),
+    ("/load chats.toml", "chats.toml"),
+    ("/top_k half", "/top_k takes a whole number, not 'half'"),
+    ("/top_p 2", "top_p must lie in (0, 1], not 2"),
+    ("/temperature", "/temperature takes a number, not ''"),
+])  # fmt: skip
+def test_a_mistake_does_not_end_the_conversation(talk, line, words):
+    out, err, _ = talk(line, "1")
+    assert words in err
+    assert out == "one\n"
+
+
+def test_help_lists_every_command(talk):
+    listed = re.findall(r"^/(\w+)", talk("/help")[0], re.MULTILINE)
+    source = inspect.getsource(chatting.Chat)
+    assert sorted(listed) == sorted(re.findall(r"def _(\w+)\(self, value: str\) -> Iterator", source))
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_a_stopped_answer_is_kept(talk, ids_of, n):
+    """Ctrl-C after n characters."""
+    out, _, calls = talk("3", "2", interrupted_after=n)
+    assert out == ["\ntwo\n", "thr\n" + out[4:]][n > 0]
+    stopped = [USER_3, {"role": "assistant", "content": "thr"}] if n else []
+    assert calls[1][0] == ids_of(*stopped, USER_2)
+
+
+def test_the_oldest_messages_make_room(talk, ids_of, tmp_path):
+    """The context holds 96 tokens, of which 84 may be a prompt."""
+    path, messages = tmp_path / "long.jsonl", chat(*"12312")
+    path.write_text(json.dumps({"messages": messages}))
+    _, err, calls = talk(f"/load {path}", "3")
+    prompts = [ids_of(*messages[first:], USER_3) for first in range(0, 11, 2)]
+    first = next(n for n, ids in enumerate(prompts) if len(ids) <= 84)
+    assert 0 < first < 5
+    assert calls[0][0] == prompts[first]
+    assert f"the model no longer sees the first {2 * first} messages" in err
+
+
+def test_a_model_without_a_template_continues_a_text(talk, ask, folder, tmp_path):
+    (folder / "song.txt").write_text("123 one two three. " * 40)
+    ask("prepare_data --input song.txt --tokenizer char --out song")
+    text = CONFIG.replace('"data"', '"song"').replace('"document"', '"packed"').replace('"sft"', '"next_token"')
+    (folder / "song.toml").write_text(text)
+    ask("train --config song.toml --run song")
+    options = "--run song --temperature 0 --max_new_tokens 4"
+    generated = ask(f"generate {options} --prompt '123 '").out
+    assert generated == "123 one \n"
+    path = tmp_path / "song.txt"
+    out, err, _ = talk("123 ", "", "three", f"/save {path}", "/reset", f"/load {path}", "one", options=options)
+    assert "it continues a text: a line is appended to it as it is" in err
+    assert out.splitlines()[:2] == ["one ", "two "]
+    assert path.read_text() == f"123 one two three{out.splitlines()[2]}"
+    assert f"a text of {len(path.read_text())} characters" in out
+    assert NO_TEMPLATE in talk("1", options=f"{options} --system 1", status=2)[1]
+    assert NO_TEMPLATE in talk("/system 1", options=options)[1]
+
+
+def test_a_model_that_fills_in_blanks_has_no_conversation(talk, ask, folder):
+    (folder / "blanks.txt").write_text("123 one two three. " * 40)
+    ask("prepare_data --input blanks.txt --tokenizer char --out blanks --special_tokens [MASK]")
+    text = CONFIG.replace('"data"', '"blanks"').replace('"document"', '"packed"').replace('"sft"', '"masked"')
+    (folder / "blanks.toml").write_text(text.replace("250", "2"))
+    ask("train --config blanks.toml --run blanks")
+    assert "does not continue a text" in talk("1", options="--run blanks", status=2)[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_on_a_terminal(folder):
+    """What is typed is echoed by the terminal; Ctrl-C empties the line, Ctrl-D ends the program."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(SCRIPTS / "chat.py"), "--run", str(folder / "runs" / "chats"), "--temperature", "0"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    shown = ""
+
+    def read_until(words):
+        nonlocal shown
+        while words not in shown:
+            shown += os.read(ours, 1024).decode()
+        before, _, shown = shown.partition(words)
+        return before
+
+    try:
+        read_until("/help lists the commands")
+        read_until("> ")
+        os.write(ours, b"2")
+        read_until("2")
+        process.send_signal(signal.SIGINT)
+        read_until("> ")
+        os.write(ours, b"1\n")
+        assert read_until("> ").split() == ["1", "one"]
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

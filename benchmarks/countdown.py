@@ -106,7 +106,7 @@ def train(method: str, seed: int, seconds: float, folder: Path, n: int, n_curve:
         model, _, checkpoint = load_model(path, "last")
     pass_1, pass_k = judge(model, data, n, seed)
     start = load_model(folder / BASE, "last")[0]
-    metrics = GRPO(model, ObjectiveConfig(reward="countdown"), start).evaluate(checkpoint.config, data).metrics
+    metrics = GRPO(model, ObjectiveConfig("grpo", reward="countdown"), start).evaluate(checkpoint.config, data).metrics
     figures = {"pass_1": pass_1, "pass_k": pass_k, "kl": metrics["val_kl"], "length": metrics["val_length"]}
     figures |= {"steps": run.steps, "threads": torch.get_num_threads(), **parts}
     return {"method": method, "seed": seed, "seconds": seconds, **figures, "curve": run.curve}

@@ -134,18 +134,21 @@ def advantages(rollouts: Sequence[Rollout], baseline: str, credit: str, normaliz
     advantages of Schulman et al. 2016, arXiv:1506.02438, section 3. Their mean is the policy gradient as far as texts
     without an error, of one kind and length, have the same prospects.
 
-    A mean over a kind takes away the gain from writing another kind.
+    A mean over a kind takes away the gain from writing another kind. A text whose kind cannot be told is compared with
+    the whole group: among its like, all of them wrong, nothing would make it rarer.
     """
     kinds = ["" if baseline == "group" else rollout.kind for rollout in rollouts]
     found: list[np.ndarray] = [np.empty(0)] * len(rollouts)
     for kind in dict.fromkeys(kinds):
-        peers = [n for n, other in enumerate(kinds) if other == kind]
+        peers = [n for n, other in enumerate(kinds) if kind in ("", other)]
         rewards = np.array([rollouts[n].reward for n in peers])
         scale = rewards.std() + 1e-6 if normalize else 1.0
         lengths, right = np.array([(len(r.ids) - r.start, r.error - r.start) for r in (rollouts[n] for n in peers)]).T
         alive = right[:, None] >= np.arange(lengths.max())  # (peers, T): no error before this token
         expected = (rewards @ alive) / alive.sum(0).clip(min=1)  # V(y_1 .. y_t-1)
         for n, reward, length, first in zip(peers, rewards, lengths, right, strict=True):
+            if kinds[n] != kind:
+                continue
             if credit == "answer":
                 found[n] = np.full(length, (reward - rewards.mean()) / scale)
                 continue

@@ -278,11 +278,10 @@ def plot(results: Results, seconds: float, out: Path) -> None:
         dots = [(row["entropy"], row["accepted"]) for row in rows]
         over_entropy.plot(*zip(*dots, strict=True), "o", ms=5, color=colour, label=method)
         if points := list(zip(*(row["curve"] for row in rows), strict=False)):  # by point, then by seed
-            means = [[statistics.fmean(values) for values in zip(*of_seeds, strict=True)] for of_seeds in points]
-            last = seconds, statistics.fmean(row["accepted"] for row in rows)
-            over_time.plot(
-                *zip(*(mean[:2] for mean in means), last, strict=True), color=colour, marker=".", label=method
-            )
+            means = [[statistics.fmean(values) for values in zip(*of_seeds, strict=True)][:2] for of_seeds in points]
+            line = [(x, y) for x, y in means if x < 0.97 * seconds]  # the last point is that of SAMPLES tales
+            line.append((seconds, statistics.fmean(row["accepted"] for row in rows)))
+            over_time.plot(*zip(*line, strict=True), color=colour, marker=".", label=method)
     over_entropy.plot(tales.entropy(), 1, "k*", ms=12, label="the grammar itself")
     over_entropy.axvline(tales.entropy(), color="#868e96", lw=1, ls="--")
     over_time.set_xlabel("seconds of sampling, judging and training")

@@ -1,4 +1,7 @@
-"""Runs that train for the same time, each in its own process: a clock, and a deadline at which a run ends."""
+"""Runs that train for the same time, each in its own process: a clock, and a deadline at which a run ends.
+
+The clock of a run on one thread counts the seconds of CPU time, so that other programs hardly disturb it.
+"""
 
 import argparse
 import dataclasses
@@ -32,12 +35,13 @@ class Run:
         self.seed, self.seconds, self.folder, self.figures = seed, seconds, folder, figures
         self.parts = {"sample_s": 0.0, "judge_s": 0.0}
         self.curve: list[list[float]] = []  # seconds, then figures
-        self.steps, self.start = 0, time.perf_counter()
+        self.clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        self.steps, self.start = 0, self.clock()
 
     @property
     def elapsed(self) -> float:
         """The seconds that count so far."""
-        return time.perf_counter() - self.start
+        return self.clock() - self.start
 
     def measure(self, model: GPTModel) -> None:
         """Add a point to the curve if one is due."""
@@ -72,12 +76,15 @@ class Deadline(Callback):
 
     def __init__(self, run: Run, until: float):
         self.run, self.until, self.begun = run, until, 0.0
+        self.last = run.clock(), time.perf_counter()
 
     def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
-        """Count the seconds of sampling and judging in a step."""
+        """Count the seconds of sampling and judging in a step, which the objective measures by another clock."""
+        before, self.last = self.last, (self.run.clock(), time.perf_counter())
+        ours, theirs = (now - then for now, then in zip(self.last, before, strict=True))
         for name, total in zip(trainer.objective.training_metrics, trainer.sums[2:], strict=False):
             if name in self.run.parts:
-                self.run.parts[name] += total
+                self.run.parts[name] += total * ours / theirs
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Set the number of steps."""

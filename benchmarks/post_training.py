@@ -5,17 +5,16 @@
     python benchmarks/post_training.py --redraw
     python benchmarks/post_training.py --quick
 
-Each run has its own process, and --jobs of them share the cores. Loading, sampling, judging and training count; the
-clock stands while tales are sampled for a curve. The learning rate decays over the time, not over a number of steps.
-Results are lines of docs/post-training.jsonl; those that are there already are not measured again, and --redraw
-measures nothing. Everything takes 80 minutes on two cores. --quick trains for a second each on a tiny model in a
-temporary folder, as a smoke test, and writes no page.
+Each run has its own process, and --jobs of them share the cores; of a run on one thread the CPU time counts. Loading,
+sampling, judging and training count; the clock stands while tales are sampled for a curve. The learning rate decays
+over the time, not over a number of steps. Results are lines of docs/post-training.jsonl; those that are there already
+are not measured again, and --redraw measures nothing. Everything takes 80 minutes on two cores. --quick trains for a
+second each on a tiny model in a temporary folder, as a smoke test, and writes no page.
 """
 
 import dataclasses
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,13 +88,13 @@ class Run(equal_time.Run):
 
     def sample(self, model: GPTModel, seed: int) -> tuple[list[list[int]], list[list[int]]]:
         """Return the ids of tales that a model writes: those that the grammar accepts, and the others."""
-        start = time.perf_counter()
+        start = self.clock()
         documents, texts = sample_texts(NextToken(model), self.tokenizer, self.setting.round, seed)
-        sampled, by_verdict = time.perf_counter(), {True: [], False: []}
+        sampled, by_verdict = self.clock(), {True: [], False: []}
         for ids, text in zip(documents, texts, strict=True):
             by_verdict[tales.first_broken_rule(text) is None].append(ids)
         self.parts["sample_s"] += sampled - start
-        self.parts["judge_s"] += time.perf_counter() - sampled
+        self.parts["judge_s"] += self.clock() - sampled
         return by_verdict[True], by_verdict[False]
 
 

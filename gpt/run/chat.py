@@ -101,9 +101,7 @@ class Chat:
         if not (self.objective.continues_prompts and self.objective.left_to_right):
             raise ValueError(f"{loaded.name} does not continue a text: scripts/generate.py shows what it writes")
         if system and not self.answers:
-            raise ValueError(
-                "the model has no chat template: it was not trained on conversations, and reads no --system"
-            )
+            raise ValueError(f"{NO_TEMPLATE} --system")
         self.system, self.max_new_tokens = system, max_new_tokens
         if max_new_tokens is None:
             self.max_new_tokens = ANSWER_TOKENS if self.answers else default_length(self.model, self.prepend_eot)
@@ -214,9 +212,7 @@ class Chat:
 
     def _system(self, value: str) -> Iterator[str]:
         if not self.answers:
-            raise ValueError(
-                "the model has no chat template: it was not trained on conversations, and reads no /system"
-            )
+            raise ValueError(f"{NO_TEMPLATE} /system")
         self.system = value
         yield from self._reset("")
 

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import torch
 
-from gpt.exchange.models import LoadedModel, open_model
+from gpt.exchange.models import LoadedModel
 from gpt.generation import check_sampling
 from gpt.objectives.documents import default_length, generate_ids, with_start
-from gpt.run.generate import ANSWER_TOKENS, overflow_notice, use_int8
-from gpt.system.device import choose_device
+from gpt.run.generate import ANSWER_TOKENS, load, overflow_notice
 from gpt.system.files import write_text
-from gpt.system.memory import set_allocator_flags
 from gpt.text.chat import Message, encode_chat, stop_ids
 from gpt.text.conversations import read_conversations
 from gpt.text.tokenizers import decode_stream
@@ -41,13 +39,7 @@ def converse(folder: Path | None, arguments: Namespace) -> None:
     """Answer --prompt, or what is typed, until the input ends. `folder` is a run's, or None for published weights."""
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
     check_sampling(arguments.max_new_tokens or 0, **sampling)
-    device = choose_device(arguments.device)
-    set_allocator_flags()
-    loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
-    print(loaded.name, file=sys.stderr)
-    if arguments.weights == "int8":
-        use_int8(loaded)
-    loaded.objective.to(device)
+    loaded = load(folder, arguments)
     chat = Chat(loaded, arguments.system or "", arguments.max_new_tokens, sampling, arguments.seed)
     print(f"{chat.form}; /help lists the commands", file=sys.stderr)
     for line in _lines(arguments.prompt):

@@ -45,13 +45,7 @@ def generate_from(folder: Path | None, arguments: Namespace) -> None:
     prompts = [arguments.prompt or ""]
     if listed:
         prompts = read_prompts(arguments.prompts, arguments.field, arguments.encoding)
-    device = choose_device(arguments.device)
-    set_allocator_flags()
-    loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
-    print(loaded.name, file=sys.stderr)
-    if arguments.weights == "int8":
-        use_int8(loaded)
-    loaded.objective.to(device)
+    loaded = load(folder, arguments)
     writer = Writer(loaded, arguments.chat, arguments.system, arguments.max_new_tokens, sampling)
     ids = [writer.encode(prompt, f"prompt {n}: " * listed) for n, prompt in enumerate(prompts, start=1)]
     notice_long_prompts([len(prompt) for prompt in ids], loaded.objective.model.config.context_length)
@@ -64,6 +58,18 @@ def generate_from(folder: Path | None, arguments: Namespace) -> None:
     for first in range(0, len(jobs), size):
         for result in writer.complete(jobs[first : first + size]):
             print(json.dumps(result, ensure_ascii=False) if arguments.format == "jsonl" else escape(result["text"]))
+
+
+def load(folder: Path | None, arguments: Namespace) -> LoadedModel:
+    """Return the model that --run or --pretrained names, on --device, with --weights, and print its name on stderr."""
+    device = choose_device(arguments.device)
+    set_allocator_flags()
+    loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
+    print(loaded.name, file=sys.stderr)
+    if arguments.weights == "int8":
+        use_int8(loaded)
+    loaded.objective.to(device)
+    return loaded
 
 
 def read_prompts(source: str, field: str | None, encoding: str = "utf-8") -> list[str]:

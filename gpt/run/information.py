@@ -102,7 +102,7 @@ def print_figures(figures: list[Figure]) -> None:
 
 def draw_pictures(experiments: Experiments, folder: Path) -> None:
     """Draw four pictures in a folder, created if need be."""
-    from gpt.run import plots  # importing matplotlib takes half a second
+    from gpt.run import information_plots as plots  # importing matplotlib takes half a second
 
     folder.mkdir(parents=True, exist_ok=True)
     plots.plot_binary_loss(folder / "binary_loss.png")

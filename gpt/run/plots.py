@@ -1,11 +1,10 @@
-"""All plots. They need no display, so they also work on a server and in tests."""
+"""Plots of runs. They need no display, so they also work on a server and in tests."""
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -14,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from gpt.evaluation.baselines import Baselines
-from gpt.evaluation.information import Numbers, Reliability, binary_cross_entropy, entropy
+from gpt.evaluation.information import Numbers
 from gpt.loss import perplexity
 from gpt.planning.plan import Plan
 from gpt.run.logging import read_metrics
@@ -70,7 +69,7 @@ def plot_losses(metrics: Path, out: Path, baselines: Baselines) -> None:
         if scale == "log":
             _plain_log_axis(axes)
     figure.axes[0].legend(loc="upper right")
-    _save(figure, out)
+    save(figure, out)
 
 
 def plot_rewards(metrics: Path, out: Path, baselines: Baselines) -> None:
@@ -105,7 +104,7 @@ def plot_rewards(metrics: Path, out: Path, baselines: Baselines) -> None:
         axes.set_title(title, loc="left", fontsize=10)
         _tokens_axis(axes, f"{baselines.unit}s seen")
     figure.axes[0].legend()
-    _save(figure, out)
+    save(figure, out)
 
 
 def _plot_columns(
@@ -126,7 +125,8 @@ def _plot_columns(
             axes.plot(*zip(*points, strict=True), label=name, ms=3, **style)
 
 
-def _save(figure: Figure, out: Path) -> None:
+def save(figure: Figure, out: Path) -> None:
+    """Write a figure, as a whole or not at all."""
     with atomic_file(out) as temporary:
         figure.savefig(temporary)
 
@@ -147,10 +147,10 @@ def _label_levels(axes: Axes, levels: dict[str, float]) -> None:
 def _tokens_axis(axes: Axes, label: str = "tokens seen") -> None:
     axes.set_xlabel(label)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
-    _style(axes)
+    style(axes)
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
     """Draw a faint grid, and remove the frame where there is no axis."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -182,7 +182,7 @@ def plot_mask(mask: Tensor, labels: Sequence[str], out: Path) -> None:
     axes.set_ylabel("query")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    _save(figure, out)
+    save(figure, out)
 
 
 def plot_grammar_reports(reports: dict[int, GrammarReport], out: Path) -> None:
@@ -204,7 +204,7 @@ def plot_grammar_reports(reports: dict[int, GrammarReport], out: Path) -> None:
     axes.set_title("sampled tales: accepted by the grammar, or the first rule broken", loc="left", fontsize=10)
     _tokens_axis(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
-    _save(figure, out)
+    save(figure, out)
 
 
 def plot_comparison(runs: dict[str, dict[str, list[float]]], column: str, title: str, out: Path) -> None:
@@ -215,11 +215,11 @@ def plot_comparison(runs: dict[str, dict[str, list[float]]], column: str, title:
             points = [(x, y) for x, y in zip(metrics[along], metrics[column], strict=True) if not math.isnan(y)]
             colour = RULES[1:][number % len(RULES[1:])]
             axes.plot(*zip(*points, strict=True) if points else ((), ()), color=colour, label=name, marker="o", ms=3)
-        _tokens_axis(axes) if along == "tokens_seen" else _style(axes)
+        _tokens_axis(axes) if along == "tokens_seen" else style(axes)
     figure.axes[0].set_title(title, loc="left", fontsize=10)
     figure.axes[1].set_xlabel("seconds")
     figure.axes[1].legend(frameon=False, fontsize=8)
-    _save(figure, out)
+    save(figure, out)
 
 
 def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
@@ -256,7 +256,7 @@ def plot_benchmark(rows: list[dict], titles: dict[str, str], out: Path) -> None:
     axes.set_xlabel("speed relative to gpt (longer is faster)")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    _save(figure, out)
+    save(figure, out)
 
 
 def plot_scaling(
@@ -287,7 +287,7 @@ def plot_scaling(
         axes.set_xscale("log")
         axes.set_xlabel("FLOPs")
         axes.set_title(title, loc="left", fontsize=10)
-        _style(axes)
+        style(axes)
     left, right = figure.axes
     if floor:
         left.axhline(floor, color=FLOOR, lw=1)
@@ -295,7 +295,7 @@ def plot_scaling(
     right.set_yscale("log")
     _plain_log_axis(right)
     right.legend(frameon=False, fontsize=8, title="parameters", title_fontsize=8)
-    _save(figure, out)
+    save(figure, out)
 
 
 def plot_plans(name: str, plans: dict[str, Plan], seconds: Sequence[float | None], memory: float, out: Path) -> None:
@@ -324,92 +324,5 @@ def plot_plans(name: str, plans: dict[str, Plan], seconds: Sequence[float | None
         axes.set_xticks(positions, plans)
         axes.set_xlim(-0.6, len(plans) - 0.4)  # leaves room for a plan without a bar
         axes.set_xlabel(name)
-        _style(axes)
-    _save(figure, out)
-
-
-# --- information ------------------------------------------------------------------------------------------------------
-
-
-def plot_binary_loss(out: Path) -> None:
-    """Plot binary cross-entropy in nats over the predicted probability, for a true and a false label, as a PNG."""
-    p = torch.linspace(0.002, 0.998, 499, dtype=torch.float64)
-    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for label, name, colour in ((1.0, "label true: -ln p", TRAIN), (0.0, "label false: -ln(1 - p)", VAL)):
-        losses = binary_cross_entropy(p, torch.full_like(p, label), reduction="none")
-        axes.plot(p.tolist(), losses.tolist(), color=colour, label=name)
-    axes.axhline(math.log(2), color=GREY, ls="--", lw=1, label="p = 1/2: ln 2 = 0.693")
-    axes.set(xlim=(0, 1), ylim=(0, 6.5), xlabel="predicted probability of true", ylabel="loss, nats")
-    axes.set_title("binary cross-entropy is unbounded", loc="left", fontsize=10)
-    axes.legend(loc="upper center", frameon=False)
-    _style(axes)
-    _save(figure, out)
-
-
-def plot_coin_entropy(out: Path) -> None:
-    """Plot the entropy of a coin in bits over the probability of heads, as a PNG."""
-    heads = torch.linspace(0, 1, 401, dtype=torch.float64)
-    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    bits = entropy(torch.stack([heads, 1 - heads], -1), unit="bits")
-    axes.plot(heads.tolist(), bits.tolist(), color=TRAIN)
-    for p in (0.1, 0.5, 0.9):
-        height = entropy([p, 1 - p], unit="bits").item()
-        axes.plot(p, height, "o", color=TRAIN, ms=5)
-        place = {"xytext": (0, -8) if p == 0.5 else (9 if p < 0.5 else -9, 0), "textcoords": "offset points"}
-        sides = {"ha": "center", "va": "top"} if p == 0.5 else {"ha": "left" if p < 0.5 else "right", "va": "center"}
-        axes.annotate(f"{height:.3f}", (p, height), **place, **sides, fontsize=9)
-    axes.set(xlim=(-0.01, 1.01), ylim=(0, 1.05), xlabel="probability of heads", ylabel="entropy, bits")
-    axes.set_title("entropy of a coin: highest for a fair one", loc="left", fontsize=10)
-    _style(axes)
-    _save(figure, out)
-
-
-def plot_target_probabilities(before: Numbers, after: Numbers, vocab_size: int, out: Path) -> None:
-    """Plot the probability of each target of a batch before and after training, as a PNG.
-
-    A dashed line marks the uniform distribution over `vocab_size` tokens.
-    """
-    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for probabilities, name, colour in ((before, "before training", GREY), (after, "after training", TRAIN)):
-        flat = torch.as_tensor(probabilities).detach().flatten().tolist()
-        axes.plot(range(1, len(flat) + 1), flat, "o", color=colour, ms=4, label=name)
-    axes.axhline(1 / vocab_size, color=VAL, ls="--", lw=1, label=f"uniform: 1/{vocab_size:,} = {1 / vocab_size:.3g}")
-    axes.set_ylim(0, 1.03)
-    axes.set(xlabel="target", ylabel="probability")
-    axes.set_title("probabilities of the targets", loc="left", fontsize=10)
-    figure.legend(loc="outside right center", frameon=False)
-    _style(axes)
-    _save(figure, out)
-
-
-def plot_reliability(models: dict[str, Reliability], out: Path) -> None:
-    """Plot reliability diagrams side by side, titled with the models' names, as a PNG.
-
-    Bars show accuracy by bin of confidence; a calibrated model lies on the diagonal. Below: the share of predictions.
-    """
-    figure = Figure(figsize=(4.4 * len(models), 5.2), dpi=110, layout="constrained")
-    panels = figure.subplots(2, len(models), squeeze=False, sharex=True, sharey="row", height_ratios=(4, 1))
-    for (above, below), (name, found) in zip(panels.T, models.items(), strict=True):
-        bins = len(found.count)
-        middles = [(i + 0.5) / bins for i in range(bins)]
-        gaps = (found.confidence - found.accuracy).tolist()  # NaN, which is not drawn, in an empty bin
-        accuracy = found.accuracy.nan_to_num(0).tolist()
-        above.bar(middles, accuracy, 0.92 / bins, color=TRAIN, label="accuracy")
-        above.bar(
-            middles, gaps, 0.92 / bins, accuracy, fc="none", ec=VAL, hatch="///", label="gap to the mean confidence"
-        )
-        above.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1)
-        above.set(xlim=(0, 1), ylim=(0, 1))
-        error = found.expected_calibration_error
-        above.set_title(f"{name}\nexpected calibration error {error:.3f}", loc="left", fontsize=10)
-        below.bar(middles, (found.count / found.count.sum()).tolist(), 0.92 / bins, color=GREY)
-        below.set_xlabel("confidence")
-        for axes in (above, below):
-            _style(axes)
-    panels[0, 0].set_ylabel("accuracy")
-    panels[1, 0].set_ylabel("share")
-    panels[0, 0].legend(loc="upper left", frameon=False, fontsize=8)
-    _save(figure, out)
+        style(axes)
+    save(figure, out)

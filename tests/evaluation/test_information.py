@@ -20,7 +20,7 @@ from gpt.evaluation import information as info
 from gpt.evaluation.markov import create_gpt, sample_words, split_examples, train_gpt, transition_matrix
 from gpt.loss import perplexity
 from gpt.ops import fused, reference
-from gpt.run import plots
+from gpt.run import information_plots as plots
 
 scipy_optimize = pytest.importorskip("scipy.optimize", reason="scipy is a development dependency")
 from scipy.spatial.distance import jensenshannon  # noqa: E402

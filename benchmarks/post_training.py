@@ -258,10 +258,11 @@ def caption(results: Results, seconds: float) -> str:
     """Return the picture, in Markdown, and how the runs were measured."""
     threads = sorted({row["threads"] for method in METHODS for row in results.of(method, seconds)})
     shown = " or ".join(map(str, threads))
+    clock = "seconds of CPU time" if threads == [1] else "seconds"
     return (
         f"![Share of tales accepted over {seconds:.0f} seconds, and over the entropy of what is written, a dot per "
         f"run; the star is the grammar](post_training.png)\n\n"
-        f"Each run had {seconds:.0f} seconds on {shown} thread{'s' * (threads != [1])}. Points on the way are shares "
+        f"Each run had {seconds:.0f} {clock} on {shown} thread{'s' * (threads != [1])}. Points on the way are shares "
         f"of {CURVE_SAMPLES} tales."
     )
 

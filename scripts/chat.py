@@ -7,28 +7,30 @@
     python scripts/chat.py --pretrained smollm2 --prompt "What is the capital of France?"
 
 The model is loaded once and answers message by message, as it was trained to by its chat template. A model without
-one continues a text: what is typed is appended as it is, an empty line lets the model go on, and after an end of text
-the next line begins another one.
+one, or any with --text, continues a text: a line is appended as it is, an empty line lets the model go on, and after
+the end of a text the next line begins another one.
 
-Ctrl-C stops an answer, not the program; Ctrl-D or /quit ends it. /reset forgets the conversation, /system sets
-instructions, /retry asks for another answer, /temperature, /top_k and /top_p change how tokens are sampled, /save and
-/load keep a conversation in a file that prepare_data.py --format messages reads. /help lists all commands.
+Ctrl-C stops an answer, not the program; Ctrl-D (on Windows Ctrl-Z and Enter) or /quit ends it. /reset forgets the
+conversation, /system sets instructions, /retry writes the last answer again, /temperature, /top_k and /top_p change how
+tokens are sampled, /save and /load keep a conversation in a file. /help lists all commands.
 
-Each --prompt is a message that is sent first. Without a terminal the lines of standard input are the messages, or
---prompt alone.
+Each --prompt is a line that is sent first. Without a terminal the lines of standard input are sent, or --prompt alone,
+and the exit status is 2 if one was refused.
 """
 
 from gpt.run.cli import Parser, add_model_options, add_sampling_options, add_weights_option, chosen_run, run
 from gpt.system.text import unescape
 
 
-def main() -> None:
+def main() -> int:
     parser = Parser(__doc__)
     add_model_options(parser)
     add = parser.add_argument
-    add("--prompt", type=unescape, action="append", metavar="TEXT", help="a message to send first; may be repeated")
+    add("--prompt", type=unescape, action="append", metavar="TEXT", help="a line to send first; may be repeated")
     add("--system", type=unescape, metavar="TEXT", help="instructions before the conversation")
-    add("--max_new_tokens", type=int, metavar="N", help="the longest answer (default: 1000 tokens, or 200 of a text)")
+    add("--text", action="store_true", help="continue a text, although the model has a chat template")
+    add("--max_new_tokens", type=int, metavar="N",
+        help="the longest answer (default: 1000 tokens; of a text 200, or a document)")  # fmt: skip
     add_sampling_options(parser)
     add_weights_option(parser)
     arguments = parser.parse_args()
@@ -36,7 +38,7 @@ def main() -> None:
 
     from gpt.run.chat import converse  # imports PyTorch, which --help does not need
 
-    converse(folder, arguments)
+    return converse(folder, arguments)
 
 
 if __name__ == "__main__":

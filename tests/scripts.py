@@ -1,5 +1,6 @@
 """Run scripts of scripts/ inside the test process, which saves the seconds that importing PyTorch takes."""
 
+import io
 import runpy
 import shlex
 import sys
@@ -22,6 +23,8 @@ def run_script(command: str) -> int:
         patch.setattr(paths, "PROJECT", Path.cwd())  # hides the project's own runs and data
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.delenv("GPT_TRACEBACK", raising=False)
+        if sys.stdin is sys.__stdin__:  # pytest -s: no script waits for the terminal
+            patch.setattr(sys, "stdin", io.StringIO())
         try:
             runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
         except SystemExit as end:

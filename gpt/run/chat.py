@@ -4,6 +4,8 @@ import contextlib
 import json
 import sys
 from argparse import Namespace
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,88 +14,107 @@ import torch
 from gpt.exchange.models import LoadedModel
 from gpt.generation import check_sampling
 from gpt.objectives.documents import default_length, generate_ids, with_start
-from gpt.run.generate import ANSWER_TOKENS, load, overflow_notice
+from gpt.run.generate import ANSWER_TOKENS, load, notice_long_prompts, overflow_notice
 from gpt.system.files import write_text
 from gpt.text.chat import Message, encode_chat, stop_ids
 from gpt.text.conversations import read_conversations
+from gpt.text.readers import read_chunks
 from gpt.text.tokenizers import decode_stream
 
 ANSWER_SHARE = 8  # an eighth of the context is kept for an answer: the oldest messages make room for it
 HELP = {
     "/help": "this list",
-    "/retry": "another answer to the last message",
+    "/retry": "write the last answer again; at temperature 0 it is the same",
     "/reset": "forget the conversation",
-    "/system TEXT": "instructions for a new conversation; without TEXT none",
+    "/system TEXT": "instructions for a new conversation; without TEXT the model's own, if it has any",
     "/temperature X": "0: the most probable token; 1: the model's probabilities; above: more random",
     "/top_k N": "sample from the N most probable tokens; without N from all",
     "/top_p X": "sample from the most probable tokens whose probabilities sum to X; without X from all",
-    "/save FILE": "write the conversation, one that prepare_data.py --format messages reads",
-    "/load FILE": "go on with a saved conversation",
-    "/quit": "or Ctrl-D",
+    "/save FILE": "write the conversation to a .jsonl file, which prepare_data.py --format messages reads; or the text",
+    "/load FILE": "continue what was saved",
+    "/quit": "or Ctrl-D (on Windows Ctrl-Z and Enter)",
 }
-NO_TEMPLATE = "the model has no chat template: it was not trained on conversations, and reads no"
 KEYS = "Ctrl-C stops an answer. A message that begins with a slash is written with two."
+NO_TEMPLATE = "the model has no chat template: it was not trained on conversations, and reads no"
 
 
-def converse(folder: Path | None, arguments: Namespace) -> None:
-    """Answer --prompt, or what is typed, until the input ends. `folder` is a run's, or None for published weights."""
+def converse(folder: Path | None, arguments: Namespace) -> int:
+    """Answer --prompt, or what is typed, until the input ends. `folder` is a run's, or None for published weights.
+
+    Return the exit status: 2 if a line without a terminal was refused.
+    """
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
     check_sampling(arguments.max_new_tokens or 0, **sampling)
     loaded = load(folder, arguments)
-    chat = Chat(loaded, arguments.system or "", arguments.max_new_tokens, sampling, arguments.seed)
+    chat = Chat(loaded, not arguments.text, arguments.system, arguments.max_new_tokens, sampling, arguments.seed)
     print(f"{chat.form}; /help lists the commands", file=sys.stderr)
-    for line in _lines(arguments.prompt):
+    is_terminal, status = sys.stdin.isatty(), 0
+    for line in _lines(arguments.prompt, is_terminal):
         try:
-            _print(chat.read(line))
-        except (ValueError, OSError) as error:
+            with contextlib.closing(chat.read(line)) as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            print()
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print()
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
             print(error, file=sys.stderr)
+            status = 0 if is_terminal else 2
         if chat.ended:
-            return
+            break
+    return status
 
 
-def _lines(prompts: list[str] | None) -> Iterator[str]:
+def _lines(prompts: list[str] | None, is_terminal: bool) -> Iterator[str]:
     """Yield the prompts of the command line, and then what is typed: without a terminal only if there are none."""
     for prompt in prompts or []:
         print(f"> {prompt}")
         yield prompt
-    is_terminal = sys.stdin.isatty()
     if prompts and not is_terminal:
         return
     if is_terminal:
         with contextlib.suppress(ImportError):  # Windows has none, but edits lines by itself
             import readline  # noqa: F401 (line editing and history for `input`)
+    elif hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8")
     while True:
         try:
             yield input("> " if is_terminal else "")
         except KeyboardInterrupt:
+            if not is_terminal:
+                raise
             print()  # a new line to type
         except EOFError:
             print(end="\n" * is_terminal)
             return
 
 
-def _print(pieces: Iterator[str]) -> None:
-    """Print an answer piece by piece, until it ends or Ctrl-C."""
-    with contextlib.closing(pieces), contextlib.suppress(KeyboardInterrupt):
-        for piece in pieces:
-            print(piece, end="", flush=True)
-    print()
-
-
 class Chat:
-    """A conversation with a model, or a text that both write in turn if the model was not trained on conversations.
+    """A conversation with a model, or a text that both write in turn if it has no chat template or `answers` is false.
 
-    `messages` are those of a conversation without the instructions; `text` is all that was written otherwise.
+    `messages` are those of the conversation without the instructions; `text` is what was written otherwise.
     """
 
-    def __init__(self, loaded: LoadedModel, system: str, max_new_tokens: int | None, sampling: dict, seed: int):
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        answers: bool,
+        system: str | None,
+        max_new_tokens: int | None,
+        sampling: dict,
+        seed: int,
+    ):
         self.objective, self.tokenizer, self.prepend_eot = loaded.objective, loaded.tokenizer, loaded.prepend_eot
         self.model, self.sampling = loaded.objective.model, sampling
-        self.answers = self.tokenizer.chat_template is not None
+        self.answers = answers and self.tokenizer.chat_template is not None
         if not (self.objective.continues_prompts and self.objective.left_to_right):
             raise ValueError(f"{loaded.name} does not continue a text: scripts/generate.py shows what it writes")
-        if system and not self.answers:
-            raise ValueError(f"{NO_TEMPLATE} --system")
+        if system is not None and not self.answers:
+            raise ValueError(f"{NO_TEMPLATE} --system" if answers else "--text continues a text: leave out --system")
         self.system, self.max_new_tokens = system, max_new_tokens
         if max_new_tokens is None:
             self.max_new_tokens = ANSWER_TOKENS if self.answers else default_length(self.model, self.prepend_eot)
@@ -102,7 +123,8 @@ class Chat:
         self.on_overflow, self.left_out, self.ended = overflow_notice(self.model.config), 0, False
         self.messages: list[Message] = []
         self.text, self.begun = "", ""  # `begun`: the text before the last continuation
-        self.files: set[Path] = set()  # saved or loaded, so that /save may write them again
+        self.text_ended = False
+        self.files: set[Path] = set()  # those that /save may write again
 
     @property
     def form(self) -> str:
@@ -120,67 +142,75 @@ class Chat:
             return
         line = line.removeprefix("/") if line.startswith("//") else line
         if not self.answers:
-            self.text += line
-            yield from self._continue()
+            yield from self._continue(line if self.text_ended else self.text + line)
         elif line.strip():
-            self.messages.append({"role": "user", "content": line})
-            yield from self._answer()
+            yield from self._answer([*self.messages, {"role": "user", "content": line}])
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def _answer(self) -> Iterator[str]:
-        """Yield an answer to the last message, and keep it, also if it is stopped; nothing is kept of an empty one."""
-        written: list[str] = []
+    def _answer(self, messages: list[Message]) -> Iterator[str]:
+        """Yield an answer to the last of some messages, and keep all of them, also if it is stopped.
+
+        An empty answer is not kept, nor is its question. ValueError for a message that the tokenizer cannot encode.
+        """
+        ids: list[int] = []
+        prompt = self._prompt(messages)
         try:
-            for piece in decode_stream(self.tokenizer, self._generate(self._prompt())):
-                written.append(piece)
-                yield piece
+            yield from decode_stream(self.tokenizer, self._generate(prompt, ids))
         finally:
-            if (answer := "".join(written)).strip():
-                self.messages.append({"role": "assistant", "content": answer})
+            answer = self._decode(ids)
+            if answer.strip():
+                self.messages = [*messages, {"role": "assistant", "content": answer}]
             else:
-                self.messages.pop()
+                print("no answer: nothing is kept of this message", file=sys.stderr)
 
-    def _continue(self) -> Iterator[str]:
-        """Yield what continues the text, and append it. After an end of text the next line begins a new one."""
-        self.begun, n = self.text, 0
+    def _continue(self, text: str) -> Iterator[str]:
+        """Yield what continues a text, and keep both. After the end of a text the next line begins another one."""
+        ids: list[int] = []
+        prompt = self.objective.encode_prompt(text, self.tokenizer)
+        prompt = with_start(prompt, self.tokenizer, self.prepend_eot)
+        notice_long_prompts([len(prompt)], self.model.config.context_length)
+        self.begun, self.text, self.text_ended = text, text, False
+        try:
+            yield from decode_stream(self.tokenizer, self._generate(prompt, ids))
+            self.text_ended = len(ids) < self.max_new_tokens
+        finally:
+            self.text += self._decode(ids)
+        if self.text_ended:
+            print("\nthe text has ended: the next line begins another one", file=sys.stderr)
 
-        def counted(ids: Iterator[int]) -> Iterator[int]:
-            nonlocal n
-            for i in ids:
-                n += 1
-                yield i
-
-        ids = with_start(self.objective.encode_prompt(self.text, self.tokenizer), self.tokenizer, self.prepend_eot)
-        for piece in decode_stream(self.tokenizer, counted(self._generate(ids))):
-            self.text += piece
-            yield piece
-        if n < self.max_new_tokens:
-            self.text = ""
-            yield "\n(The text has ended: the next line begins another one.)"
-
-    def _generate(self, ids: list[int]) -> Iterator[int]:
-        return generate_ids(
-            self.model, ids, self.tokenizer, False, self.max_new_tokens, self.stop_ids,
+    def _generate(self, prompt: list[int], ids: list[int]) -> Iterator[int]:
+        """Yield the ids that continue a prompt, and append each to `ids`."""
+        for i in generate_ids(
+            self.model, prompt, self.tokenizer, False, self.max_new_tokens, self.stop_ids,
             on_overflow=self.on_overflow, generator=self.generator, **self.sampling,
-        )  # fmt: skip
+        ):  # fmt: skip
+            ids.append(i)
+            yield i
 
-    def _prompt(self) -> list[int]:
-        """Return the ids that the answer follows: of all messages, or without the oldest ones if they leave no room."""
-        limit = self.model.config.context_length * (ANSWER_SHARE - 1) // ANSWER_SHARE
-        first = 0
-        while len(ids := self._encode(first)) > limit and first + 2 < len(self.messages):
-            first += 2  # a message and its answer
+    def _decode(self, ids: list[int]) -> str:
+        """Return what is kept of written ids: the text without special tokens, and without half a character at its
+        end, where it was stopped."""
+        special = set(self.tokenizer.special_tokens.values())
+        return self.tokenizer.decode([i for i in ids if i not in special]).removesuffix("\ufffd")
+
+    def _prompt(self, messages: list[Message]) -> list[int]:
+        """Return the ids that an answer follows: of all messages, or without the oldest ones if they leave no room."""
+        context_length = self.model.config.context_length
+        limit = context_length * (ANSWER_SHARE - 1) // ANSWER_SHARE
+        pairs = range(len(messages) // 2)  # a message and its answer are left out together
+        first = 2 * bisect_left(pairs, True, key=lambda pair: len(self._encode(messages[2 * pair :])) <= limit)
         if first > self.left_out:
             print(f"the model no longer sees the first {first} messages", file=sys.stderr)
-        self.left_out = first
+        self.left_out, ids = first, self._encode(messages[first:])
+        notice_long_prompts([len(ids)], context_length)
         return ids
 
-    def _encode(self, first: int) -> list[int]:
-        return encode_chat(self.tokenizer, self._instructions() + self.messages[first:])
+    def _encode(self, messages: list[Message]) -> list[int]:
+        return encode_chat(self.tokenizer, self._instructions() + messages)
 
     def _instructions(self) -> list[Message]:
-        return [{"role": "system", "content": self.system}] if self.system else []
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -190,22 +220,21 @@ class Chat:
 
     def _retry(self, value: str) -> Iterator[str]:
         if not self.answers:
-            self.text = self.begun
-            yield from self._continue()
+            yield from self._continue(self.begun)
         elif self.messages:
-            self.messages.pop()
-            yield from self._answer()
+            yield from self._answer(self.messages[:-1])
         else:
             raise ValueError("there is no message yet")
 
     def _reset(self, value: str) -> Iterator[str]:
-        self.messages, self.text, self.begun, self.left_out = [], "", "", 0
+        self.messages, self.left_out = [], 0
+        self.text, self.begun, self.text_ended = "", "", False
         yield "a new conversation begins" if self.answers else "a new text begins"
 
     def _system(self, value: str) -> Iterator[str]:
         if not self.answers:
             raise ValueError(f"{NO_TEMPLATE} /system")
-        self.system = value
+        self.system = value or None
         yield from self._reset("")
 
     def _temperature(self, value: str) -> Iterator[str]:
@@ -228,11 +257,15 @@ class Chat:
         return f"{name} {'off' if number is None else f'{number:g}'}"
 
     def _save(self, value: str) -> Iterator[str]:
-        path = self._path(value)
-        if path.exists() and path.resolve() not in self.files:
-            raise ValueError(f"{path} exists: choose another name")
+        path = _path(value)
         if not (self.messages if self.answers else self.text):
             raise ValueError("there is nothing to save yet")
+        if self.answers and path.suffix != ".jsonl":
+            raise ValueError(f"a conversation is saved as a line of JSON: choose a name in .jsonl, not {path}")
+        if path.exists() and path.resolve() not in self.files:
+            raise ValueError(f"{path} exists: choose another name")
+        if not path.parent.is_dir():
+            raise ValueError(f"there is no folder {path.parent}")
         text = self.text
         if self.answers:
             text = json.dumps({"messages": self._instructions() + self.messages}, ensure_ascii=False) + "\n"
@@ -241,25 +274,35 @@ class Chat:
         yield f"saved in {path}"
 
     def _load(self, value: str) -> Iterator[str]:
-        path = self._path(value)
-        if self.answers:
-            *_, last = read_conversations(path, "messages")
-            first = last.messages[0]["role"] == "system"
-            self.left_out = 0
-            self.system, self.messages = last.messages[0]["content"] if first else "", last.messages[first:]
-            if self.messages[-1]["role"] == "user":
-                self.messages.pop()
-            yield f"{len(self.messages)} messages; the last one: {self.messages[-1]['content']}"
-        else:
-            self.text = self.begun = path.read_text(encoding="utf-8")
-            yield f"a text of {len(self.text):,} characters"
-        self.files.add(path.resolve())
-
-    def _path(self, value: str) -> Path:
-        if not value:
-            raise ValueError("name a file")
-        return Path(value).expanduser()
+        path = _path(value)
+        if not self.answers:
+            text = "".join(read_chunks(path, "utf-8"))
+            self.objective.encode_prompt(text, self.tokenizer)  # ValueError if it cannot be read
+            self.text, self.begun, self.text_ended = text, text, False
+            yield f"a text of {len(text):,} characters"
+            return
+        numbered = deque(enumerate(read_conversations(path, "messages"), start=1), maxlen=1)
+        if not numbered:
+            raise ValueError(f"{path} holds no conversation")
+        n, (first, *others) = numbered[0][0], numbered[0][1].messages
+        has_system = first["role"] == "system"
+        messages = others if has_system else [first, *others]
+        self._encode(messages)  # ValueError if they cannot be read
+        self.system = first["content"] if has_system else None
+        self.messages, self.left_out = messages[: len(messages) // 2 * 2], 0  # a last question has no answer
+        if n == 1:
+            self.files.add(path.resolve())
+        which = f"the last of {n:,} conversations: " if n > 1 else ""
+        yield f"{which}{len(self.messages)} messages; the last one: {self.messages[-1]['content']}"
 
     def _quit(self, value: str) -> Iterator[str]:
         self.ended = True
         yield from ()
+
+
+def _path(value: str) -> Path:
+    if not value:
+        raise ValueError("name a file")
+    with contextlib.suppress(RuntimeError):  # ~ of a user who is not known
+        return Path(value).expanduser()
+    return Path(value)

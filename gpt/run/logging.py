@@ -141,7 +141,8 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
             f"to resume: python scripts/train.py --run {name} --resume"
         )
     use = f'to generate text: python scripts/generate.py --run {name} --prompt "..."'
-    if trainer.data.train.flags is not None:  # conversations
+    objective = trainer.objective
+    if trainer.data.train.flags is not None and objective.continues_prompts and objective.left_to_right:
         use = f"to talk to it:    python scripts/chat.py --run {name}"
     has_grammar, unit = baselines.entropy_floor is not None, baselines.unit
     level = f", perplexity {perplexity(last['best_loss']):,.2f}" if unit == "token" else ""

@@ -23,6 +23,7 @@ from gpt.text.grammar import UNKNOWN
 from gpt.text.tales import GrammarReport
 
 TRAIN, VAL, GREY, FLOOR = "#1f6fb4", "#d9480f", "#868e96", "#2b8a3e"
+GRAMMAR = "the grammar's"  # entropy
 RULES = [
     "#fab005",
     "#1f6fb4",
@@ -86,7 +87,7 @@ def plot_rewards(metrics: Path, out: Path, baselines: Baselines) -> None:
             "entropy of what it writes, nats per completion",
             "entropy",
             "val_entropy",
-            {"the grammar's": tales.entropy()} if is_known else {},
+            {GRAMMAR: tales.entropy()} if is_known else {},
         ),
         (
             f"loss on the validation split, nats per {baselines.unit}",
@@ -140,7 +141,7 @@ def _label_levels(axes: Axes, levels: dict[str, float]) -> None:
         height = float(place(axes.transData.transform((0, y)))[1])
         lowest = max(height, lowest + 0.05)
         text = f"{name} {y:,.{3 if y < 1 else 2 if y < 1000 else 0}f}"
-        colour = FLOOR if name == "entropy floor" else GREY
+        colour = FLOOR if name in ("entropy floor", GRAMMAR) else GREY
         axes.text(1.01, lowest, text, transform=axes.transAxes, va="center", color=colour, fontsize=8)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -205,7 +206,9 @@ def talk(ask, monkeypatch):
                 yield i
 
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+            typed = io.StringIO("".join(f"{line}\n" for line in lines))
+            typed.isatty = lambda: interrupted_after is not None
+            patch.setattr(sys, "stdin", typed)
             patch.setattr(chatting, "generate_ids", recorded)
             return *ask(f"chat {options}", status), calls
 
@@ -233,7 +236,7 @@ def test_messages_of_the_command_line_come_first(talk):
 
 
 def test_commands_change_the_conversation(talk, ids_of):
-    out, err, calls = talk("1", "/reset", "2", "/system 1", "2", "//1", "/retry", "/quit", "3")
+    out, err, calls = talk("1", "/reset", "2", "/system 1", "2", "//1", "/retry", "/quit", "3", status=2)
     first, reset, second, again, *_ = out.splitlines()
     assert (first, second) == ("one", "two")
     assert reset == again == "a new conversation begins"
@@ -268,7 +271,6 @@ def test_a_conversation_is_saved_and_loaded(talk, ids_of, tmp_path):
     ("/retry", "there is no message yet"),
     ("/save", "name a file"),
     ("/save a.jsonl", "there is nothing to save yet"),
-    ("/save all.jsonl", "all.jsonl exists: choose another name"),
     ("/load nothing.jsonl", "nothing.jsonl"),
     ("/load chats.toml", "chats.toml"),
     ("/top_k half", "/top_k takes a whole number, not 'half'"),
@@ -276,9 +278,21 @@ def test_a_conversation_is_saved_and_loaded(talk, ids_of, tmp_path):
     ("/temperature", "/temperature takes a number, not ''"),
 ])  # fmt: skip
 def test_a_mistake_does_not_end_the_conversation(talk, line, words):
-    out, err, _ = talk(line, "1")
+    out, err, _ = talk(line, "1", status=2)
     assert words in err
     assert out == "one\n"
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("all.jsonl", "all.jsonl exists: choose another name"),
+    ("chat.csv", "choose a name in .jsonl, not chat.csv"),
+    ("nowhere/chat.jsonl", "there is no folder nowhere"),
+])  # fmt: skip
+def test_what_is_not_saved(talk, folder, name, words):
+    before = (folder / "all.jsonl").read_bytes()
+    _, err, _ = talk("/load all.jsonl", "1", f"/save {name}", status=2)
+    assert words in err
+    assert (folder / "all.jsonl").read_bytes() == before, "/load read one of its 27 conversations"
 
 
 def test_help_lists_every_command(talk):
@@ -291,7 +305,7 @@ def test_help_lists_every_command(talk):
 def test_a_stopped_answer_is_kept(talk, ids_of, n):
     """Ctrl-C after n characters."""
     out, _, calls = talk("3", "2", interrupted_after=n)
-    assert out == ["\ntwo\n", "thr\n" + out[4:]][n > 0]
+    assert out.startswith(["> \n> two\n> ", "> thr\n> "][n > 0])
     stopped = [USER_3, {"role": "assistant", "content": "thr"}] if n else []
     assert calls[1][0] == ids_of(*stopped, USER_2)
 
@@ -324,7 +338,11 @@ def test_a_model_without_a_template_continues_a_text(talk, ask, folder, tmp_path
     assert path.read_text() == f"123 one two three{out.splitlines()[2]}"
     assert f"a text of {len(path.read_text())} characters" in out
     assert NO_TEMPLATE in talk("1", options=f"{options} --system 1", status=2)[1]
-    assert NO_TEMPLATE in talk("/system 1", options=options)[1]
+    assert NO_TEMPLATE in talk("/system 1", options=options, status=2)[1]
+    out, err, calls = talk("123 ", "?", "", "/retry", options=options, status=2)
+    assert "the character '?'" in err
+    assert out == "one \n" + 2 * "two \n", "nothing of the line that was refused is kept"
+    assert calls[1][0] == calls[2][0]
 
 
 def test_a_model_that_fills_in_blanks_has_no_conversation(talk, ask, folder):
@@ -334,6 +352,48 @@ def test_a_model_that_fills_in_blanks_has_no_conversation(talk, ask, folder):
     (folder / "blanks.toml").write_text(text.replace("250", "2"))
     ask("train --config blanks.toml --run blanks")
     assert "does not continue a text" in talk("1", options="--run blanks", status=2)[1]
+
+
+def test_a_document_ends(talk, ask, folder, tmp_path):
+    """Each line of the text is a document."""
+    (folder / "lines.txt").write_text("one two\n" * 60)
+    ask("prepare_data --input lines.txt --separator '\\n' --tokenizer char --out lines")
+    text = CONFIG.replace('"data"', '"lines"').replace('"sft"', '"next_token"')
+    (folder / "lines.toml").write_text(text.replace("250", "150"))
+    ask("train --config lines.toml --run lines")
+    path = tmp_path / "line.txt"
+    out, err, calls = talk("one", f"/save {path}", "one ", "/retry", options="--run lines --temperature 0")
+    assert out == f" two\nsaved in {path}\ntwo\ntwo\n"
+    assert err.count("the text has ended: the next line begins another one") == 3
+    assert path.read_text() == "one two"
+    assert len(calls[1][0]) == len(calls[0][0]) + 1, "the second line begins a new text"
+
+
+def test_text_of_a_model_with_a_template(talk, ask):
+    generated = ask("generate --run chats --temperature 0 --max_new_tokens 3 --prompt 1").out
+    out, _, _ = talk("1", options="--run chats --text --temperature 0 --max_new_tokens 3")
+    assert f"1{out}" == generated
+
+
+def test_special_tokens_of_an_answer_are_not_kept(talk, ids_of, monkeypatch):
+    """Nor is half a character: the next message could not be encoded."""
+    monkeypatch.setattr(chatting, "stop_ids", lambda tokenizer: {tokenizer.special_tokens["<|im_end|>"]})
+    tokenizer = load_tokenizer("runs/chats/tokenizer.json")
+    start, end = (tokenizer.special_tokens[name] for name in ("<|im_start|>", "<|im_end|>"))
+    written = iter([[*tokenizer.encode("on"), start, *tokenizer.encode("e")], tokenizer.encode("two")])
+    calls = []
+    monkeypatch.setattr(
+        chatting, "generate_ids", lambda model, ids, *args, **settings: calls.append(ids) or iter(next(written))
+    )
+    assert end != start
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n2\n"))
+    assert run_script("chat --run chats") == 0
+    assert calls[1] == ids_of(*chat("1"), USER_2)
+
+
+def test_a_message_longer_than_the_context(talk):
+    _, err, _ = talk("1" * 200)
+    assert re.search(r"the prompt has 2\d\d tokens; the model sees the last 96 of them", err)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
@@ -350,7 +410,10 @@ def test_on_a_terminal(folder):
     def read_until(words):
         nonlocal shown
         while words not in shown:
-            shown += os.read(ours, 1024).decode()
+            assert select.select([ours], [], [], 60)[0], f"no {words!r} in a minute: {shown!r}"
+            new = os.read(ours, 1024).decode()
+            assert new, f"it ended before {words!r}: {shown!r}"
+            shown += new
         before, _, shown = shown.partition(words)
         return before
 

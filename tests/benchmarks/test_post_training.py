@@ -25,12 +25,15 @@ from gpt.token_files import load_data  # noqa: E402
 
 
 class FakeClock:
-    """time.perf_counter that a test moves."""
+    """The clocks of `time`, that a test moves; the wall's is slower by other programs."""
 
     now = 100.0
 
-    def perf_counter(self):
+    def process_time(self):
         return self.now
+
+    def perf_counter(self):
+        return 4 * self.now
 
 
 @pytest.fixture
@@ -81,6 +84,25 @@ def test_sampling_and_judging_are_parts_of_the_time(tmp_path, clock):
     run.parts, run.steps = {"sample_s": 3.0, "judge_s": 1.0}, 2
     clock.now += 10
     assert run.seconds_by_part() == {"sample_s": 3.0, "judge_s": 1.0, "train_s": 6.0}
+
+
+def test_a_run_on_one_thread_counts_its_own_time(tmp_path, clock, monkeypatch):
+    """Two seconds of sampling by the wall are half a second of the run."""
+
+    class Trainer:
+        objective = type("Objective", (), {"training_metrics": ("reward", "sample_s", "judge_s", "train_s")})
+        sums = (0.0, 0.0, 1.0, 2.0, 0.4, 1.6)
+
+    run = Run(0, 60.0, tmp_path, None)
+    deadline, run.steps = Deadline(run, 60.0), 1
+    clock.now += 1
+    deadline.on_log(Trainer, None)
+    assert run.elapsed == 1
+    assert run.seconds_by_part() == {"sample_s": 0.5, "judge_s": 0.1, "train_s": 0.4}
+    monkeypatch.setattr(equal_time.torch, "get_num_threads", lambda: 2)
+    run = Run(0, 60.0, tmp_path, None)
+    clock.now += 1
+    assert run.elapsed == 4
 
 
 def test_preferences_are_read_as_they_were_sampled(tmp_path):
@@ -199,7 +221,7 @@ def test_the_table_by_hand(tmp_path):
     assert "| 71.64 | 33.3% |" in exact
     post_training.plot(results, 9.0, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert "Each run had 9 seconds on 1 thread." in post_training.caption(results, 9.0)
+    assert "Each run had 9 seconds of CPU time on 1 thread." in post_training.caption(results, 9.0)
 
 
 def test_the_countdown_table_by_hand(tmp_path):

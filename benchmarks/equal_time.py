@@ -108,11 +108,12 @@ def with_settings(path: Path, changed: dict) -> TrainConfig:
     return from_dict(TrainConfig, values)
 
 
-def parse(parser: cli.Parser, seeds: Sequence[int]) -> argparse.Namespace:
+def parse(parser: cli.Parser, seeds: Sequence[int], seconds: float) -> argparse.Namespace:
     """Return the arguments of a benchmark of such runs, after its own ones."""
-    parser.add_argument("--seconds", default=120.0, type=float, metavar="S", help="of each run; default: 120")
+    default = f"of each run; default: {seconds:g}"
+    parser.add_argument("--seconds", default=seconds, type=float, metavar="S", help=default)
     parser.add_argument("--seeds", default=list(seeds), type=int, nargs="+", metavar="N", help="default: 1 2 3")
-    parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at the same time; default: 1")
+    parser.add_argument("--jobs", default=2, type=int, metavar="N", help="runs at the same time; default: 2")
     parser.add_argument("--redraw", action="store_true", help="measure nothing, only write the page from the results")
     parser.add_argument("--quick", action="store_true", help="a second of each, as a smoke test")
     arguments = parser.parse_args()

@@ -127,11 +127,14 @@ def table(results: Results, seconds: float) -> list[str]:
 
 
 def table_of_options(results: Results, seconds: float) -> list[str]:
-    """Return the table of grpo with each of its options: means over seeds, with the standard deviation between them."""
+    """Return the table of grpo with each of its options: means over the seeds that all of them have, with the standard
+    deviation between these."""
+    rows_of = {method: results.of(method, seconds) for method in (GRPO_PLAIN, *OPTIONS)}
+    seeds = set.intersection(*({row["seed"] for row in rows} for rows in rows_of.values()))
     lines = [f"| grpo | pass@1 | pass@{K} | KL to the start, nats per answer | tokens per answer | steps |"]
     lines.append(f"|{'---|' * 6}")
-    for method in (GRPO_PLAIN, *OPTIONS):
-        if rows := results.of(method, seconds):
+    for method, found in rows_of.items():
+        if rows := [row for row in found if row["seed"] in seeds]:
             forms = {"pass_1": ".1%", "pass_k": ".1%", "kl": ".3f", "length": ".2f", "steps": ",.0f"}
             shown = (mean_and_spread([row[name] for row in rows], form) for name, form in forms.items())
             name = "no option" if method == GRPO_PLAIN else f"`{method}`"

@@ -256,3 +256,20 @@ def test_the_page_shows_the_results(module, name, table):
     assert f"<!-- end of {name} -->" in page
     if module.RESULTS.is_file():
         assert "\n".join(table(Results(module.RESULTS), 120.0)) in page
+
+
+def test_options_are_compared_on_the_seeds_that_all_have(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    figures = {"seconds": 9.0, "pass_k": 0.5, "kl": 1.0, "length": 8.0, "steps": 3}
+    for method in (countdown.GRPO_PLAIN, *countdown.OPTIONS):
+        results.add(method=method, seed=1, pass_1=0.25, **figures)
+    results.add(method=countdown.GRPO_PLAIN, seed=2, pass_1=0.75, **figures)
+    _, _, plain, *options = countdown.table_of_options(results, 9.0)
+    assert plain == "| no option | 25.0% | 50.0% | 1.000 | 8.00 | 3 |"
+    assert len(options) == len(countdown.OPTIONS)
+    results.add(method=countdown.GRPO_PLAIN, seed=3, pass_1=0.75, **figures)
+    for method in countdown.OPTIONS:
+        results.add(method=method, seed=3, pass_1=0.5, **figures)
+    plain, *options = countdown.table_of_options(results, 9.0)[2:]
+    assert plain.startswith("| no option | 50.0% ± 35.4% |")
+    assert all("| 37.5% ± 17.7% |" in option for option in options)

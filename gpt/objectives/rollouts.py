@@ -137,22 +137,19 @@ def advantages(rollouts: Sequence[Rollout], baseline: str, credit: str, normaliz
     A mean over a kind takes away the gain from writing another kind. A text whose kind cannot be told is compared with
     the whole group: among its like, all of them wrong, nothing would make it rarer.
     """
-    kinds = ["" if baseline == "group" else rollout.kind for rollout in rollouts]
-    found: list[np.ndarray] = [np.empty(0)] * len(rollouts)
-    for kind in dict.fromkeys(kinds):
-        peers = [n for n, other in enumerate(kinds) if kind in ("", other)]
-        rewards = np.array([rollouts[n].reward for n in peers])
+    found: list[np.ndarray] = []
+    for rollout in rollouts:
+        peers = [r for r in rollouts if baseline == "group" or rollout.kind in ("", r.kind)]
+        rewards = np.array([peer.reward for peer in peers])
         scale = rewards.std() + 1e-6 if normalize else 1.0
-        lengths, right = np.array([(len(r.ids) - r.start, r.error - r.start) for r in (rollouts[n] for n in peers)]).T
-        alive = right[:, None] >= np.arange(lengths.max())  # (peers, T): no error before this token
-        expected = (rewards @ alive) / alive.sum(0).clip(min=1)  # V(y_1 .. y_t-1)
-        for n, reward, length, first in zip(peers, rewards, lengths, right, strict=True):
-            if kinds[n] != kind:
-                continue
-            if credit == "answer":
-                found[n] = np.full(length, (reward - rewards.mean()) / scale)
-                continue
-            position, before = np.arange(length), expected[:length]
-            after = np.where(position < first, np.append(before[1:], reward), 0)
-            found[n] = (after - before) * (position <= first) / scale
+        n, right = len(rollout.ids) - rollout.start, rollout.error - rollout.start  # tokens, those before an error
+        if credit == "answer":
+            found.append(np.full(n, (rollout.reward - rewards.mean()) / scale))
+            continue
+        errors = np.array([peer.error - peer.start for peer in peers])
+        alive = errors[:, None] >= np.arange(n)  # (peers, n): no error before this token
+        expected = (rewards @ alive) / alive.sum(0).clip(min=1)
+        after = np.append(expected[1:], rollout.reward)
+        position = np.arange(n)
+        found.append((np.where(position < right, after, 0) - expected) * (position <= right) / scale)
     return found

@@ -81,6 +81,7 @@ OPTIONS: dict[str, Callable[[Run, Path], Path]] = {
     "normalize = true": grpo(normalize=True),
     "length_norm = true": grpo(length_norm=True),
 }
+ALL = METHODS | OPTIONS
 
 
 def judge(model: GPTModel, data: PreparedData, n: int, seed: int) -> list[float]:
@@ -101,7 +102,7 @@ def train(method: str, seed: int, seconds: float, folder: Path, n: int, n_curve:
     data = load_data(folder / ENDLESS)
     with tempfile.TemporaryDirectory() as name:
         run = Run(seed, seconds, Path(name), lambda model: judge(model, data, n_curve, seed))
-        path = {**METHODS, **OPTIONS}[method](run, folder)
+        path = ALL[method](run, folder)
         parts = run.seconds_by_part()
         model, _, checkpoint = load_model(path, "last")
     pass_1, pass_k = judge(model, data, n, seed)
@@ -180,21 +181,19 @@ def main() -> None:
             small[ENDLESS][0] = "--input=countdown:3000:3"
             prepare(folder, small, ["--max_steps=3", "--eval_every=0", "--sample_every=0"])
             results = Results(folder / "results.jsonl")
-            measure([(method, 1, 1.0, folder, K, K) for method in (*METHODS, *OPTIONS)], 2, results, train)
+            measure([(method, 1, 1.0, folder, K, K) for method in ALL], 2, results, train)
             plot(results, 1.0, folder / "countdown.png")
             print("\n".join([*table(results, 1.0), *table_of_options(results, 1.0)]))
         return
     results, sizes = Results(RESULTS), (find_path("."), ANSWERS, CURVE_ANSWERS)
     if not arguments.redraw:
         prepare(find_path("."), PREPARED, [])
-        jobs = [
-            (method, seed, arguments.seconds, *sizes) for seed in arguments.seeds for method in (*METHODS, *OPTIONS)
-        ]
+        jobs = [(method, seed, arguments.seconds, *sizes) for seed in arguments.seeds for method in ALL]
         measure(jobs, arguments.jobs, results, train)
     plot(results, arguments.seconds, PAGE.with_name("countdown.png"))
     picture = f"![pass@1 and pass@{K} over {arguments.seconds:.0f} seconds of further training](countdown.png)"
-    tables = [make(results, arguments.seconds) for make in (table, table_of_options)]
-    write(PAGE, {"countdown": [*tables[0], "", picture], "options": tables[1]})
+    tables = {"countdown": [*table(results, arguments.seconds), "", picture]}
+    write(PAGE, tables | {"options": table_of_options(results, arguments.seconds)})
 
 
 if __name__ == "__main__":

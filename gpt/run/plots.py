@@ -117,13 +117,10 @@ def _plot_columns(
 ) -> None:
     """Plot `level` of two columns of metrics over tokens seen, the second one with dots; one that is missing is left
     out."""
-    for name, column, style in (
-        ("training", train, {"color": TRAIN}),
-        ("validation", val, {"color": VAL, "marker": "o"}),
-    ):
+    for name, column, colour, marker in (("training", train, TRAIN, None), ("validation", val, VAL, "o")):
         values = zip(columns["tokens_seen"], columns[column], strict=True) if column in columns else ()
         if points := [(x, level(y)) for x, y in values if not math.isnan(y)]:
-            axes.plot(*zip(*points, strict=True), label=name, ms=3, **style)
+            axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, ms=3)
 
 
 def save(figure: Figure, out: Path) -> None:

@@ -376,7 +376,7 @@ def test_text_of_a_model_with_a_template(talk, ask):
 
 
 def test_special_tokens_of_an_answer_are_not_kept(talk, ids_of, monkeypatch):
-    """Nor is half a character: the next message could not be encoded."""
+    """The tokenizer could not encode their names in the next prompt."""
     monkeypatch.setattr(chatting, "stop_ids", lambda tokenizer: {tokenizer.special_tokens["<|im_end|>"]})
     tokenizer = load_tokenizer("runs/chats/tokenizer.json")
     start, end = (tokenizer.special_tokens[name] for name in ("<|im_start|>", "<|im_end|>"))

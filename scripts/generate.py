@@ -15,9 +15,9 @@ generates the text before the prompt.
 
 --prompts generates for many prompts, in batches. Each result is a line: the text as --prompt prints it, with \\n for a
 line end, \\t for a tab and \\\\ for a backslash. With --format jsonl it is an object of prompt, text, finish_reason
-(stop at an end-of-text token, length if the text is cut), n_tokens and seed. Text i, counted from 0, has the seed
---seed + i, and the same seed gives the same text in any batch. evaluate.py --weights int8 measures how much int8
-weights raise the loss.
+(stop at an end-of-text token or a stop string, length if the text is cut), n_tokens and seed. Text i, counted from 0,
+has the seed --seed + i, and the same seed gives the same text in any batch. evaluate.py --weights int8 measures how
+much int8 weights raise the loss.
 """
 
 from gpt.run.cli import Parser, add_model_options, add_sampling_options, add_weights_option, chosen_run, run
@@ -42,11 +42,14 @@ def main() -> None:
         help="tokens to generate (default: 200, or to the end of a document or an answer)")  # fmt: skip
     add_sampling_options(parser)
     add("--num_samples", type=int, default=1, metavar="N", help="texts to generate for each prompt (default: 1)")
+    add("--logprobs", action="store_true", help="with --format jsonl: the log-probability of each token, in nats")
     add_weights_option(parser)
     arguments = parser.parse_args()
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.logprobs and arguments.format != "jsonl":
+        parser.error("--logprobs is a field of each result: add --format jsonl")
     if arguments.system is not None and not arguments.chat:
         parser.error("--system comes before a message of a conversation: add --chat")
     if arguments.chat and arguments.prompt is None and arguments.prompts is None:

@@ -7,10 +7,13 @@ from blocks import BLOCKS, MODERN_BLOCK, WINDOWED_BLOCK
 from numerics import tolerance
 
 from gpt.generation import (
+    Sampling,
     generate,
     generate_stream,
     generate_text_simple,
+    process_logits,
     sample_token,
+    seen_tokens,
     text_to_token_ids,
     token_ids_to_text,
 )
@@ -198,7 +201,7 @@ LOGITS = torch.tensor([[0.5, 2.0, -1.0, 1.0, 0.0], [3.0, 3.0, 3.0, -9.0, 0.0]])
 
 def sampled_shares(logits, n=40_000, **kwargs):
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([sample_token(row.expand(n, -1), generator=generator, **kwargs) for row in logits])
+    draws = torch.stack([sample_token(row.expand(n, -1), Sampling(**kwargs), generator=generator) for row in logits])
     return torch.stack([torch.bincount(d, minlength=logits.size(1)) / n for d in draws])
 
 
@@ -235,8 +238,79 @@ def test_samples_follow_the_distribution(kwargs):
     torch.testing.assert_close(sampled_shares(LOGITS, **kwargs), expected(LOGITS, **kwargs), rtol=0, atol=0.01)
 
 
+def theirs(name, **kwargs):
+    """A processor of transformers' generate, as a function of ids (B, T) and logits (B, V)."""
+    transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
+    return getattr(transformers, f"{name}LogitsProcessor")(**kwargs)
+
+
+def warper(name, value):
+    pytest.importorskip("transformers", reason="transformers is a development dependency")
+    from transformers.generation import logits_process
+
+    return getattr(logits_process, f"{name}LogitsWarper")(value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"repetition_penalty": 1.3}, {"repetition_penalty": 0.7}, {"logit_bias": {3: 2.5, 7: -100.0, 0: -0.5}},
+     {"min_p": 0.05}, {"min_p": 0.5}, {"min_p": 1.0}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0.6},
+     {"temperature": 1.7, "top_k": 9, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2, "logit_bias": {1: 3.0}}],
+    ids=str,
+)  # fmt: skip
+def test_logits_are_processed_as_by_transformers(settings):
+    """Each setting by itself and all of them in a row, in the order of its generate."""
+    torch.manual_seed(2)
+    logits, ids = 3 * torch.randn(4, 23, dtype=torch.float64), torch.randint(0, 23, (4, 6))
+    chain = []
+    if bias := settings.get("logit_bias"):
+        chain.append(theirs("SequenceBias", sequence_bias={(token,): x for token, x in bias.items()}))
+    if "repetition_penalty" in settings:
+        chain.append(theirs("RepetitionPenalty", penalty=settings["repetition_penalty"]))
+    names = {"temperature": "Temperature", "top_k": "TopK", "top_p": "TopP", "min_p": "MinP"}
+    chain += [warper(name, settings[key]) for key, name in names.items() if key in settings]
+    expected = logits.clone()
+    for processor in chain:
+        expected = processor(ids, expected)
+    ours = process_logits(logits, Sampling(**settings), seen_tokens(ids, 23))
+    # ours are shifted: the largest is 0; a bias of -100 leaves 0 in float32, which transformers holds biases in
+    torch.testing.assert_close(ours.softmax(-1), expected.softmax(-1), rtol=1e-6, atol=1e-12)
+    assert torch.equal(ours.isinf(), expected.isinf())
+    changed = (ours.softmax(-1) - logits.softmax(-1)).abs().max()
+    assert changed > 1e-3, "the setting does something here"
+
+
+def test_a_penalty_sees_prompt_and_continuation_of_each_row_alone(model):
+    """Unequal lengths: padding, which is token 0 too, counts for no row. 1e6 forbids what is there already."""
+    prompts = [torch.tensor([3]), torch.tensor([5, 4, 0, 1])]
+    for prompt, text in zip(prompts, generate(model, prompts, 8, temperature=0, repetition_penalty=1e6), strict=True):
+        alone = generate(model, [prompt], 8, temperature=0, repetition_penalty=1e6)[0]
+        assert torch.equal(text, alone)
+    scores = torch.tensor([[2.0, 1.0, -1.0], [2.0, 1.0, -1.0]])
+    seen = seen_tokens([torch.tensor([1]), torch.tensor([0, 2])], 3)
+    assert process_logits(scores, Sampling(temperature=0, repetition_penalty=2.0), seen).tolist() == [
+        [2.0, 0.5, -1.0], [1.0, 1.0, -2.0]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 1.5, "top_k": 3}], ids=str)
+def test_log_probabilities_are_those_of_the_model(model, settings):
+    """Whatever the settings: the log-softmax of the model's own logits, by reading the text again."""
+    logprobs, generator = [], torch.Generator().manual_seed(1)
+    idx = torch.randint(0, 19, (3, 4))
+    text = generate(model, idx, 6, generator=generator, logprobs=logprobs, **settings)
+    again = model(text[:, :-1]).log_softmax(-1).gather(2, text[:, 1:, None])[:, 3:, 0]
+    torch.testing.assert_close(torch.stack(logprobs, 1).double(), again, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_refused(temperature):
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sample_token(torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), Sampling(temperature))
+
+
 def test_temperature_zero_is_greedy():
-    assert sample_token(LOGITS[:1], temperature=0, top_k=3, top_p=0.1).item() == 1
+    assert sample_token(LOGITS[:1], Sampling(temperature=0, top_k=3, top_p=0.1)).item() == 1
 
 
 def test_the_stop_token_ends_each_row_by_itself(model):
@@ -265,6 +339,8 @@ def test_generation_stops_when_all_rows_have_ended(model):
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [({"temperature": -1}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_k": 0}, "top_k"),
+     ({"logit_bias": {19: 1.0}}, "logit_bias names token 19"), ({"logit_bias": {3: float("nan")}}, "logit_bias"),
+     ({"min_p": 1.1}, "min_p"), ({"repetition_penalty": 0.0}, "repetition_penalty"),
      ({"top_p": 0.0}, "top_p"), ({"top_p": 2.0}, "top_p"), ({"max_new_tokens": -1}, "max_new_tokens")],
     ids=str,
 )  # fmt: skip
@@ -297,8 +373,10 @@ def test_a_generator_for_each_row_samples_it_as_by_itself(settings):
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in range(5)]
 
-    together = sample_token(logits, generator=generators(), **settings)
-    alone = [sample_token(row[None], generator=g, **settings) for row, g in zip(logits, generators(), strict=True)]
+    together = sample_token(logits, Sampling(**settings), generator=generators())
+    alone = [
+        sample_token(row[None], Sampling(**settings), generator=g) for row, g in zip(logits, generators(), strict=True)
+    ]
     assert torch.equal(together, torch.cat(alone))
     with pytest.raises(ValueError, match="zip"):
-        sample_token(logits, generator=generators()[:4])
+        sample_token(logits, Sampling(), generator=generators()[:4])

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.text.bpe import train_bpe
-from gpt.text.tokenizers import decode_stream, get_tokenizer
+from gpt.text.streams import decode_stream
+from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import EOT, CharTokenizer, load_tokenizer, with_special_tokens
 
 STORY = (Path(__file__).parent.parent / "data" / "story.txt").read_text(encoding="utf-8")

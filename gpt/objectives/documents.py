@@ -40,11 +40,13 @@ def generate_rows(
     stop_ids: Collection[int | None],
     max_new_tokens: int,
     on_overflow: Callable[[], None] | None = None,
+    is_over: Callable[[int, int], bool] | None = None,
     **sampling,
 ) -> Iterator[list[int]]:
-    """Yield the next id of each prompt, step by step, until each has one of `stop_ids`; that one again for those that
-    have ended. `sampling` is passed to `generate_stream`. `on_overflow` is called once if a text grows beyond the
-    model's context."""
+    """Yield the next id of each prompt, step by step, until all have ended; then one of `stop_ids` again and again.
+
+    A row ends with one of `stop_ids`, or where `is_over` says so for its number and next id. `sampling` is passed to
+    `generate_stream`. `on_overflow` is called once if a text grows beyond the model's context."""
     room = [model.config.context_length - len(ids) for ids in prompts]  # below 0: cut before it is read
     growing = {row for row, n in enumerate(room) if n >= 0}
     rows, ended = [torch.tensor(ids) for ids in prompts], {}
@@ -54,6 +56,9 @@ def generate_rows(
             on_overflow = None
         ids = [ended.get(row, i) for row, i in enumerate(tokens.tolist())]
         ended |= {row: i for row, i in enumerate(ids) if i in stop_ids}
+        if is_over:
+            others = [row for row in range(len(ids)) if row not in ended]
+            ended |= {row: next(iter(stop_ids)) for row in others if is_over(row, ids[row])}
         yield ids
         if len(ended) == len(rows):
             return

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.generation import sample_token
+from gpt.generation import Sampling, sample_token, seen_tokens
 from gpt.model import GPTModel, KVCache
 from gpt.objectives.glm_spans import END, MASK, START, GLMExample, cut_spans, infilling_mask, sample_spans
 from gpt.objectives.objective import Objective, example_rng
@@ -105,11 +105,16 @@ class Infilling(Objective):
 
     @torch.no_grad()
     def fill(
-        self, context: list[int], ids: dict[str, int], max_new_tokens: int | None = None, **sampling
+        self,
+        context: list[int],
+        ids: dict[str, int],
+        max_new_tokens: int | None = None,
+        generator: torch.Generator | None = None,
+        **sampling,
     ) -> list[list[int]]:
         """Return the tokens that fill each [MASK] of a context, from left to right, at most max_new_tokens for each.
 
-        The model reads the context once, into a cache; `sampling` as in `gpt.generation.sample_token`. ValueError if
+        The model reads the context once, into a cache; `sampling` as in `gpt.generation.Sampling`. ValueError if
         the model's context_length leaves no room.
         """
         config, device = self.model.config, self.span_pos_emb.weight.device
@@ -119,7 +124,7 @@ class Infilling(Objective):
             raise ValueError(
                 f"{len(context)} tokens with {len(mask_positions)} blanks leave no room to fill them: shorten it"
             )
-        cache = KVCache(config.n_layers, config.context_length)
+        cache, settings = KVCache(config.n_layers, config.context_length), Sampling(**sampling)
 
         def last_state(tokens: list[int], positions: list[int], span_positions: list[int], mask: str) -> Tensor:
             tokens, positions, span_positions = (
@@ -136,7 +141,8 @@ class Infilling(Objective):
             while True:
                 logits = self.model.out_head(last_state([last], [position], [len(span) + 1], "causal"))  # (1, V)
                 logits[:, [ids[MASK], ids[START]]] = -torch.inf
-                last = int(sample_token(logits, **sampling))
+                seen = seen_tokens([torch.tensor(context + span)], logits.size(1)).to(device)
+                last = int(sample_token(logits, settings, seen, generator))
                 if last == ids[END] or len(span) == min(room, max_new_tokens or room):
                     break
                 span.append(last)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt.config import ObjectiveConfig, TrainConfig
-from gpt.generation import sample_token
+from gpt.generation import Sampling, sample_token, seen_tokens
 from gpt.layers import Linear
 from gpt.model import GPTModel
 from gpt.objectives.objective import Objective, example_rng
@@ -184,6 +184,7 @@ class Masked(Objective):
         prepend_eot: bool,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
+        generator: torch.Generator | None = None,
         **sampling,
     ) -> Iterator[str]:
         """Yield the prompt with one token for each [MASK]. ValueError if there is none, or no room for the prompt."""
@@ -202,7 +203,8 @@ class Masked(Objective):
         hidden = self.hidden_states(inputs, lengths, segments if self.config.next_sentence else None)
         positions = inputs == ids[MASK]  # (1, T)
         logits = self.model.out_head(hidden[positions])[:, : tokenizer.base_vocab_size]  # (N, V): no special token
-        inputs[positions] = sample_token(logits, temperature, **sampling)
+        seen = seen_tokens([inputs[0]], self.model.config.vocab_size)[:, : logits.size(1)].to(device)
+        inputs[positions] = sample_token(logits, Sampling(temperature, **sampling), seen, generator)
         yield tokenizer.decode(i for i in inputs[0].tolist() if i not in (ids[CLS], ids[SEP]))
 
     def sample(self, config: TrainConfig, data: PreparedData, seed: int) -> str:

@@ -16,7 +16,7 @@ from gpt.objectives.documents import generate_ids
 from gpt.objectives.unigram import MAX_TOKENS, unigram_loss
 from gpt.objectives.weights import frozen_names, named_weights
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
-from gpt.text.tokenizers import decode_stream
+from gpt.text.streams import decode_stream
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer, with_special_tokens
 

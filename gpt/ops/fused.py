@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from gpt.ops.reference import IGNORE_INDEX, attention_mask
 from gpt.system import kernels
-from gpt.system.kernels import Product
 
 # Logits that linear_cross_entropy holds at once: 2^23 numbers, 32 MB in float32, the size of a large CPU's cache.
 MAX_LOGITS = 2**23
@@ -36,35 +35,8 @@ def gelu(x: Tensor, exact: bool = False) -> Tensor:
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
     """See `reference.rms_norm`. On a CPU PyTorch's own is a longer chain of operations, and so is its gradient."""
     x = x.to(scale.dtype)  # under autocast a head's queries have a lower precision
-    if not x.is_cpu or torch.compiler.is_compiling():
-        return F.rms_norm(x, scale.shape, scale, eps)
-    return _RMSNorm.apply(x, scale, eps) if torch.is_grad_enabled() else (x * _rms_factor(x, eps)).mul_(scale)
-
-
-def _rms_factor(x: Tensor, eps: float) -> Tensor:
-    """Return 1 / sqrt(mean(x^2) + eps) for each vector of x, (..., 1)."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
-
-
-class _RMSNorm(torch.autograd.Function):
-    """RMSNorm, whose gradient is that of LayerNorm with a mean of 0, but for a mean that LayerNorm's subtracts."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, eps: float) -> Tensor:
-        factor = _rms_factor(x, eps)
-        ctx.save_for_backward(x, scale, factor)
-        return (x * factor).mul_(scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, scale, factor = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_x, grad_scale, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, x, scale.shape, torch.zeros_like(factor), factor, scale, None, [True, True, False]
-        )
-        subtracted = (grad @ scale).unsqueeze(-1).div_(len(scale))  # (..., 1)
-        return grad_x.addcmul_(subtracted, factor), grad_scale, None
+    own = x.is_cpu and not torch.compiler.is_compiling()
+    return kernels.rms_norm(x, scale, eps) if own else F.rms_norm(x, scale.shape, scale, eps)
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -109,44 +81,8 @@ def attention(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See `reference.linear`. In float32 on a CPU by the library that is fastest here (gpt/system/kernels.py); where
-    that is not PyTorch's own, it has no second derivative."""
-    if not kernels.can_choose(x, weight):
-        return F.linear(x, weight, bias)
-    product = kernels.choose("rows", x, weight)
-    if not torch.is_grad_enabled():
-        return product(x, weight, bias)
-    grad_product = kernels.choose("grad", x, weight)
-    if product is F.linear and grad_product is torch.matmul:
-        return F.linear(x, weight, bias)
-    return _ChosenLinear.apply(x, weight, bias, product, grad_product)
-
-
-class _ChosenLinear(torch.autograd.Function):
-    """`linear` by two given products, with a gradient.
-
-    The weight's gradient is PyTorch's: no other has been faster (docs/speed-log.md).
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product, grad_product: Product) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.grad_product = grad_product
-        return product(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        grad, rows = grad.reshape(-1, grad.size(-1)), x.reshape(-1, x.size(-1))  # (N, D_out), (N, D_in)
-        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        return (
-            ctx.grad_product(grad, weight).view_as(x) if needs_x else None,
-            grad.T @ rows if needs_weight else None,
-            grad.sum(0) if needs_bias else None,
-            None,
-            None,
-        )
+    """See `reference.linear`. In float32 on a CPU by the library that is fastest here; see `kernels.linear`."""
+    return kernels.linear(x, weight, bias) if kernels.can_choose(x, weight) else F.linear(x, weight, bias)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:

@@ -6,20 +6,21 @@ import sys
 from argparse import Namespace
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from gpt.exchange.models import LoadedModel
-from gpt.generation import check_sampling
+from gpt.generation import Sampling
 from gpt.objectives.documents import default_length, generate_ids, with_start
+from gpt.run.cli import sampling_from
 from gpt.run.generate import ANSWER_TOKENS, load, notice_long_prompts, overflow_notice
 from gpt.system.files import write_text
 from gpt.text.chat import Message, encode_chat, stop_ids
 from gpt.text.conversations import read_conversations
 from gpt.text.readers import read_chunks
-from gpt.text.tokenizers import decode_stream
+from gpt.text.streams import decode_stream
 
 ANSWER_SHARE = 8  # an eighth of the context is kept for an answer: the oldest messages make room for it
 HELP = {
@@ -30,10 +31,13 @@ HELP = {
     "/temperature X": "0: the most probable token; 1: the model's probabilities; above: more random",
     "/top_k N": "sample from the N most probable tokens; without N from all",
     "/top_p X": "sample from the most probable tokens whose probabilities sum to X; without X from all",
+    "/min_p X": "sample from tokens at least X times as probable as the likeliest one; without X from all",
+    "/repetition_penalty X": "above 1: tokens of the conversation become less probable; without X they do not",
     "/save FILE": "write the conversation to a .jsonl file, which prepare_data.py --format messages reads; or the text",
     "/load FILE": "continue what was saved",
     "/quit": "or Ctrl-D (on Windows Ctrl-Z and Enter)",
 }
+NUMBERS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float}
 KEYS = "Ctrl-C stops an answer. A message that begins with a slash is written with two."
 NO_TEMPLATE = "the model has no chat template: it was not trained on conversations, and reads no"
 
@@ -43,10 +47,11 @@ def converse(folder: Path | None, arguments: Namespace) -> int:
 
     Return the exit status: 2 if a line without a terminal was refused.
     """
-    sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
-    check_sampling(arguments.max_new_tokens or 0, **sampling)
+    sampling = sampling_from(arguments)
     loaded = load(folder, arguments)
-    chat = Chat(loaded, not arguments.text, arguments.system, arguments.max_new_tokens, sampling, arguments.seed)
+    chat = Chat(
+        loaded, not arguments.text, arguments.system, arguments.max_new_tokens, sampling, arguments.stop, arguments.seed
+    )
     print(f"{chat.form}; /help lists the commands", file=sys.stderr)
     is_terminal, status = sys.stdin.isatty(), 0
     for line in _lines(arguments.prompt, is_terminal):
@@ -106,10 +111,11 @@ class Chat:
         system: str | None,
         max_new_tokens: int | None,
         sampling: dict,
+        stops: Sequence[str],
         seed: int,
     ):
         self.objective, self.tokenizer, self.prepend_eot = loaded.objective, loaded.tokenizer, loaded.prepend_eot
-        self.model, self.sampling = loaded.objective.model, sampling
+        self.model, self.sampling, self.stops = loaded.objective.model, sampling, stops
         self.answers = answers and self.tokenizer.chat_template is not None
         if not (self.objective.continues_prompts and self.objective.left_to_right):
             raise ValueError(f"{loaded.name} does not continue a text: scripts/generate.py shows what it writes")
@@ -137,6 +143,9 @@ class Chat:
             name, _, value = line.partition(" ")
             if name not in {usage.split()[0] for usage in HELP}:
                 raise ValueError(f"no command {name}: /help lists them; a message may begin with two slashes")
+            if name[1:] in NUMBERS:
+                yield self._set(name[1:], value.strip())
+                return
             command: Callable[[str], Iterator[str]] = getattr(self, f"_{name[1:]}")
             yield from command(value.strip())
             return
@@ -156,7 +165,7 @@ class Chat:
         ids: list[int] = []
         prompt = self._prompt(messages)
         try:
-            yield from decode_stream(self.tokenizer, self._generate(prompt, ids))
+            yield from decode_stream(self.tokenizer, self._generate(prompt, ids), self.stops)
         finally:
             answer = self._decode(ids)
             if answer.strip():
@@ -172,7 +181,7 @@ class Chat:
         notice_long_prompts([len(prompt)], self.model.config.context_length)
         self.begun, self.text, self.text_ended = text, text, False
         try:
-            yield from decode_stream(self.tokenizer, self._generate(prompt, ids))
+            yield from decode_stream(self.tokenizer, self._generate(prompt, ids), self.stops)
             self.text_ended = len(ids) < self.max_new_tokens
         finally:
             self.text += self._decode(ids)
@@ -190,9 +199,10 @@ class Chat:
 
     def _decode(self, ids: list[int]) -> str:
         """Return what is kept of written ids: the text without special tokens, and without half a character at its
-        end, where it was stopped."""
+        end, where it was stopped, up to a stop string."""
         special = set(self.tokenizer.special_tokens.values())
-        return self.tokenizer.decode([i for i in ids if i not in special]).removesuffix("\ufffd")
+        text = self.tokenizer.decode([i for i in ids if i not in special]).removesuffix("\ufffd")
+        return min((text.partition(stop)[0] for stop in self.stops), key=len, default=text)
 
     def _prompt(self, messages: list[Message]) -> list[int]:
         """Return the ids that an answer follows: of all messages, or without the oldest ones if they leave no room."""
@@ -237,24 +247,17 @@ class Chat:
         self.system = value or None
         yield from self._reset("")
 
-    def _temperature(self, value: str) -> Iterator[str]:
-        yield self._set("temperature", float, value)
-
-    def _top_k(self, value: str) -> Iterator[str]:
-        yield self._set("top_k", int, value)
-
-    def _top_p(self, value: str) -> Iterator[str]:
-        yield self._set("top_p", float, value)
-
-    def _set(self, name: str, kind: type, value: str) -> str:
+    def _set(self, name: str, value: str) -> str:
         """Change a sampling setting, and return it in words."""
+        kind, off = NUMBERS[name], {"repetition_penalty": 1.0}.get(name)
         try:
-            number = kind(value) if value or name == "temperature" else None
+            number = kind(value) if value or name == "temperature" else off
         except ValueError:
             raise ValueError(f"/{name} takes a {'whole ' * (kind is int)}number, not {value!r}") from None
-        check_sampling(0, **{**self.sampling, name: number})
-        self.sampling = {**self.sampling, name: number}
-        return f"{name} {'off' if number is None else f'{number:g}'}"
+        sampling = {**self.sampling, name: number}
+        Sampling(**sampling)  # ValueError for a number outside its range
+        self.sampling = sampling
+        return f"{name} {'off' if number == off else f'{number:g}'}"
 
     def _save(self, value: str) -> Iterator[str]:
         path = _path(value)

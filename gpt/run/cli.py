@@ -251,13 +251,41 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how tokens are sampled: --temperature, --top_k, --top_p and --seed."""
+    """Add the options that say how tokens are sampled, and where a text ends; see `gpt.generation.Sampling`."""
     add = parser.add_argument
     add("--temperature", type=float, default=0.8, metavar="X",
         help="0: the most probable token; 1: the model's probabilities; above: more random (default: 0.8)")  # fmt: skip
     add("--top_k", type=int, metavar="N", help="sample from the N most probable tokens (default: all)")
     add("--top_p", type=float, metavar="X", help="sample from the most probable tokens whose probabilities sum to X")
+    add("--min_p", type=float, metavar="X", help="sample from tokens at least X times as probable as the likeliest one")
+    add("--repetition_penalty", type=float, default=1.0, metavar="X",
+        help="above 1: tokens of the text so far become less probable (default: 1)")  # fmt: skip
+    add("--logit_bias", type=logit_bias, default={}, metavar="ID=X,...",
+        help="numbers added to the logits of token ids, such as 13=-100, which forbids token 13")  # fmt: skip
+    add("--stop", type=unescape, action="append", default=[], metavar="TEXT",
+        help="end the text before this one; may be repeated")  # fmt: skip
     add("--seed", type=seed, default=0, metavar="N", help="random seed (default: 0)")
+
+
+def sampling_from(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of `Sampling` from the options. ValueError for one outside its range."""
+    from gpt.generation import Sampling  # imports PyTorch, which --help does not need
+
+    settings = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)}
+    Sampling(**settings)
+    if arguments.max_new_tokens is not None and arguments.max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, not {arguments.max_new_tokens}")
+    if "" in arguments.stop:
+        raise ValueError("--stop is empty: every text would end at once")
+    return settings
+
+
+def logit_bias(text: str) -> dict[int, float]:
+    """Return token ids and the numbers to add to their logits from the text of an option."""
+    try:
+        return {int(token): float(bias) for token, bias in (pair.split("=") for pair in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes token ids and numbers, such as 13=-100,198=2, not {text!r}") from None
 
 
 def seed(text: str) -> int:

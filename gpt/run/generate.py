@@ -1,10 +1,11 @@
 """Generate text from the command line: one text as it is written, or many in batches; notices on stderr."""
 
 import functools
+import itertools
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +13,15 @@ import torch
 
 from gpt.config import GPTConfig
 from gpt.exchange.models import LoadedModel, open_model
-from gpt.generation import check_sampling
 from gpt.objectives.documents import complete, default_length, generate_ids, with_start
+from gpt.run.cli import sampling_from
 from gpt.system.device import choose_device
 from gpt.system.memory import set_allocator_flags
 from gpt.system.text import escape
 from gpt.text.chat import encode_chat, stop_ids
 from gpt.text.readers import form, read_chunks, read_fields
 from gpt.text.sources import open_corpus
-from gpt.text.tokenizers import decode_stream
+from gpt.text.streams import TextStream, decode_stream
 from gpt.variants.int8 import Int8GPTModel, weight_bytes
 
 ANSWER_TOKENS = 1000  # the longest answer to a message, unless --max_new_tokens says another
@@ -39,14 +40,15 @@ def generate_from(folder: Path | None, arguments: Namespace) -> None:
 
     Text i has the seed --seed + i. ValueError for a mistake in the options, before the model is loaded, or in a prompt.
     """
-    sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
-    check_sampling(arguments.max_new_tokens or 0, **sampling)
+    sampling = sampling_from(arguments)
     listed = arguments.prompts is not None
     prompts = [arguments.prompt or ""]
     if listed:
         prompts = read_prompts(arguments.prompts, arguments.field, arguments.encoding)
     loaded = load(folder, arguments)
-    writer = Writer(loaded, arguments.chat, arguments.system, arguments.max_new_tokens, sampling)
+    writer = Writer(
+        loaded, arguments.chat, arguments.system, arguments.max_new_tokens, sampling, arguments.stop, arguments.logprobs
+    )
     ids = [writer.encode(prompt, f"prompt {n}: " * listed) for n, prompt in enumerate(prompts, start=1)]
     notice_long_prompts([len(prompt) for prompt in ids], loaded.objective.model.config.context_length)
     pairs = [pair for pair in zip(prompts, ids, strict=True) for _ in range(arguments.num_samples)]
@@ -102,7 +104,16 @@ def use_int8(loaded: LoadedModel) -> None:
 class Writer:
     """A loaded model, and how it writes: as an assistant or not, at most how many tokens, and the sampling settings."""
 
-    def __init__(self, loaded: LoadedModel, chat: bool, system: str | None, max_new_tokens: int | None, sampling: dict):
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        chat: bool,
+        system: str | None,
+        max_new_tokens: int | None,
+        sampling: dict,
+        stops: Sequence[str] = (),
+        with_logprobs: bool = False,
+    ):
         self.objective, self.tokenizer, self.prepend_eot = loaded.objective, loaded.tokenizer, loaded.prepend_eot
         self.model, self.chat = loaded.objective.model, chat
         self.instructions = [] if system is None else [{"role": "system", "content": system}]
@@ -110,6 +121,9 @@ class Writer:
         if max_new_tokens is None and self.continues:
             max_new_tokens = ANSWER_TOKENS if chat else default_length(self.model, loaded.prepend_eot)
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
+        self.stops, self.with_logprobs = stops, with_logprobs
+        if stops and not (self.continues and loaded.objective.left_to_right):
+            raise ValueError(f"{loaded.name} does not write from left to right: leave --stop out")
         self.stop_ids = stop_ids(self.tokenizer) if chat else {self.tokenizer.eot_id}
         self.on_overflow = overflow_notice(self.model.config)
 
@@ -137,25 +151,36 @@ class Writer:
         return self._text(job, new)
 
     def complete(self, jobs: list[Job]) -> Iterator[dict[str, Any]]:
-        """Yield the results of a batch of jobs: prompt, text (that of `stream`), finish_reason, n_tokens, seed.
+        """Yield the results of a batch of jobs: prompt, text (that of `stream`), finish_reason, n_tokens, seed, and
+        `with_logprobs` those of the tokens, in nats.
 
-        finish_reason is "stop" at a token that ends a text or an answer and "length" if the text is cut; n_tokens are
-        those generated.
+        finish_reason is "stop" at a token that ends a text or an answer, or at a stop string, and "length" if the text
+        is cut; n_tokens are those generated.
         """
-        if self.continues:
-            written = complete(
-                self.model, [job.ids for job in jobs], self.stop_ids, self.max_new_tokens,
-                on_overflow=self.on_overflow, generator=[self._generator(job) for job in jobs], **self.sampling,
-            )  # fmt: skip
-            for job, (new, ended) in zip(jobs, written, strict=True):
-                yield _result(job, self._text(job, new), "stop" if ended else "length", len(new))
-        else:
+        if not self.continues:
             yield from (_result(job, self.stream(job), "stop", None) for job in jobs)
+            return
+        streams = [TextStream(self.tokenizer, self.stops) for _ in jobs]
+
+        def is_over(row: int, i: int) -> bool:
+            streams[row].push(i)
+            return streams[row].stopped
+
+        steps: list[torch.Tensor] | None = [] if self.with_logprobs else None
+        written = complete(
+            self.model, [job.ids for job in jobs], self.stop_ids, self.max_new_tokens, on_overflow=self.on_overflow,
+            is_over=is_over if self.stops else None, generator=[self._generator(job) for job in jobs], logprobs=steps,
+            **self.sampling,
+        )  # fmt: skip
+        for row, (job, (new, ended)) in enumerate(zip(jobs, written, strict=True)):
+            reason = "stop" if ended or streams[row].stopped else "length"
+            result = _result(job, self._text(job, new), reason, len(new))
+            yield result if steps is None else result | {"logprobs": [float(step[row]) for step in steps[: len(new)]]}
 
     def _text(self, job: Job, new: Iterable[int]) -> Iterator[str]:
-        if self.chat:
-            return decode_stream(self.tokenizer, new)
-        return self.objective.join_text(job.prompt, new, self.tokenizer)
+        if not self.objective.left_to_right:
+            return self.objective.join_text(job.prompt, new, self.tokenizer)
+        return itertools.chain([job.prompt] * (not self.chat), decode_stream(self.tokenizer, new, self.stops))
 
     def _generator(self, job: Job) -> torch.Generator:
         return torch.Generator(next(self.model.parameters()).device).manual_seed(job.seed)

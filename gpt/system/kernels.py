@@ -6,6 +6,8 @@ them, some milliseconds in all, and the answer is kept in a file per machine, so
 rounds the same way today and tomorrow. A checkpoint stores the answers its run has used, and `--resume` restores them.
 
 GPT_KERNELS=pytorch in the environment skips all this and takes PyTorch's own products, GPT_KERNELS=onednn oneDNN's.
+
+`rms_norm` is a kernel of our own, made of PyTorch's.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ import filelock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gpt.system.device import environment
 from gpt.system.files import write_text
@@ -83,6 +86,47 @@ def choose(kind: str, x: Tensor, weight: Tensor) -> Product:
         name = f"{kind} {n_rows}x{weight.size(0)}x{weight.size(1)}" + " transposed" * (not key[-1])
         _products[key] = CANDIDATES[kind][_choice(name, kind, n_rows, weight)]
     return _products[key]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x · weight^T + bias by the fastest product, where `can_choose`. Its gradient is chosen in the same way.
+
+    Where that is not PyTorch's own, it has no second derivative.
+    """
+    product = choose("rows", x, weight)
+    if not torch.is_grad_enabled():
+        return product(x, weight, bias)
+    grad_product = choose("grad", x, weight)
+    if product is F.linear and grad_product is torch.matmul:
+        return F.linear(x, weight, bias)
+    return _ChosenLinear.apply(x, weight, bias, product, grad_product)
+
+
+class _ChosenLinear(torch.autograd.Function):
+    """`linear` by two given products, with a gradient.
+
+    The weight's gradient is PyTorch's: no other has been faster (docs/speed-log.md).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product, grad_product: Product) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.grad_product = grad_product
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        grad, rows = grad.reshape(-1, grad.size(-1)), x.reshape(-1, x.size(-1))  # (N, D_out), (N, D_in)
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        return (
+            ctx.grad_product(grad, weight).view_as(x) if needs_x else None,
+            grad.T @ rows if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+            None,
+            None,
+        )
 
 
 def restore(saved: dict[str, str]) -> None:
@@ -160,3 +204,37 @@ def cache_file() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     digest = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:12]
     return Path(root) / "gpt-from-scratch" / f"kernels-{digest}.json"
+
+
+# --- RMSNorm ----------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Return x (..., D) divided by its root mean square and multiplied by the scale (D,), in few passes over memory."""
+    return _RMSNorm.apply(x, scale, eps) if torch.is_grad_enabled() else (x * _rms_factor(x, eps)).mul_(scale)
+
+
+def _rms_factor(x: Tensor, eps: float) -> Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps) for each vector of x, (..., 1)."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm, whose gradient is that of LayerNorm with a mean of 0, but for a mean that LayerNorm's subtracts."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+        factor = _rms_factor(x, eps)
+        ctx.save_for_backward(x, scale, factor)
+        return (x * factor).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, scale, factor = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x, grad_scale, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x, scale.shape, torch.zeros_like(factor), factor, scale, None, [True, True, False]
+        )
+        subtracted = (grad @ scale).unsqueeze(-1).div_(len(scale))  # (..., 1)
+        return grad_x.addcmul_(subtracted, factor), grad_scale, None

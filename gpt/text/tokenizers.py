@@ -1,9 +1,8 @@
 """Any tokenizer by name: GPT-2's, one learned from texts, or a file of this project or of Hugging Face."""
 
-import codecs
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpt.text.bpe import train_bpe
@@ -62,17 +61,3 @@ def without_unused(tokenizer: Tokenizer) -> Tokenizer:
     while added and added[-1] == f"<|unused {tokenizer.base_vocab_size + len(added) - 1}|>":
         added.pop()
     return from_dict(tokenizer.to_dict() | {"special_tokens": added}) if tokenizer.added_tokens else tokenizer
-
-
-def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of tokens as they arrive, each piece as soon as its characters are complete.
-
-    The pieces join to `tokenizer.decode(all ids)`, and none ends within a character. A space that SentencePiece writes
-    before a text is kept: these tokens may continue one.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for i in ids:
-        if text := decoder.decode(tokenizer.decode_bytes([i])):
-            yield text
-    if text := decoder.decode(b"", final=True):
-        yield text

@@ -244,6 +244,14 @@ def test_commands_change_the_conversation(talk, ids_of):
     assert [ids for ids, _ in calls[1:]] == [ids_of(USER_2), *[ids_of(SYSTEM_1, USER_2)] * 2]
 
 
+def test_a_stop_string_ends_an_answer_and_is_not_kept(talk, ids_of, tmp_path):
+    """The answer to 1 is "one": by its characters the stop lies across tokens."""
+    path = tmp_path / "saved.jsonl"
+    out, _, _ = talk("1", f"/save {path}", "2", options="--run chats --temperature 0 --stop ne --stop zzz")
+    assert out.splitlines()[0] == "o"
+    assert json.loads(path.read_text())["messages"][1]["content"] == "o"
+
+
 def test_sampling_can_be_changed(talk):
     out, _, calls = talk("1", "/temperature 1.5", "/top_k 3", "/top_p 0.5", "2", "/top_k", "3")
     assert "temperature 1.5\ntop_k 3\ntop_p 0.5\n" in out
@@ -297,8 +305,8 @@ def test_what_is_not_saved(talk, folder, name, words):
 
 def test_help_lists_every_command(talk):
     listed = re.findall(r"^/(\w+)", talk("/help")[0], re.MULTILINE)
-    source = inspect.getsource(chatting.Chat)
-    assert sorted(listed) == sorted(re.findall(r"def _(\w+)\(self, value: str\) -> Iterator", source))
+    commands = re.findall(r"def _(\w+)\(self, value: str\) -> Iterator", inspect.getsource(chatting.Chat))
+    assert sorted(listed) == sorted([*commands, *chatting.NUMBERS])
 
 
 @pytest.mark.parametrize("n", [0, 3])

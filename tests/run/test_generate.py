@@ -110,6 +110,45 @@ def test_json_lines_say_why_a_text_ended(write):
     assert json.loads(out) == rows[1]
 
 
+@pytest.mark.parametrize("stop", ["b ", "a", "\\n"], ids=repr)
+def test_a_stop_string_ends_a_text(write, stop):
+    """As the whole text cut before the first one, prompt by prompt and in a batch, which stops writing there."""
+    stop, options = unescape(stop), "--temperature 1.5 --max_new_tokens 30 --format jsonl --prompts prompts.txt"
+    prompts = ["ab", "cab a", "d"]
+    whole = [json.loads(line) for line in write(options, prompts)[0].splitlines()]
+    given = f"--stop {shlex.quote(escape(stop))} --stop never"
+    stopped = [json.loads(line) for line in write(f"{options} {given}", prompts)[0].splitlines()]
+    found = 0
+    for n, (prompt, free, cut) in enumerate(zip(prompts, whole, stopped, strict=True)):
+        before, separator, _ = free["text"].removeprefix(prompt).partition(stop)
+        assert cut["text"] == prompt + before
+        assert cut["finish_reason"] == ("stop" if separator else free["finish_reason"])
+        assert cut["n_tokens"] == (len(before) + len(stop) if separator else free["n_tokens"]), "one for a character"
+        found += bool(separator)
+        alone = f"--temperature 1.5 --max_new_tokens 30 --seed {n} {given} --prompt {shlex.quote(prompt)}"
+        assert write(alone)[0] == cut["text"] + "\n"
+    assert found
+
+
+def test_json_lines_with_log_probabilities(write):
+    out, _, loaded = write("--max_new_tokens 5 --format jsonl --prompts prompts.txt --logprobs", ["ab", "cab a"])
+    for line in map(json.loads, out.splitlines()):
+        ids = torch.tensor([loaded.tokenizer.encode(line["text"])])
+        n = line["n_tokens"]
+        with torch.no_grad():
+            scores = loaded.objective.model(ids[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[0, :, 0]
+        assert line["logprobs"] == pytest.approx(scores[-n:].tolist(), abs=1e-5)
+        assert len(line["logprobs"]) == n
+
+
+def test_a_bias_forbids_a_token(write):
+    forbidden = write("--temperature 1.5 --max_new_tokens 30 --num_samples 5 --prompt cab")
+    letter, i = "b", forbidden[2].tokenizer.encode("b")[0]
+    assert letter in forbidden[0].replace("cab", "")
+    text = write(f"--temperature 1.5 --max_new_tokens 30 --num_samples 5 --prompt cab --logit_bias {i}=-100")[0]
+    assert letter not in text.replace("cab", "")
+
+
 def test_messages_are_answered_in_batches(write):
     """Each line is a message; the text is the answer. The template's own end token is one, a message's is text."""
     template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}a"
@@ -196,6 +235,9 @@ def test_prompts_that_are_too_long_are_counted(write):
         ("--chat", "--chat answers a message: write it as --prompt TEXT"),
         ("--prompts prompts.txt --batch_size 0", "--batch_size must be at least 1, not 0"),
         ("--prompt a --format xml", "--format"),
+        ("--prompt a --logprobs", "--logprobs is a field of each result: add --format jsonl"),
+        ("--prompt a --logit_bias 3", "--logit_bias takes token ids and numbers, such as 13=-100,198=2, not '3'"),
+        ("--prompt a --stop ''", "--stop is empty: every text would end at once"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, capsys, options, words):
@@ -210,7 +252,18 @@ def test_mistakes(tmp_path, monkeypatch, capsys, options, words):
     assert words in err and not out
 
 
-@pytest.mark.parametrize("option", ["--temperature -1", "--top_k 0", "--top_p 2", "--max_new_tokens -1", "--device x"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--temperature -1",
+        "--top_k 0",
+        "--top_p 2",
+        "--min_p 2",
+        "--repetition_penalty 0",
+        "--max_new_tokens -1",
+        "--device x",
+    ],
+)
 def test_settings_are_checked_before_a_model_is_loaded(monkeypatch, capsys, option):
     monkeypatch.setattr(door, "open_model", lambda *names: pytest.fail("loaded"))
     assert run_script(f"generate --pretrained it --prompt a {option}") == 2

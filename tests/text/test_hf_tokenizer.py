@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from gpt.text.hf_tokenizer import first_token, from_hf, to_hf, token_names
 from gpt.text.prepare import prepare_data
+from gpt.text.streams import decode_stream
 from gpt.text.tokenizer_files import load_any_tokenizer
-from gpt.text.tokenizers import decode_stream, get_tokenizer
+from gpt.text.tokenizers import get_tokenizer
 from gpt.token_files import load_data
 from gpt.tokenizer import (
     BytePairTokenizer,

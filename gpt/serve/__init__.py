@@ -1,0 +1,1 @@
+"""A trained model behind a local page and an API that OpenAI's clients speak: `scripts/serve.py`."""

@@ -1,0 +1,172 @@
+"""The page that shows a model at work, and what it asks for in addition to the API: looks inside, and the verdict of
+the tales' grammar."""
+
+import asyncio
+import importlib.resources
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from gpt.evaluation.inspection import attention_weights, logit_lens
+from gpt.exchange.models import LoadedModel
+from gpt.objectives.documents import with_start
+from gpt.serve.engine import BusyError
+from gpt.serve.protocol import ApiError, Body, TokenIds, parse, token_text
+from gpt.system.paths import find_path
+from gpt.text import requests, tales
+from gpt.token_files import load_data
+
+if TYPE_CHECKING:
+    from gpt.serve.app import Service
+
+MAX_INSPECTED = 256  # tokens whose attention is shown
+LIKELIEST = 5  # tokens of each layer
+
+
+class Looked(Body):
+    """POST /playground/inspect: look inside the model while it reads some tokens."""
+
+    token_ids: Annotated[TokenIds, Field(max_length=MAX_INSPECTED)]
+
+
+class Judged(Body):
+    """POST /playground/verdict: judge a tale as far as it is written, after the request it answers, if any."""
+
+    text: Annotated[str, Field(max_length=10_000)]
+    request: str | None = None
+
+
+class Encoded(Body):
+    """POST /playground/tokens: the tokens of a text, or of a conversation up to where the answer begins."""
+
+    text: Annotated[str, Field(max_length=200_000)]
+
+
+class Playground:
+    """The page and its requests."""
+
+    def __init__(self, service: "Service"):
+        self.service = service
+        self.is_about_tales = _writes_tales(service.loaded)
+        self.page = _page()
+
+    def routes(self) -> list[Route]:
+        """Return the routes, which are not part of the API's description."""
+        return [
+            Route("/", self.index),
+            Route("/playground/model", self.model),
+            Route("/playground/tokens", self.tokens, methods=["POST"]),
+            Route("/playground/inspect", self.inspect, methods=["POST"]),
+            Route("/playground/verdict", self.verdict, methods=["POST"]),
+        ]
+
+    async def index(self, http: Request) -> Response:
+        """Return the page. It asks for nothing but this server's answers."""
+        policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+        policy += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        return HTMLResponse(self.page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+
+    async def model(self, http: Request) -> Response:
+        """Return what the page shows of the model, and which of its views make sense."""
+        service, config = self.service, self.service.model.config
+        return JSONResponse(
+            {
+                "id": service.name,
+                "name": service.loaded.name,
+                "parameters": sum(p.numel() for p in service.model.parameters()),
+                "context_length": config.context_length,
+                "n_layers": config.n_layers,
+                "n_heads": config.n_heads,
+                "vocab_size": service.tokenizer.vocab_size,
+                "eot_id": service.tokenizer.eot_id,
+                "chat": service.tokenizer.chat_template is not None,
+                "tales": self.is_about_tales,
+                "max_inspected": MAX_INSPECTED,
+            }
+        )
+
+    async def tokens(self, http: Request) -> Response:
+        """Return the ids and texts of a text's tokens, as /v1/completions reads it."""
+        service, text = self.service, parse(Encoded, await http.body()).text
+        try:
+            ids = service.loaded.objective.encode_prompt(text, service.tokenizer)
+            started = with_start(ids, service.tokenizer, service.loaded.prepend_eot)
+        except ValueError as error:
+            raise ApiError(400, str(error).replace(": write --prompt TEXT", "")) from None
+        texts = [token_text(service.tokenizer, i) for i in started]
+        return JSONResponse({"token_ids": started, "texts": texts, "n_start": len(started) - len(ids)})
+
+    async def inspect(self, http: Request) -> Response:
+        """Return attention weights (layer, head, T, T), in 1/255, and each layer's likeliest next tokens after the last
+        token: the logit lens."""
+        ids = parse(Looked, await http.body()).token_ids
+        model, tokenizer = self.service.model, self.service.tokenizer
+        if max(ids) >= tokenizer.vocab_size or len(ids) > self.service.context_length:
+            raise ApiError(400, "token_ids: a token is outside the vocabulary, or they exceed the context")
+
+        def look() -> dict[str, Any]:
+            weights = (attention_weights(model, ids) * 255).round().byte()  # (L, H, T, T)
+            probabilities, likeliest = (x[:, -1].tolist() for x in logit_lens(model, ids, LIKELIEST))  # (L + 1, k)
+            lens = [
+                [{"id": i, "text": token_text(tokenizer, i), "p": p} for i, p in zip(*layer, strict=True)]
+                for layer in zip(likeliest, probabilities, strict=True)
+            ]
+            return {"attention": weights.tolist(), "lens": lens}
+
+        try:
+            future = self.service.engine.call(look)
+        except BusyError:
+            raise ApiError(429, "too many requests wait: try again in a moment", "rate_limit_exceeded") from None
+        try:
+            return JSONResponse(await asyncio.wrap_future(future))
+        except ValueError as error:  # such as a model with a prefix
+            raise ApiError(400, str(error)) from None
+
+    async def verdict(self, http: Request) -> Response:
+        """Return how far a text may be the beginning of a tale, in characters, and the first rule it breaks if not."""
+        if not self.is_about_tales:
+            raise ApiError(404, "this model does not write tales")
+        body = parse(Judged, await http.body())
+        return JSONResponse(await asyncio.to_thread(_judge, body.text, body.request))
+
+
+def _judge(text: str, request: str | None) -> dict[str, Any]:
+    """Return what the grammar says of a text: whether it is a whole tale, or how far it can be the beginning of one."""
+    viable, rule, failures = tales.viable_prefix(text), tales.first_broken_rule(text), []
+    if request is not None:
+        try:
+            constraints = requests.parse(request)
+        except ValueError:  # a question about the tale
+            return {"judged": False}
+        viable = min(viable, requests.viable_prefix(constraints, text))
+        failures = [] if rule else requests.kinds_of_failure(constraints, text)
+    is_whole = rule is None and not failures
+    return {
+        "judged": True,
+        "whole": is_whole,
+        "viable": viable,
+        "rule": None if is_whole or viable == len(text) else (failures or [rule])[0],
+    }
+
+
+def _writes_tales(loaded: LoadedModel) -> bool:
+    """Return whether a run was trained on tales, or on requests for some. False if its data are gone."""
+    if loaded.checkpoint is None:
+        return False
+    try:
+        source = load_data(find_path(loaded.checkpoint.config.data.path)).source
+    except (ValueError, OSError):
+        return False
+    return source.partition(":")[0] in ("tales", "requests", "single-requests")
+
+
+def _page() -> str:
+    """Return the page with its style and its programs inlined: it loads nothing else."""
+    assets = importlib.resources.files("gpt.serve") / "assets"
+    page = (assets / "playground.html").read_text(encoding="utf-8")
+    for name in ("playground.css", "playground.js"):
+        page = page.replace(f"/*{name}*/", (assets / name).read_text(encoding="utf-8"))
+    return page

@@ -2,7 +2,7 @@
 
     python scripts/serve.py --run tales-001 --open
     python scripts/serve.py --pretrained smollm2 --port 8080
-    curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" -d '{"prompt": "Once", "max_tokens": 40}'
+    curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "Once there was", "max_tokens": 40}'
 
 The page is at http://127.0.0.1:8000/, the API at http://127.0.0.1:8000/v1, its description at /openapi.json. Requests
 that come together are written together, so that several cost little more than one. Ctrl-C ends the server.

@@ -6,308 +6,26 @@ Every request passes the `Guard` first. A request names no file: the page's file
 import asyncio
 import contextlib
 import json
-import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request as HttpRequest
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gpt.exchange.models import LoadedModel
-from gpt.objectives.documents import with_start
+from gpt.serve.answers import Answer, ChatAnswer, CompletionAnswer
 from gpt.serve.description import describe_api
-from gpt.serve.engine import BusyError, End, Engine, Event, Failure, Piece, Request
 from gpt.serve.guard import Guard
 from gpt.serve.playground import Playground
-from gpt.serve.protocol import (
-    ApiError,
-    ChatBody,
-    CompletionBody,
-    CompletionLogprobs,
-    chat_logprobs,
-    parse,
-    usage,
-)
-from gpt.text.chat import encode_chat, stop_ids
+from gpt.serve.protocol import ApiError, ChatBody, CompletionBody, parse
+from gpt.serve.service import Service, Ticket
 
-DEFAULT_TOKENS = 16  # of a completion, as in OpenAI's API
 SEND_SECONDS = 60  # a client that reads nothing for this long is dropped
 
 
-@dataclass
-class Service:
-    """A loaded model, its engine, and the name that clients call it by."""
-
-    loaded: LoadedModel
-    engine: Engine
-    name: str
-
-    def __post_init__(self):
-        self.created = int(time.time())
-        self.model, self.tokenizer = self.loaded.objective.model, self.loaded.tokenizer
-        self.context_length = self.model.config.context_length
-
-    def check(self, body: CompletionBody | ChatBody) -> None:
-        """ApiError 404 for another model, 400 for a token id outside the vocabulary."""
-        if body.model not in (None, self.name):
-            raise ApiError(404, f"the model {body.model!r} is not served here: {self.name} is", "model_not_found")
-        for token in body.sampling().logit_bias:
-            if token >= self.tokenizer.vocab_size:
-                raise ApiError(400, f"logit_bias: the vocabulary has {self.tokenizer.vocab_size} tokens, not {token}")
-
-    def room(self, ids: Sequence[int], max_tokens: int | None) -> int:
-        """Return how many tokens to write after a prompt. ApiError 400 if the context has no room for them."""
-        room = self.context_length + 1 - len(ids)  # the last token is not read
-        if room < max(1, max_tokens or 0):
-            raise ApiError(
-                400,
-                f"the model's context has {self.context_length} tokens: a prompt of {len(ids)} leaves room for "
-                f"{max(0, room)}, not for {max_tokens or 1}",
-                "context_length_exceeded",
-            )
-        return room if max_tokens is None else max_tokens
-
-
-class Ticket:
-    """Requests given to the engine, and their events in the order in which they come: (choice, event).
-
-    Choice i·n + j is text j of prompt i. Leaving the context cancels what is not finished.
-    """
-
-    def __init__(self, engine: Engine):
-        self.engine, self.requests = engine, []
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-
-    def add(self, **settings) -> None:
-        """Add a request; the settings are those of `engine.Request`."""
-        first = len(self.requests) * settings["n"]
-
-        def sink(row: int, event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (first + row, event))
-
-        self.requests.append(Request(sink=sink, **settings))
-
-    async def __aenter__(self) -> "Ticket":
-        try:
-            self.engine.submit(*self.requests)
-        except BusyError:
-            raise ApiError(429, "too many requests wait: try again in a moment", "rate_limit_exceeded") from None
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
-        return self
-
-    async def __aexit__(self, *error) -> None:
-        for request in self.requests:
-            request.cancelled = True
-
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """Yield events until every choice has ended. ApiError 500 if one fails."""
-        left = {number for number in range(sum(request.n for request in self.requests))}
-        while left:
-            choice, event = await self._events.get()
-            if isinstance(event, Failure):
-                raise ApiError(500, event.message)
-            if choice in left:
-                yield choice, event
-            if isinstance(event, End):
-                left.discard(choice)
-
-
-# --- completions ------------------------------------------------------------------------------------------------------
-
-
-class Answer:
-    """How the events of a request become OpenAI's objects; a subclass for each kind of request."""
-
-    kind = chunk_kind = ""
-
-    def __init__(self, service: Service, prefix: str, stream: bool, include_usage: bool):
-        self.service, self.stream, self.include_usage = service, stream, include_usage
-        self.id, self.created = f"{prefix}-{secrets.token_hex(12)}", int(time.time())
-        self.n_prompt = self.n_written = 0
-
-    def envelope(self, kind: str, choices: list[dict]) -> dict[str, Any]:
-        """Return an object of this answer with some choices."""
-        found = {"id": self.id, "object": kind, "created": self.created, "model": self.service.name, "choices": choices}
-        return found | ({"usage": None} if self.stream and self.include_usage else {})
-
-    def begin(self, choice: int) -> dict | None:
-        """Return what a stream sends before the first text of a choice, if anything."""
-
-    def part(self, choice: int, event: Event) -> dict | None:
-        """Return an event as a choice of a chunk, or None if it says nothing."""
-        raise NotImplementedError
-
-    def whole(self, parts: list[dict]) -> dict:
-        """Return one choice from all its parts."""
-        raise NotImplementedError
-
-    async def chunks(self, ticket: Ticket) -> AsyncIterator[dict]:
-        """Yield the objects of a stream."""
-        begun: set[int] = set()
-        async for choice, event in ticket.events():
-            if choice not in begun and (first := self.begin(choice)):
-                yield self.envelope(self.chunk_kind, [first])
-            begun.add(choice)
-            if isinstance(event, End):
-                self.n_written += event.n_tokens
-            if part := self.part(choice, event):
-                yield self.envelope(self.chunk_kind, [part])
-        if self.include_usage:
-            yield self.envelope(self.chunk_kind, []) | {"usage": usage(self.n_prompt, self.n_written)}
-
-    async def all(self, ticket: Ticket) -> dict[str, Any]:
-        """Return the object of a whole answer."""
-        parts: dict[int, list[dict]] = {}
-        async for choice, event in ticket.events():
-            if isinstance(event, End):
-                self.n_written += event.n_tokens
-            if part := self.part(choice, event):
-                parts.setdefault(choice, []).append(part)
-        choices = [self.whole(parts[choice]) for choice in sorted(parts)]
-        return self.envelope(self.kind, choices) | {"usage": usage(self.n_prompt, self.n_written)}
-
-
-class CompletionAnswer(Answer):
-    """Text completions."""
-
-    kind = chunk_kind = "text_completion"
-
-    def __init__(self, service: Service, body: CompletionBody):
-        options = body.stream_options
-        super().__init__(service, "cmpl", bool(body.stream), bool(options and options.include_usage))
-        self.body, self.prompts = body, []
-        self.logprobs: dict[int, CompletionLogprobs] = {}
-
-    def add_to(self, ticket: Ticket) -> None:
-        """Add a request for each prompt. ApiError 400 for a prompt that the model cannot read."""
-        body, service, objective = self.body, self.service, self.service.loaded.objective
-        for prompt in body.prompts:
-            ids, text = prompt, ""
-            try:
-                if isinstance(prompt, str):
-                    ids = objective.encode_prompt(prompt, service.tokenizer)
-                    ids = with_start(ids, service.tokenizer, service.loaded.prepend_eot)
-                    n_hidden, text = len(ids) - len(objective.encode_prompt(prompt, service.tokenizer)), prompt
-                else:
-                    n_hidden, text = 0, service.tokenizer.decode(ids)
-            except ValueError as error:
-                raise ApiError(400, f"prompt: {error}".replace(": write --prompt TEXT", ""), param="prompt") from None
-            self.n_prompt += len(ids)
-            self.prompts.append((text, n_hidden))
-            ticket.add(
-                prompt=ids,
-                max_new_tokens=service.room(ids, DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens),
-                sampling=body.sampling(),
-                seed=_seed(body.seed),
-                n=body.n or 1,
-                stop_ids={service.tokenizer.eot_id},
-                stops=body.stops,
-                n_likeliest=body.logprobs,
-                echo=bool(body.echo),
-            )
-
-    def part(self, choice: int, event: Event) -> dict | None:
-        """See `Answer.part`. With echo the prompt comes first; its scores come with the first of its texts."""
-        text, scored, reason = "", [], None
-        prompt, n_hidden = self.prompts[choice // (self.body.n or 1)]
-        if isinstance(event, list):  # the prompt
-            text, scored = prompt, event[n_hidden:]
-        elif isinstance(event, Piece):
-            text, scored = event.text, event.tokens
-        else:
-            reason = event.reason
-        logprobs = None
-        if self.body.logprobs is not None:
-            writer = self.logprobs.setdefault(choice, CompletionLogprobs(self.service.tokenizer))
-            logprobs = writer.lists(scored)
-        return {"text": text, "index": choice, "logprobs": logprobs, "finish_reason": reason}
-
-    def whole(self, parts: list[dict]) -> dict:
-        """See `Answer.whole`."""
-        logprobs = None
-        if self.body.logprobs is not None:
-            names = parts[0]["logprobs"]
-            logprobs = {name: [x for part in parts for x in part["logprobs"][name]] for name in names}
-        return parts[-1] | {"text": "".join(part["text"] for part in parts), "logprobs": logprobs}
-
-
-class ChatAnswer(Answer):
-    """Chat completions."""
-
-    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
-
-    def __init__(self, service: Service, body: ChatBody):
-        options = body.stream_options
-        super().__init__(service, "chatcmpl", bool(body.stream), bool(options and options.include_usage))
-        self.body = body
-
-    def add_to(self, ticket: Ticket) -> None:
-        """Add the request. ApiError 400 without a chat template, or for messages that it refuses."""
-        body, service = self.body, self.service
-        if service.tokenizer.chat_template is None:
-            raise ApiError(400, "the model has no chat template: use /v1/completions", "no_chat_template")
-        try:
-            ids = encode_chat(service.tokenizer, [message.plain() for message in body.messages])
-        except ValueError as error:
-            raise ApiError(400, f"messages: {error}", param="messages") from None
-        self.n_prompt = len(ids)
-        given = [limit for limit in (body.max_completion_tokens, body.max_tokens) if limit is not None]
-        ticket.add(
-            prompt=ids,
-            max_new_tokens=service.room(ids, min(given, default=None)),
-            sampling=body.sampling(),
-            seed=_seed(body.seed),
-            n=body.n or 1,
-            stop_ids=stop_ids(service.tokenizer),
-            stops=body.stops,
-            n_likeliest=(body.top_logprobs or 0) if body.logprobs else None,
-        )
-
-    def begin(self, choice: int) -> dict:
-        """See `Answer.begin`."""
-        return self._choice(choice, {"role": "assistant", "content": ""}, None, None)
-
-    def part(self, choice: int, event: Event) -> dict:
-        """See `Answer.part`."""
-        if isinstance(event, End):
-            return self._choice(choice, {}, None, event.reason)
-        scored = chat_logprobs(self.service.tokenizer, event.tokens) if self.body.logprobs else None
-        return self._choice(choice, {"content": event.text}, scored, None)
-
-    def _choice(self, choice: int, delta: dict, logprobs: dict | None, reason: str | None) -> dict:
-        return {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-
-    def whole(self, parts: list[dict]) -> dict:
-        """See `Answer.whole`."""
-        text = "".join(part["delta"].get("content", "") for part in parts)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        logprobs = None
-        if self.body.logprobs:
-            content = [entry for part in parts if part["logprobs"] for entry in part["logprobs"]["content"]]
-            logprobs = {"content": content, "refusal": None}
-        last = parts[-1]
-        return {
-            "index": last["index"],
-            "message": message,
-            "logprobs": logprobs,
-            "finish_reason": last["finish_reason"],
-        }
-
-
-def _seed(seed: int | None) -> int:
-    """Return the seed of a request, drawn if it is left out."""
-    return secrets.randbits(62) if seed is None else seed % 2**62
-
-
-async def _respond(http: HttpRequest, service: Service, answer: Answer) -> Response:
+async def _respond(http: Request, service: Service, answer: Answer) -> Response:
     """Return the whole answer, or a stream whose first event has come: a model that fails is a 500 in both cases."""
     ticket = Ticket(service.engine)
     answer.add_to(ticket)
@@ -337,7 +55,7 @@ async def _server_sent(
             yield f"data: {json.dumps({'error': error.body})}\n\n"
 
 
-async def _unless_gone(http: HttpRequest, work: Awaitable[Any]) -> Any:
+async def _unless_gone(http: Request, work: Awaitable[Any]) -> Any:
     """Return the result of `work`, unless the client goes away first."""
 
     async def gone() -> None:
@@ -373,12 +91,12 @@ class EventStream(StreamingResponse):
 def create_app(service: Service, guard: dict[str, Any] | None = None) -> Starlette:
     """Return the ASGI application. `guard` are the settings of `Guard`."""
 
-    async def completions(http: HttpRequest) -> Response:
+    async def completions(http: Request) -> Response:
         body = parse(CompletionBody, await http.body())
         service.check(body)
         return await _respond(http, service, CompletionAnswer(service, body))
 
-    async def chat(http: HttpRequest) -> Response:
+    async def chat(http: Request) -> Response:
         body = parse(ChatBody, await http.body())
         service.check(body)
         return await _respond(http, service, ChatAnswer(service, body))
@@ -386,18 +104,18 @@ def create_app(service: Service, guard: dict[str, Any] | None = None) -> Starlet
     card = {"id": service.name, "object": "model", "created": service.created, "owned_by": "gpt"}
     card["max_model_len"] = service.context_length  # an addition, named as by vLLM
 
-    async def models(http: HttpRequest) -> Response:
+    async def models(http: Request) -> Response:
         return JSONResponse({"object": "list", "data": [card]})
 
-    async def model(http: HttpRequest) -> Response:
+    async def model(http: Request) -> Response:
         if (name := http.path_params["name"]) != service.name:
             raise ApiError(404, f"the model {name!r} is not served here: {service.name} is", "model_not_found")
         return JSONResponse(card)
 
-    async def description(http: HttpRequest) -> Response:
+    async def description(http: Request) -> Response:
         return JSONResponse(describe_api(service.name))
 
-    async def health(http: HttpRequest) -> Response:
+    async def health(http: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     @contextlib.asynccontextmanager
@@ -420,15 +138,15 @@ def create_app(service: Service, guard: dict[str, Any] | None = None) -> Starlet
     return app
 
 
-async def _on_api_error(http: HttpRequest, error: ApiError) -> Response:
+async def _on_api_error(http: Request, error: ApiError) -> Response:
     headers = {"Retry-After": "1"} if error.status == 429 else None
     return JSONResponse({"error": error.body}, error.status, headers)
 
 
-async def _on_http_error(http: HttpRequest, error: HTTPException) -> Response:
+async def _on_http_error(http: Request, error: HTTPException) -> Response:
     found = ApiError(error.status_code, f"{http.method} {http.url.path}: {error.detail}")
     return JSONResponse({"error": found.body}, error.status_code, error.headers)
 
 
-async def _on_error(http: HttpRequest, error: Exception) -> Response:
+async def _on_error(http: Request, error: Exception) -> Response:
     return JSONResponse({"error": ApiError(500, "the server made a mistake; its terminal shows it").body}, 500)

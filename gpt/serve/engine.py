@@ -159,7 +159,7 @@ class Engine:
     # --- from other threads -------------------------------------------------------------------------------------------
 
     def submit(self, *requests: Request) -> None:
-        """Queue requests, all or none of them. BusyError if the queue is full, ValueError for more rows than fit at once."""
+        """Queue requests, all or none. BusyError if the queue is full, ValueError for more rows than fit at once."""
         if any(request.n > self.max_rows for request in requests):
             raise ValueError(f"n must be at most {self.max_rows}, the texts that are written together")
         with self._condition:

@@ -3,7 +3,7 @@ the tales' grammar."""
 
 import asyncio
 import importlib.resources
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from starlette.requests import Request
@@ -13,14 +13,13 @@ from starlette.routing import Route
 from gpt.evaluation.inspection import attention_weights, logit_lens
 from gpt.exchange.models import LoadedModel
 from gpt.objectives.documents import with_start
+from gpt.serve.answers import token_text
 from gpt.serve.engine import BusyError
-from gpt.serve.protocol import ApiError, Body, TokenIds, parse, token_text
+from gpt.serve.protocol import ApiError, Body, TokenIds, parse
+from gpt.serve.service import Service
 from gpt.system.paths import find_path
 from gpt.text import requests, tales
 from gpt.token_files import load_data
-
-if TYPE_CHECKING:
-    from gpt.serve.app import Service
 
 MAX_INSPECTED = 256  # tokens whose attention is shown
 LIKELIEST = 5  # tokens of each layer
@@ -48,7 +47,7 @@ class Encoded(Body):
 class Playground:
     """The page and its requests."""
 
-    def __init__(self, service: "Service"):
+    def __init__(self, service: Service):
         self.service = service
         self.is_about_tales = _writes_tales(service.loaded)
         self.page = _page()

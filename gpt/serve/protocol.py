@@ -4,15 +4,11 @@ Settings that change nothing here, such as `user`, are ignored. Settings that wo
 implemented, such as `tools`, are refused. `top_k`, `min_p` and `repetition_penalty` are additions, named as elsewhere.
 """
 
-import codecs
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpt.generation import Sampling
-from gpt.serve.engine import ScoredToken
-from gpt.tokenizer import Tokenizer
 
 MAX_LIKELIEST = 20  # log-probabilities in each place
 MAX_STOPS, MAX_PROMPTS = 8, 64
@@ -152,61 +148,3 @@ def parse(kind: type[Body], body: bytes) -> Any:
         raise ApiError(
             400, f"{name}: {first['msg']}", code="invalid_value", param=place[0] if place else None
         ) from None
-
-
-# --- answers ----------------------------------------------------------------------------------------------------------
-
-
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """Return the text of one token; for bytes that are no whole characters "bytes:" and their values, as OpenAI does."""
-    raw = tokenizer.decode_bytes([token])
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-
-
-class CompletionLogprobs:
-    """Log-probabilities in the form of completions: lists over tokens. `offset` is that of the next token's text."""
-
-    def __init__(self, tokenizer: Tokenizer, offset: int = 0):
-        self.tokenizer, self.offset = tokenizer, offset
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def lists(self, scored: Sequence[ScoredToken]) -> dict[str, list]:
-        """Return tokens, token_logprobs, top_logprobs and text_offset; and the ids, which are an addition."""
-        offsets = []
-        for token in scored:
-            offsets.append(self.offset)
-            self.offset += len(self._decoder.decode(self.tokenizer.decode_bytes([token.id])))
-        likeliest = [
-            None if token.logprob is None else {token_text(self.tokenizer, i): value for i, value in token.likeliest}
-            for token in scored
-        ]
-        return {
-            "tokens": [token_text(self.tokenizer, token.id) for token in scored],
-            "token_logprobs": [token.logprob for token in scored],
-            "top_logprobs": likeliest,
-            "text_offset": offsets,
-            "token_ids": [token.id for token in scored],
-            "top_token_ids": [[i for i, _ in token.likeliest] for token in scored],
-        }
-
-
-def chat_logprobs(tokenizer: Tokenizer, scored: Sequence[ScoredToken]) -> dict[str, list]:
-    """Return log-probabilities in the form of chat completions: objects, one for each token."""
-
-    def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        text, raw = token_text(tokenizer, token), tokenizer.decode_bytes([token])
-        return {"token": text, "logprob": logprob, "bytes": [*raw], "token_id": token}
-
-    content = [
-        entry(token.id, token.logprob) | {"top_logprobs": [entry(i, value) for i, value in token.likeliest]}
-        for token in scored
-    ]
-    return {"content": content, "refusal": None}
-
-
-def usage(n_prompt: int, n_written: int) -> dict[str, int]:
-    """Return the counts of tokens."""
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_written, "total_tokens": n_prompt + n_written}

@@ -23,8 +23,9 @@ def serve(folder: Path | None, arguments: Namespace) -> None:
     """
     uvicorn = import_extra("uvicorn", "serving needs the libraries starlette, uvicorn and pydantic", "serve")
     import_extra("pydantic", "serving needs the libraries starlette, uvicorn and pydantic", "serve")
-    from gpt.serve.app import Service, create_app  # imports the extra
+    from gpt.serve.app import create_app  # imports the extra
     from gpt.serve.engine import Engine
+    from gpt.serve.service import Service
 
     is_local = arguments.host in LOOPBACK
     if not (is_local or arguments.api_key):

@@ -30,7 +30,9 @@ class Service:
             raise ApiError(404, f"the model {body.model!r} is not served here: {self.name} is", "model_not_found")
         for token in body.sampling().logit_bias:
             if token >= self.tokenizer.vocab_size:
-                raise ApiError(400, f"logit_bias: the vocabulary has {self.tokenizer.vocab_size} tokens, not {token}")
+                raise ApiError(
+                    400, f"logit_bias: token {token} is outside the vocabulary of {self.tokenizer.vocab_size} tokens"
+                )
 
     def room(self, ids: Sequence[int], max_tokens: int | None) -> int:
         """Return how many tokens to write after a prompt. ApiError 400 if the context has no room for them."""

@@ -31,6 +31,8 @@ def main() -> None:
     for name in ("rows", "queue"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if not 0 <= arguments.port < 2**16:
+        parser.error(f"--port must be 0 to 65535, not {arguments.port}")
     folder = chosen_run(arguments)
 
     from gpt.serve.server import serve  # imports PyTorch, which --help does not need

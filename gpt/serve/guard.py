@@ -52,7 +52,11 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host:
             raise ApiError(403, f"requests from pages of {origin} are refused", "forbidden")
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if self.api_key and path not in OPEN_PATHS and not hmac.compare_digest(given.encode(), self.api_key.encode()):
+        if (
+            self.api_key
+            and path not in OPEN_PATHS
+            and not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode())
+        ):
             raise ApiError(401, "the key is missing or wrong: send it as Authorization: Bearer KEY", "invalid_api_key")
 
 

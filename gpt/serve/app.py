@@ -113,7 +113,7 @@ def create_app(service: Service, guard: dict[str, Any] | None = None) -> Starlet
         return JSONResponse(card)
 
     async def description(http: Request) -> Response:
-        return JSONResponse(describe_api(service.name))
+        return JSONResponse(describe_api(service.name, service.tokenizer.vocab_size, service.engine.max_rows))
 
     async def health(http: Request) -> Response:
         return JSONResponse({"status": "ok"})

@@ -45,7 +45,7 @@ ERRORS = {
 def _response(description: str, schema: dict[str, Any], streamed: bool = False) -> dict[str, Any]:
     content = {"application/json": {"schema": schema}}
     if streamed:
-        content["text/event-stream"] = {"schema": TEXT}
+        content["text/event-stream"] = {}
     return {"description": description, "content": content}
 
 
@@ -61,13 +61,27 @@ def _operation(summary: str, result: dict[str, Any], body: str = "", *, errors=(
     }
 
 
-def describe_api(model: str) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 description of the API that serves `model`."""
+def _limit_ids(schema: Any, vocab_size: int) -> None:
+    """Let the integers of a schema be ids of tokens."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "integer":
+            schema["maximum"] = vocab_size - 1
+        schema = [*schema.values()]
+    if isinstance(schema, list):
+        for part in schema:
+            _limit_ids(part, vocab_size)
+
+
+def describe_api(model: str, vocab_size: int, max_rows: int) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description of the API that serves `model`, at most max_rows texts at once."""
     kinds = [(kind, "validation") for kind in (CompletionBody, ChatBody)]
     _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
-    for schema in schemas["$defs"].values():
-        if "model" in schema["properties"]:
-            schema["properties"]["model"] = {"enum": [model, None], "description": "the id in /v1/models"}
+    _limit_ids(schemas["$defs"]["CompletionBody"]["properties"]["prompt"], vocab_size)
+    for kind in ("CompletionBody", "ChatBody"):
+        properties = schemas["$defs"][kind]["properties"]
+        properties["model"] = {"enum": [model, None], "description": "the id in /v1/models"}
+        properties["n"]["anyOf"][0]["maximum"] = max_rows
+        properties["logit_bias"]["anyOf"][0]["additionalProperties"] = False
     name = {"name": "name", "in": "path", "required": True, "schema": TEXT}
     return {
         "openapi": "3.1.0",

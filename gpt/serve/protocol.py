@@ -6,16 +6,24 @@ implemented, such as `tools`, are refused. `top_k`, `min_p` and `repetition_pena
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gpt.generation import Sampling
 
 MAX_LIKELIEST = 20  # log-probabilities in each place
 MAX_STOPS, MAX_PROMPTS = 8, 64
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+def _whole(low: int, high: int | None = None) -> Any:
+    """Return the type of a whole number within bounds, which may be written as 5.0."""
+    as_int = BeforeValidator(lambda x: int(x) if isinstance(x, float) and x.is_integer() else x)
+    return Annotated[int, Field(ge=low, le=high), as_int]
+
+
+TokenIds = Annotated[list[_whole(0)], Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 LogitBias = dict[Annotated[str, Field(pattern=r"^[0-9]{1,8}$")], Annotated[float, Field(ge=-1000, le=1000)]]
-Nothing = Literal[0] | Literal[0.0] | None
+Nothing = Annotated[float, Field(ge=0, le=0)] | None
 
 
 class ApiError(Exception):
@@ -46,12 +54,12 @@ class _Settings(Body):
     model: str | None = Field(None, description="the id in /v1/models; left out: the model that is served")
     temperature: float | None = Field(None, ge=0, le=100, description="0: the likeliest token; default 1")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, description="sample from the k likeliest tokens; 0: from all")
+    top_k: _whole(0) | None = Field(None, description="sample from the k likeliest tokens; 0: from all")
     min_p: float | None = Field(None, ge=0, le=1, description="least probability, as a share of the likeliest token's")
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: LogitBias | None = Field(None, description="numbers added to the logits of token ids")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed gives the same text")
-    n: int | None = Field(None, ge=1, le=128, description="texts for each prompt")
+    seed: _whole(-(2**63), 2**63 - 1) | None = Field(None, description="the same seed gives the same text")
+    n: _whole(1, 128) | None = Field(None, description="texts for each prompt")
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -79,8 +87,8 @@ class CompletionBody(_Settings):
     """POST /v1/completions: continue a text or some, given as text or as token ids."""
 
     prompt: str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)] = ""
-    max_tokens: int | None = Field(None, ge=0, description="tokens to write; default 16")
-    logprobs: int | None = Field(None, ge=0, le=MAX_LIKELIEST, description="the likeliest tokens in each place")
+    max_tokens: _whole(0) | None = Field(None, description="tokens to write; default 16")
+    logprobs: _whole(0, MAX_LIKELIEST) | None = Field(None, description="the likeliest tokens in each place")
     echo: bool | None = Field(None, description="begin with the prompt")
     suffix: Literal[""] | None = Field(None, description="not implemented")
     best_of: Literal[1] | None = Field(None, description="not implemented")
@@ -122,12 +130,10 @@ class ChatBody(_Settings):
     """POST /v1/chat/completions: answer a conversation."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
-    max_tokens: int | None = Field(
-        None, ge=1, description="tokens to write; default: all that the context has room for"
-    )
-    max_completion_tokens: int | None = Field(None, ge=1, description="the same, under its newer name")
+    max_tokens: _whole(1) | None = Field(None, description="tokens to write; default: what the context has room for")
+    max_completion_tokens: _whole(1) | None = Field(None, description="the same, under its newer name")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LIKELIEST)
+    top_logprobs: _whole(0, MAX_LIKELIEST) | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="not implemented")
     functions: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="not implemented")
     response_format: ResponseFormat | None = None

@@ -163,6 +163,7 @@ class Engine:
         if any(request.n > self.max_rows for request in requests):
             raise ValueError(f"n must be at most {self.max_rows}, the texts that are written together")
         with self._condition:
+            self._waiting = deque(request for request in self._waiting if not request.cancelled)
             if self._closed or len(self._waiting) + len(requests) > self.max_waiting:
                 raise BusyError
             self._waiting.extend(requests)

@@ -140,7 +140,7 @@ class ChatAnswer(Answer):
     def __init__(self, service: Service, body: ChatBody):
         options = body.stream_options
         super().__init__(service, "chatcmpl", bool(body.stream), bool(options and options.include_usage))
-        self.body = body
+        self.body, self.ends = body, stop_ids(service.tokenizer)
 
     def add_to(self, ticket: Ticket) -> None:
         """Add the request. ApiError 400 without a chat template, or for messages that it refuses."""
@@ -159,7 +159,7 @@ class ChatAnswer(Answer):
             sampling=body.sampling(),
             seed=_seed(body.seed),
             n=body.n or 1,
-            stop_ids=stop_ids(service.tokenizer),
+            stop_ids=self.ends,
             stops=body.stops,
             n_likeliest=(body.top_logprobs or 0) if body.logprobs else None,
         )
@@ -172,7 +172,10 @@ class ChatAnswer(Answer):
         """See `Answer.part`."""
         if isinstance(event, End):
             return self._choice(choice, {}, None, event.reason)
-        scored = chat_logprobs(self.service.tokenizer, event.tokens) if self.body.logprobs else None
+        if not self.body.logprobs:
+            return self._choice(choice, {"content": event.text}, None, None)
+        said = [token for token in event.tokens if token.id not in self.ends]  # not the token that ends the answer
+        scored = chat_logprobs(self.service.tokenizer, said)
         return self._choice(choice, {"content": event.text}, scored, None)
 
     def _choice(self, choice: int, delta: dict, logprobs: dict | None, reason: str | None) -> dict:

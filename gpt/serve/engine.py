@@ -41,7 +41,7 @@ class ScoredToken(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Text that a row has written, and the tokens that ended in it; no tokens unless the request asks for scores."""
+    """Text that a row has written, and its tokens if the request asks for scores: of those that end it, no text."""
 
     text: str
     tokens: list[ScoredToken]
@@ -99,11 +99,11 @@ class _Row:
         """Append a token, send what is certain, and return whether the text has ended."""
         request = self.request
         self.n_tokens += 1
+        if scored:
+            self.pending.append((self.n_characters, scored))
         if token in request.stop_ids:
             self._send(self.stream.finish())
             return self._end("stop")
-        if scored:
-            self.pending.append((self.n_characters, scored))
         text = self.stream.push(token)
         self.n_characters = self.n_sent + len(text) + len(self.stream.held)
         self._send(text)

@@ -162,7 +162,8 @@ def test_a_text_ends_at_a_token_or_a_string(served):
     assert text(found["string", 0]) == whole.partition(stop)[0]
     assert tokenizer.decode(ids(found["string", 0])) == text(found["string", 0]), "no token of the stop is told"
     assert found["string", 0][-1] == End("stop", whole.index(stop) + 2)
-    assert ids(found["token", 0]) == free[:end]
+    assert ids(found["token", 0]) == free[: end + 1], "the end has a probability, but no text"
+    assert text(found["token", 0]) == tokenizer.decode(free[:end])
     assert found["token", 0][-1] == End("stop", end + 1)
 
 

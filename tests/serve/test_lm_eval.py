@@ -34,7 +34,7 @@ path = "data"
 packing = "document"
 [model]
 vocab_size = 0
-context_length = 400
+context_length = 512
 emb_dim = 32
 n_heads = 2
 n_layers = 2
@@ -85,5 +85,5 @@ def test_the_log_likelihoods_are_ours(tmp_path, monkeypatch, capsys):
 
     assert harness("hf", "pretrained=exported,add_bos_token=False") == pytest.approx(ours, abs=1e-3)
     with running(loaded, rows=4, queue=64) as (_, url):
-        model = f"model=tiny,base_url={url}/v1/completions,tokenizer=exported,max_length=400,num_concurrent=4"
+        model = f"model=tiny,base_url={url}/v1/completions,tokenizer=exported,max_length=512,num_concurrent=4"
         assert harness("local-completions", model) == pytest.approx(ours, abs=1e-3)

@@ -205,8 +205,10 @@ def short_name(setting: str) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Return the value of a setting as the command line takes it."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    """Return the value of a setting as the command line takes it, in few digits where they say it all."""
+    if isinstance(value, float):
+        return short if float(short := f"{value:g}") == value else repr(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def duration(seconds: float) -> str:

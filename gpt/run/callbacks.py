@@ -78,9 +78,10 @@ class CSVLog(Callback):
     def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
         """Append a row."""
         if trainer.ctx.is_main:
-            if not trainer.run.metrics.exists():  # deleted during the run
-                self.create(trainer.run.metrics, trainer.objective.columns)
-            self.append(trainer.run.metrics, logging.metrics_row(trainer, evaluation))
+            metrics = trainer.run.metrics
+            if not metrics.exists() or not metrics.stat().st_size:  # deleted during the run; saving then makes it empty
+                self.create(metrics, trainer.objective.columns)
+            self.append(metrics, logging.metrics_row(trainer, evaluation))
 
 
 def _cell(name: str, value: float | None) -> str:

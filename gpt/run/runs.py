@@ -195,7 +195,7 @@ def to_json(runs: Iterable[RunInfo]) -> str:
 # --- a table ----------------------------------------------------------------------------------------------------------
 
 _ENDS = Counter(name.rpartition(".")[2] for name, _ in config_fields(TrainConfig))
-HEADER = ("run", "state", "steps", "val loss", "bits/byte", "time", "changed")
+HEADER = ("run", "state", "steps", "val loss", "bits/byte", "time", "when")
 
 
 def short_name(setting: str) -> str:
@@ -214,7 +214,7 @@ def show_value(value: Any) -> str:
 def duration(seconds: float) -> str:
     """Return a duration in few letters: 42 s, 2.5 min, 17 h, 12 days."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 1.95 * length:
+        if seconds >= 1.5 * length:
             return f"{seconds / length:.{0 if seconds >= 9.95 * length else 1}f} {unit}"
     return f"{seconds:.0f} s"
 
@@ -222,11 +222,14 @@ def duration(seconds: float) -> str:
 def differing(runs: Sequence[RunInfo]) -> list[str]:
     """Return the settings that are not the same in all runs, the model's and the optimizer's first.
 
-    The number of steps has a column of its own, the end of the decay follows it, and reports change no result.
+    The number of steps has a column of its own, the end of the decay follows it, as min_lr may follow lr, and reports
+    change no result.
     """
     known = [run.settings for run in runs if run.settings]
     names = [name for name in (known[0] if known else ()) if len({repr(settings[name]) for settings in known}) > 1]
     follows = all(s["optim.decay_steps"] in (0, s["max_steps"]) for s in known)
+    if len({s["optim.min_lr"] / s["optim.lr"] if s["optim.lr"] else 0 for s in known}) == 1:
+        names = [name for name in names if name != "optim.min_lr"]
     left_out = REPORTS | {"max_steps", "data.path"} | ({"optim.decay_steps"} if follows else set())
     return sorted((name for name in names if name not in left_out), key=lambda name: "." not in name)
 

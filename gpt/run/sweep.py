@@ -140,7 +140,7 @@ class Sweep:
         configs = self.grid.configs
         waiting = [name for name, info in self.infos().items() if info.state not in DONE]
         if done := len(configs) - len(waiting):
-            self.log(f"{done} of them are done already")
+            self.log(f"{done} of them done already")
         total = sum(configs[name].max_steps for name in waiting)
         self.bar = tqdm(total=total, unit="step", disable=not (waiting and sys.stderr.isatty()), dynamic_ncols=True)
         shown, todo = 0.0, list(waiting)
@@ -188,7 +188,8 @@ class Sweep:
         self.seconds.append(time.monotonic() - self.started[name])
         info, known = self.info(name), len(self.grid.configs)
         number = sum(info.state in DONE for info in self.infos().values())
-        result = f"{info.state:<9}"
+        state = "stopped" if info.state == "empty" else info.state  # before its first step
+        result = f"{state:<9}"
         if info.state == "finished" and info.best_loss is not None:
             result += f"  val loss {info.best_loss:.4f}"
         elif info.state == "failed":
@@ -197,7 +198,8 @@ class Sweep:
             result += f"  at step {info.step:,} of {info.max_steps:,}"
         time_left = sum(self.seconds) / len(self.seconds) * left / min(self.jobs, max(1, left))
         rest = f", about {duration(time_left)} left" if left and not self.stopped_by else ""
-        self.log(f"[{number}/{known}]  {name}  {result}  {duration(self.seconds[-1])}{rest}")
+        padded = name.ljust(max(map(len, self.grid.configs)))
+        self.log(f"[{number:>{len(str(known))}}/{known}]  {padded}  {result}  {duration(self.seconds[-1])}{rest}")
 
     def _stop(self, number: int) -> None:
         """Pass a signal on. Ctrl-C in a terminal reaches the processes as well, which take two at once for one."""

@@ -133,7 +133,7 @@ def _edge(grid: Grid, best: Result, setting: str) -> str:
 
 
 def draw_results(grid: Grid, infos: dict[str, RunInfo], out: Path) -> Path | None:
-    """Draw the losses over the values of the first swept setting that is a number, or else of the first one.
+    """Draw the losses over the learning rate, or else over the first swept setting that is a number, or the first one.
 
     The combinations of the others are lines. Return the path of the picture; None if there is nothing to draw.
     """
@@ -141,7 +141,8 @@ def draw_results(grid: Grid, infos: dict[str, RunInfo], out: Path) -> Path | Non
     if not grid.swept or not any(result.losses for result in results):
         return None
     names = list(grid.swept)
-    along = next((i for i, name in enumerate(names) if not isinstance(grid.swept[name][0], bool | str)), 0)
+    numbers = [name for name in names if not isinstance(grid.swept[name][0], bool | str)]
+    along = names.index("optim.lr" if "optim.lr" in names else [*numbers, names[0]][0])
     lines: dict[str, list[tuple[Any, list[float], int]]] = {}
     others = [name for name in names if name != names[along]]
     for result in results:
@@ -149,5 +150,6 @@ def draw_results(grid: Grid, infos: dict[str, RunInfo], out: Path) -> Path | Non
         text = ", ".join(f"{short_name(n)} {show_value(v)}" for n, v in zip(others, values, strict=True))
         diverged = result.states.count("diverged")
         lines.setdefault(text, []).append((result.point.values[along], result.losses, diverged))
-    plot_sweep(names[along], lines, f"best validation loss, {_unit(grid)}", out)
+    shown = ": each seed, and the mean" if len(grid.seeds) > 1 else ""
+    plot_sweep(names[along], lines, f"best validation loss, {_unit(grid)}{shown}", out)
     return out

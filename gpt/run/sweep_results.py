@@ -94,16 +94,15 @@ def _verdict(grid: Grid, results: list[Result], sweep: str) -> list[str]:
     best, others = whole[0], whole[1:]
     if "objective.name" in grid.swept:
         return ["The objectives differ, so the losses are not comparable."]
-    name = best.point.label(grid.swept) or "the config"
-    n, unit = len(grid.seeds), _unit(grid)
-    lines = []
-    if others:
-        lines.append(f"{name} is best: {best.shown()} {unit}" + (f" over {n} seeds." if n > 1 else "."))
+    name, n = best.point.label(grid.swept), len(grid.seeds)
+    found = f"{best.shown()} {_unit(grid)}" + (f" over {n} seeds" if n > 1 else "")
+    lines = [f"{name} is best: {found}."]
+    if not grid.swept:
+        lines = [f"{found}. A difference of that size between settings may be chance." if n > 1 else f"{found}."]
+    elif others:
         lines += _compare(grid, best, others)
-    elif n > 1:
-        lines.append(
-            f"{name}: {best.shown()} {unit} over {n} seeds; a smaller difference between settings may be chance."
-        )
+    else:
+        lines.append("No other setting has finished with all seeds.")
     edges = [edge for setting in grid.swept if others and (edge := _edge(grid, best, setting))]
     if edges:
         edges.append(f"To try one, add it to the list and type the same command with --run {shlex.quote(sweep)}.")

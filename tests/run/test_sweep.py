@@ -260,7 +260,7 @@ def test_real_processes_stop_at_ctrl_c_and_continue(config):
     """Two learning rates by two seeds, two at a time; Ctrl-C once the first runs train."""
 
     def command(run):
-        options = "--optim.lr 1e-3,4e-3 --seeds 2 --jobs 2 --max_steps 400 --eval_every 100"
+        options = "--optim.lr 1e-3,4e-3 --seeds 2 --jobs 2 --max_steps 300 --eval_every 100 --sample_every 0"
         script = str(SCRIPTS / "sweep.py")
         return [sys.executable, script, "--config", "tiny.toml", "--run", run, *options.split()]
 

@@ -201,6 +201,13 @@ def test_a_stopped_sweep_continues_and_ends_as_one_that_was_not(config, in_proce
     assert table(continued) == table(whole)
 
 
+def test_after_a_signal_no_other_run_is_started(config, in_process, capsys):
+    in_process.stop_in = "lr=0.001"
+    assert run_script("sweep --config tiny.toml --optim.lr 1e-3,2e-3,4e-3 --jobs 2") == 130
+    assert in_process.started == ["lr=0.001,seed=7"]
+    assert "SIGINT: " in capsys.readouterr().out
+
+
 def test_a_diverged_run_is_a_row_and_not_tried_again(config, in_process, capsys):
     command = "sweep --config tiny.toml --optim.lr 3e-3,1e30 --optim.grad_clip 0 --optim.warmup_steps 0 --run wild"
     for _ in range(2):

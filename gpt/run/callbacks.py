@@ -64,9 +64,9 @@ class CSVLog(Callback):
 
     @staticmethod
     def create(path: Path, metrics: tuple[str, ...] = (), has_mfu: bool = False) -> None:
-        """Write the header. The column mfu is there where it is known."""
+        """Write the header into a new file. The column mfu is there where it is known."""
         columns = [name for name in logging.COLUMNS if name != "mfu" or has_mfu]
-        path.write_text(",".join([*columns, *metrics]) + "\n", encoding="utf-8", newline="\n")
+        append_text(path, ",".join([*columns, *metrics]) + "\n")
 
     @staticmethod
     def append(path: Path, row: dict[str, float]) -> None:

@@ -1,8 +1,7 @@
 """All settings of a run: typed, checked, frozen; read from TOML and written to it.
 
-The command line (gpt/run/cli.py), the TOML files in configs/ and Python use the same names, those of these classes. A
-value of 0 or "" may mean "decide later": `gpt.exchange.models.resolve_config` then fills it in from the data, from
-`init_from` and from the objective.
+The command line (gpt/run/cli.py), the TOML files in configs/ and Python use the same names. A value of 0 or "" may mean
+"decide later": `gpt.exchange.models.resolve_config` fills it in from the data, `init_from` and the objective.
 """
 
 import math
@@ -201,6 +200,7 @@ class TrainConfig(_Config):
     keep_checkpoints: int = _setting(2, "number of latest checkpoints to keep; the best one is kept as well", 1)
     sample_every: int = _setting(100, "steps between generated samples; 0: only at the end", 0)
     sample_prompt: str = _setting("", "prompt of the samples; empty: the first token of the training split", text=True)
+    logger: Literal["csv", "tensorboard"] = _setting("csv", "metrics.csv alone, or TensorBoard's event files as well")
     device: str = _setting("auto", "auto (the first available of cuda, mps, cpu), cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = _setting("auto", "of matrix products; auto: bfloat16 if supported")
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")

@@ -19,6 +19,7 @@ class Hardware:
     link: float = 0  # bytes/s from a device to the others, in one direction
     has_bfloat16: bool = True
     n: int = 1
+    devices: str = ""  # names of torch.cuda.get_device_name, as a regular expression
 
     @property
     def label(self) -> str:
@@ -28,15 +29,16 @@ class Hardware:
 
 LOCAL = Hardware("this", "")
 
-# NVIDIA's data sheets, without sparsity; links are NVLink in one direction, or PCIe 4.0 x16. Apple publishes no FLOP/s:
-# ten GPU cores of 128 lanes at 1.6 GHz with a fused multiply-add each, as in the largest M3.
+# NVIDIA's data sheets, without sparsity; H100 and H200 are the SXM boards. Links are NVLink in one direction, or PCIe
+# 4.0 x16. Apple publishes no FLOP/s: ten GPU cores of 128 lanes at 1.6 GHz with a fused multiply-add each, as in the
+# largest M3.
 KNOWN = {
-    "h200": Hardware("h200", "cuda", 141e9, 989e12, 4.8e12, 450e9),
-    "h100": Hardware("h100", "cuda", 80e9, 989e12, 3.35e12, 450e9),
-    "a100": Hardware("a100", "cuda", 80e9, 312e12, 2.04e12, 300e9),
-    "l4": Hardware("l4", "cuda", 24e9, 121e12, 0.3e12, 32e9),
-    "rtx4090": Hardware("rtx4090", "cuda", 24e9, 165e12, 1.01e12, 32e9),
-    "rtx3090": Hardware("rtx3090", "cuda", 24e9, 71e12, 0.94e12, 32e9),
+    "h200": Hardware("h200", "cuda", 141e9, 989e12, 4.8e12, 450e9, devices="NVIDIA H200"),
+    "h100": Hardware("h100", "cuda", 80e9, 989e12, 3.35e12, 450e9, devices="NVIDIA H100 80GB HBM3"),
+    "a100": Hardware("a100", "cuda", 80e9, 312e12, 2.04e12, 300e9, devices="NVIDIA A100[- ](?!.*MIG).*"),
+    "l4": Hardware("l4", "cuda", 24e9, 121e12, 0.3e12, 32e9, devices="NVIDIA L4"),
+    "rtx4090": Hardware("rtx4090", "cuda", 24e9, 165e12, 1.01e12, 32e9, devices="NVIDIA GeForce RTX 4090"),
+    "rtx3090": Hardware("rtx3090", "cuda", 24e9, 71e12, 0.94e12, 32e9, devices="NVIDIA GeForce RTX 3090"),
     "m3": Hardware("m3", "mps", 24e9, 4.1e12, 0.1e12, has_bfloat16=False),
     "this": LOCAL,
 }
@@ -53,3 +55,12 @@ def get_hardware(name: str) -> Hardware:
     if kind not in KNOWN:
         raise ValueError(f"unknown hardware {name!r}: {did_you_mean(kind, list(KNOWN))} (eight of them: h100x8)")
     return dataclasses.replace(KNOWN[kind], n=int(count))
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the FLOP/s in bfloat16 on the data sheet of a device, by its torch.cuda.get_device_name; None if unknown.
+
+    A part of a device, such as an A100 divided by MIG, is unknown.
+    """
+    known = (hardware for hardware in KNOWN.values() if hardware.devices)
+    return next((hardware.flops for hardware in known if re.fullmatch(hardware.devices, device_name)), None)

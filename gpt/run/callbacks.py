@@ -63,19 +63,25 @@ class CSVLog(Callback):
     """metrics.csv: one row per log, columns as in logging.COLUMNS and the objective's own metrics."""
 
     @staticmethod
-    def create(path: Path, metrics: tuple[str, ...] = ()) -> None:
-        """Write the header."""
-        path.write_text(",".join([*logging.COLUMNS, *metrics]) + "\n", encoding="utf-8", newline="\n")
+    def create(path: Path, metrics: tuple[str, ...] = (), has_mfu: bool = False) -> None:
+        """Write the header into a new file. The column mfu is there where it is known."""
+        columns = [name for name in logging.COLUMNS if name != "mfu" or has_mfu]
+        append_text(path, ",".join([*columns, *metrics]) + "\n")
 
     @staticmethod
-    def append(path: Path, row: dict[str, float], metrics: tuple[str, ...] = ()) -> None:
-        """Append a row; a column that the row lacks stays empty."""
-        append_text(path, ",".join(_cell(name, row.get(name)) for name in [*logging.COLUMNS, *metrics]) + "\n")
+    def append(path: Path, row: dict[str, float]) -> None:
+        """Append a row in the columns of the header; one that the row lacks stays empty."""
+        with path.open(encoding="utf-8", errors="replace") as file:
+            columns = file.readline().rstrip("\n").split(",")
+        append_text(path, ",".join(_cell(name, row.get(name)) for name in columns) + "\n")
 
     def on_log(self, trainer: Trainer, evaluation: Evaluation | None) -> None:
         """Append a row."""
         if trainer.ctx.is_main:
-            self.append(trainer.run.metrics, logging.metrics_row(trainer, evaluation), trainer.objective.columns)
+            metrics = trainer.run.metrics
+            if not metrics.exists() or not metrics.stat().st_size:  # deleted during the run; saving then makes it empty
+                self.create(metrics, trainer.objective.columns)
+            self.append(metrics, logging.metrics_row(trainer, evaluation))
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -125,8 +125,11 @@ def _message(error: Exception) -> str:
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add one option per field of TrainConfig; nested fields have a dot: --max_steps, --model.n_layers, ..."""
+def add_config_options(parser: argparse.ArgumentParser, action: str = "store") -> None:
+    """Add one option per field of TrainConfig; nested fields have a dot: --max_steps, --model.n_layers, ...
+
+    With the action "append" an option may be repeated, and its value is a list of texts.
+    """
     groups: dict[str, Any] = {}
     for name, field in config_fields(TrainConfig):
         table = name.rpartition(".")[0]
@@ -134,7 +137,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
             groups[table] = parser.add_argument_group(f"[{table}]" if table else "the run")
         default = str(field.default).lower() if field.type is bool else field.default
         groups[table].add_argument(
-            f"--{name}", dest=name, default=argparse.SUPPRESS, metavar=_metavar(field.type),
+            f"--{name}", dest=name, action=action, default=argparse.SUPPRESS, metavar=_metavar(field.type),
             help=f"{field.metadata['help'].replace('%', '%%')} (default: {'empty' if default == '' else default})",
             type=unescape if field.metadata.get("text") else None,
             **({"nargs": "?", "const": "true"} if field.type is bool else {}),
@@ -185,11 +188,11 @@ def with_options(config: TrainConfig, arguments: argparse.Namespace) -> TrainCon
             table = values
             for key in tables:
                 table = table[key]
-            table[last] = _from_text(name, vars(arguments)[name], field.type)
+            table[last] = option_value(name, vars(arguments)[name], field.type)
     return from_dict(TrainConfig, values)
 
 
-def _from_text(name: str, text: str, kind: Any) -> Any:
+def option_value(name: str, text: str, kind: Any) -> Any:
     """Convert the text of an option to the type of its field."""
     if kind is bool:
         if text.lower() not in ("true", "false"):

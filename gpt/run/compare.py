@@ -8,9 +8,9 @@ from pathlib import Path
 from gpt.checkpoint import RunFolder, read_state
 from gpt.config import TrainConfig
 from gpt.objectives import OBJECTIVES
-from gpt.run.logging import COLUMNS, read_metrics
+from gpt.run.logging import COLUMNS
 from gpt.run.plots import plot_comparison
-from gpt.run.training import flat
+from gpt.run.runs import flat, read_metrics
 from gpt.system.device import shapes_only
 from gpt.system.paths import existing_run
 from gpt.tokenizer import Tokenizer

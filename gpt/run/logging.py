@@ -1,11 +1,9 @@
 """The text that a run prints: what it will train, a line per row of metrics, its results."""
 
-import csv
 import math
 import shlex
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 from gpt.checkpoint import read_state
 from gpt.evaluation.baselines import Baselines
@@ -14,7 +12,9 @@ from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
 from gpt.planning.throughput import busy_notice, estimate_seconds, measure_throughput
+from gpt.planning.utilisation import seconds_per_token
 from gpt.run.advice import advise
+from gpt.run.runs import read_metrics
 from gpt.system.paths import PROJECT, RUNS
 from gpt.text.tales import first_broken_rule
 from gpt.trainer import Trainer
@@ -24,7 +24,7 @@ FINAL_SAMPLES = 100  # tales that are checked by the grammar when a run ends
 
 COLUMNS = [
     "step", "tokens_seen", "train_loss", "train_perplexity", "val_loss", "val_loss_se", "val_perplexity",
-    "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second", "elapsed_s",
+    "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second", "mfu", "elapsed_s",
 ]  # fmt: skip
 
 
@@ -45,6 +45,8 @@ def metrics_row(trainer: Trainer, evaluation: Evaluation | None) -> dict[str, fl
         row |= zip(trainer.objective.training_metrics, (total / n_steps for total in sums), strict=True)
     if trainer.timed_seconds:
         row["tokens_per_second"] = trainer.timed_tokens / trainer.timed_seconds
+        if seconds := seconds_per_token(trainer):
+            row["mfu"] = row["tokens_per_second"] * seconds
     if evaluation:
         row |= {"val_loss": evaluation.loss, **evaluation.metrics}
         if trainer.objective.unit == "token":
@@ -54,13 +56,6 @@ def metrics_row(trainer: Trainer, evaluation: Evaluation | None) -> dict[str, fl
         if not math.isnan(evaluation.standard_error):
             row["val_loss_se"] = evaluation.standard_error
     return {**row, "elapsed_s": trainer.elapsed_s}
-
-
-def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Return the columns of a metrics.csv; an empty cell is NaN."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
 def progress_line(row: dict[str, float], max_steps: int, unit: str = "token") -> str:
@@ -74,7 +69,7 @@ def progress_line(row: dict[str, float], max_steps: int, unit: str = "token") ->
     parts += [loss(split) for split in ("train", "val") if f"{split}_loss" in row]
     parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in row.items() if name not in COLUMNS]
     if "tokens_per_second" in row:
-        parts.append(f"{row['tokens_per_second']:,.0f} {unit}s/s")
+        parts.append(f"{row['tokens_per_second']:,.0f} {unit}s/s" + (f", MFU {row['mfu']:.1%}" if "mfu" in row else ""))
     return " | ".join([*parts, f"{row['elapsed_s']:.0f} s"])
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -217,6 +218,42 @@ def plot_comparison(runs: dict[str, dict[str, list[float]]], column: str, title:
     figure.axes[0].set_title(title, loc="left", fontsize=10)
     figure.axes[1].set_xlabel("seconds")
     figure.axes[1].legend(frameon=False, fontsize=8)
+    save(figure, out)
+
+
+def plot_sweep(setting: str, lines: dict[str, list[tuple[Any, list[float], int]]], title: str, out: Path) -> None:
+    """Plot losses over the values of a setting as a PNG: a point for each seed, a line through the means.
+
+    A line, by its label, has for each value the losses of the seeds that finished, and how many diverged: a cross at
+    the top. Values from 8-fold on are on a log axis; those that are not numbers have equal distances.
+    """
+    values = list(dict.fromkeys(value for points in lines.values() for value, _, _ in points))
+    is_number = not any(isinstance(value, bool | str) for value in values)
+    figure = Figure(figsize=(7, 4.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for number, (label, points) in enumerate(lines.items()):
+        colour = [TRAIN, *RULES[2:]][number % (len(RULES) - 1)]
+        at = {value: value if is_number else values.index(value) for value in values}
+        points = sorted(points, key=lambda point: at[point[0]])
+        means = [(at[value], float(np.mean(losses))) for value, losses, _ in points if losses]
+        axes.plot(*zip(*means, strict=True) if means else ((), ()), color=colour, label=label, lw=1.5)
+        for value, losses, diverged in points:
+            axes.plot([at[value]] * len(losses), losses, "o", color=colour, ms=5, alpha=0.6, mec="none")
+            if diverged:
+                axes.plot(at[value], 0.98, "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+                axes.annotate(f"{diverged} diverged", (at[value], 0.98), (6, 0), xycoords=axes.get_xaxis_transform(),
+                              textcoords="offset points", va="center", fontsize=8, color=colour)  # fmt: skip
+    if is_number and min(values) > 0 and max(values) >= 8 * min(values):
+        axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(values if is_number else range(len(values)), [f"{v:g}" if is_number else str(v) for v in values])
+    axes.minorticks_off()
+    axes.margins(x=0.08, y=0.1)
+    axes.set_xlabel(setting)
+    axes.set_title(title, loc="left", fontsize=10)
+    style(axes)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=8)
     save(figure, out)
 
 

@@ -5,18 +5,18 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt.checkpoint import Checkpoint, RunFolder
-from gpt.config import GPTConfig, TrainConfig, config_fields, to_toml
+from gpt.config import GPTConfig, TrainConfig, to_toml
 from gpt.exchange.models import check_data_exist, create_objective, resolve_config
 from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
+from gpt.planning.utilisation import seconds_per_token
 from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
 from gpt.run.notices import (
     finished_notices,
@@ -27,6 +27,8 @@ from gpt.run.notices import (
     schedule_notices,
     stride_notices,
 )
+from gpt.run.runs import flat
+from gpt.run.trackers import trackers
 from gpt.system.device import autocast, choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
@@ -137,7 +139,7 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
         progress.log(notice)
     if ctx.is_main:
         folder.create(trainer.config, trainer.data.tokenizer)
-        CSVLog.create(folder.metrics, trainer.objective.columns)
+        CSVLog.create(folder.metrics, trainer.objective.columns, has_mfu=seconds_per_token(trainer) is not None)
     return trainer
 
 
@@ -172,7 +174,7 @@ def _create(
             load_weights(objective, checkpoint.weights)
         if not ctx.is_main:  # all ranks have the same weights but different dropout
             torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
-        callbacks = [progress, CSVLog(), SampleLog(), Plot()]
+        callbacks = [progress, CSVLog(), SampleLog(), Plot(), *trackers(config.logger)]
         return Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
 
 
@@ -240,7 +242,7 @@ def truncate_logs(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
 CHANGEABLE_ON_RESUME = {
     "max_steps", "patience", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
     "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints", "sample_every",
-    "sample_prompt", "data.path", "device", "dtype", "compile", "recompute", "parallel",
+    "sample_prompt", "logger", "data.path", "device", "dtype", "compile", "recompute", "parallel",
 }  # fmt: skip
 
 
@@ -268,11 +270,6 @@ def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
         if name not in changeable:
             raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")
     return after
-
-
-def flat(config: TrainConfig) -> dict[str, Any]:
-    """Return all settings by dotted names: "max_steps", "model.n_layers", ..."""
-    return {name: attrgetter(name)(config) for name, _ in config_fields(TrainConfig)}
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:

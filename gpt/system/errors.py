@@ -27,6 +27,7 @@ ELSEWHERE = {  # a setting's name in nanoGPT or transformers, if the nearest nam
     "optimizer": "optim.name",
     "out_dir": "run",
     "per_device_train_batch_size": "batch_size",
+    "report_to": "logger",
     "resume_from_checkpoint": "resume",
     "save_steps": "save_every",
     "warmup": "optim.warmup_steps",

@@ -18,11 +18,15 @@ def find_path(path: str | Path) -> Path:
 
 
 def run_path(name: str) -> Path:
-    """Return the folder of a run, given its name under runs/ or its path. ValueError for an empty name."""
+    """Return the folder of a run, given its name under runs/ or its path. ValueError for an empty name.
+
+    SWEEP/NAME, a run of a sweep, is such a name if it is there and nothing is at that path.
+    """
     path = Path(name)
     if not name or name in (".", ".."):
         raise ValueError(f"a run needs a name, not {name!r}")
-    return find_path(RUNS / name if name == path.name else path)
+    is_nested = not path.is_absolute() and not path.exists() and find_path(RUNS / path).is_dir()
+    return find_path(RUNS / path if name == path.name or is_nested else path)
 
 
 def is_run(name: str) -> bool:
@@ -35,7 +39,9 @@ def existing_run(name: str) -> Path:
     """Return the folder of an existing run. ValueError names those that exist."""
     path = run_path(name)
     if not is_run(name):
-        there = sorted(p.parent.name for p in find_path(RUNS).glob("*/config.toml"))
+        runs = find_path(RUNS)
+        found = (*runs.glob("*/config.toml"), *runs.glob("*/*/config.toml"))  # runs, and those of sweeps
+        there = sorted(p.parent.relative_to(runs).as_posix() for p in found)
         raise ValueError(
             f"unknown run {name!r}: {did_you_mean(name, there) if there else 'there are none under runs/ yet'}"
         )

@@ -67,7 +67,7 @@ def test_reinforcement_is_drawn_as_reward_and_entropy(tmp_path, drawn, floor):
     evaluated = {"val_loss": 0.75, "val_reward": 0.5, "val_entropy": 7.0}
     for step, more in ((1, {}), (2, evaluated)):
         row = {"step": step, "tokens_seen": step * 64, "elapsed_s": 1.0, "train_loss": 0.5 * step, **more}
-        CSVLog.append(metrics, {**row, "reward": 0.25 * step, "length": 10.0}, columns)
+        CSVLog.append(metrics, {**row, "reward": 0.25 * step, "length": 10.0})
     plots.plot_rewards(metrics, tmp_path / "loss.png", Baselines({}, floor, 20))
     lines = [{line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in drawn["axes"]]
     assert [panel.get("training") for panel in lines] == [[[64, 0.25], [128, 0.5]], [[64, 5], [128, 10]], None]

@@ -1,4 +1,4 @@
-"""What happens around training: progress on the terminal, metrics.csv, samples.txt, loss.png, the summary."""
+"""What happens around training: progress on the terminal, metrics.csv, samples.txt, loss.png, index.html, the summary."""
 
 import contextlib
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from gpt.evaluation.baselines import Baselines, compute_baselines
@@ -17,6 +18,7 @@ from gpt.system.files import append_text
 from gpt.trainer import Callback, Trainer
 
 PLOT_SECONDS = 20  # loss.png is redrawn at an evaluation if it is older than this
+MAX_PAGE_PARAMETERS = 2e8  # a larger model is not loaded a second time when a run ends
 
 
 class Progress(Callback):
@@ -133,6 +135,30 @@ class Plot(Callback):
         is_new = plot.exists() and plot.stat().st_mtime >= metrics.stat().st_mtime
         if trainer.ctx.is_main and not is_new:
             self.draw(trainer)
+
+
+class Page(Callback):
+    """index.html, the run as a page, written when training ends; scripts/report.py writes it at any time."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Write the page, unless the run was finished before and its page is newer than its metrics."""
+        page, metrics = trainer.run.page, trainer.run.metrics
+        if not trainer.ctx.is_main or (page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime):
+            return
+        from gpt.run.page import write_page  # imported only here: it needs a template engine
+
+        try:
+            with torch.random.fork_rng(devices=[]):  # the initial weights of a model that is loaded
+                write_page(
+                    trainer.run.path,
+                    data=trainer.data,
+                    baselines=baselines_of(trainer),
+                    max_parameters=MAX_PAGE_PARAMETERS,
+                )
+        except (ValueError, KeyError, TypeError) as error:
+            trainer.log(f"{page} was not written, since a file of the run is damaged ({error})")
+        except OSError as error:
+            trainer.log(f"{page} was not written ({error.strerror})")
 
 
 class Summary(Callback):

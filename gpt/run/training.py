@@ -17,7 +17,7 @@ from gpt.exchange.models import check_data_exist, create_objective, resolve_conf
 from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
-from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
+from gpt.run.callbacks import CSVLog, Page, Plot, Progress, SampleLog
 from gpt.run.notices import (
     finished_notices,
     freeze_notices,
@@ -172,7 +172,7 @@ def _create(
             load_weights(objective, checkpoint.weights)
         if not ctx.is_main:  # all ranks have the same weights but different dropout
             torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
-        callbacks = [progress, CSVLog(), SampleLog(), Plot()]
+        callbacks = [progress, CSVLog(), SampleLog(), Plot(), Page()]
         return Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
 
 
@@ -203,7 +203,7 @@ def set_aside(folder: RunFolder, checkpoint: Checkpoint) -> str:
     numbered = (folder.checkpoints / f"aside-{number:03d}" for number in itertools.count(1))
     aside = next(path for path in numbered if not path.exists())
     with atomic_folder(aside) as temporary:
-        for file in (folder.metrics, folder.samples, folder.plot, folder.config_file):
+        for file in (folder.metrics, folder.samples, folder.plot, folder.page, folder.config_file):
             if file.is_file():
                 shutil.copy(file, temporary)
     best = folder.checkpoints / "best"

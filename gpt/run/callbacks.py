@@ -1,4 +1,4 @@
-"""What happens around training: progress on the terminal, metrics.csv, samples.txt, loss.png, index.html, the summary."""
+"""What happens around training: progress, metrics.csv, samples.txt, loss.png, the run's page, the summary."""
 
 import contextlib
 import sys

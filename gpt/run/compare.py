@@ -9,7 +9,7 @@ from gpt.checkpoint import RunFolder, read_state
 from gpt.config import TrainConfig
 from gpt.objectives import OBJECTIVES
 from gpt.run.logging import COLUMNS, read_metrics
-from gpt.run.training import flat
+from gpt.run.settings import flat
 from gpt.system.device import shapes_only
 from gpt.system.paths import existing_run
 from gpt.tokenizer import Tokenizer

@@ -24,7 +24,7 @@ from gpt.planning.plan import format_duration
 from gpt.run import compare
 from gpt.run.compare import count_parameters
 from gpt.run.logging import COLUMNS, describe_shape, read_metrics
-from gpt.run.training import flat
+from gpt.run.settings import flat
 from gpt.system.paths import existing_run
 from gpt.text.tales import first_broken_rule
 from gpt.token_files import PreparedData

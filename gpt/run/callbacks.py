@@ -131,24 +131,19 @@ class Plot(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         """Draw, unless the run was finished before and its plot is newer than its metrics."""
-        plot, metrics = trainer.run.plot, trainer.run.metrics
-        is_new = plot.exists() and plot.stat().st_mtime >= metrics.stat().st_mtime
-        if trainer.ctx.is_main and not is_new:
+        if trainer.ctx.is_main and not is_newer(trainer.run.plot, trainer.run.metrics):
             self.draw(trainer)
 
 
 class Page(Callback):
-    """index.html, the run as a page, written when training ends; scripts/report.py writes it at any time."""
+    """index.html, the run as a page, written when training ends. scripts/report.py writes it at any time."""
 
-    def on_end(self, trainer: Trainer) -> None:
-        """Write the page, unless the run was finished before and its page is newer than its metrics."""
-        page, metrics = trainer.run.page, trainer.run.metrics
-        if not trainer.ctx.is_main or (page.exists() and page.stat().st_mtime >= metrics.stat().st_mtime):
-            return
-        from gpt.run.page import write_page  # imported only here: it needs a template engine
+    def write(self, trainer: Trainer) -> None:
+        """Write the page. A damaged file of the run or a full disk does not stop the run."""
+        from gpt.run.page import write_page  # the template engine takes a tenth of a second to import
 
         try:
-            with torch.random.fork_rng(devices=[]):  # the initial weights of a model that is loaded
+            with torch.random.fork_rng(devices=[]):  # loading a model draws its initial weights
                 write_page(
                     trainer.run.path,
                     data=trainer.data,
@@ -156,9 +151,19 @@ class Page(Callback):
                     max_parameters=MAX_PAGE_PARAMETERS,
                 )
         except (ValueError, KeyError, TypeError) as error:
-            trainer.log(f"{page} was not written, since a file of the run is damaged ({error})")
+            trainer.log(f"{trainer.run.page} was not written, since a file of the run is damaged ({error})")
         except OSError as error:
-            trainer.log(f"{page} was not written ({error.strerror})")
+            trainer.log(f"{trainer.run.page} was not written ({error.strerror})")
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Write, unless the run was finished before and its page is newer than its metrics."""
+        if trainer.ctx.is_main and not is_newer(trainer.run.page, trainer.run.metrics):
+            self.write(trainer)
+
+
+def is_newer(path: Path, other: Path) -> bool:
+    """Return whether a file exists and was not written before another one."""
+    return path.exists() and path.stat().st_mtime >= other.stat().st_mtime
 
 
 class Summary(Callback):

@@ -10,11 +10,12 @@ scripts, and uPlot (https://github.com/leeoniya/uPlot, MIT), which draws the cur
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from gpt.checkpoint import RunFolder
@@ -61,12 +62,15 @@ def collect(source: Source, compared: Sequence[str] = ()) -> dict[str, Any]:
         ],
         "charts": page_data.charts(columns, source.baselines, data.bytes_per_token if has_bytes else None, unit),
     }
+    comparison = page_data.comparison(runs) if len(runs) > 1 else None
+    if comparison:  # what they are compared by comes first
+        curves["charts"].sort(key=lambda chart: comparison.get("column", "val_loss") not in chart["columns"])
     inside = {"note": source.note}
     if source.objective is not None and data is not None:
         inside = look_inside(source.objective, source.config, data)
     return {
         "name": source.name,
-        "status": page_data.status(source),
+        "lead": page_data.lead(source),
         "notes": [text for text in (note, source.note) if text],
         "figures": page_data.figures(source, metrics),
         "ladder": page_data.ladder(source, metrics),
@@ -75,7 +79,7 @@ def collect(source: Source, compared: Sequence[str] = ()) -> dict[str, Any]:
         "settings": page_data.settings(source.config),
         "unit": unit,
         "curves": curves,
-        "comparison": page_data.comparison(runs) if len(runs) > 1 else None,
+        "comparison": comparison,
         "samples": page_data.samples(source),
         "inside": inside,
         "table": page_data.thin(metrics, TABLE_ROWS),
@@ -83,13 +87,18 @@ def collect(source: Source, compared: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def render(page: dict[str, Any]) -> str:
-    """Return the page of what `collect` found as HTML, with style, scripts and data inside."""
+@cache
+def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["isnan"] = math.isnan
+    return environment.from_string(asset("page.html"))
+
+
+def render(page: dict[str, Any]) -> str:
+    """Return the page of what `collect` found as HTML, with style, scripts and data inside."""
     shown = {"curves": page["curves"], "samples": page["samples"]}
     shown |= {name: page["inside"].get(name) for name in ("surprises", "attention")}
-    return environment.from_string(asset("page.html")).render(
+    return _template().render(
         **page,
         data=to_json(shown),
         style=Markup("".join(asset(name) for name in ("uPlot.min.css", "tokens.css", "page.css"))),

@@ -124,17 +124,17 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or "–"
 
 
-def status(source: Source) -> str:
-    """Return how far a run is, in a sentence."""
+def lead(source: Source) -> str:
+    """Return what the run is and how far it has come, in a sentence."""
+    size = f"{count_parameters(source.config):,} parameters"
     if source.state is None:
-        return "no checkpoint yet"
-    step, last = source.state["step"], source.folder.config().max_steps
-    patience = source.folder.config().patience
-    if step >= last:
-        return f"finished after {step:,} steps"
-    if 0 < patience <= source.state["stale"]:
-        return f"ended early at step {step:,}: {source.state['stale']} evaluations without a better loss"
-    return f"at step {step:,} of {last:,}"
+        return f"{size}; no checkpoint yet."
+    config, state = source.folder.config(), source.state
+    step, seconds = state["step"], format_duration(state["elapsed_s"])
+    if step < config.max_steps and not 0 < config.patience <= state["stale"]:
+        return f"{size}, at step {step:,} of {config.max_steps:,} after {seconds}."
+    early = f", early: {state['stale']} evaluations without a better loss" if step < config.max_steps else ""
+    return f"{size}, trained for {step:,} steps in {seconds}{early}."
 
 
 def facts(source: Source) -> list[tuple[str, str]]:

@@ -93,7 +93,9 @@ def surprises(model: nn.Module, texts: Sequence[np.ndarray], tokenizer: Tokenize
         last = text[-1]
     known = [bits for bits in found["bits"] if bits is not None]
     special = {token_text(tokenizer, i) for i in tokenizer.special_tokens.values()}
-    return {**found, "mean": sum(known) / len(known), "special": sorted(special & {*found["texts"]})}
+    eot = None if tokenizer.eot_id is None else token_text(tokenizer, tokenizer.eot_id)
+    scale = {"mean": sum(known) / len(known), "most": math.log2(tokenizer.vocab_size)}  # a uniform guess
+    return {**found, **scale, "special": sorted(special & {*found["texts"]}), "eot": eot}
 
 
 def attention(model: nn.Module, text: np.ndarray, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -20,7 +20,8 @@ function shown(x) {
 
 // --- curves ----------------------------------------------------------------------------------------------------------
 
-const DASHES = [[], [8, 4], [2, 3], [12, 3, 2, 3], [5, 2], [1, 5]];
+const DASHES = [[], [8, 4], [2, 3], [12, 3, 2, 3], [5, 2], [1, 5]]; // by run: colours alone do not tell curves apart
+const NARROW = 480; // pixels: below it, labels of lines stand inside a chart
 const X_NAMES = { step: "step", tokens_seen: `${data.curves.unit}s seen`, elapsed_s: "seconds" };
 const charts = []; // uPlot's, in the order of data.curves.charts
 const logs = data.curves.charts.map((chart) => chart.log);
@@ -62,25 +63,34 @@ function drawUnder(u, chart, series) {
     [...edge(1), ...edge(-1).reverse()].forEach((point) => ctx.lineTo(...point));
     ctx.fill();
   });
-  ctx.globalAlpha = 1;
+  ctx.restore();
+  ctx.save();
   ctx.font = `${11 * dpr}px system-ui, sans-serif`;
-  ctx.textAlign = "right";
+  ctx.textBaseline = "middle";
   ctx.lineWidth = dpr;
+  const right = bbox.left + bbox.width, isBeside = u.width > NARROW;
   let lowest = Infinity; // labels do not overlap: from the bottom up
   const levels = hasLevels ? chart.levels.toSorted((a, b) => a[1] - b[1]) : [];
   for (const [name, y] of levels) {
     if (y < u.scales.y.min || y > u.scales.y.max) continue;
-    const place = u.valToPos(y, "y", true), isFloor = name === "entropy floor";
+    const place = u.valToPos(y, "y", true), isFloor = name === "entropy floor", text = `${name} ${shown(y)}`;
     ctx.strokeStyle = ctx.fillStyle = css(isFloor ? "--series-2" : "--muted");
     ctx.setLineDash(isFloor ? [] : [4 * dpr, 4 * dpr]);
     ctx.beginPath();
     ctx.moveTo(bbox.left, place);
-    ctx.lineTo(bbox.left + bbox.width, place);
+    ctx.lineTo(right, place);
     ctx.stroke();
-    lowest = Math.min(place - 3 * dpr, lowest - 13 * dpr);
-    ctx.fillText(`${name} ${shown(y)}`, bbox.left + bbox.width - 4 * dpr, lowest);
+    lowest = Math.min(isBeside ? place : place - 8 * dpr, lowest - 13 * dpr);
+    ctx.textAlign = isBeside ? "left" : "right";
+    ctx.fillText(text, isBeside ? right + 6 * dpr : right - 4 * dpr, lowest);
   }
   ctx.restore();
+}
+
+/** Return a number above 0 rounded to one digit by `round`. */
+function oneDigit(y, round) {
+  const unit = 10 ** Math.floor(Math.log10(y));
+  return round(y / unit) * unit;
 }
 
 /** Return the range of the vertical axis: that of the curves and, unless zoomed, of the lines to compare with. */
@@ -89,7 +99,7 @@ function yRange(chart, isLog, low, high) {
   const isFull = range[0] === full[0] && range[1] === full[1];
   const levels = hasLevels && isFull ? chart.levels.map((level) => level[1]).filter((y) => !isLog || y > 0) : [];
   const [min, max] = [Math.min(low, ...levels), Math.max(high, ...levels)];
-  if (isLog) return [min / 1.15, max * 1.15];
+  if (isLog) return [oneDigit(min, Math.floor), oneDigit(max, Math.ceil)];
   const room = (max - min || Math.abs(max) || 1) * 0.06;
   return [min >= 0 ? Math.max(0, min - room) : min - room, max + room];
 }
@@ -105,22 +115,24 @@ function nearest(u, series, i) {
 /** Make uPlot draw a chart into its place. */
 function plot(place, chart, number) {
   const isLog = logs[number], series = seriesOf(chart, isLog);
+  const many = data.curves.runs.length > 1, styles = ["solid", "dashed", "dotted"];
   const axis = { stroke: () => css("--muted"), grid: { stroke: () => css("--grid"), width: 1 }, ticks: { show: false } };
   axis.font = "12px system-ui, sans-serif";
   const options = {
-    width: place.clientWidth, height: number ? 240 : 340,
+    width: place.clientWidth, height: number ? 230 : 340,
+    padding: [12, hasLevels && chart.levels.length && place.clientWidth > NARROW ? 118 : 12, 0, 0],
     scales: {
       x: { time: false, range: () => range },
       y: { distr: isLog ? 3 : 1, range: (u, low, high) => yRange(chart, isLog, low, high) },
     },
     axes: [
-      { ...axis, values: (u, values) => values.map(shown), label: X_NAMES[x], labelSize: 18, labelFont: axis.font, space: 70 },
+      { ...axis, values: (u, values) => values.map(shown), size: 26, label: X_NAMES[x], labelSize: 18, labelFont: axis.font, space: 70 },
       { ...axis, values: (u, values) => values.map((y) => (y === null ? "" : shown(y))), size: 58 },
     ],
     series: [
       { label: X_NAMES[x], value: (u, value) => shown(value ?? u.data[0].at(-1)) },
       ...series.map(({ label, isVal, colour, number: run, points: [, ys, errors] }) => ({
-        label, width: 2, spanGaps: true, stroke: () => css(colour), dash: DASHES[run % 6],
+        label: isVal ? `● ${label}` : label, width: many && !isVal ? 1.25 : 2, spanGaps: true, stroke: () => css(colour), dash: DASHES[run % 6],
         points: { show: isVal || ys.length < 2, size: 7, fill: () => css(colour) },
         value: (u, value) => {
           const at = value == null ? ys.length - 1 : ys.indexOf(value);
@@ -128,6 +140,7 @@ function plot(place, chart, number) {
         },
       })),
     ],
+    legend: { markers: { dash: (u, i) => styles[series[i - 1].number % 3] } },
     cursor: {
       dataIdx: nearest, drag: { x: true, y: false, setScale: false }, points: { size: 9 },
       sync: { key: "run", scales: ["x", null], filters: { pub: (type) => !["mousedown", "mouseup", "dblclick"].includes(type) } },
@@ -178,7 +191,7 @@ function plotAll() {
   full = [Math.min(...all), Math.max(...all)];
   if (full[0] === full[1]) full[1] += 1;
   range = full;
-  data.curves.charts.forEach((chart, number) => plotOne(chart, number));
+  data.curves.charts.forEach(plotOne);
 }
 
 function plotOne(chart, number) {
@@ -223,16 +236,16 @@ function makeCharts() {
   get("all").addEventListener("click", () => zoom(...full));
   get("levels").addEventListener("change", (event) => {
     hasLevels = event.target.checked;
-    zoom(...range);
+    data.curves.charts.forEach(plotOne);
   });
   get("levels").parentNode.hidden = !data.curves.charts.some((chart) => chart.levels.length);
-  const resize = (width) => charts.forEach((u, i) => {
-    const wanted = width ?? get("charts").children[i].lastChild.clientWidth;
+  const resize = (widths) => charts.forEach((u, i) => {
+    const wanted = widths?.[Math.min(i, 1)] ?? get("charts").children[i].lastChild.clientWidth;
     if (wanted && u.width !== wanted) u.setSize({ width: wanted, height: u.height });
   });
   new ResizeObserver(() => resize()).observe(get("charts"));
   redrawn.push(() => charts.forEach((u) => u.redraw(false, true)));
-  addEventListener("beforeprint", () => resize(620));
+  addEventListener("beforeprint", () => resize([640, 300])); // of a page in portrait, which is not laid out yet
   addEventListener("afterprint", () => resize());
 }
 
@@ -269,18 +282,16 @@ get("find").addEventListener("input", (event) => {
 // --- tokens ----------------------------------------------------------------------------------------------------------
 
 const tip = createTip();
-const MOST_BITS = 10;
 
-function makeSurprise({ texts, bits, ranks, likeliest, special }) {
+function makeSurprise({ texts, bits, ranks, likeliest, special, eot, most }) {
   const name = (i) => `“${visibleText(texts[i])}”`;
   const remark = (i) => (bits[i] === null ? "only read, not predicted" : `${bits[i].toFixed(2)} bits, number ${ranks[i].toLocaleString("en")} of the list`);
   const list = showTokens(get("surprise-text"), texts, {
-    special, onLeave: tip.hide,
+    special, breakBefore: eot, onLeave: tip.hide,
     label: (i) => `${name(i)}: ${remark(i)}${likeliest[i].length ? `; likeliest: ${visibleText(likeliest[i][0][0])}, ${percent(likeliest[i][0][1])}` : ""}`,
     onSelect: (i, span) => tip.show(span, ...prediction(name(i), remark(i), likeliest[i], texts[i])),
   });
-  list.shade(bits.map((value) => Math.min(1, (value ?? 0) / MOST_BITS)));
-  get("most-bits").textContent = MOST_BITS;
+  list.shade(bits.map((value) => Math.min(1, (value ?? 0) / most)));
 }
 
 function makeAttention({ tokens, layers, heads, weights }) {
@@ -293,7 +304,7 @@ function makeAttention({ tokens, layers, heads, weights }) {
   const look = (i) => {
     query = i;
     const shares = [...shownWeights.subarray(i * n, (i + 1) * n)].map((weight) => weight / 255);
-    list.shade(shares);
+    list.shade(shares.map(Math.sqrt)); // small weights are seen, too
     row.hidden = false;
     row.style.top = `${(100 * i) / n}%`;
     const top = shares.map((share, j) => [share, j]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([share]) => share > 0.005);

@@ -40,20 +40,23 @@ function createTip() {
  * Show texts of tokens in a box, one element each; return { shade(values 0..1), select(i) }.
  *
  * `label(i)` is what a screen reader says of token i. `onSelect(i, element)` is called when a pointer or the keyboard
- * (arrows, Home, End) comes to a token, `onLeave()` when it leaves. Texts in `special` are drawn as tags.
+ * (arrows, Home, End) comes to a token, `onLeave()` when it leaves. Texts in `special` are drawn as tags; each
+ * `breakBefore` starts a line.
  */
-function showTokens(box, texts, { label, onSelect, onLeave = () => {}, special = [] }) {
+function showTokens(box, texts, { label, onSelect, onLeave = () => {}, special = [], breakBefore = null }) {
   box.classList.add("tokens");
   box.setAttribute("role", "listbox");
   const spans = texts.map((text, i) => {
     const isSpecial = special.includes(text);
     const span = element("span", { tabIndex: i ? -1 : 0, className: isSpecial ? "special" : "" });
-    span.textContent = isSpecial ? text : text.replace(/\n/g, "⏎\n");
+    span.textContent = isSpecial ? text : text.replace(/\n/g, "⏎\n").replace(/^ +(?=[^ ])/, "");
     span.setAttribute("role", "option");
     span.setAttribute("aria-label", label(i));
     return span;
   });
-  box.replaceChildren(...spans);
+  // a leading space stands before its element: lines break there, and it is not shaded
+  const before = (text, i) => (i && text === breakBefore ? "\n" : special.includes(text) ? "" : text.match(/^ +(?=[^ ])|/)[0]);
+  box.replaceChildren(...spans.flatMap((span, i) => [before(texts[i], i), span]));
   const index = (event) => spans.indexOf(event.target.closest("[role=option]"));
   let current = 0;
   const select = (i) => {
@@ -114,12 +117,12 @@ function percent(share) {
   return `${(100 * share).toFixed(share >= 0.095 || share === 0 ? 0 : share >= 0.0005 ? 1 : 3)}%`;
 }
 
-/** Draw n x n weights, a byte each, in the canvas's text colour. */
+/** Draw n x n weights, a byte each, in the canvas's text colour, as opaque as their square roots: small ones are seen. */
 function drawWeights(canvas, weights, n) {
   canvas.width = canvas.height = n;
   canvas.classList.add("weights");
   const image = new ImageData(n, n), colour = getComputedStyle(canvas).color.match(/[\d.]+/g).map(Number);
-  weights.forEach((weight, i) => image.data.set([colour[0], colour[1], colour[2], weight], 4 * i));
+  weights.forEach((weight, i) => image.data.set([colour[0], colour[1], colour[2], Math.sqrt(255 * weight)], 4 * i));
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
@@ -129,7 +132,7 @@ function drawWeights(canvas, weights, n) {
  */
 function showHeads(box, { layers, heads, weights, n }, onSelect) {
   box.classList.add("heads");
-  box.style.gridTemplateColumns = `auto repeat(${heads}, minmax(44px, 88px))`;
+  box.style.gridTemplateColumns = `auto repeat(${heads}, minmax(44px, 9rem))`;
   const buttons = [], maps = [];
   for (let layer = 0; layer < layers; layer++) {
     box.append(element("span", {}, `layer ${layer + 1}`));

@@ -89,6 +89,18 @@ def tiny_config(prepared):
     )
 
 
+@pytest.fixture
+def pages():
+    """Runs write their pages in this test."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pages(request, monkeypatch):
+    """Runs write no page unless a test asks for them: it takes longer than many a run."""
+    if "pages" not in request.fixturenames:
+        monkeypatch.setattr("gpt.run.callbacks.Page.write", lambda self, trainer: None)
+
+
 @pytest.fixture(autouse=True)
 def _same_draws():
     torch.manual_seed(0)

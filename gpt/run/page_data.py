@@ -68,6 +68,9 @@ def open_source(
     source = Source(name, folder, folder.config(), data=data, baselines=baselines)
     if checkpoint not in ("best", "last"):
         folder.find(checkpoint)  # ValueError
+    if not folder.steps():
+        source.note = "There is no checkpoint yet, so nothing of the model is shown."
+        return source
     try:
         source.state = read_state(folder.find("last"))
         n_parameters = count_parameters(source.config)
@@ -180,8 +183,9 @@ def figures(source: Source, metrics: dict[str, list[float]]) -> list[tuple[str, 
         found = [("validation loss", f"{value['val_loss']:.4f}", f"{error}nats per {unit}, {at}")]
         if source.baselines and source.baselines.entropy_floor is not None:
             excess = value["val_loss"] - source.baselines.entropy_floor_loss
-            closed = f"closes {source.baselines.gap_closed(excess):.1%} of the gap between trigram and floor"
-            found.append(("above the entropy floor", f"{excess:.4f}", f"nats per token; {closed}"))
+            closed = source.baselines.gap_closed(excess)
+            share = f"; closes {closed:.1%} of the gap between trigram and floor" if closed > 0 else ""
+            found.append(("above the entropy floor", f"{excess:.4f}", f"nats per token{share}"))
         if "val_perplexity" in value:
             found.append(("perplexity", f"{value['val_perplexity']:,.2f}", "as uncertain as among so many tokens"))
         if "val_bits_per_byte" in value:
@@ -333,8 +337,9 @@ def samples(source: Source) -> list[dict[str, Any]]:
     ]
     if len(found) > MAX_SAMPLES:
         found = [found[i] for i in np.linspace(0, len(found) - 1, MAX_SAMPLES).astype(int)]
+    is_tales = source.data is not None and source.data.source.startswith("tales:")
     for sample in found:
-        if source.data and source.data.source.startswith("tales:") and source.objective.left_to_right:
+        if is_tales and OBJECTIVES[source.config.objective.name].left_to_right:
             sample["verdict"] = first_broken_rule(sample["text"]) or ""
         cut = sample["text"][:MAX_SAMPLE_CHARACTERS]
         sample["text"] = visible(cut) + "…" * (len(cut) < len(sample["text"]))

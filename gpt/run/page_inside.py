@@ -38,13 +38,14 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
 def validation_texts(config: TrainConfig, data: PreparedData, n_tokens: int = 10**6) -> Iterator[np.ndarray]:
     """Yield texts of the validation split as the model reads them: token ids, the first one only read, not predicted.
 
-    They are conversations, documents or, with packing "packed", pieces of context_length tokens and one. Longer ones
-    are cut to that length.
+    They are conversations (of preferences the chosen ones), documents or, with packing "packed", pieces of
+    context_length tokens and one. Longer ones are cut to that length.
     """
     tokens, length = data.val.tokens[:n_tokens], config.model.context_length
     if data.val.flags is not None:
         starts = np.flatnonzero(data.val.flags[:n_tokens] & START)
-        spans = zip(starts, [*(starts[1:] - 1), len(tokens) - 1], strict=True)
+        spans = [*zip(starts, [*(starts[1:] - 1), len(tokens) - 1], strict=True)]
+        spans = spans[:: 1 + data.preferences]  # of two answers the chosen one
     elif config.data.packing == "document":
         spans = document_spans(tokens, data.tokenizer.eot_id, length)[:, :2]
     else:

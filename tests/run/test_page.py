@@ -77,7 +77,7 @@ def test_surprises_are_torchs_cross_entropy_of_the_validation_split(tale_run):
             logits = model(tokens[None, start:end])[0]
         targets = tokens[start + 1 : end + 1]
         bits += (torch.nn.functional.cross_entropy(logits, targets, reduction="none") / math.log(2)).tolist()
-        order = logits.argsort(-1, descending=True, stable=True)
+        order = logits.argsort(dim=-1, descending=True, stable=True)
         ranks += [row.tolist().index(i) + 1 for row, i in zip(order, targets, strict=True)]
         likeliest += [[tokenizer.decode([i]) for i in row[:5].tolist()] for row in order]
     assert len(starts) > 2

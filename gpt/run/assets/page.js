@@ -182,7 +182,8 @@ function step(u, by) {
   const last = u.data[0].length - 1, before = u.cursor.idx ?? (by > 0 ? -1 : last + 1);
   const at = Math.max(0, Math.min(last, before + by));
   u.setCursor({ left: u.valToPos(u.data[0][at], "x"), top: 20 });
-  get("spoken").textContent = [...u.root.querySelectorAll(".u-series")].map((row) => row.innerText.replace("\n", " ")).join("; ");
+  const said = [...u.root.querySelectorAll(".u-series")].map((row) => [...row.children].map((cell) => cell.innerText).join(" "));
+  get("spoken").textContent = said.join("; ");
 }
 
 /** Draw all charts from the start: the axis or a scale has changed. */

@@ -65,6 +65,14 @@ def rows_of(run):
         return list(csv.DictReader(file))
 
 
+def as_shown(token):
+    """The text of a token's bytes; those of a part of a character in hexadecimal."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return f"⟨{token.hex(' ').upper()}⟩"
+
+
 def test_surprises_are_torchs_cross_entropy_of_the_validation_split(tale_run):
     page, (model, tokenizer, _) = Page(write_page(tale_run.path)), load_model(tale_run, "best")
     found, data = page.data["surprises"], load_data(tale_run.config().data.path)
@@ -79,7 +87,7 @@ def test_surprises_are_torchs_cross_entropy_of_the_validation_split(tale_run):
         bits += (torch.nn.functional.cross_entropy(logits, targets, reduction="none") / math.log(2)).tolist()
         order = logits.argsort(dim=-1, descending=True, stable=True)
         ranks += [row.tolist().index(i) + 1 for row, i in zip(order, targets, strict=True)]
-        likeliest += [[tokenizer.decode([i]) for i in row[:5].tolist()] for row in order]
+        likeliest += [[as_shown(tokenizer.decode_bytes([i])) for i in row[:5].tolist()] for row in order]
     assert len(starts) > 2
     assert len(tokens) >= page_inside.TEXT_TOKENS - 3
     assert found["bits"][1:] == pytest.approx(bits[1:], rel=1e-4)

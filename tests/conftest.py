@@ -97,8 +97,12 @@ def pages():
 @pytest.fixture(autouse=True)
 def _no_pages(request, monkeypatch):
     """Runs write no page unless a test asks for them: it takes longer than many a run."""
+
+    def write(self, trainer):
+        """Write nothing."""
+
     if "pages" not in request.fixturenames:
-        monkeypatch.setattr("gpt.run.callbacks.Page.write", lambda self, trainer: None)
+        monkeypatch.setattr("gpt.run.callbacks.Page.write", write)
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,7 @@ def rows_of(run):
 def as_shown(token):
     """The text of a token's bytes; those of a part of a character in hexadecimal."""
     try:
-        return token.decode()
+        return visible(token.decode())
     except UnicodeDecodeError:
         return f"⟨{token.hex(' ').upper()}⟩"
 
@@ -282,6 +282,14 @@ def test_a_model_without_attention_to_show_has_the_rest(kind, tiny_config, tmp_p
     page = Page(write_page(run.path))
     assert "Attention is left out: " in "".join(page.notes)
     assert {"Validation text by surprise", "Calibration"} <= {*page.headings}
+    assert "Attention" not in page.headings
+
+
+def test_a_large_model_is_not_loaded_a_second_time(run):
+    page = Page(write_page(run.path, max_parameters=1000))
+    n_parameters = load_model(run)[0].num_parameters()
+    assert f"The model has {n_parameters:,} parameters: scripts/report.py looks inside" in page.notes
+    assert {"Curves", "Samples"} <= {*page.headings}
     assert "Attention" not in page.headings
 
 

@@ -190,7 +190,7 @@ def figures(source: Source, metrics: dict[str, list[float]]) -> list[tuple[str, 
             found.append(("perplexity", f"{value['val_perplexity']:,.2f}", "as uncertain as among so many tokens"))
         if "val_bits_per_byte" in value:
             found.append(("bits per byte", f"{value['val_bits_per_byte']:.4f}", "comparable between tokenizers"))
-        own = [name for name in value if name not in COLUMNS]
+        own = [name for name in value if name not in COLUMNS and name.startswith("val_")]
         found += [(_words(name), f"{value[name]:.4g}", at) for name in own]
     speed = [x for x in metrics.get("tokens_per_second", ()) if not math.isnan(x)]
     if speed:
@@ -280,9 +280,10 @@ def charts(
         ("perplexity", "", ("train_perplexity", "val_perplexity"), {n: perplexity(x) for n, x in nats.items()}, True),
         ("bits per byte", "", ("val_bits_per_byte",), bits, False),
     ]
-    own = sorted(there - {*COLUMNS, "train_excess", "val_excess"}, key=lambda name: name.removeprefix("val_"))
-    for name in dict.fromkeys(name.removeprefix("val_") for name in own):
-        known.append((_words(name), "", (name, f"val_{name}"), {}, False))
+    own = sorted(name.removeprefix("val_") for name in there - {*COLUMNS, "train_excess", "val_excess"})
+    for name in sorted(dict.fromkeys(own), key=lambda name: -own.count(name)):  # in both splits first
+        title, of = (f"time, {name[:-2]}", "seconds per step") if name.endswith("_s") else (_words(name), "")
+        known.insert(0 if name == "reward" else len(known), (title, of, (name, f"val_{name}"), {}, False))
     known += [
         ("learning rate", "", ("lr",), {}, False),
         ("gradient norm", "before clipping", ("grad_norm",), {}, True),

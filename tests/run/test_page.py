@@ -154,7 +154,7 @@ def test_settings_that_differ_come_first(run):
 def test_any_text_is_shown_as_it_is(tiny_config, tmp_path):
     """Texts that look like HTML, in tokens, samples and settings, add no element and run nothing."""
     text = HOSTILE.replace("\x00", "") * 60  # in prepared text it is refused
-    folder = prepare_data(corpus_of(tmp_path / "in", text), "gpt2", tmp_path / "data").folder
+    folder = prepare_data(corpus_of(tmp_path / "in", text), "bpe:262", tmp_path / "data").folder
     config = change(tiny_config, data=DataConfig(str(folder)), sample_prompt="<i>&\"'</i>")
     run = train(config, tmp_path / "<b>run").run
     run.samples.write_text(f"--- step 0 ---\n{HOSTILE}\n\n", encoding="utf-8")
@@ -316,9 +316,15 @@ def test_thinned_rows_keep_the_ends_and_the_evaluations():
 
 
 def test_each_column_of_an_objective_has_a_chart():
-    columns = {"step": [1.0, 2.0], "train_loss": [1.0, 2.0], "reward": [0.5, 0.6], "val_reward": [math.nan, 0.7]}
+    columns = {
+        "step": [1.0, 2.0],
+        "train_loss": [1.0, 2.0],
+        "reward": [0.5, 0.6],
+        "judge_s": [1.0, 2.0],
+        "val_reward": [math.nan, 0.7],
+    }
     found = {chart["title"]: chart["columns"] for chart in charts([columns | {"lr": [math.nan] * 2}], None, None)}
-    assert found == {"loss": ["train_loss"], "reward": ["reward", "val_reward"]}
+    assert found == {"loss": ["train_loss"], "reward": ["reward", "val_reward"], "time, judge": ["judge_s"]}
 
 
 def test_packed_text_runs_across_documents_and_each_token_is_predicted_once(prepared, tiny_config):

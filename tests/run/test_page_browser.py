@@ -241,7 +241,15 @@ def test_attention_is_enlarged_by_head_and_read_by_token(file, open_page):
 def test_print_is_light_and_whole(file, open_page):
     page = open_page(file[0], scheme="dark")
     widths = page.evaluate("charts.map((u) => u.width)")
+    marker = "getComputedStyle(document.querySelectorAll('#charts .u-marker')[1]).borderTopColor"
+    dark = page.evaluate(marker)
+    page.evaluate("addEventListener('beforeprint', () => setTimeout(() => (globalThis.printed = " + marker + ")))")
     assert page.pdf(print_background=False).startswith(b"%PDF")
+    assert page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("globalThis.printed")
+    assert page.evaluate("globalThis.printed") != dark
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(marker) == dark
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()") == "#1b1f24"
     assert not page.locator("nav").is_visible()

@@ -18,6 +18,13 @@ function shown(x) {
   return String(+x.toPrecision(4));
 }
 
+/** Return evenly spaced numbers as texts, with as many digits as tell them apart. */
+function ticks(values) {
+  const digits = Math.ceil(-Math.log10(Math.abs(values[1] - values[0]) || 1)) + 1;
+  const isPlain = digits <= 5 && Math.abs(values.at(-1)) < 1e6;
+  return values.map((y) => (isPlain ? y.toLocaleString("en", { maximumFractionDigits: Math.max(0, digits) }) : shown(y)));
+}
+
 // --- curves ----------------------------------------------------------------------------------------------------------
 
 const DASHES = [[], [8, 4], [2, 3], [12, 3, 2, 3], [5, 2], [1, 5]]; // by run: colours alone do not tell curves apart
@@ -120,14 +127,14 @@ function plot(place, chart, number) {
   axis.font = "12px system-ui, sans-serif";
   const options = {
     width: place.clientWidth, height: number ? 230 : 340,
-    padding: [12, hasLevels && chart.levels.length && place.clientWidth > NARROW ? 118 : 12, 0, 0],
+    padding: [12, (u) => (hasLevels && chart.levels.length && u.width > NARROW ? 118 : 12), 0, 0],
     scales: {
       x: { time: false, range: () => range },
       y: { distr: isLog ? 3 : 1, range: (u, low, high) => yRange(chart, isLog, low, high) },
     },
     axes: [
       { ...axis, values: (u, values) => values.map(shown), size: 26, label: X_NAMES[x], labelSize: 18, labelFont: axis.font, space: 70 },
-      { ...axis, values: (u, values) => values.map((y) => (y === null ? "" : shown(y))), size: 58 },
+      { ...axis, values: (u, values) => (isLog ? values.map((y) => (y === null ? "" : shown(y))) : ticks(values)), size: 58 },
     ],
     series: [
       { label: X_NAMES[x], value: (u, value) => shown(value ?? u.data[0].at(-1)) },
@@ -245,7 +252,12 @@ function makeCharts() {
     if (wanted && u.width !== wanted) u.setSize({ width: wanted, height: u.height });
   });
   new ResizeObserver(() => resize()).observe(get("charts"));
-  redrawn.push(() => charts.forEach((u) => u.redraw(false, true)));
+  redrawn.push(() => charts.forEach((u) => {
+    u.redraw(false, true);
+    [...u.root.querySelectorAll(".u-series")].slice(1).forEach((row, i) => {
+      row.querySelector(".u-marker").style.borderColor = u.series[i + 1].stroke(u, i + 1);
+    });
+  }));
   addEventListener("beforeprint", () => resize([640, 300])); // of a page in portrait, which is not laid out yet
   addEventListener("afterprint", () => resize());
 }

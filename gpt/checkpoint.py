@@ -1,7 +1,7 @@
 """A run folder: config, tokenizer, logs, and checkpoints that are written whole or not at all.
 
 runs/NAME/
-  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt
+  config.toml  tokenizer.json  metrics.csv  loss.png  samples.txt  index.html (the run as a page)
   frozen.safetensors         the weights that are not trained (adapter, freeze), once for all checkpoints
   checkpoints/step-000500/   model.safetensors  training_state.pt  metrics.csv  samples.txt  state.json
   checkpoints/last, best     text files: the newest checkpoint, the one with the lowest validation loss
@@ -96,7 +96,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.config_file, self.tokenizer_file = self.path / "config.toml", self.path / "tokenizer.json"
         self.metrics, self.samples = self.path / "metrics.csv", self.path / "samples.txt"
-        self.plot, self.grammar_plot = self.path / "loss.png", self.path / "grammar.png"
+        self.plot, self.page, self.grammar_plot = (self.path / n for n in ("loss.png", "index.html", "grammar.png"))
         self.frozen, self.not_finite = self.path / "frozen.safetensors", self.path / "not_finite.safetensors"
         self.folder_lock = files.FolderLock(self.path)
         self._tokenizer_sha256 = self._frozen_sha256 = ""
@@ -124,7 +124,7 @@ class RunFolder:
         write_text(self.config_file, to_toml(config))  # first: it marks the folder as a run
         self.write_tokenizer(tokenizer)
         self.checkpoints.mkdir(exist_ok=True)
-        for old in (self.metrics, self.samples, self.plot, self.grammar_plot, self.not_finite, self.frozen):
+        for old in (self.metrics, self.samples, self.plot, self.page, self.grammar_plot, self.not_finite, self.frozen):
             old.unlink(missing_ok=True)
         self.samples.touch()
         self._frozen_sha256 = ""

@@ -89,6 +89,22 @@ def tiny_config(prepared):
     )
 
 
+@pytest.fixture
+def pages():
+    """Runs write their pages in this test."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pages(request, monkeypatch):
+    """Runs write no page unless a test asks for them: it takes longer than many a run."""
+
+    def write(self, trainer):
+        """Write nothing."""
+
+    if "pages" not in request.fixturenames:
+        monkeypatch.setattr("gpt.run.callbacks.Page.write", write)
+
+
 @pytest.fixture(autouse=True)
 def _same_draws():
     torch.manual_seed(0)

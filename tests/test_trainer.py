@@ -755,7 +755,7 @@ def test_data_of_another_tokenizer_is_refused(tiny_config, tmp_path, vocab_size)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_files_of_a_run_folder(tiny_config, drawn, tmp_path):
+def test_the_files_of_a_run_folder(tiny_config, drawn, pages, tmp_path):
     trainer = train(tiny_config, tmp_path / "run")
     found = {p.relative_to(trainer.run.path).as_posix() for p in trainer.run.path.rglob("*") if p.is_file()}
     top = {
@@ -763,6 +763,7 @@ def test_the_files_of_a_run_folder(tiny_config, drawn, tmp_path):
         "tokenizer.json",
         "metrics.csv",
         "loss.png",
+        "index.html",
         "samples.txt",
         "checkpoints/last",
         "checkpoints/best",

@@ -1,4 +1,4 @@
-"""What happens around training: progress on the terminal, metrics.csv, samples.txt, loss.png, the summary."""
+"""What happens around training: progress, metrics.csv, samples.txt, loss.png, the run's page, the summary."""
 
 import contextlib
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from gpt.evaluation.baselines import Baselines, compute_baselines
@@ -17,6 +18,7 @@ from gpt.system.files import append_text
 from gpt.trainer import Callback, Trainer
 
 PLOT_SECONDS = 20  # loss.png is redrawn at an evaluation if it is older than this
+MAX_PAGE_PARAMETERS = 2e8  # a larger model is not loaded a second time when a run ends
 
 
 class Progress(Callback):
@@ -135,10 +137,39 @@ class Plot(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         """Draw, unless the run was finished before and its plot is newer than its metrics."""
-        plot, metrics = trainer.run.plot, trainer.run.metrics
-        is_new = plot.exists() and plot.stat().st_mtime >= metrics.stat().st_mtime
-        if trainer.ctx.is_main and not is_new:
+        if trainer.ctx.is_main and not is_newer(trainer.run.plot, trainer.run.metrics):
             self.draw(trainer)
+
+
+class Page(Callback):
+    """index.html, the run as a page, written when training ends. scripts/report.py writes it at any time."""
+
+    def write(self, trainer: Trainer) -> None:
+        """Write the page. A damaged file of the run or a full disk does not stop the run."""
+        from gpt.run.page import write_page  # the template engine takes a tenth of a second to import
+
+        try:
+            with torch.random.fork_rng(devices=[]):  # loading a model draws its initial weights
+                write_page(
+                    trainer.run.path,
+                    data=trainer.data,
+                    baselines=baselines_of(trainer),
+                    max_parameters=MAX_PAGE_PARAMETERS,
+                )
+        except (ValueError, KeyError, TypeError) as error:
+            trainer.log(f"{trainer.run.page} was not written, since a file of the run is damaged ({error})")
+        except OSError as error:
+            trainer.log(f"{trainer.run.page} was not written ({error.strerror})")
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Write, unless the run was finished before and its page is newer than its metrics."""
+        if trainer.ctx.is_main and not is_newer(trainer.run.page, trainer.run.metrics):
+            self.write(trainer)
+
+
+def is_newer(path: Path, other: Path) -> bool:
+    """Return whether a file exists and was not written before another one."""
+    return path.exists() and path.stat().st_mtime >= other.stat().st_mtime
 
 
 class Summary(Callback):

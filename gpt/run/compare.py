@@ -9,8 +9,8 @@ from gpt.checkpoint import RunFolder, read_state
 from gpt.config import TrainConfig
 from gpt.objectives import OBJECTIVES
 from gpt.run.logging import COLUMNS
-from gpt.run.plots import plot_comparison
-from gpt.run.runs import flat, read_metrics
+from gpt.run.runs import read_metrics
+from gpt.run.settings import flat
 from gpt.system.device import shapes_only
 from gpt.system.paths import existing_run
 from gpt.tokenizer import Tokenizer
@@ -35,13 +35,13 @@ class RunResult:
         losses = self.metrics["val_loss"]
         return min((row for row, loss in enumerate(losses) if not math.isnan(loss)), key=losses.__getitem__)
 
-    @property
-    def n_parameters(self) -> int:
-        """The number of parameters, trained and frozen."""
-        with shapes_only():
-            model = adapt(create_model(self.config.model), self.config.adapter)
-            objective = OBJECTIVES[self.config.objective.name](model, self.config.objective)
-        return sum(p.numel() for p in objective.parameters())
+
+def count_parameters(config: TrainConfig) -> int:
+    """Return the number of parameters that a run's config gives, trained and frozen, without allocating them."""
+    with shapes_only():
+        model = adapt(create_model(config.model), config.adapter)
+        objective = OBJECTIVES[config.objective.name](model, config.objective)
+    return sum(p.numel() for p in objective.parameters())
 
 
 def read_run(name: str) -> RunResult:
@@ -60,36 +60,43 @@ def read_run(name: str) -> RunResult:
 
 def compare_runs(names: Sequence[str], out: Path) -> str:
     """Draw the validation losses of two runs or more as a PNG, and return their differences and results as text."""
+    from gpt.run.plots import plot_comparison  # matplotlib takes half a second to import
+
     runs = [read_run(name) for name in {existing_run(name).resolve(): name for name in names}.values()]
     if len(runs) < 2:
         raise ValueError("name two runs or more to compare: --run A B")
-    same_tokens = len({str(run.tokenizer.to_dict()) for run in runs}) == 1
-    has_bytes = not any(math.isnan(run.metrics["val_bits_per_byte"][run.best]) for run in runs)
-    column, unit = ("val_bits_per_byte", "bits per byte")
-    if same_tokens or not has_bytes:
-        column, unit = ("val_loss", f"nats per {OBJECTIVES[runs[0].config.objective.name].unit}")
+    column, unit = compared_column(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     plot_comparison({run.name: run.metrics for run in runs}, column, f"validation loss, {unit}", out)
-    return "\n".join(
-        [_settings(runs), "", _results(runs), "", *_verdict(runs, column, unit, same_tokens), f"plot  {out}"]
-    )
+    names, settings = [run.name for run in runs], differing_settings(runs)
+    differ = _table([("settings that differ", *names), *settings]) if settings else "no setting differs"
+    return "\n".join([differ, "", _table([("results", *names), *results(runs)]), "", *verdict(runs), f"plot  {out}"])
 
 
-def _settings(runs: Sequence[RunResult]) -> str:
-    """Return a table of the settings that are not the same in all runs."""
+def _same_tokens(runs: Sequence[RunResult]) -> bool:
+    return len({str(run.tokenizer.to_dict()) for run in runs}) == 1
+
+
+def compared_column(runs: Sequence[RunResult]) -> tuple[str, str]:
+    """Return the column of metrics.csv by which runs are compared, and its unit: bits per byte if tokenizers differ."""
+    has_bytes = not any(math.isnan(run.metrics["val_bits_per_byte"][run.best]) for run in runs)
+    if _same_tokens(runs) or not has_bytes:
+        return "val_loss", f"nats per {OBJECTIVES[runs[0].config.objective.name].unit}"
+    return "val_bits_per_byte", "bits per byte"
+
+
+def differing_settings(runs: Sequence[RunResult]) -> list[tuple[str, ...]]:
+    """Return the settings that are not the same in all runs: the name of each, and its value in each run."""
     by_run = [{**flat(run.config), "tokenizer": _tokenizer(run)} for run in runs]
-    rows = [(name, *(str(s[name]) for s in by_run)) for name in by_run[0] if len({str(s[name]) for s in by_run}) > 1]
-    if not rows:
-        return "no setting differs"
-    return _table([("settings that differ", *(run.name for run in runs)), *rows])
+    return [(name, *(str(s[name]) for s in by_run)) for name in by_run[0] if len({str(s[name]) for s in by_run}) > 1]
 
 
 def _tokenizer(run: RunResult) -> str:
     return f"{run.tokenizer.name}, {run.tokenizer.vocab_size:,} tokens"
 
 
-def _results(runs: Sequence[RunResult]) -> str:
-    """Return a table of what each run took and reached."""
+def results(runs: Sequence[RunResult]) -> list[tuple[str, ...]]:
+    """Return what each run took and reached: the name of each figure, and its value in each run."""
 
     def last(column: str, form: str) -> Callable[[RunResult], str]:
         return lambda run: _number([x for x in run.metrics[column] if not math.isnan(x)][-1:], form)
@@ -99,7 +106,7 @@ def _results(runs: Sequence[RunResult]) -> str:
 
     own = sorted({name for run in runs for name in run.metrics.keys() - {*COLUMNS}})  # of their objectives
     rows: dict[str, Callable[[RunResult], str]] = {
-        "parameters": lambda run: f"{run.n_parameters:,}",
+        "parameters": lambda run: f"{count_parameters(run.config):,}",
         "steps": last("step", ",.0f"),
         "tokens": last("tokens_seen", ",.0f"),
         "seconds": last("elapsed_s", ",.0f"),
@@ -112,7 +119,7 @@ def _results(runs: Sequence[RunResult]) -> str:
         "  at step": best("step", ",.0f"),
     }
     cells = [(name, *(show(run) for run in runs)) for name, show in rows.items()]
-    return _table([("results", *(run.name for run in runs)), *(row for row in cells if any(row[1:]))])
+    return [row for row in cells if any(row[1:])]
 
 
 def _number(values: Sequence[float], form: str) -> str:
@@ -120,13 +127,14 @@ def _number(values: Sequence[float], form: str) -> str:
     return "".join(format(value, form) for value in values if not math.isnan(value))
 
 
-def _verdict(runs: Sequence[RunResult], column: str, unit: str, same_tokens: bool) -> list[str]:
+def verdict(runs: Sequence[RunResult]) -> list[str]:
     """Return which run is best, and what keeps the losses from being compared."""
+    column, unit = compared_column(runs)
     objectives = sorted({run.config.objective.name for run in runs})
     if len(objectives) > 1:
         return [f"The objectives differ ({', '.join(objectives)}), so the losses are not comparable."]
     lines = []
-    if not same_tokens:
+    if not _same_tokens(runs):
         lines.append("The tokenizers differ, so losses per token are not comparable: compare bits per byte.")
         if column == "val_loss":
             return ["The tokenizers differ, so losses per token are not comparable, and bits per byte are not known."]

@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import replace
 
 from gpt.checkpoint import read_state
+from gpt.config import GPTConfig
 from gpt.evaluation.baselines import Baselines
 from gpt.evaluation.samples import check_samples, describe_grammar, describe_variety
 from gpt.loss import Evaluation, perplexity
@@ -93,11 +94,8 @@ def describe(trainer: Trainer) -> str:
     if config.data.packing == "document":
         per_step = f"{step_examples:,} {trainer.objective.overlong(data)[0]}"
     precision = str(trainer.dtype).removeprefix("torch.")
-    layers = f"{model.n_layers} LSTM layers"
-    if model.backbone == "gpt":
-        layers = f"{model.n_layers} layers, {model.n_heads} heads"
     lines = [
-        f"model  {n_parameters:,} parameters{trained}: {layers}, {model.emb_dim} wide, context {model.context_length}",
+        f"model  {n_parameters:,} parameters{trained}: {describe_shape(model)}",
         f"data   {data.source}: {len(data.train.tokens):,} training and {len(data.val.tokens):,} validation tokens "
         f"({data.tokenizer.name}, vocabulary {data.tokenizer.vocab_size:,})",
         f"run    {trainer.run.path}: {config.max_steps:,} steps of {per_step}, {epochs:.1f} epochs, "
@@ -107,6 +105,14 @@ def describe(trainer: Trainer) -> str:
     if trainer.step:
         lines.append(f"resumed at step {trainer.step:,}")
     return "\n".join(lines)
+
+
+def describe_shape(model: GPTConfig) -> str:
+    """Describe a model's layers, width and context."""
+    layers = f"{model.n_layers} LSTM layers"
+    if model.backbone == "gpt":
+        layers = f"{model.n_layers} layers, {model.n_heads} heads"
+    return f"{layers}, {model.emb_dim} wide, context {model.context_length}"
 
 
 def _needs(trainer: Trainer, n_trained: int) -> str:
@@ -156,6 +162,7 @@ def summary(trainer: Trainer, evaluation: Evaluation, baselines: Baselines) -> s
         f"finished  {_end(trainer, last['step'])}, {last['tokens_seen']:,} {unit}s, {last['elapsed_s']:.0f} s",
         f"best      validation loss {last['best_loss']:.4f} nats per {unit}{level}, at step "
         f"{int(last['best'].removeprefix('step-')):,}",
+        f"page      {run.page}",
         f"plot      {run.plot}",
         f"metrics   {run.metrics}",
         f"samples   {run.samples}",

@@ -10,24 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from gpt.config import TrainConfig, config_fields, load_config
+from gpt.run.settings import flat
 from gpt.system.errors import did_you_mean
 from gpt.system.files import read_checksummed
 from gpt.system.paths import RUNS, find_path, is_run
 
 REPORTS = {"log_every", "eval_every", "save_every", "keep_checkpoints", "sample_every", "sample_prompt", "logger"}
 CLOCK_ERROR = 60.0  # seconds by which the start of a process may seem later than it was
-
-
-def flat(config: TrainConfig) -> dict[str, Any]:
-    """Return all settings by dotted names: "max_steps", "model.n_layers", ..."""
-    return {name: attrgetter(name)(config) for name, _ in config_fields(TrainConfig)}
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:

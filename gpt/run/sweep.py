@@ -23,7 +23,8 @@ from gpt.objectives import OBJECTIVES
 from gpt.planning.plan import check_fits, estimate_for_data, format_bytes, memory_per_process
 from gpt.run.cli import check_prepared
 from gpt.run.grid import Grid, with_settings
-from gpt.run.runs import RunInfo, duration, find_runs, flat, read_run_info
+from gpt.run.runs import RunInfo, duration, find_runs, read_run_info
+from gpt.run.settings import flat
 from gpt.run.sweep_results import describe_results, draw_results
 from gpt.run.training import check_resumable, differences
 from gpt.system.files import write_text

@@ -6,7 +6,7 @@ import time
 from gpt.config import to_toml
 from gpt.loss import Evaluation
 from gpt.run.logging import metrics_row, read_metrics
-from gpt.run.runs import flat
+from gpt.run.settings import flat
 from gpt.system.errors import import_extra
 from gpt.trainer import Callback, Trainer
 

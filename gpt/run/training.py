@@ -4,20 +4,18 @@ import contextlib
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gpt.checkpoint import Checkpoint, RunFolder
-from gpt.config import GPTConfig, TrainConfig, to_toml
+from gpt.config import TrainConfig, to_toml
 from gpt.exchange.models import check_data_exist, create_objective, resolve_config
 from gpt.objectives.objective import example_rng
 from gpt.objectives.weights import load_weights
 from gpt.planning.plan import plan_or_raise
 from gpt.planning.utilisation import seconds_per_token
-from gpt.run.callbacks import CSVLog, Plot, Progress, SampleLog
+from gpt.run.callbacks import CSVLog, Page, Plot, Progress, SampleLog
 from gpt.run.notices import (
     finished_notices,
     freeze_notices,
@@ -27,7 +25,7 @@ from gpt.run.notices import (
     schedule_notices,
     stride_notices,
 )
-from gpt.run.runs import flat
+from gpt.run.settings import check_resumable, differences, flat
 from gpt.run.trackers import trackers
 from gpt.system.device import autocast, choose_device
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
@@ -174,7 +172,7 @@ def _create(
             load_weights(objective, checkpoint.weights)
         if not ctx.is_main:  # all ranks have the same weights but different dropout
             torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
-        callbacks = [progress, CSVLog(), SampleLog(), Plot(), *trackers(config.logger)]
+        callbacks = [progress, CSVLog(), SampleLog(), Plot(), Page(), *trackers(config.logger)]
         return Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
 
 
@@ -205,7 +203,7 @@ def set_aside(folder: RunFolder, checkpoint: Checkpoint) -> str:
     numbered = (folder.checkpoints / f"aside-{number:03d}" for number in itertools.count(1))
     aside = next(path for path in numbered if not path.exists())
     with atomic_folder(aside) as temporary:
-        for file in (folder.metrics, folder.samples, folder.plot, folder.config_file):
+        for file in (folder.metrics, folder.samples, folder.plot, folder.page, folder.config_file):
             if file.is_file():
                 shutil.copy(file, temporary)
     best = folder.checkpoints / "best"
@@ -233,46 +231,3 @@ def truncate_logs(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
         if not found.startswith(saved):
             damaged.append(log.name)
     return damaged
-
-
-# --- settings on resume -----------------------------------------------------------------------------------------------
-
-# Duration, learning rate, reports, the data's location and the hardware may change. A change of device, dtype, compile
-# or parallel changes rounding: the run then continues, but not bit for bit.
-CHANGEABLE_ON_RESUME = {
-    "max_steps", "patience", "optim.lr", "optim.min_lr", "optim.warmup_steps", "optim.decay_steps", "optim.schedule",
-    "optim.grad_clip", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints", "sample_every",
-    "sample_prompt", "logger", "data.path", "device", "dtype", "compile", "recompute", "parallel",
-}  # fmt: skip
-
-
-def check_resumable(before: TrainConfig, after: TrainConfig) -> TrainConfig:
-    """Return `after`, with what it leaves open filled in from `before`, the config of the run that is resumed.
-
-    Raises ValueError for a setting that must not change.
-    """
-    model = asdict(after.model)
-    for name, default in asdict(GPTConfig()).items():
-        is_left_out = model[name] == default and (after.init_from or after.size_by_text)
-        if is_left_out or (name == "vocab_size" and not model[name]):
-            model[name] = getattr(before.model, name)
-    objective = after.objective
-    if objective.teacher == before.objective.teacher.rpartition(":")[0]:  # without the checkpoint, RUN:step-NNNNNN
-        objective = replace(objective, teacher=before.objective.teacher)
-    optim = replace(after.optim, decay_steps=after.optim.decay_steps or before.optim.decay_steps)
-    after = replace(after, model=GPTConfig(**model), objective=objective, optim=optim)
-    if after.size_by_text and after.max_steps == TrainConfig().max_steps:  # left out
-        after = replace(after, max_steps=before.max_steps)
-    changeable = CHANGEABLE_ON_RESUME
-    if before.batch_size * before.grad_accum_steps == after.batch_size * after.grad_accum_steps:
-        changeable = changeable | {"batch_size", "grad_accum_steps"}  # same steps, split differently
-    for name, (old, new) in differences(before, after).items():
-        if name not in changeable:
-            raise ValueError(f"{name} is {old!r} in this run, not {new!r}: it cannot change when a run is resumed")
-    return after
-
-
-def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, by dotted name: (before, after)."""
-    new = flat(after)
-    return {name: (old, new[name]) for name, old in flat(before).items() if old != new[name]}

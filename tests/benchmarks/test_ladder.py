@@ -15,7 +15,7 @@ import ladder  # noqa: E402
 
 from gpt.config import TrainConfig, from_dict, load_config, read_toml  # noqa: E402
 from gpt.model import TransformerBlock  # noqa: E402
-from gpt.run.training import differences  # noqa: E402
+from gpt.run.settings import differences  # noqa: E402
 
 CONFIGS = {rung: from_dict(TrainConfig, read_toml(ladder.CONFIGS / f"{rung}.toml")) for rung in ladder.RUNGS}
 

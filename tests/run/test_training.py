@@ -10,7 +10,8 @@ from runs import assert_same_run, change, quiet, rows, stop_at, train
 
 from gpt.checkpoint import RunFolder
 from gpt.config import GPTConfig, TrainConfig, from_dict
-from gpt.run.training import check_resumable, resume_run, set_aside
+from gpt.run.settings import check_resumable
+from gpt.run.training import resume_run, set_aside
 
 
 def changed(config, **settings):

@@ -26,6 +26,7 @@ from gpt.token_files import load_data
 
 MAX_INSPECTED = 256  # tokens whose attention is shown
 LIKELIEST = 5  # tokens of each layer
+SCRIPTS = "server passage writing text tales chat panel inside settings playground".split()  # in reading order
 
 
 class Looked(Body):
@@ -126,7 +127,9 @@ class Playground:
         if max(ids) >= tokenizer.vocab_size or len(ids) > self.service.context_length:
             raise ApiError(400, "token_ids: a token is outside the vocabulary, or they exceed the context")
         if body.layer >= model.config.n_layers:
-            raise ApiError(400, f"layer: the model has {model.config.n_layers} layers, 0 is the first, not {body.layer}")
+            raise ApiError(
+                400, f"layer: the model has {model.config.n_layers} layers, 0 is the first, not {body.layer}"
+            )
 
         def look() -> dict[str, Any]:
             weights = (attention_weights(model, ids) * 255).round().byte().cpu()  # (L, H, T, T)
@@ -192,7 +195,6 @@ def _writes_tales(loaded: LoadedModel) -> bool:
 def _page() -> str:
     """Return the page with its style and its programs inlined: it loads nothing else."""
     assets = importlib.resources.files("gpt.serve") / "assets"
-    page = (assets / "playground.html").read_text(encoding="utf-8")
-    for name in ("playground.css", "playground.js"):
-        page = page.replace(f"/*{name}*/", (assets / name).read_text(encoding="utf-8"))
-    return page
+    page, style = ((assets / f"playground.{kind}").read_text(encoding="utf-8") for kind in ("html", "css"))
+    scripts = "\n".join((assets / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    return page.replace("/*playground.css*/", style).replace("/*playground.js*/", scripts)

@@ -26,7 +26,8 @@ from gpt.token_files import load_data
 
 MAX_INSPECTED = 256  # tokens whose attention is shown
 LIKELIEST = 5  # tokens of each layer
-SCRIPTS = "server passage writing text tales chat panel inside settings playground".split()  # in reading order
+# one program, in reading order
+SCRIPTS = ("server", "passage", "writing", "text", "tales", "chat", "panel", "inside", "settings", "playground")
 
 
 class Looked(Body):
@@ -127,9 +128,7 @@ class Playground:
         if max(ids) >= tokenizer.vocab_size or len(ids) > self.service.context_length:
             raise ApiError(400, "token_ids: a token is outside the vocabulary, or they exceed the context")
         if body.layer >= model.config.n_layers:
-            raise ApiError(
-                400, f"layer: the model has {model.config.n_layers} layers, 0 is the first, not {body.layer}"
-            )
+            raise ApiError(400, f"layer: {body.layer} is not among the {model.config.n_layers} layers, from 0 on")
 
         def look() -> dict[str, Any]:
             weights = (attention_weights(model, ids) * 255).round().byte().cpu()  # (L, H, T, T)

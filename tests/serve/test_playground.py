@@ -293,6 +293,12 @@ def test_an_edited_text_is_read_anew(page, loaded):
     p = page.evaluate("draft.tokens.at(-1).p")
     expected = float(probabilities(loaded, ids[:-1])[ids[-1]])
     assert p == pytest.approx(expected, rel=tolerance(1000, 10, dtype=torch.float32))
+    page.locator("#mirror .token").nth(4).click(position={"x": 1, "y": 9})  # the caret comes to where the click was
+    page.keyboard.type("XY")
+    assert page.input_value("#text").startswith(PROMPT[:4] + "XY" + PROMPT[4:])
+    page.locator("#mirror .token").nth(1).dblclick()  # a word
+    page.keyboard.type("Z")
+    assert page.input_value("#text").startswith("Z" + PROMPT[4:5])
 
 
 def test_stop(browser, server):

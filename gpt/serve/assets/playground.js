@@ -9,7 +9,11 @@ function open(view) {
     $(`tab-${name}`).tabIndex = name === view ? 0 : -1;
   }
   show(null);
-  $(view === "text" ? "text" : "message").focus({ preventScroll: true });
+  focusOn(view === "text" ? field : $("message"));
+}
+
+function focusOn(element) { // not where it would bring a keyboard onto the screen
+  if (matchMedia("(pointer: fine)").matches) element.focus({ preventScroll: true });
 }
 
 const isChat = () => !$("view-chat").hidden;
@@ -42,9 +46,14 @@ document.addEventListener("pointermove", ({ pointerType, target }) => {
   if (pointerType === "mouse" && target.token && target.token !== current)
     rest = setTimeout(() => target.isConnected && show(target.token, false), REST_MS);
 });
-document.addEventListener("click", ({ target }) => {
+document.addEventListener("click", ({ pointerType, target: { token } }) => {
   clearTimeout(rest);
-  if (target.token) show(target.token);
+  if (!token) return;
+  if (pointerType !== "touch" || token !== current || token.passage !== draft) return show(token);
+  show(null); // a second touch edits
+  const place = draft.tokens.slice(0, draft.tokens.indexOf(token) + 1).reduce((sum, { text }) => sum + text.length, 0);
+  field.focus();
+  field.setSelectionRange(place, place);
 });
 
 document.addEventListener("keydown", (event) => {
@@ -86,7 +95,7 @@ async function begin() {
   $("layer").value = Math.floor((n_layers - 1) / 2);
   document.body.dataset.ready = "true";
   if (field.value) field.dispatchEvent(new Event("input")); // kept by the browser over a reload
-  field.focus({ preventScroll: true });
+  focusOn(field);
 }
 
 begin();

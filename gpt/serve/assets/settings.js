@@ -10,7 +10,7 @@ const FIELDS = [
     help: "Leave out tokens below this share of the likeliest one’s probability." },
   { name: "repetition_penalty", label: "Repetition penalty", value: 1, min: 1, max: 2, step: 0.05,
     help: "Above 1: tokens that were used become less likely." },
-  { name: "max_tokens", label: "Most tokens", value: 100, min: 1, max: 1000, step: 1, help: "Where to stop at the latest." },
+  { name: "max_tokens", label: "Max tokens", value: 250, min: 1, max: 1000, step: 1, help: "Where to stop at the latest." },
   { name: "seed", label: "Seed", value: 1, min: 0, max: 2 ** 31 - 1, step: 1, noSlider: true,
     help: "The same seed and settings give the same text." },
 ];

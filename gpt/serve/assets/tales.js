@@ -35,6 +35,7 @@ function verdict(passage, line, text, found) {
   line.className = `verdict ${found.whole ? "whole" : isBroken ? "broken" : ""}`;
   const name = found.rule?.replace(/^grammar: /, ""), isNamed = name && name !== "unknown sentence";
   const rule = isNamed ? `Breaks the rule “${name}”${RULES[name] ? `: ${RULES[name]}` : ""}. ` : "";
-  line.textContent = found.whole ? "✓ A whole tale." : !isBroken ? "So far this can be the beginning of a tale."
-    : `✗ ${rule}No tale continues like this after “${text.slice(Math.max(0, viable - 25), viable)}”.`;
+  const words = found.whole ? "✓ A whole tale." : !isBroken ? "So far this can be the beginning of a tale."
+    : `✗ ${rule}No tale continues like this after “${text.slice(0, viable).split(/(?<=\s)/).slice(-5).join("")}”.`;
+  if (line.textContent !== words) line.textContent = words; // a screen reader says each change
 }

@@ -78,7 +78,7 @@ async function run(passage, signal, maxTokens, stop) {
   if (!maxTokens) return;
   const written = n - prompt.length, seconds = (performance.now() - first) / 1000;
   const speed = written > 1 ? `, ${((written - 1) / seconds).toFixed(1)} a second` : "";
-  const why = reason === "stop" ? "It ended by itself." : n >= model.context_length ? "The context is full." : "";
+  const why = reason === "stop" ? "It ended by itself." : n > model.context_length ? "The context is full." : "";
   say(`${written} token${written === 1 ? "" : "s"} in ${((performance.now() - began) / 1000).toFixed(1)} s${speed}. ${why}`);
 }
 

@@ -2,6 +2,7 @@
 the tales' grammar."""
 
 import asyncio
+import base64
 import importlib.resources
 from typing import Annotated, Any
 
@@ -9,26 +10,31 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from torch import Tensor
 
 from gpt.evaluation.inspection import attention_weights, logit_lens
 from gpt.exchange.models import LoadedModel
 from gpt.objectives.documents import with_start
 from gpt.serve.answers import token_text
 from gpt.serve.engine import BusyError
-from gpt.serve.protocol import ApiError, Body, TokenIds, parse
+from gpt.serve.protocol import ApiError, Body, ChatMessage, TokenIds, parse
 from gpt.serve.service import Service
 from gpt.system.paths import find_path
 from gpt.text import requests, tales
+from gpt.text.chat import encode_chat, stop_ids
 from gpt.token_files import load_data
 
 MAX_INSPECTED = 256  # tokens whose attention is shown
 LIKELIEST = 5  # tokens of each layer
+# one program, in reading order
+SCRIPTS = ("server", "passage", "writing", "text", "tales", "chat", "panel", "inside", "settings", "playground")
 
 
 class Looked(Body):
-    """POST /playground/inspect: look inside the model while it reads some tokens."""
+    """POST /playground/inspect: look inside the model while it reads some tokens, and at the heads of one layer."""
 
     token_ids: Annotated[TokenIds, Field(max_length=MAX_INSPECTED)]
+    layer: Annotated[int, Field(ge=0)] = 0
 
 
 class Judged(Body):
@@ -41,7 +47,8 @@ class Judged(Body):
 class Encoded(Body):
     """POST /playground/tokens: the tokens of a text, or of a conversation up to where the answer begins."""
 
-    text: Annotated[str, Field(max_length=200_000)]
+    text: Annotated[str, Field(max_length=200_000)] = ""
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None
 
 
 class Playground:
@@ -57,6 +64,7 @@ class Playground:
         return [
             Route("/", self.index),
             Route("/playground/model", self.model),
+            Route("/playground/vocabulary", self.vocabulary),
             Route("/playground/tokens", self.tokens, methods=["POST"]),
             Route("/playground/inspect", self.inspect, methods=["POST"]),
             Route("/playground/verdict", self.verdict, methods=["POST"]),
@@ -80,40 +88,57 @@ class Playground:
                 "n_layers": config.n_layers,
                 "n_heads": config.n_heads,
                 "vocab_size": service.tokenizer.vocab_size,
+                "stop_ids": sorted(stop_ids(service.tokenizer) - {None}),
                 "eot_id": service.tokenizer.eot_id,
                 "chat": service.tokenizer.chat_template is not None,
                 "tales": self.is_about_tales,
-                "max_inspected": MAX_INSPECTED,
+                "max_inspected": min(MAX_INSPECTED, config.context_length),
             }
         )
 
+    async def vocabulary(self, http: Request) -> Response:
+        """Return the texts of all tokens, by id."""
+        tokenizer = self.service.tokenizer
+        return JSONResponse([token_text(tokenizer, i) for i in range(tokenizer.vocab_size)])
+
     async def tokens(self, http: Request) -> Response:
-        """Return the ids and texts of a text's tokens, as /v1/completions reads it."""
-        service, text = self.service, parse(Encoded, await http.body()).text
+        """Return the ids that the model reads: of a text, as /v1/completions does, or of a conversation up to where the
+        answer begins, as /v1/chat/completions does. The first `n_start` of them are not in the text."""
+        service, body = self.service, parse(Encoded, await http.body())
+        tokenizer = service.tokenizer
         try:
-            ids = service.loaded.objective.encode_prompt(text, service.tokenizer)
-            started = with_start(ids, service.tokenizer, service.loaded.prepend_eot)
+            if body.messages:
+                ids, started = [], encode_chat(tokenizer, [message.plain() for message in body.messages])
+            else:
+                ids = service.loaded.objective.encode_prompt(body.text, tokenizer)
+                started = with_start(ids, tokenizer, service.loaded.prepend_eot)
         except ValueError as error:
             raise ApiError(400, str(error).replace(": write --prompt TEXT", "")) from None
-        texts = [token_text(service.tokenizer, i) for i in started]
-        return JSONResponse({"token_ids": started, "texts": texts, "n_start": len(started) - len(ids)})
+        return JSONResponse({"token_ids": started, "n_start": len(started) - len(ids)})
 
     async def inspect(self, http: Request) -> Response:
-        """Return attention weights (layer, head, T, T), in 1/255, and each layer's likeliest next tokens after the last
-        token: the logit lens."""
-        ids = parse(Looked, await http.body()).token_ids
-        model, tokenizer = self.service.model, self.service.tokenizer
+        """Return how the prediction after the last token comes about.
+
+        `lens`: the likeliest next tokens of each layer, the logit lens. `attention`: the weights of the last token in
+        each head of each layer, (L, H, T). `heads`: those of all tokens in one layer, (H, T, T). Weights are bytes,
+        in 1/255, as base64: as lists they would be several times as long.
+        """
+        body = parse(Looked, await http.body())
+        ids, model, tokenizer = body.token_ids, self.service.model, self.service.tokenizer
         if max(ids) >= tokenizer.vocab_size or len(ids) > self.service.context_length:
             raise ApiError(400, "token_ids: a token is outside the vocabulary, or they exceed the context")
+        if body.layer >= model.config.n_layers:
+            raise ApiError(400, f"layer: {body.layer} is not among the {model.config.n_layers} layers, from 0 on")
 
         def look() -> dict[str, Any]:
-            weights = (attention_weights(model, ids) * 255).round().byte()  # (L, H, T, T)
-            probabilities, likeliest = (x[:, -1].tolist() for x in logit_lens(model, ids, LIKELIEST))  # (L + 1, k)
+            weights = (attention_weights(model, ids) * 255).round().byte().cpu()  # (L, H, T, T)
+            k = min(LIKELIEST, tokenizer.vocab_size)
+            probabilities, likeliest = (x[:, -1].tolist() for x in logit_lens(model, ids, k))  # (L + 1, k)
             lens = [
                 [{"id": i, "text": token_text(tokenizer, i), "p": p} for i, p in zip(*layer, strict=True)]
                 for layer in zip(likeliest, probabilities, strict=True)
             ]
-            return {"attention": weights.tolist(), "lens": lens}
+            return {"lens": lens, "attention": _base64(weights[:, :, -1]), "heads": _base64(weights[body.layer])}
 
         try:
             future = self.service.engine.call(look)
@@ -151,6 +176,10 @@ def _judge(text: str, request: str | None) -> dict[str, Any]:
     }
 
 
+def _base64(weights: Tensor) -> str:
+    return base64.b64encode(weights.numpy().tobytes()).decode()
+
+
 def _writes_tales(loaded: LoadedModel) -> bool:
     """Return whether a run was trained on tales, or on requests for some. False if its data are gone."""
     if loaded.checkpoint is None:
@@ -165,7 +194,6 @@ def _writes_tales(loaded: LoadedModel) -> bool:
 def _page() -> str:
     """Return the page with its style and its programs inlined: it loads nothing else."""
     assets = importlib.resources.files("gpt.serve") / "assets"
-    page = (assets / "playground.html").read_text(encoding="utf-8")
-    for name in ("playground.css", "playground.js"):
-        page = page.replace(f"/*{name}*/", (assets / name).read_text(encoding="utf-8"))
-    return page
+    page, style = ((assets / f"playground.{kind}").read_text(encoding="utf-8") for kind in ("html", "css"))
+    scripts = "\n".join((assets / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    return page.replace("/*playground.css*/", style).replace("/*playground.js*/", scripts)

@@ -101,7 +101,7 @@ class CompletionAnswer(Answer):
                 sampling=body.sampling(),
                 seed=_seed(body.seed),
                 n=body.n or 1,
-                stop_ids={service.tokenizer.eot_id},
+                stop_ids={service.tokenizer.eot_id, *(body.stop_token_ids or ())},
                 stops=body.stops,
                 n_likeliest=body.logprobs,
                 echo=bool(body.echo),

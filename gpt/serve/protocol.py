@@ -90,6 +90,7 @@ class CompletionBody(_Settings):
     max_tokens: _whole(0) | None = Field(None, description="tokens to write; default 16")
     logprobs: _whole(0, MAX_LIKELIEST) | None = Field(None, description="the likeliest tokens in each place")
     echo: bool | None = Field(None, description="begin with the prompt")
+    stop_token_ids: Annotated[list[_whole(0)], Field(max_length=MAX_PROMPTS)] | None = None
     suffix: Literal[""] | None = Field(None, description="not implemented")
     best_of: Literal[1] | None = Field(None, description="not implemented")
 

@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import math
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 
@@ -15,22 +13,18 @@ import httpx
 import pytest
 import torch
 from numerics import tolerance
+from served import running
 
 from gpt.config import GPTConfig
 from gpt.evaluation.inspection import attention_weights, logit_lens
 from gpt.exchange.models import LoadedModel
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
+from gpt.serve import playground
+from gpt.serve.service import Service
 from gpt.text import requests, tales
 from gpt.text.chat import add_chat_template, encode_chat
 from gpt.tokenizer import CharTokenizer
-
-uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
-
-from gpt.serve import playground  # noqa: E402
-from gpt.serve.app import create_app  # noqa: E402
-from gpt.serve.engine import Engine  # noqa: E402
-from gpt.serve.service import Service  # noqa: E402
 
 CHARACTERS = "".join(map(chr, range(32, 127))) + "\n"
 PROMPT = "Once <b>upon</b> a time"
@@ -38,20 +32,10 @@ PROMPT = "Once <b>upon</b> a time"
 
 @contextlib.contextmanager
 def served(loaded: LoadedModel, **guard) -> Iterator[tuple[str, Service]]:
-    """Serve a model from a thread; its address."""
-    # the tests compute with a copy: hooks of one thread would see what another one computes
+    """Serve a copy of a model: hooks of one thread would see what another one computes."""
     loaded = dataclasses.replace(loaded, objective=copy.deepcopy(loaded.objective))
-    engine = Engine(loaded.objective.model, loaded.tokenizer)
-    service = Service(loaded, engine, "tiny")
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(service, guard), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", service
-    finally:
-        server.should_exit = True
-        thread.join()
+    with running(loaded, guard) as (service, url):
+        yield url, service
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ function addMessage(role, text) {
     };
     passage.write = () => {
       dropAfter(message);
-      return work(passage, (signal) => run(passage, signal, settings.max_tokens, stops()));
+      return work(passage, (signal) => run(passage, signal, settings.max_tokens));
     };
     words.tabIndex = 0;
     words.setAttribute("role", "group");
@@ -44,7 +44,6 @@ function addMessage(role, text) {
   return message;
 }
 
-const stops = () => model.stop_ids.filter((id) => id !== model.eot_id).map(raw).slice(0, 8); // eot ends any text
 
 function dropAfter(message) {
   for (const gone of messages.splice(messages.indexOf(message) + 1)) gone.element.remove();
@@ -68,7 +67,7 @@ function respond(message) {
   return work(passage, async (signal) => {
     const asked = conversation(messages.indexOf(message));
     passage.start = (await json("/playground/tokens", { messages: asked }, signal)).token_ids;
-    await run(passage, signal, settings.max_tokens, stops());
+    await run(passage, signal, settings.max_tokens);
   });
 }
 

@@ -48,14 +48,14 @@ function busy(passage) {
 }
 
 // Continue a passage, or with maxTokens 0 only score it. Tokens without scores get theirs on the way.
-async function run(passage, signal, maxTokens, stop) {
+async function run(passage, signal, maxTokens) {
   const prompt = passage.ids(), echo = !passage.tokens.every((token) => token.top), began = performance.now();
   const room = model.context_length + 1 - prompt.length;
   const body = { ...sampling(), prompt, max_tokens: Math.min(maxTokens, Math.max(1, room)), logprobs: LIKELIEST };
   let n = echo ? 0 : prompt.length, first = null, reason = "";
   if (maxTokens) say("Writing…");
   for await (const { choices: [choice] } of events(
-    await request("/v1/completions", { ...body, echo, stop, stream: true }, signal))) {
+    await request("/v1/completions", { ...body, echo, stop_token_ids: model.stop_ids, stream: true }, signal))) {
     signal.throwIfAborted();
     const { token_ids, token_logprobs, top_token_ids, top_logprobs } = choice.logprobs;
     const follow = follows(passage);
@@ -66,7 +66,7 @@ async function run(passage, signal, maxTokens, stop) {
         const token = passage.tokens[n - passage.start.length];
         if (token) passage.paint(Object.assign(token, { p, top }));
       } else {
-        passage.add(id, "model", { p, top });
+        if (!model.stop_ids.includes(id)) passage.add(id, "model", { p, top });
         first ??= performance.now();
       }
       n += 1;

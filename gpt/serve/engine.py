@@ -11,7 +11,7 @@ text does not depend on its neighbours, except by rounding.
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -138,9 +138,20 @@ class _Reading:
 
 
 class Engine:
-    """The thread that owns a model, and the queue before it."""
+    """The thread that owns a model, and the queue before it.
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, max_rows: int = 16, max_waiting: int = 64):
+    `thread` should be the one that has loaded the model: a second thread that computes has its own OpenMP pool, and
+    with more pool threads than cores each of them sleeps between two operations, which halves the speed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        max_rows: int = 16,
+        max_waiting: int = 64,
+        thread: ThreadPoolExecutor | None = None,
+    ):
         if model.config.backbone != "gpt":
             raise ValueError("an LSTM reads no padded batches: scripts/chat.py talks to it")
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -153,8 +164,7 @@ class Engine:
         self._last: list[int] = []  # the last token of each row
         self._slots = Slots(model)
         self._closed, self._condition = False, threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._ended = (thread or ThreadPoolExecutor(1, "engine")).submit(self._run)
 
     # --- from other threads -------------------------------------------------------------------------------------------
 
@@ -184,7 +194,7 @@ class Engine:
         with self._condition:
             self._closed = True
             self._condition.notify()
-        self._thread.join()
+        self._ended.result()
 
     # --- the engine's thread ------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import socket
 import sys
 import webbrowser
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
 
@@ -30,11 +31,12 @@ def serve(folder: Path | None, arguments: Namespace) -> None:
     is_local = arguments.host in LOOPBACK
     if not (is_local or arguments.api_key):
         raise ValueError(f"--host {arguments.host} lets other machines in: add --api-key KEY")
-    with _listen(arguments.host, arguments.port) as listening:
-        loaded = load(folder, arguments)
+    # one thread computes: see Engine
+    with _listen(arguments.host, arguments.port) as listening, ThreadPoolExecutor(1, "engine") as thread:
+        loaded = thread.submit(load, folder, arguments).result()
         if not (loaded.objective.continues_prompts and loaded.objective.left_to_right):
             raise ValueError(f"{loaded.name} does not continue a text: scripts/generate.py shows what it writes")
-        engine = Engine(loaded.objective.model, loaded.tokenizer, arguments.rows, arguments.queue)
+        engine = Engine(loaded.objective.model, loaded.tokenizer, arguments.rows, arguments.queue, thread)
         service = Service(loaded, engine, Path(arguments.run or arguments.pretrained).name)
         # with a key any name of this machine is right: a page elsewhere does not know the key
         hosts = (*LOOPBACK, arguments.host) if is_local else ()
@@ -52,7 +54,10 @@ def serve(folder: Path | None, arguments: Namespace) -> None:
             timeout_graceful_shutdown=STOP_SECONDS,
             server_header=False,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            engine.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

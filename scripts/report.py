@@ -5,7 +5,8 @@
     python scripts/report.py --run tales-001 --checkpoint step-000600 --out early.html
 
 The page is runs/NAME/index.html, or --out. It needs no server and no network. A run writes it when it ends; this script
-also writes it while the run trains, which it does not disturb. --compare draws other runs on the same axes.
+also writes it while the run trains, which it does not disturb. --compare draws other runs on the same axes, in a page
+of its own: runs/NAME/compared.html.
 """
 
 import webbrowser
@@ -28,7 +29,8 @@ def main() -> None:
 
     from gpt.run.page import write_page
 
-    page = write_page(folder, arguments.compare, checkpoint=arguments.checkpoint, out=arguments.out)
+    out = arguments.out or (folder / "compared.html" if arguments.compare else None)
+    page = write_page(folder, arguments.compare, checkpoint=arguments.checkpoint, out=out)
     print(page)
     if arguments.open:
         webbrowser.open(page.resolve().as_uri())

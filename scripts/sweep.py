@@ -37,7 +37,7 @@ def main() -> int:
     folder = (
         run_path(arguments.run)
         if arguments.run is not None
-        else next_run(f"{arguments.config}".removesuffix(".toml") + "-sweep")
+        else next_run(arguments.config.removesuffix(".toml") + "-sweep")
     )
     command = ["python", "scripts/sweep.py", *sys.argv[1:], *([] if arguments.run else ["--run", folder.name])]
 

@@ -156,10 +156,10 @@ class Page(Callback):
                     baselines=baselines_of(trainer),
                     max_parameters=MAX_PAGE_PARAMETERS,
                 )
-        except (ValueError, KeyError, TypeError) as error:
-            trainer.log(f"{trainer.run.page} was not written, since a file of the run is damaged ({error})")
         except OSError as error:
             trainer.log(f"{trainer.run.page} was not written ({error.strerror})")
+        except Exception as error:  # a damaged file may raise any, and so may memory that runs out
+            trainer.log(f"{trainer.run.page} was not written ({error})")
 
     def on_end(self, trainer: Trainer) -> None:
         """Write, unless the run was finished before and its page is newer than its metrics."""

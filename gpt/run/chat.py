@@ -182,7 +182,8 @@ class Chat:
         self.begun, self.text, self.text_ended = text, text, False
         try:
             yield from decode_stream(self.tokenizer, self._generate(prompt, ids), self.stops)
-            self.text_ended = len(ids) < self.max_new_tokens
+            # a text that ends at a stop string has not ended: the next line continues it
+            self.text_ended = len(ids) < self.max_new_tokens and not self._stopped(ids)
         finally:
             self.text += self._decode(ids)
         if self.text_ended:
@@ -203,6 +204,10 @@ class Chat:
         special = set(self.tokenizer.special_tokens.values())
         text = self.tokenizer.decode([i for i in ids if i not in special]).removesuffix("\ufffd")
         return min((text.partition(stop)[0] for stop in self.stops), key=len, default=text)
+
+    def _stopped(self, ids: list[int]) -> bool:
+        """Return whether the text of written ids contains a stop string."""
+        return any(stop in self.tokenizer.decode(ids) for stop in self.stops)
 
     def _prompt(self, messages: list[Message]) -> list[int]:
         """Return the ids that an answer follows: of all messages, or without the oldest ones if they leave no room."""

@@ -288,6 +288,7 @@ def charts(
         ("learning rate", "", ("lr",), {}, False),
         ("gradient norm", "before clipping", ("grad_norm",), {}, True),
         (f"{unit}s per second", "", ("tokens_per_second",), {}, False),
+        ("model FLOPs utilisation", "", ("mfu",), {}, False),
     ]
     found = []
     for title, of, names, lines, log in known:

@@ -106,7 +106,8 @@ def _read_metrics(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": len(columns.get("step", ())), "changed": path.stat().st_mtime}
     if not found["rows"]:
         return found
-    found |= {"step": int(columns["step"][-1]), "seconds": columns["elapsed_s"][-1]}
+    seconds = columns["elapsed_s"][-1]  # NaN in a row that is torn
+    found |= {"step": int(columns["step"][-1]), "seconds": seconds if math.isfinite(seconds) else None}
     losses = columns["val_loss"]
     evaluated = [row for row, loss in enumerate(losses) if math.isfinite(loss) and columns["step"][row] > 0]
     if evaluated:

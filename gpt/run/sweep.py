@@ -5,6 +5,7 @@ runs/SWEEP/
   sweep.png             the losses over the swept setting
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from gpt.token_files import load_data
 TRAIN = Path(gpt.__file__).parent.parent / "scripts" / "train.py"
 POLL_SECONDS = 0.1
 BAR_SECONDS = 1.0  # between two updates of the bar
+DIVERGED = "A lower --optim.lr helps most often"  # in the last line that such a run prints
 DONE = ("finished", "diverged")  # such a run is not started again
 
 
@@ -105,8 +107,17 @@ def _check_same(grid: Grid, run: Path) -> None:
         changed = differences(before, check_resumable(before, wanted))
     except ValueError as error:
         raise ValueError(f"{run}: {str(error).partition(': ')[0]}: {way_out}") from None
-    for name, (old, new) in changed.items():
+    if changed:
+        name, (old, new) = next(iter(changed.items()))
         raise ValueError(f"{run}: {name} is {old!r} in this run, not {new!r}: {way_out}")
+
+
+def _last_line(run: Path) -> str:
+    """Return the last line that a run's process printed, "" if there is none."""
+    with contextlib.suppress(OSError):
+        lines = (run / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+    return ""
 
 
 class Sweep:
@@ -123,13 +134,19 @@ class Sweep:
         self.bar = tqdm(disable=True)
 
     def log(self, line: str) -> None:
-        """Print a line above the bar."""
-        self.print(line) if self.bar.disable else self.bar.write(line)
+        """Print a line above the bar. A reader that has left, such as tee at Ctrl-C, does not end the sweep."""
+        try:
+            self.print(line) if self.bar.disable else self.bar.write(line)
+        except OSError:
+            self.print = lambda line: None
 
     def info(self, name: str) -> RunInfo:
         """Return what is known of a run."""
         info = read_run_info(self.folder / name, name)
-        state = "failed" if name in self.failed else "diverged" if name in self.diverged else info.state
+        is_diverged = name in self.diverged
+        if info.state == "stopped":  # also in an earlier session
+            is_diverged = is_diverged or DIVERGED in _last_line(self.folder / name)
+        state = "failed" if name in self.failed else "diverged" if is_diverged else info.state
         return RunInfo(**{**vars(info), "state": state})
 
     def infos(self) -> dict[str, RunInfo]:
@@ -146,18 +163,23 @@ class Sweep:
         self.bar = tqdm(total=total, unit="step", disable=not (waiting and sys.stderr.isatty()), dynamic_ncols=True)
         shown, todo = 0.0, list(waiting)
         with stop_signals(self._stop):
-            while self.running or (waiting and not self.stopped_by):
-                while waiting and len(self.running) < self.jobs and not self.stopped_by:
-                    self._start(waiting.pop(0))
-                for name, process in list(self.running.items()):
-                    if (status := process.poll()) is not None:
-                        del self.running[name]
-                        self._ended(name, status, len(waiting) + len(self.running))
-                if not self.bar.disable and time.monotonic() - shown > BAR_SECONDS:
-                    shown = time.monotonic()
-                    self.bar.n = sum(self.info(name).step or 0 for name in todo)
-                    self.bar.refresh()
-                time.sleep(POLL_SECONDS)
+            try:
+                while self.running or (waiting and not self.stopped_by):
+                    while waiting and len(self.running) < self.jobs and not self.stopped_by:
+                        self._start(waiting.pop(0))
+                    for name, process in list(self.running.items()):
+                        if (status := process.poll()) is not None:
+                            del self.running[name]
+                            self._ended(name, status, len(waiting) + len(self.running))
+                    if not self.bar.disable and time.monotonic() - shown > BAR_SECONDS:
+                        shown = time.monotonic()
+                        self.bar.n = sum(self.info(name).step or 0 for name in todo)
+                        self.bar.refresh()
+                    time.sleep(POLL_SECONDS)
+            finally:  # after an error of the sweep itself
+                for process in self.running.values():
+                    process.send_signal(signal.SIGTERM)
+                    process.wait()
         self.bar.close()
         self.bar = tqdm(disable=True)
 
@@ -180,8 +202,7 @@ class Sweep:
 
     def _ended(self, name: str, status: int, left: int) -> None:
         """Print what became of a run."""
-        lines = (self.folder / name / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = lines[-1] if lines else f"exit status {status}"
+        last = _last_line(self.folder / name) or f"exit status {status}"
         if status == 1 and last.startswith("train.py: error: "):
             self.diverged.add(name)
         elif status and not self.stopped_by:
@@ -205,8 +226,8 @@ class Sweep:
     def _stop(self, number: int) -> None:
         """Pass a signal on. Ctrl-C in a terminal reaches the processes as well, which take two at once for one."""
         self.stopped_by = number
-        names = f"{len(self.running)} run" + "s" * (len(self.running) != 1)
-        self.log(f"{signal.Signals(number).name}: {names} will finish the step and save; a second signal ends at once")
         for process in self.running.values():
             if os.name != "nt":  # there, only the console can send Ctrl-C
                 process.send_signal(signal.SIGINT)
+        names = f"{len(self.running)} run" + "s" * (len(self.running) != 1)
+        self.log(f"{signal.Signals(number).name}: {names} will finish the step and save; a second signal ends at once")

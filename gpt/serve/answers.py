@@ -6,11 +6,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from gpt.objectives.documents import with_start
 from gpt.serve.engine import End, Event, Piece, ScoredToken
 from gpt.serve.protocol import ApiError, ChatBody, CompletionBody
 from gpt.serve.service import Service, Ticket
-from gpt.text.chat import encode_chat, stop_ids
+from gpt.text.chat import stop_ids
 from gpt.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 16  # of a completion, as in OpenAI's API
@@ -81,23 +80,21 @@ class CompletionAnswer(Answer):
 
     def add_to(self, ticket: Ticket) -> None:
         """Add a request for each prompt. ApiError 400 for a prompt that the model cannot read."""
-        body, service, objective = self.body, self.service, self.service.loaded.objective
+        body, service = self.body, self.service
         for prompt in body.prompts:
-            ids, text = prompt, ""
-            try:
-                if isinstance(prompt, str):
-                    ids = objective.encode_prompt(prompt, service.tokenizer)
-                    ids = with_start(ids, service.tokenizer, service.loaded.prepend_eot)
-                    n_hidden, text = len(ids) - len(objective.encode_prompt(prompt, service.tokenizer)), prompt
-                else:
-                    n_hidden, text = 0, service.tokenizer.decode(ids)
-            except ValueError as error:
-                raise ApiError(400, f"prompt: {error}".replace(": write --prompt TEXT", ""), param="prompt") from None
+            if isinstance(prompt, str):
+                (ids, n_start), text = service.encode(prompt), prompt
+            else:
+                ids, n_start, text = prompt, 0, ""
+                try:
+                    text = service.tokenizer.decode(ids)
+                except ValueError as error:
+                    raise ApiError(400, f"prompt: {error}", param="prompt") from None
             self.n_prompt += len(ids)
-            self.prompts.append((text, n_hidden))
+            self.prompts.append((text, n_start))
             ticket.add(
                 prompt=ids,
-                max_new_tokens=service.room(ids, DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens),
+                max_new_tokens=service.room(ids, body.max_tokens, DEFAULT_TOKENS),
                 sampling=body.sampling(),
                 seed=_seed(body.seed),
                 n=body.n or 1,
@@ -110,9 +107,9 @@ class CompletionAnswer(Answer):
     def part(self, choice: int, event: Event) -> dict | None:
         """See `Answer.part`. With echo the prompt comes first; its scores come with the first of its texts."""
         text, scored, reason = "", [], None
-        prompt, n_hidden = self.prompts[choice // (self.body.n or 1)]
+        prompt, n_start = self.prompts[choice // (self.body.n or 1)]
         if isinstance(event, list):  # the prompt
-            text, scored = prompt, event[n_hidden:]
+            text, scored = prompt, event[n_start:]
         elif isinstance(event, Piece):
             text, scored = event.text, event.tokens
         else:
@@ -145,12 +142,7 @@ class ChatAnswer(Answer):
     def add_to(self, ticket: Ticket) -> None:
         """Add the request. ApiError 400 without a chat template, or for messages that it refuses."""
         body, service = self.body, self.service
-        if service.tokenizer.chat_template is None:
-            raise ApiError(400, "the model has no chat template: use /v1/completions", "no_chat_template")
-        try:
-            ids = encode_chat(service.tokenizer, [message.plain() for message in body.messages])
-        except ValueError as error:
-            raise ApiError(400, f"messages: {error}", param="messages") from None
+        ids = service.encode_chat(body.messages)
         self.n_prompt = len(ids)
         given = [limit for limit in (body.max_completion_tokens, body.max_tokens) if limit is not None]
         ticket.add(
@@ -223,7 +215,10 @@ class CompletionLogprobs:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def lists(self, scored: Sequence[ScoredToken]) -> dict[str, list]:
-        """Return tokens, token_logprobs, top_logprobs and text_offset; and the ids, which are an addition."""
+        """Return tokens, token_logprobs, top_logprobs and text_offset.
+
+        Additions are the ids, and lists of the likeliest tokens: of two with the same text, top_logprobs keeps one.
+        """
         offsets = []
         for token in scored:
             offsets.append(self.offset)
@@ -239,6 +234,7 @@ class CompletionLogprobs:
             "text_offset": offsets,
             "token_ids": [token.id for token in scored],
             "top_token_ids": [[i for i, _ in token.likeliest] for token in scored],
+            "top_token_logprobs": [[value for _, value in token.likeliest] for token in scored],
         }
 
 

@@ -20,7 +20,7 @@ from gpt.serve.description import describe_api
 from gpt.serve.guard import Guard
 from gpt.serve.playground import Playground
 from gpt.serve.protocol import ApiError, ChatBody, CompletionBody, parse
-from gpt.serve.service import Service, Ticket
+from gpt.serve.service import Service, Ticket, unless_gone
 
 SEND_SECONDS = 60  # a client that reads nothing for this long is dropped
 
@@ -33,13 +33,13 @@ async def _respond(http: Request, service: Service, answer: Answer) -> Response:
     await stack.enter_async_context(ticket)
     try:
         if not answer.stream:
-            return JSONResponse(await _unless_gone(http, answer.all(ticket)))
+            return JSONResponse(await unless_gone(http, answer.all(ticket)))
         chunks = answer.chunks(ticket)
-        first = await _unless_gone(http, anext(chunks))
+        first = await unless_gone(http, anext(chunks))
     except BaseException:
         await stack.aclose()
         raise
-    return EventStream(_server_sent(first, chunks, stack), media_type="text/event-stream")
+    return EventStream(_server_sent(first, chunks, stack), headers={"Cache-Control": "no-cache"})
 
 
 async def _server_sent(
@@ -55,26 +55,10 @@ async def _server_sent(
             yield f"data: {json.dumps({'error': error.body})}\n\n"
 
 
-async def _unless_gone(http: Request, work: Awaitable[Any]) -> Any:
-    """Return the result of `work`, unless the client goes away first."""
-
-    async def gone() -> None:
-        while (await http.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise ApiError(499, "the client closed the connection")
-        return tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 class EventStream(StreamingResponse):
     """A stream that gives up on a client that does not read."""
+
+    media_type = "text/event-stream"
 
     async def stream_response(self, send: Callable[[dict], Awaitable[None]]) -> None:
         """Send the chunks. TimeoutError if one is not taken within SEND_SECONDS."""

@@ -67,8 +67,8 @@ Event = list[ScoredToken] | Piece | End | Failure  # the list: the scored prompt
 class Request:
     """A prompt to continue n times. `sink(row, event)` is called from the engine's thread; it must not block.
 
-    Row i has the seed `seed` + i. n_likeliest: None for no log-probabilities, otherwise the number of tokens that are
-    told in each place with theirs. With `echo` the first event of each row is the prompt, scored if they are wanted.
+    Row i has the seed `seed` + i. n_likeliest: None for no log-probabilities, otherwise the number of likeliest
+    tokens reported at each position. With `echo` the first event of each row is the prompt, scored if they are wanted.
     """
 
     prompt: list[int]
@@ -115,7 +115,7 @@ class _Row:
         return False
 
     def _send(self, text: str) -> None:
-        """Send text, with the tokens that begin in it; those behind a stop string are never sent."""
+        """Send text, with the tokens that begin in it; those after the beginning of a stop string are never sent."""
         self.n_sent += len(text)
         is_certain = not self.stream.held and not self.stream.stopped
         ready = [scored for start, scored in self.pending if is_certain or start < self.n_sent]
@@ -162,7 +162,7 @@ class Engine:
         self._reading: _Reading | None = None
         self._rows: list[_Row] = []
         self._last: list[int] = []  # the last token of each row
-        self._slots = Slots(model)
+        self._slots = Slots(model, max_rows)
         self._closed, self._condition = False, threading.Condition()
         self._ended = (thread or ThreadPoolExecutor(1, "engine")).submit(self._run)
 
@@ -172,6 +172,8 @@ class Engine:
         """Queue requests, all or none. BusyError if the queue is full, ValueError for more rows than fit at once."""
         if any(request.n > self.max_rows for request in requests):
             raise ValueError(f"n must be at most {self.max_rows}, the texts that are written together")
+        if len(requests) > self.max_waiting:
+            raise ValueError(f"there must be at most {self.max_waiting} prompts, as many as may wait")
         with self._condition:
             self._waiting = deque(request for request in self._waiting if not request.cancelled)
             if self._closed or len(self._waiting) + len(requests) > self.max_waiting:
@@ -205,7 +207,7 @@ class Engine:
                 self._call()
                 self._read()
                 self._step()
-            except Exception as error:  # such as no memory left: these texts end, the engine goes on
+            except Exception as error:  # such as no memory left: these texts end, the engine does not
                 self._fail_all(_in_words(error))
         self._fail_all("the server is shutting down")
 
@@ -217,7 +219,8 @@ class Engine:
             return not self._closed
 
     def _call(self) -> None:
-        while self._calls:
+        """Run one function: the texts get their next tokens before another."""
+        if self._calls:
             function, future = self._calls.popleft()
             if future.set_running_or_notify_cancel():
                 try:
@@ -226,7 +229,7 @@ class Engine:
                     future.set_exception(error)
 
     def _read(self) -> None:
-        """Read parts of prompts: one in all, or several prompts that are as short together."""
+        """Read a part of a long prompt, or several short prompts, of at most PART_TOKENS tokens in all."""
         room = PART_TOKENS
         while room > 0:
             if self._reading is None:
@@ -240,12 +243,12 @@ class Engine:
                 is_scored = request.echo and request.n_likeliest is not None
                 scored = [ScoredToken(request.prompt[0], None, [])] if is_scored else []
                 self._reading = _Reading(request, cache, scored)
+            reading = self._reading
             try:
-                room -= self._read_part(self._reading, room)
+                room -= self._read_part(reading, room)
             except Exception as error:
-                request, self._reading = self._reading.request, None
-                request.cancelled = True  # the rows that have begun end too
-                self._fail(request, range(request.n), error)
+                self._reading, reading.request.cancelled = None, True  # the rows that have begun end too
+                self._fail(reading.request, range(reading.request.n), error)
 
     def _read_part(self, reading: _Reading, room: int) -> int:
         """Read at most `room` tokens of a prompt, and return their number. After the last one its texts begin."""
@@ -296,10 +299,10 @@ class Engine:
         device = next(self.model.parameters()).device
         logits = self._slots.step(torch.tensor(self._last, device=device))  # (B, V)
         self.n_steps += 1
-        going_on = dict(self._write(self._rows, logits))
+        unfinished = dict(self._write(self._rows, logits))
         for number in reversed(range(len(self._rows))):
-            if self._rows[number] in going_on:
-                self._last[number] = going_on[self._rows[number]]
+            if self._rows[number] in unfinished:
+                self._last[number] = unfinished[self._rows[number]]
             else:
                 self._remove(number)
 
@@ -311,7 +314,7 @@ class Engine:
         self._last.pop()
 
     def _write(self, rows: list[_Row], logits: Tensor) -> Iterator[tuple[_Row, int]]:
-        """Choose and write a token of each row from logits (B, V); yield the rows that go on, with their tokens."""
+        """Choose and write a token of each row by logits (B, V); yield the rows that have not ended, each with it."""
         finite = logits.amax(-1).isfinite().tolist()
         tokens: dict[int, int] = {}
         for number, row in enumerate(rows):
@@ -341,6 +344,8 @@ class Engine:
     def _score(self, logits: Tensor, tokens: list[int], k: int) -> list[ScoredToken]:
         """Return tokens with their log-probabilities and those of the k likeliest, for logits (T, V)."""
         logprobs = logits.float().log_softmax(-1)
+        if not logprobs.amax(-1).isfinite().all():
+            raise FloatingPointError(NOT_FINITE)
         own = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
         values, ids = (found.tolist() for found in logprobs.topk(min(k, logits.size(1))))
         likeliest = [list(zip(*row, strict=True)) for row in zip(ids, values, strict=True)]
@@ -354,7 +359,7 @@ class Engine:
         """End every text that is being written; once closed, those that wait too."""
         for row in self._rows:
             row.request.sink(row.number, Failure(message))
-        self._rows, self._last, self._slots = [], [], Slots(self.model)
+        self._rows, self._last, self._slots = [], [], Slots(self.model, self.max_rows)
         if self._closed:
             reading = [self._reading.request] if self._reading else []
             for request in (*reading, *self._waiting):

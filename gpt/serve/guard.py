@@ -1,6 +1,7 @@
 """What every request passes first: where it comes from, whether it has the key, and how large it is."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable
@@ -49,22 +50,26 @@ class Guard:
         if self.hosts and _name(f"//{host}") not in self.hosts:
             raise ApiError(403, f"the Host {host!r} is not this server's name", "forbidden")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _place(origin) != host:
             raise ApiError(403, f"requests from pages of {origin} are refused", "forbidden")
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if (
-            self.api_key
-            and path not in OPEN_PATHS
-            and not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode())
-        ):
+        if self.api_key is None or path in OPEN_PATHS:
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        is_key = hmac.compare_digest(given.strip().encode("latin-1"), self.api_key.encode())
+        if kind.lower() != "bearer" or not is_key:
             raise ApiError(401, "the key is missing or wrong: send it as Authorization: Bearer KEY", "invalid_api_key")
 
 
 def _name(url: str) -> str | None:
-    try:
+    with contextlib.suppress(ValueError):
         return urlsplit(url).hostname
-    except ValueError:
-        return None
+    return None
+
+
+def _place(url: str) -> str | None:
+    with contextlib.suppress(ValueError):
+        return urlsplit(url).netloc
+    return None
 
 
 async def _read(receive: Callable[[], Awaitable[dict]], headers: dict[str, str]) -> bytes:
@@ -74,17 +79,18 @@ async def _read(receive: Callable[[], Awaitable[dict]], headers: dict[str, str])
     if length.isdecimal() and int(length) > MAX_BODY:
         raise too_large
     body, more = bytearray(), True
-    while more:
-        try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
-        except TimeoutError:
-            raise ApiError(408, f"no part of the body came for {BODY_SECONDS} seconds") from None
-        if message["type"] == "http.disconnect":
-            raise ApiError(400, "the client closed the connection")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            raise too_large
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(400, "the client closed the connection")
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MAX_BODY:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_SECONDS} seconds") from None
     return bytes(body)
 
 

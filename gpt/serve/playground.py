@@ -4,6 +4,7 @@ the tales' grammar."""
 import asyncio
 import base64
 import importlib.resources
+import json
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -14,14 +15,12 @@ from torch import Tensor
 
 from gpt.evaluation.inspection import attention_weights, logit_lens
 from gpt.exchange.models import LoadedModel
-from gpt.objectives.documents import with_start
 from gpt.serve.answers import token_text
-from gpt.serve.engine import BusyError
 from gpt.serve.protocol import ApiError, Body, ChatMessage, TokenIds, parse
-from gpt.serve.service import Service
+from gpt.serve.service import Service, unless_gone
 from gpt.system.paths import find_path
 from gpt.text import requests, tales
-from gpt.text.chat import encode_chat, stop_ids
+from gpt.text.chat import stop_ids
 from gpt.token_files import load_data
 
 MAX_INSPECTED = 256  # tokens whose attention is shown
@@ -30,21 +29,21 @@ LIKELIEST = 5  # tokens of each layer
 SCRIPTS = ("server", "passage", "writing", "text", "tales", "chat", "panel", "inside", "settings", "playground")
 
 
-class Looked(Body):
+class InspectBody(Body):
     """POST /playground/inspect: look inside the model while it reads some tokens, and at the heads of one layer."""
 
     token_ids: Annotated[TokenIds, Field(max_length=MAX_INSPECTED)]
     layer: Annotated[int, Field(ge=0)] = 0
 
 
-class Judged(Body):
+class VerdictBody(Body):
     """POST /playground/verdict: judge a tale as far as it is written, after the request it answers, if any."""
 
     text: Annotated[str, Field(max_length=10_000)]
     request: str | None = None
 
 
-class Encoded(Body):
+class TokensBody(Body):
     """POST /playground/tokens: the tokens of a text, or of a conversation up to where the answer begins."""
 
     text: Annotated[str, Field(max_length=200_000)] = ""
@@ -57,7 +56,8 @@ class Playground:
     def __init__(self, service: Service):
         self.service = service
         self.is_about_tales = _writes_tales(service.loaded)
-        self.page = _page()
+        self.page, tokenizer = _page(), service.tokenizer
+        self.texts = json.dumps([token_text(tokenizer, i) for i in range(tokenizer.vocab_size)])
 
     def routes(self) -> list[Route]:
         """Return the routes, which are not part of the API's description."""
@@ -98,23 +98,17 @@ class Playground:
 
     async def vocabulary(self, http: Request) -> Response:
         """Return the texts of all tokens, by id."""
-        tokenizer = self.service.tokenizer
-        return JSONResponse([token_text(tokenizer, i) for i in range(tokenizer.vocab_size)])
+        return Response(self.texts, media_type="application/json")
 
     async def tokens(self, http: Request) -> Response:
         """Return the ids that the model reads: of a text, as /v1/completions does, or of a conversation up to where the
         answer begins, as /v1/chat/completions does. The first `n_start` of them are not in the text."""
-        service, body = self.service, parse(Encoded, await http.body())
-        tokenizer = service.tokenizer
-        try:
-            if body.messages:
-                ids, started = [], encode_chat(tokenizer, [message.plain() for message in body.messages])
-            else:
-                ids = service.loaded.objective.encode_prompt(body.text, tokenizer)
-                started = with_start(ids, tokenizer, service.loaded.prepend_eot)
-        except ValueError as error:
-            raise ApiError(400, str(error).replace(": write --prompt TEXT", "")) from None
-        return JSONResponse({"token_ids": started, "n_start": len(started) - len(ids)})
+        service, body = self.service, parse(TokensBody, await http.body())
+        if body.messages:
+            ids = service.encode_chat(body.messages)
+            return JSONResponse({"token_ids": ids, "n_start": len(ids)})
+        ids, n_start = service.encode(body.text)
+        return JSONResponse({"token_ids": ids, "n_start": n_start})
 
     async def inspect(self, http: Request) -> Response:
         """Return how the prediction after the last token comes about.
@@ -123,7 +117,7 @@ class Playground:
         each head of each layer, (L, H, T). `heads`: those of all tokens in one layer, (H, T, T). Weights are bytes,
         in 1/255, as base64: as lists they would be several times as long.
         """
-        body = parse(Looked, await http.body())
+        body = parse(InspectBody, await http.body())
         ids, model, tokenizer = body.token_ids, self.service.model, self.service.tokenizer
         if max(ids) >= tokenizer.vocab_size or len(ids) > self.service.context_length:
             raise ApiError(400, "token_ids: a token is outside the vocabulary, or they exceed the context")
@@ -141,11 +135,7 @@ class Playground:
             return {"lens": lens, "attention": _base64(weights[:, :, -1]), "heads": _base64(weights[body.layer])}
 
         try:
-            future = self.service.engine.call(look)
-        except BusyError:
-            raise ApiError(429, "too many requests wait: try again in a moment", "rate_limit_exceeded") from None
-        try:
-            return JSONResponse(await asyncio.wrap_future(future))
+            return JSONResponse(await unless_gone(http, self.service.call(look)))
         except ValueError as error:  # such as a model with a prefix
             raise ApiError(400, str(error)) from None
 
@@ -153,7 +143,7 @@ class Playground:
         """Return how far a text may be the beginning of a tale, in characters, and the first rule it breaks if not."""
         if not self.is_about_tales:
             raise ApiError(404, "this model does not write tales")
-        body = parse(Judged, await http.body())
+        body = parse(VerdictBody, await http.body())
         return JSONResponse(await asyncio.to_thread(_judge, body.text, body.request))
 
 

@@ -23,7 +23,7 @@ def _whole(low: int, high: int | None = None) -> Any:
 TokenIds = Annotated[list[_whole(0)], Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 LogitBias = dict[Annotated[str, Field(pattern=r"^[0-9]{1,8}$")], Annotated[float, Field(ge=-1000, le=1000)]]
-Nothing = Annotated[float, Field(ge=0, le=0)] | None
+OnlyZero = Annotated[float, Field(ge=0, le=0)] | None
 
 
 class ApiError(Exception):
@@ -63,8 +63,8 @@ class _Settings(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: Nothing = Field(None, description="not implemented: only 0")
-    frequency_penalty: Nothing = Field(None, description="not implemented: only 0")
+    presence_penalty: OnlyZero = Field(None, description="not implemented: only 0")
+    frequency_penalty: OnlyZero = Field(None, description="not implemented: only 0")
 
     def sampling(self) -> Sampling:
         """Return the sampling settings; what is left out is as in the model's own distribution."""

@@ -1,5 +1,6 @@
 """scripts/serve.py: load a model once, and listen."""
 
+import os
 import socket
 import sys
 import webbrowser
@@ -61,12 +62,14 @@ def serve(folder: Path | None, arguments: Namespace) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. OSError names the port if it is taken."""
+    """Return a socket that is bound to a port. OSError names the port if it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name != "nt":  # where it would let two programs share the port
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # a second server fails here, before it loads its model
     except OSError as error:
         listening.close()
         raise OSError(f"cannot listen on {host}:{port} ({error.strerror}): name another --port") from None

@@ -3,12 +3,17 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
 
 from gpt.exchange.models import LoadedModel
+from gpt.objectives.documents import with_start
 from gpt.serve.engine import BusyError, End, Engine, Event, Failure, Request
-from gpt.serve.protocol import ApiError, ChatBody, CompletionBody
+from gpt.serve.protocol import ApiError, ChatBody, ChatMessage, CompletionBody
+from gpt.text.chat import encode_chat
 
 
 @dataclass
@@ -34,8 +39,46 @@ class Service:
                     400, f"logit_bias: token {token} is outside the vocabulary of {self.tokenizer.vocab_size} tokens"
                 )
 
-    def room(self, ids: Sequence[int], max_tokens: int | None) -> int:
-        """Return how many tokens to write after a prompt. ApiError 400 if the context has no room for them."""
+    def encode(self, text: str) -> tuple[list[int], int]:
+        """Return the token ids that the model reads for a text, and how many of them come before it.
+
+        ApiError 400 for a text that the tokenizer cannot express, or an empty one that nothing can begin.
+        """
+        try:
+            ids = self.loaded.objective.encode_prompt(text, self.tokenizer)
+        except ValueError as error:
+            raise ApiError(400, f"prompt: {error}", param="prompt") from None
+        if not ids and self.tokenizer.bos_id is None:
+            raise ApiError(400, "prompt: it is empty, and the model has no token that begins a text", param="prompt")
+        started = with_start(ids, self.tokenizer, self.loaded.prepend_eot)
+        return started, len(started) - len(ids)
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Return the token ids of a conversation, up to where the answer begins.
+
+        ApiError 400 without a chat template, or for messages that it refuses.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ApiError(400, "the model has no chat template: use /v1/completions", "no_chat_template")
+        try:
+            return encode_chat(self.tokenizer, [message.plain() for message in messages])
+        except ValueError as error:
+            raise ApiError(400, f"messages: {error}", param="messages") from None
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Return the result of a function of the model, which runs between two steps of the engine.
+
+        A call that is cancelled before its turn does not run. ApiError 429 if too many wait.
+        """
+        with _busy():
+            future = self.engine.call(function)
+        return await asyncio.wrap_future(future)
+
+    def room(self, ids: Sequence[int], max_tokens: int | None, default: int | None = None) -> int:
+        """Return how many tokens to write after a prompt: max_tokens, or the default as far as there is room, or all.
+
+        ApiError 400 if the context has no room for max_tokens, or for a single token.
+        """
         room = self.context_length + 1 - len(ids)  # the last token is not read
         if room < max(1, max_tokens or 0):
             raise ApiError(
@@ -44,7 +87,18 @@ class Service:
                 f"{max(0, room)}, not for {max_tokens or 1}",
                 "context_length_exceeded",
             )
-        return room if max_tokens is None else max_tokens
+        if max_tokens is None:
+            return room if default is None else min(default, room)
+        return max_tokens
+
+
+@contextlib.contextmanager
+def _busy() -> Iterator[None]:
+    """A context in which a full queue is an ApiError."""
+    try:
+        yield
+    except BusyError:
+        raise ApiError(429, "too many requests wait: try again in a moment", "rate_limit_exceeded") from None
 
 
 class Ticket:
@@ -70,9 +124,8 @@ class Ticket:
 
     async def __aenter__(self) -> "Ticket":
         try:
-            self.engine.submit(*self.requests)
-        except BusyError:
-            raise ApiError(429, "too many requests wait: try again in a moment", "rate_limit_exceeded") from None
+            with _busy():
+                self.engine.submit(*self.requests)
         except ValueError as error:
             raise ApiError(400, str(error)) from None
         return self
@@ -92,3 +145,21 @@ class Ticket:
                 yield choice, event
             if isinstance(event, End):
                 left.discard(choice)
+
+
+async def unless_gone(http: HttpRequest, work: Awaitable[Any]) -> Any:
+    """Return the result of `work`, unless the client goes away first."""
+
+    async def gone() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ApiError(499, "the client closed the connection")
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -15,8 +15,9 @@ class Slots:
     Shape letters: B texts, G key/value heads, S columns, K head_dim.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model, self.lengths = model, []  # tokens of each row
+    def __init__(self, model: nn.Module, max_rows: int):
+        self.model, self.max_rows = model, max_rows
+        self.lengths: list[int] = []  # tokens of each row
         self.end = 0  # the next column
         self.keys: list[Tensor] = []  # of each layer, (rows, G, columns, K) with rows >= B and columns >= end
         self.values: list[Tensor] = []
@@ -31,7 +32,7 @@ class Slots:
         row, columns = len(self), slice(self.end - n, self.end)
         for own, theirs in ((self.keys, cache.keys), (self.values, cache.values)):
             for stored, new in zip(own, theirs, strict=True):
-                stored[row] = 0  # what an earlier text left behind could be NaN, which no mask hides
+                stored[row, :, : self.end] = 0  # an earlier text could have left NaN, which no mask hides
                 stored[row, :, columns] = new[0, :, :n]
         self.lengths.append(n)
 
@@ -69,13 +70,14 @@ class Slots:
         rows, columns = (self.keys[0].size(0), self.keys[0].size(2)) if self.keys else (0, 0)
         if n_rows <= rows and width <= self.end and self.end + n_new <= columns:
             return
-        rows, used = max(rows, n_rows if n_rows <= rows else 2 * n_rows), max(self.lengths, default=0)
-        for name in ("keys", "values"):
-            grown = []
-            for stored in getattr(self, name) or getattr(like, name):
-                new = stored.new_zeros(rows, stored.size(1), 2 * width + 64, stored.size(3))
-                if self.lengths:
-                    new[: len(self), :, width - used : width] = stored[: len(self), :, self.end - used : self.end]
-                grown.append(new)
-            setattr(self, name, grown)
-        self.end = width
+        rows = rows if n_rows <= rows else min(2 * n_rows, self.max_rows)
+        columns, used = min(2 * width, self.model.config.context_length) + 64, max(self.lengths, default=0)
+
+        def grown(stored: Tensor) -> Tensor:
+            new = stored.new_zeros(rows, stored.size(1), columns, stored.size(3))
+            if self.lengths:
+                new[: len(self), :, width - used : width] = stored[: len(self), :, self.end - used : self.end]
+            return new
+
+        keys, values = (self.keys, self.values) if self.keys else (like.keys, like.values)
+        self.keys, self.values, self.end = [*map(grown, keys)], [*map(grown, values)], width

@@ -6,7 +6,7 @@ import math
 import httpx
 import pytest
 import torch
-from served import LETTERS, running, tiny
+from served import running, tiny
 
 from gpt.generation import generate
 from gpt.serve import answers
@@ -61,6 +61,9 @@ def test_a_text_is_continued(client, write, served):
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 20, 25)
     assert len(ids) == 20
     assert client.completions.create(prompt="hello", **GREEDY).usage.completion_tokens == 16, "as in OpenAI's API"
+    assert client.completions.create(prompt="a" * 60, **GREEDY).usage.completion_tokens == 5, (
+        "or as many as there is room"
+    )
 
 
 def test_prompts_seeds_and_settings(client, write, served):
@@ -185,6 +188,7 @@ LONG = "a" * 65
     [
         ("completions", b"{", 400, "the body is not JSON"),
         ("completions", {"prompt": LONG}, 400, "the model's context has 64 tokens: a prompt of 65 leaves room for 0"),
+        ("completions", {"prompt": ["a"] * 9}, 400, "there must be at most 8 prompts"),
         ("completions", {"prompt": "a", "max_tokens": 65}, 400, "a prompt of 1 leaves room for 64, not for 65"),
         ("completions", {"prompt": "A"}, 400, "prompt: the character 'A' (U+0041) is not among the characters"),
         ("completions", {"prompt": [99]}, 400, "prompt: token id 99 is outside the vocabulary of 33 tokens"),
@@ -236,7 +240,7 @@ def test_a_model_that_gives_nan_is_a_500_and_the_server_lives_on(stream):
     loaded = tiny()
     with torch.no_grad():
         loaded.objective.model.tok_emb.weight[5] = math.nan
-    letter = LETTERS and loaded.tokenizer.decode([5])
+    letter = loaded.tokenizer.decode([5])
     with running(loaded) as (_, url):
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": letter, "stream": stream})
         assert answer.status_code == 500
@@ -248,6 +252,9 @@ def test_a_model_that_gives_nan_is_a_500_and_the_server_lives_on(stream):
             assert "not finite" in last["error"]["message"]
         else:
             assert answer.status_code == 500
+        echoed = {"prompt": letter, "echo": True, "logprobs": 1, "max_tokens": 0, "stream": stream}
+        answer = httpx.post(f"{url}/v1/completions", json=echoed)
+        assert answer.status_code == 500 and "not finite" in answer.text
         fine = httpx.post(f"{url}/v1/completions", json={"prompt": "z", "logit_bias": {"5": -1000}})
         assert fine.status_code == 200
 

@@ -1,5 +1,6 @@
 """Continuous batching against each text by itself, by gpt.generation and by reading it again."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -26,6 +27,16 @@ class Client:
         request = Request(prompt, max_new_tokens, lambda row, event: self.events.put((number, row, event)), **settings)
         self.engine.submit(request)
         return request
+
+    @contextlib.contextmanager
+    def paused(self):
+        """A context in which the engine waits, so that it finds all requests at once."""
+        go = threading.Event()
+        self.engine.call(go.wait)
+        try:
+            yield
+        finally:
+            go.set()
 
     def answers(self, n):
         """Wait until n rows have ended; return their events by number and row."""
@@ -90,28 +101,27 @@ def test_texts_that_come_and_go_are_what_each_would_be_alone(served, block, sett
 def test_they_are_written_together(served):
     """Eight texts of 40 tokens take little more than 40 steps, not 320."""
     _, _, client = served(rows=8)
-    for number in range(8):
-        client.ask(number, [5, 6], 40)
+    with client.paused():
+        for number in range(8):
+            client.ask(number, [5, 6], 40)
     client.answers(8)
-    assert 39 <= client.engine.n_steps < 60
+    assert 39 <= client.engine.n_steps < 45
 
 
 def test_a_long_prompt_does_not_stop_the_others(served, monkeypatch):
     """While it is read, part by part, the other text grows."""
     monkeypatch.setattr(engines, "PART_TOKENS", 4)
     _, _, client = served()
-    client.ask(0, [5], 50)
-    while client.events.empty():
-        time.sleep(0.001)
-    client.ask(1, [6] * 40, 1)
+    with client.paused():
+        client.ask(0, [5], 50)
+        client.ask(1, [6] * 40, 1)
     found, order = {}, []
     while len(found) < 2:
         number, _, event = client.events.get(timeout=20)
         order.append(number)
         if isinstance(event, End):
             found[number] = event
-    assert order.index(1) < len(order) - 2, "the short one has not ended yet"
-    assert order[: order.index(1)].count(0) >= 9, "ten parts of four tokens, a step after each"
+    assert order[: order.index(1)].count(0) == 9, "ten parts of four tokens, with a step between two of them"
 
 
 def test_scores_are_those_of_the_model(served):
@@ -178,24 +188,26 @@ def test_a_cancelled_text_leaves_its_row_to_the_next(served):
         number, _, event = client.events.get(timeout=20)
         if number == 1 and isinstance(event, End):
             break
+    assert client.engine.n_tokens < 40, "the first was not written to its end"
     deadline = time.monotonic() + 20
     while client.engine._rows and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not client.engine._rows and not client.engine._slots.keys, "the memory is given back"
-    assert client.engine.n_tokens < 70
+    assert client.events.empty(), "the cancelled ones have no end"
 
 
 def test_more_than_the_queue_holds_is_refused(served):
     _, _, client = served(rows=1, queue=2)
-    client.ask(0, [5], 60)
-    client.events.get(timeout=20)
-    for number in (1, 2):
-        client.ask(number, [5], 1)
-    with pytest.raises(BusyError):
-        client.ask(3, [5], 1)
-    with pytest.raises(ValueError, match="n must be at most 1"):
-        client.ask(4, [5], 1, n=2)
-    assert len(client.answers(3)) == 3
+    with client.paused():
+        for number in (1, 2):
+            client.ask(number, [5], 1)
+        with pytest.raises(BusyError):
+            client.ask(3, [5], 1)
+        with pytest.raises(ValueError, match="n must be at most 1"):
+            client.ask(4, [5], 1, n=2)
+        with pytest.raises(ValueError, match="at most 2 prompts"):
+            client.engine.submit(*[Request([5], 1, print) for _ in range(3)])
+    assert len(client.answers(2)) == 2
 
 
 def test_a_text_that_is_not_finite_fails_alone(served):
@@ -244,18 +256,47 @@ def test_the_engine_lives_on_after_an_error(served, monkeypatch):
         patch.setattr(client.engine.model, "hidden_states", broken)
         client.ask(1, [5], 5)
         assert client.answers(1)[1, 0] == [Failure("no memory")]
+    for name in ("join", "leave"):
+        with monkeypatch.context() as patch:
+            patch.setattr(client.engine._slots, name, broken)
+            client.ask(name, [5], 5, n=2)
+            found = client.answers(2)
+            assert found[name, 0][-1] in (Failure("no memory"), End("length", 5)), "each of its rows has an end"
+            assert found[name, 1][-1] in (Failure("no memory"), End("length", 5))
     client.ask(2, [5], 5)
     assert client.answers(1)[2, 0][-1] == End("length", 5)
 
 
+def test_memory_is_what_the_texts_need(served):
+    """Rows and columns grow by doubling, but not beyond the rows and the context that there can be."""
+    model, _, client = served(rows=5)
+    with client.paused():
+        for number in range(5):
+            client.ask(number, [5] * (60 if number == 4 else 2), 4)
+    shapes = set()
+    while len(shapes) < 20:
+        found = client.engine.call(lambda: client.engine._slots.keys[0].shape if client.engine._slots.keys else None)
+        shapes.add(found.result(timeout=20))
+        if not client.engine._rows:
+            break
+    client.answers(5)
+    rows = max(shape[0] for shape in shapes if shape)
+    columns = max(shape[2] for shape in shapes if shape)
+    assert rows <= 5 and columns <= model.config.context_length + 64
+
+
 def test_a_closed_engine_ends_what_it_has(served):
     _, _, client = served(rows=1)
-    client.ask(0, [5], 60)
-    client.ask(1, [5], 60)
-    client.events.get(timeout=20)
-    threading.Thread(target=client.engine.close).start()
+    with client.paused():
+        client.ask(0, [5], 60)
+        client.ask(1, [5], 60)
+        closing = threading.Thread(target=client.engine.close)
+        closing.start()
+        while not client.engine._closed:
+            time.sleep(0.001)
     found = client.answers(2)
-    assert found[1, 0] == [Failure("the server is shutting down")]
+    assert found[0, 0][-1] == found[1, 0][-1] == Failure("the server is shutting down")
+    closing.join(timeout=20)
     with pytest.raises(BusyError):
         client.ask(2, [5], 5)
 

@@ -55,7 +55,13 @@ def test_pages_of_other_sites_are_refused(url, path):
         headers = {"Origin": origin, "Content-Type": "text/plain"}  # which a page may send without asking
         return httpx.request("POST" if post else "GET", url + path, headers=headers, json=PROMPT if post else None)
 
-    for origin in ("https://evil.example", "null", "http://localhost:1", url.replace("127.0.0.1", "127.0.0.2")):
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://[",
+        "http://localhost:1",
+        url.replace("127.0.0.1", "127.0.0.2"),
+    ):
         assert status(origin).status_code == 403, origin
         assert "access-control-allow-origin" not in status(origin).headers
     assert status(url).status_code == 200

@@ -298,7 +298,7 @@ const tip = createTip();
 
 function makeSurprise({ texts, bits, ranks, likeliest, special, eot, most }) {
   const name = (i) => `“${visibleText(texts[i])}”`;
-  const remark = (i) => (bits[i] === null ? "only read, not predicted" : `${bits[i].toFixed(2)} bits, number ${ranks[i].toLocaleString("en")} of the list`);
+  const remark = (i) => (bits[i] === null ? "only read, not predicted" : `${bits[i].toFixed(2)} bits, rank ${ranks[i].toLocaleString("en")}`);
   const list = showTokens(get("surprise-text"), texts, {
     special, breakBefore: eot, onLeave: tip.hide,
     label: (i) => `${name(i)}: ${remark(i)}${likeliest[i].length ? `; likeliest: ${visibleText(likeliest[i][0][0])}, ${percent(likeliest[i][0][1])}` : ""}`,

@@ -17,8 +17,9 @@ async function inspect() {
   let note = dropped ? `Seen with the last ${ids.length} tokens before it.` : "";
   asking?.abort();
   asking = new AbortController();
-  if (ids.length && !looks.has(key)) {
-    $("inside").classList.add("looking");
+  const isNew = ids.length && !looks.has(key);
+  $("inside").classList.toggle("looking", Boolean(isNew));
+  if (isNew) {
     try {
       const found = await json("/playground/inspect", { token_ids: ids, layer }, asking.signal);
       const [attention, heads] = [found.attention, found.heads].map((s) => Uint8Array.from(atob(s), (c) => c.charCodeAt(0)));

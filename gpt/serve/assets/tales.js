@@ -14,7 +14,7 @@ async function judge(passage, line, asked) {
     await new Promise((resolve) => setTimeout(resolve, 150));
     const text = passage.text() + (passage.tail?.textContent ?? "");
     try {
-      const found = text && (await json("/playground/verdict", { text, ...(asked && { request: asked }) }));
+      const found = text && text.length <= 10000 && (await json("/playground/verdict", { text, ...(asked && { request: asked }) }));
       verdict(passage, line, text, found);
     } catch (error) {
       verdict(passage, line, text, null);

@@ -11,7 +11,7 @@ draft.changed = () => {
 
 draft.write = () => {
   isRead = true;
-  return work(draft, (signal) => run(draft, signal, settings.max_tokens, []));
+  return work(draft, (signal) => run(draft, signal, settings.max_tokens));
 };
 
 async function read(signal) {
@@ -67,7 +67,7 @@ function generate() {
     if (!isRead || !draft.tokens.length) await read(signal);
     draft.remember();
     draft.cut(draft.tokens.length);
-    await run(draft, signal, settings.max_tokens, []);
+    await run(draft, signal, settings.max_tokens);
   });
 }
 

@@ -51,17 +51,17 @@ function busy(passage) {
 async function run(passage, signal, maxTokens) {
   const prompt = passage.ids(), echo = !passage.tokens.every((token) => token.top), began = performance.now();
   const room = model.context_length + 1 - prompt.length;
-  const body = { ...sampling(), prompt, max_tokens: Math.min(maxTokens, Math.max(1, room)), logprobs: LIKELIEST };
+  const body = { ...(maxTokens ? sampling() : {}), prompt, max_tokens: Math.min(maxTokens, Math.max(1, room)), logprobs: LIKELIEST };
   let n = echo ? 0 : prompt.length, first = null, reason = "";
   if (maxTokens) say("Writing…");
   for await (const { choices: [choice] } of events(
     await request("/v1/completions", { ...body, echo, stop_token_ids: model.stop_ids, stream: true }, signal))) {
     signal.throwIfAborted();
-    const { token_ids, token_logprobs, top_token_ids, top_logprobs } = choice.logprobs;
+    const { token_ids, token_logprobs, top_token_ids, top_token_logprobs } = choice.logprobs;
     const follow = follows(passage);
     token_ids.forEach((id, k) => {
       const p = token_logprobs[k] === null ? null : Math.exp(token_logprobs[k]);
-      const top = top_token_ids[k].map((i) => ({ id: i, p: Math.exp(top_logprobs[k][raw(i)]) }));
+      const top = top_token_ids[k].map((i, nth) => ({ id: i, p: Math.exp(top_token_logprobs[k][nth]) }));
       if (n < prompt.length) {
         const token = passage.tokens[n - passage.start.length];
         if (token) passage.paint(Object.assign(token, { p, top }));

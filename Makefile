@@ -1,7 +1,7 @@
 # make train       set up, then train a GPT on tales whose entropy is known: under 3 minutes on two CPU cores
 # make assistant   teach that model to tell tales on request, and judge it: ten minutes on two CPU cores
 # make test        set up, then check the style and run the tests: under 4 minutes
-# make test-slow   the tests that take longer: several processes, peak memory, compilers
+# make test-slow   the tests that take longer: several processes, peak memory, compilers, a browser
 # make test-numeric    the tests that compare numbers, for running them under other CPU settings
 # make faults      kill, damage and starve runs, and check that none is lost: twenty minutes
 # make scaling     measure how loss falls with compute, and compare plans with what runs take: an hour

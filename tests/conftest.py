@@ -18,6 +18,14 @@ TEXT = "".join(
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test in a real browser is slow."""
+    for item in items:
+        if {"browser", "open_page"} & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
+
+
 def corpus_of(folder, *texts, separator=""):
     """Return a corpus of one file per text: a document each, or several with a separator."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -252,7 +252,7 @@ def test_a_model_that_gives_nan_is_a_500_and_the_server_lives_on(stream):
             assert "not finite" in last["error"]["message"]
         else:
             assert answer.status_code == 500
-        echoed = {"prompt": letter, "echo": True, "logprobs": 1, "max_tokens": 0, "stream": stream}
+        echoed = {"prompt": letter + "z", "echo": True, "logprobs": 1, "max_tokens": 0, "stream": stream}
         answer = httpx.post(f"{url}/v1/completions", json=echoed)
         assert answer.status_code == 500 and "not finite" in answer.text
         fine = httpx.post(f"{url}/v1/completions", json={"prompt": "z", "logit_bias": {"5": -1000}})

@@ -121,7 +121,7 @@ def test_a_long_prompt_does_not_stop_the_others(served, monkeypatch):
         order.append(number)
         if isinstance(event, End):
             found[number] = event
-    assert order[: order.index(1)].count(0) == 9, "ten parts of four tokens, with a step between two of them"
+    assert order[: order.index(1)].count(0) == 11, "its first token, and a step after each of ten parts"
 
 
 def test_scores_are_those_of_the_model(served):

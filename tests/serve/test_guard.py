@@ -196,6 +196,7 @@ def test_a_model_that_fills_in_blanks_is_not_served(monkeypatch, capsys):
     assert "a model does not continue a text" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_serves_until_ctrl_c(tmp_path, tiny_config):
     """As a program of its own."""
     train(change(tiny_config, max_steps=1), tmp_path / "small")

@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Timer
 
 from gpt.run.generate import load
-from gpt.serve.guard import LOOPBACK
 from gpt.system.errors import import_extra
 
 CONNECTIONS = 500  # open at once; more are refused
@@ -23,10 +22,12 @@ def serve(folder: Path | None, arguments: Namespace) -> None:
     ValueError for a model that does not write from left to right, for a host that others reach without a key, and
     without the extra `serve`; OSError if the port is taken.
     """
-    uvicorn = import_extra("uvicorn", "serving needs the libraries starlette, uvicorn and pydantic", "serve")
-    import_extra("pydantic", "serving needs the libraries starlette, uvicorn and pydantic", "serve")
-    from gpt.serve.app import create_app  # imports the extra
+    for name in ("pydantic", "starlette", "uvicorn"):
+        module = import_extra(name, "serving a model needs starlette, uvicorn and pydantic", "serve")
+    uvicorn = module
+    from gpt.serve.app import create_app  # these import the extra
     from gpt.serve.engine import Engine
+    from gpt.serve.guard import LOOPBACK
     from gpt.serve.service import Service
 
     is_local = arguments.host in LOOPBACK

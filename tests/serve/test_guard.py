@@ -179,6 +179,16 @@ def test_mistakes(loaded, capsys, options, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("missing", ["pydantic", "starlette", "uvicorn"])
+def test_the_extra_is_named_where_it_is_missing(monkeypatch, capsys, missing):
+    for name in [name for name in sys.modules if name.startswith("gpt.serve") or name.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert run_script("serve --pretrained it --device cpu") == 2
+    words = 'serve.py: error: serving a model needs starlette, uvicorn and pydantic: pip install -e ".[serve]"'
+    assert words in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_named(loaded, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -22,9 +22,8 @@ def serve(folder: Path | None, arguments: Namespace) -> None:
     ValueError for a model that does not write from left to right, for a host that others reach without a key, and
     without the extra `serve`; OSError if the port is taken.
     """
-    for name in ("pydantic", "starlette", "uvicorn"):
-        module = import_extra(name, "serving a model needs starlette, uvicorn and pydantic", "serve")
-    uvicorn = module
+    needed = ("uvicorn", "starlette", "pydantic")
+    uvicorn, *_ = [import_extra(name, f"serving a model needs {', '.join(needed)}", "serve") for name in needed]
     from gpt.serve.app import create_app  # these import the extra
     from gpt.serve.engine import Engine
     from gpt.serve.guard import LOOPBACK

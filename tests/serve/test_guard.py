@@ -185,7 +185,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch, capsys, missing):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     assert run_script("serve --pretrained it --device cpu") == 2
-    words = 'serve.py: error: serving a model needs starlette, uvicorn and pydantic: pip install -e ".[serve]"'
+    words = 'serve.py: error: serving a model needs uvicorn, starlette, pydantic: pip install -e ".[serve]"'
     assert words in capsys.readouterr().err
 
 

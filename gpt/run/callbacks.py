@@ -3,7 +3,6 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.loss import Evaluation
 from gpt.run import logging
+from gpt.run.lines import Lines
 from gpt.system.device import autocast
 from gpt.system.files import append_text
 from gpt.trainer import Callback, Trainer
@@ -21,19 +21,8 @@ PLOT_SECONDS = 20  # loss.png is redrawn at an evaluation if it is older than th
 MAX_PAGE_PARAMETERS = 2e8  # a larger model is not loaded a second time when a run ends
 
 
-class Progress(Callback):
+class Progress(Lines, Callback):
     """Lines of progress and, on a terminal, a bar. `log` prints a line without breaking the bar."""
-
-    def __init__(self, log: Callable[[str], None]):
-        self.print = log
-        self.bar = tqdm(disable=True)
-
-    def log(self, line: str) -> None:
-        """Print a line. A reader that has left, such as tee at Ctrl-C, does not end the run."""
-        try:
-            self.print(line) if self.bar.disable else self.bar.write(line)
-        except OSError:
-            self.print = lambda line: None
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Open the bar."""

@@ -24,6 +24,7 @@ from gpt.objectives import OBJECTIVES
 from gpt.planning.plan import check_fits, estimate_for_data, format_bytes, memory_per_process
 from gpt.run.cli import check_prepared
 from gpt.run.grid import Grid, with_settings
+from gpt.run.lines import Lines
 from gpt.run.runs import RunInfo, duration, find_runs, read_run_info
 from gpt.run.settings import flat
 from gpt.run.sweep_results import describe_results, draw_results
@@ -120,25 +121,18 @@ def _last_line(run: Path) -> str:
     return ""
 
 
-class Sweep:
+class Sweep(Lines):
     """The processes of a sweep."""
 
     def __init__(self, grid: Grid, folder: Path, jobs: int, log: Callable[[str], None]):
-        self.grid, self.folder, self.jobs, self.print = grid, folder, jobs, log
+        super().__init__(log)
+        self.grid, self.folder, self.jobs = grid, folder, jobs
         self.running: dict[str, subprocess.Popen] = {}
         self.failed: dict[str, str] = {}  # the last line that each failed run printed
         self.diverged: set[str] = set()  # known by the exit status; not each leaves a batch in its folder
         self.stopped_by = 0
         self.seconds: list[float] = []  # of each run that ended in this session
         self.started: dict[str, float] = {}
-        self.bar = tqdm(disable=True)
-
-    def log(self, line: str) -> None:
-        """Print a line above the bar. A reader that has left, such as tee at Ctrl-C, does not end the sweep."""
-        try:
-            self.print(line) if self.bar.disable else self.bar.write(line)
-        except OSError:
-            self.print = lambda line: None
 
     def info(self, name: str) -> RunInfo:
         """Return what is known of a run."""

@@ -1,4 +1,4 @@
-"""What the engine writes, as the objects of OpenAI's API: whole or in chunks, with log-probabilities and counts."""
+"""Texts of the engine as the objects of OpenAI's API: whole or in chunks, with log-probabilities and counts."""
 
 import codecs
 import secrets
@@ -20,8 +20,9 @@ class Answer:
 
     kind = chunk_kind = ""
 
-    def __init__(self, service: Service, prefix: str, stream: bool, include_usage: bool):
-        self.service, self.stream, self.include_usage = service, stream, include_usage
+    def __init__(self, service: Service, prefix: str, body: CompletionBody | ChatBody):
+        self.service, self.body, self.stream = service, body, bool(body.stream)
+        self.include_usage = bool(body.stream_options and body.stream_options.include_usage)
         self.id, self.created = f"{prefix}-{secrets.token_hex(12)}", int(time.time())
         self.n_prompt = self.n_written = 0
 
@@ -73,9 +74,8 @@ class CompletionAnswer(Answer):
     kind = chunk_kind = "text_completion"
 
     def __init__(self, service: Service, body: CompletionBody):
-        options = body.stream_options
-        super().__init__(service, "cmpl", bool(body.stream), bool(options and options.include_usage))
-        self.body, self.prompts = body, []
+        super().__init__(service, "cmpl", body)
+        self.prompts: list[tuple[str, int]] = []  # the text, and how many tokens come before it
         self.logprobs: dict[int, CompletionLogprobs] = {}
 
     def add_to(self, ticket: Ticket) -> None:
@@ -135,9 +135,8 @@ class ChatAnswer(Answer):
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
     def __init__(self, service: Service, body: ChatBody):
-        options = body.stream_options
-        super().__init__(service, "chatcmpl", bool(body.stream), bool(options and options.include_usage))
-        self.body, self.ends = body, stop_ids(service.tokenizer)
+        super().__init__(service, "chatcmpl", body)
+        self.ends = stop_ids(service.tokenizer)
 
     def add_to(self, ticket: Ticket) -> None:
         """Add the request. ApiError 400 without a chat template, or for messages that it refuses."""

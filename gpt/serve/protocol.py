@@ -1,4 +1,4 @@
-"""What clients send and get: OpenAI's completions and chat completions, as pydantic models and plain objects.
+"""Requests and errors in the form of OpenAI's API: completions and chat completions, as pydantic models.
 
 Settings that change nothing here, such as `user`, are ignored. Settings that would change the answer but are not
 implemented, such as `tools`, are refused. `top_k`, `min_p` and `repetition_penalty` are additions, named as elsewhere.
@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from gpt.generation import Sampling
 
-MAX_LIKELIEST = 20  # log-probabilities in each place
+MAX_LIKELIEST = 20  # log-probabilities at each position
 MAX_STOPS, MAX_PROMPTS = 8, 64
 
 
@@ -43,13 +43,13 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """What a stream tells at its end."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
 
 
 class _Settings(Body):
-    """What both kinds of request share."""
+    """The settings of both kinds of request."""
 
     model: str | None = Field(None, description="the id in /v1/models; left out: the model that is served")
     temperature: float | None = Field(None, ge=0, le=100, description="0: the likeliest token; default 1")
@@ -88,7 +88,7 @@ class CompletionBody(_Settings):
 
     prompt: str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)] = ""
     max_tokens: _whole(0) | None = Field(None, description="tokens to write; default 16")
-    logprobs: _whole(0, MAX_LIKELIEST) | None = Field(None, description="the likeliest tokens in each place")
+    logprobs: _whole(0, MAX_LIKELIEST) | None = Field(None, description="likeliest tokens to report at each position")
     echo: bool | None = Field(None, description="begin with the prompt")
     stop_token_ids: Annotated[list[_whole(0)], Field(max_length=MAX_PROMPTS)] | None = None
     suffix: Literal[""] | None = Field(None, description="not implemented")

@@ -17,7 +17,7 @@ def test_no_fault_loses_anything(tmp_path):
     for inject, expected in (
         (lambda: None, 1),  # a forked process trains as a new one
         (lambda: faults.kills(bench, 5), 6),
-        (lambda: faults.damages(bench, flips=12, others=3, resumed=2), 24),
+        (lambda: faults.damages(bench, flips=6, others=3, resumed=1), 15),
         (lambda: faults.fills(bench, 1), 1),
     ):
         inject()

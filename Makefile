@@ -9,7 +9,7 @@
 # make ladder      train every rung of configs/ladder and write the tables of docs/ladder.md: an hour
 # make posttrain   train the model of `make train` further by several methods, write docs/post-training.md: two hours
 # make notebooks   run every notebook and its solutions from the first cell to the last: ten minutes
-# make bench       time training and decoding next to Hugging Face transformers and a plain GPT: a quarter of an hour
+# make bench       time training and decoding next to Hugging Face transformers and a plain GPT: an hour and a half
 # make clean       remove .venv and caches; runs and data stay
 
 PYTHON ?= python3

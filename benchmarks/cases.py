@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 from gpt.config import GPTConfig
 
-TRAIN = ("gpt", "transformers", "transformers tuned", "plain")
-LLAMA = ("gpt", "transformers", "transformers tuned")
-DECODE = ("gpt", "gpt int8", "transformers", "transformers tuned", "plain")
+TRANSFORMERS = ("transformers", "transformers tuned")
+HALF = "transformers bfloat16 tuned"
+TRAIN = ("gpt", "gpt bfloat16", "gpt compiled", *TRANSFORMERS, HALF, "plain")
+LLAMA = ("gpt", *TRANSFORMERS)
+DECODE = ("gpt", "gpt bfloat16", "gpt int8", "gpt int4", *TRANSFORMERS, HALF, "plain")
+BATCH = ("gpt", "gpt bfloat16", "gpt int8", *TRANSFORMERS)
 PREPARE = ("gpt", "tiktoken")
 NEEDS = ("transformers", "tiktoken")  # optional packages, by the contender's name
 
@@ -16,13 +19,14 @@ NEEDS = ("transformers", "tiktoken")  # optional packages, by the contender's na
 class Case:
     """A piece of work that several contenders do.
 
-    A train case takes optimizer steps on `batch_size` windows of `n_tokens` tokens; a decode case continues one
-    sequence of `n_tokens` by `n_new`; a prepare case turns `megabytes` of text into token files.
+    A train case takes optimizer steps on `batch_size` windows of `n_tokens` tokens; a decode case continues
+    `batch_size` sequences of `n_tokens` by `n_new` each; a prompt case times the reading of the prompt, with one new
+    token; a prepare case turns `megabytes` of text into token files.
     """
 
     title: str
     contenders: tuple[str, ...]
-    seconds: float  # per contender on two cores, its start included
+    seconds: float  # per contender on two cores, the mean over them, their start included
     model: GPTConfig | None = None
     batch_size: int = 1
     n_tokens: int = 0
@@ -56,10 +60,12 @@ SMOLLM2 = GPTConfig(  # SmolLM2-135M, Allal et al. 2025, arXiv:2502.02737
 SMALL = _model(vocab_size=65, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
 
 CASES = {
-    "train-124m": Case("training, 124M parameters, 4 x 256 tokens", TRAIN, 25, GPT2, 4, 256, steps=2),
-    "train-30m": Case("training, 30M parameters, 8 x 256 tokens", TRAIN, 14, MIDDLE, 8, 256, steps=3),
-    "train-0.8m": Case("training, 0.8M parameters, 12 x 64 tokens", TRAIN, 7, SMALL, 12, 64, warmup=20, steps=150),
+    "train-124m": Case("training, 124M parameters, 4 x 256 tokens", TRAIN, 28, GPT2, 4, 256, steps=2),
+    "train-30m": Case("training, 30M parameters, 8 x 256 tokens", TRAIN, 17, MIDDLE, 8, 256, steps=3),
+    "train-0.8m": Case("training, 0.8M parameters, 12 x 64 tokens", TRAIN, 9, SMALL, 12, 64, warmup=20, steps=150),
     "decode": Case("decoding, 124M parameters, one sequence", DECODE, 22, GPT2, 1, 32, n_new=96),
+    "decode-batch-8": Case("decoding, 124M parameters, 8 sequences", BATCH, 22, GPT2, 8, 32, n_new=96),
+    "decode-batch-32": Case("decoding, 124M parameters, 32 sequences", BATCH, 32, GPT2, 32, 32, n_new=96),
     "train-smollm2": Case("training, SmolLM2-135M, 4 x 256 tokens", LLAMA, 25, SMOLLM2, 4, 256, steps=2),
     "prompt-smollm2": Case("a prompt of 1,000 tokens, SmolLM2-135M", LLAMA, 15, SMOLLM2, 1, 1000, n_new=1, steps=3),
     "decode-smollm2": Case("decoding, SmolLM2-135M, one sequence", DECODE[:-1], 20, SMOLLM2, 1, 32, n_new=96),

@@ -1,9 +1,14 @@
 """Run one contender on one case in its own process, and print its times as a line of JSON.
 
 Each contender runs as its users run it. "gpt" calls `set_allocator_flags()` before the first tensor, as all scripts of
-this project do; of the others only those named "tuned" do. A training step is forward, backward, clipping and AdamW:
+this project do; of the others only those named "tuned" do. All compute in float32, except those whose name says
+otherwise: training in "bfloat16" is autocast around float32 weights, decoding in "bfloat16", "int8" or "int4" reads
+weights of that type. What cannot run on this machine prints {"left_out": why}.
+
+A training step is forward, backward, clipping and AdamW:
 
     gpt             the Trainer's step: its objective, optimizer and clipping; a test holds it to the Trainer's bits
+    gpt compiled    the same with compile = true; the warm-up compiles
     transformers    GPT2LMHeadModel or LlamaForCausalLM with the fused AdamW and without the cache, the defaults of its
                     Trainer, whose loop would only cost more
     plain           benchmarks/plain_gpt.py, with AdamW and clipping as PyTorch has them by default
@@ -26,28 +31,44 @@ from benchmarks import machine
 from benchmarks.cases import CASES, Case
 from gpt.config import GPTConfig, OptimConfig
 from gpt.planning.flops import count_parameters, flops_per_token
+from gpt.system import device
 from gpt.system.memory import set_allocator_flags
 from gpt.variants import create_model
 
 LR, CLIP = 3e-4, 1.0
+CPU = torch.device("cpu")
 Step = Callable[[Tensor, Tensor], float]  # inputs and targets (B, T) -> the mean loss in nats
-Writer = Callable[[Tensor, int], Tensor]  # a prompt (1, T), how many tokens more -> all of them (1, T + new)
+Writer = Callable[[Tensor, int], Tensor]  # prompts (B, T), how many tokens more -> all of them (B, T + new)
+
+
+class LeftOutError(Exception):
+    """This machine cannot run the contender; says why."""
+
+
+def require_hardware(contender: str) -> None:
+    """Raise LeftOutError for bfloat16 where the CPU would emulate it, and for compilation without a compiler."""
+    if "bfloat16" in contender and not device.has_fast_bfloat16():
+        raise LeftOutError("this CPU has no bfloat16 in hardware")
+    if "compiled" in contender and (obstacle := device.compile_obstacle(CPU)):
+        raise LeftOutError(obstacle)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def gpt_step(config: GPTConfig) -> tuple[nn.Module, Step]:
+def gpt_step(config: GPTConfig, dtype: torch.dtype = torch.float32, compiled: bool = False) -> tuple[nn.Module, Step]:
     """Return this project's model and its training step, the same as the Trainer's."""
     from gpt.objectives.next_token import NextToken
     from gpt.optim import create_optimizer, scale_and_clip
 
     objective = NextToken(create_model(config)).train()
+    forward = device.compile_module(objective, CPU, print) if compiled else objective
     optimizer = create_optimizer(objective, OptimConfig(lr=LR, grad_clip=CLIP))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(inputs: Tensor, targets: Tensor) -> float:
-        loss, count = objective(inputs, targets)
+        with device.autocast(CPU, dtype):
+            loss, count = forward(inputs, targets)
         loss.backward()
         loss, count = loss.item(), int(count)
         scale_and_clip(parameters, count, CLIP)
@@ -58,11 +79,16 @@ def gpt_step(config: GPTConfig) -> tuple[nn.Module, Step]:
     return objective, step
 
 
-def transformers_step(config: GPTConfig) -> tuple[nn.Module, Step]:
+def transformers_step(config: GPTConfig, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Step]:
     """Hugging Face's model; its labels are the inputs, which it shifts itself."""
     model = transformers_model(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1, fused=True)
-    return model, _usual_step(model, optimizer, lambda inputs, _: model(inputs, labels=inputs, use_cache=False).loss)
+
+    def forward(inputs: Tensor, _: Tensor) -> Tensor:
+        with device.autocast(CPU, dtype):
+            return model(inputs, labels=inputs, use_cache=False).loss
+
+    return model, _usual_step(model, optimizer, forward)
 
 
 def plain_step(config: GPTConfig) -> tuple[nn.Module, Step]:
@@ -109,7 +135,14 @@ def transformers_model(config: GPTConfig) -> nn.Module:
     )  # fmt: skip
 
 
-STEPS = {"gpt": gpt_step, "transformers": transformers_step, "plain": plain_step}
+STEPS = {
+    "gpt": gpt_step,
+    "gpt bfloat16": partial(gpt_step, dtype=torch.bfloat16),
+    "gpt compiled": partial(gpt_step, compiled=True),
+    "transformers": transformers_step,
+    "transformers bfloat16": partial(transformers_step, dtype=torch.bfloat16),
+    "plain": plain_step,
+}
 
 
 def train(case: Case, contender: str) -> dict:
@@ -140,23 +173,31 @@ def check(config: GPTConfig, model: nn.Module, losses: list[float]) -> None:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def gpt_writer(config: GPTConfig, int8: bool = False) -> tuple[nn.Module, Writer]:
-    """This project's model, its weights rounded to int8 before the clock starts or not, and its `generate`."""
+def gpt_writer(config: GPTConfig, weights: str = "float32") -> tuple[nn.Module, Writer]:
+    """This project's model, its weights rounded to a type before the clock starts, and its `generate`.
+
+    LeftOutError where PyTorch cannot multiply weights of that type here.
+    """
     from gpt.generation import generate
-    from gpt.variants.int8 import Int8GPTModel
 
-    model = create_model(config)
-    writer = Int8GPTModel(model) if int8 else model
-    return model, lambda prompt, n_new: generate(writer, prompt, n_new, temperature=0)
+    model = writer = create_model(config)
+    if weights != "float32":
+        from gpt.variants.quantized import QuantizedGPTModel
+
+        try:
+            writer = QuantizedGPTModel(model, weights)
+        except ValueError as error:
+            raise LeftOutError(str(error)) from None
+    return model, lambda prompts, n_new: generate(writer, prompts, n_new, temperature=0)
 
 
-def transformers_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
+def transformers_writer(config: GPTConfig, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Writer]:
     """Hugging Face's model, and its own `generate` with its KV cache."""
-    model = transformers_model(config).eval()
+    model = transformers_model(config).to(dtype).eval()
 
-    def write(prompt: Tensor, n_new: int) -> Tensor:
-        mask = torch.ones_like(prompt)
-        return model.generate(prompt, attention_mask=mask, max_new_tokens=n_new, do_sample=False, pad_token_id=0)
+    def write(prompts: Tensor, n_new: int) -> Tensor:
+        mask = torch.ones_like(prompts)
+        return model.generate(prompts, attention_mask=mask, max_new_tokens=n_new, do_sample=False, pad_token_id=0)
 
     return model, write
 
@@ -169,29 +210,34 @@ def plain_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
     return model, model.generate
 
 
-# a contender: how it writes, and the bytes of a weight that it reads
+# a contender: how it writes, and the bytes of a weight that it reads; int4 has 1/16 of a byte for its scales
 WRITERS = {
     "gpt": (gpt_writer, 4),
-    "gpt int8": (partial(gpt_writer, int8=True), 1),
+    "gpt bfloat16": (partial(gpt_writer, weights="bfloat16"), 2),
+    "gpt int8": (partial(gpt_writer, weights="int8"), 1),
+    "gpt int4": (partial(gpt_writer, weights="int4"), 0.5625),
     "transformers": (transformers_writer, 4),
+    "transformers bfloat16": (partial(transformers_writer, dtype=torch.bfloat16), 2),
     "plain": (plain_writer, 4),
 }
 
 
 def decode(case: Case, contender: str) -> dict:
-    """Greedy tokens after a prompt of random ones; the reading of the prompt counts.
+    """Greedy tokens after prompts of random ones. The time includes the reading of the prompts.
 
-    Each token has to read every weight of a matrix product, which makes the bytes.
+    A case that writes one token counts the tokens of its prompts, others those that they write. Each step reads every
+    weight of a matrix product once for all sequences, which makes the bytes.
     """
     create, weight_bytes = WRITERS[contender]
     model, write = create(case.model)
-    prompt = torch.randint(case.model.vocab_size, (1, case.n_tokens))
-    lengths: list[int] = []
-    seconds = timed(lambda: lengths.append(write(prompt, case.n_new).numel()), case)
-    if lengths[-1] != case.n_tokens + case.n_new:
-        raise ValueError(f"{lengths[-1] - case.n_tokens} tokens were written in place of {case.n_new}")
-    read = case.n_new * weight_bytes * sum(flops_per_token(case.model, 1)) // 6
-    return {"seconds": seconds, "units": case.n_new, "bytes": read, "parameters": count(model)}
+    prompts = torch.randint(case.model.vocab_size, (case.batch_size, case.n_tokens))
+    shapes: list[tuple[int, ...]] = []
+    seconds = timed(lambda: shapes.append(tuple(write(prompts, case.n_new).shape)), case)
+    if shapes[-1] != (expected := (case.batch_size, case.n_tokens + case.n_new)):
+        raise ValueError(f"tokens of shape {shapes[-1]} were written in place of {expected}")
+    units = case.batch_size * (case.n_tokens if case.n_new == 1 else case.n_new)
+    read = int(case.n_new * weight_bytes * sum(flops_per_token(case.model, 1)) / 6)
+    return {"seconds": seconds, "units": units, "bytes": read, "parameters": count(model)}
 
 
 # --- data preparation -------------------------------------------------------------------------------------------------
@@ -265,17 +311,24 @@ def main() -> None:
     if contender.startswith("gpt") or contender != job["contender"]:
         set_allocator_flags()
     torch.manual_seed(0)
-    if job["case"] == "machine":
-        result = machine.rates(job["quick"])
-    else:
-        case = CASES[job["case"]]
-        case = case.quick() if job["quick"] else case
-        kind = job["case"].partition("-")[0]
-        if kind == "prepare":
-            result = prepare(case, contender, Path(job["text"]), Path(job["folder"]))
-        else:
-            result = {"train": train, "prompt": decode, "decode": decode}[kind](case, contender)
+    try:
+        result = measured(job, contender)
+    except LeftOutError as reason:
+        result = {"left_out": str(reason)}
     print(json.dumps({**result, "peak_bytes": peak_bytes()}), flush=True)
+
+
+def measured(job: dict, contender: str) -> dict:
+    """Return what a job measures. LeftOutError where this machine cannot run its contender."""
+    if job["case"] == "machine":
+        return {**machine.rates(job["quick"]), "machine": machine.describe()}
+    require_hardware(contender)
+    case = CASES[job["case"]]
+    case = case.quick() if job["quick"] else case
+    kind = job["case"].partition("-")[0]
+    if kind == "prepare":
+        return prepare(case, contender, Path(job["text"]), Path(job["folder"]))
+    return {"train": train, "prompt": decode, "decode": decode}[kind](case, contender)
 
 
 if __name__ == "__main__":

@@ -21,26 +21,35 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import results as recorded
 from benchmarks.cases import CASES, NEEDS, Case
 from gpt.system.files import atomic_file, write_text
 
 PROJECT = Path(__file__).resolve().parent.parent
-PEAKS = ("matmul", "onednn", "bandwidth")  # the machine's rates, as benchmarks/machine.py names them
-MACHINE_SECONDS = 24  # that measuring them takes
+PEAKS = ("matmul", "onednn", "bfloat16", "bandwidth")  # the machine's rates, as benchmarks/machine.py names them
+MACHINE_SECONDS = 28  # that measuring them takes
 COLUMNS = [
-    "case", "contender", "rounds", "seconds", "units", "per_second", "times_gpt", "share_of_peak",
-    "share_of_bandwidth", "peak_mb", "flops", "bytes", "parameters", "first_loss", "last_loss", "tokens", "problem",
+    "case", "contender", "rounds", "seconds", "lowest", "highest", "units", "per_second", "times_gpt",
+    "share_of_peak", "share_of_bandwidth", "peak_mb", "flops", "bytes", "parameters", "first_loss", "last_loss",
+    "tokens", "problem",
 ]  # fmt: skip
 
 
 def benchmark(
-    names: list[str], rounds: int, out: Path, quick: bool = False, text: Path | None = None, log=print
+    names: list[str],
+    rounds: int,
+    out: Path,
+    quick: bool = False,
+    text: Path | None = None,
+    log: Callable[[str], None] = print,
+    record: bool = False,
 ) -> list[dict]:
     """Time the cases called `names`, their contenders in turn over so many rounds, and write benchmark.csv, .txt and
     .png into the folder `out`; the rows of the CSV. `text` is what the data preparation reads; it makes one otherwise.
+    `record` merges the figures into this kind of machine's file and page, see benchmarks/results.py.
 
-    A contender that fails has a row with what went wrong, in words, and the others go on. Ctrl-C ends the timing; what
-    there is by then is written.
+    A contender that fails has a row with what went wrong, in words, and the others go on; one that this machine cannot
+    run has none. Ctrl-C ends the timing; what there is by then is written.
     """
     out.mkdir(parents=True, exist_ok=True)
     cases = {name: CASES[name].quick() if quick else CASES[name] for name in names}
@@ -61,18 +70,20 @@ def benchmark(
             text = make_text(Path(scratch) / "text.txt", int(cases["prepare"].megabytes * 1e6))
         for number, (name, contender, n) in enumerate(jobs, 1):
             results = found[name, contender]
-            if results and "problem" in results[-1]:
+            if results and results[-1].keys() & {"problem", "left_out"}:
                 continue
             job = {"case": name, "contender": contender, "quick": quick, "folder": scratch, "text": str(text or "")}
             results.append(run(job))
             passed, ahead = sum(expected[:number]), sum(expected[number:])
             left = _duration((time.perf_counter() - start) / passed * ahead) + " left" if ahead else "done"
-            label = f"{name:<11} {contender:<18} round {n + 1}" if contender else name
-            log(f"{label:<40} {_in_short(results[-1]):<42} {left}".rstrip())
+            label = f"{name:<15} {contender:<27} round {n + 1}" if contender else name
+            log(f"{label:<52} {_in_short(results[-1]):<42} {left}".rstrip())
     machine, *_ = found.pop(("machine", ""), None) or [{"problem": "stopped"}]
-    rows = [_row(name, contender, results) for (name, contender), results in found.items() if results]
+    rows = [_row(name, c, results) for (name, c), results in found.items() if results and "left_out" not in results[-1]]
     _compare(rows, machine)
     _write(rows, machine, cases, out, log)
+    if record:
+        recorded.record(rows, machine, {name: case.title for name, case in cases.items()}, log=log)
     return rows
 
 
@@ -87,6 +98,8 @@ def _duration(seconds: float) -> str:
 def _in_short(result: dict) -> str:
     if "problem" in result:
         return result["problem"]
+    if "left_out" in result:
+        return f"left out: {result['left_out']}"
     if "bandwidth" in result:
         return _machine_line(result)
     rate = _rate(result["units"] / result["seconds"], "tokens" in result)
@@ -100,9 +113,7 @@ def _rate(per_second: float, of_bytes: bool) -> str:
 def _machine_line(rates: dict) -> str:
     if "problem" in rates:
         return f"the machine's own rates are not known: {rates['problem']}"
-    matmul, onednn, read = (rates[name] / 1e9 for name in ("matmul", "onednn", "bandwidth"))
-    products = f"matrix products {max(matmul, onednn):,.0f} GFLOP/s (PyTorch's {matmul:,.0f}, oneDNN's {onednn:,.0f})"
-    return f"{rates['threads']} threads: {products}, memory read at {read:,.1f} GB/s"
+    return f"{recorded.title(rates['machine'])}: {recorded.rates_line(rates)}"
 
 
 # --- one process ------------------------------------------------------------------------------------------------------
@@ -164,7 +175,8 @@ def _row(name: str, contender: str, results: list[dict]) -> dict:
     if "problem" in results[-1]:
         return row | {"problem": results[-1]["problem"]}
     row |= {key: value for key, value in results[-1].items() if key in COLUMNS}
-    row["seconds"] = statistics.median(result["seconds"] for result in results)
+    seconds = [result["seconds"] for result in results]
+    row |= {"seconds": statistics.median(seconds), "lowest": min(seconds), "highest": max(seconds)}
     row["per_second"] = row["units"] / row["seconds"]
     row["peak_mb"] = max(result["peak_bytes"] for result in results) / 1e6
     return row
@@ -181,7 +193,9 @@ def _compare(rows: list[dict], machine: dict) -> None:
         elif reference:
             row["times_gpt"] = row["seconds"] / reference["seconds"]
         if "flops" in row and known:
-            row["share_of_peak"] = row["flops"] / row["seconds"] / max(machine["matmul"], machine["onednn"])
+            half = "bfloat16" in row["contender"]
+            peak = machine["bfloat16"] if half else max(machine["matmul"], machine["onednn"])
+            row["share_of_peak"] = row["flops"] / row["seconds"] / peak
         if "bytes" in row and known:
             row["share_of_bandwidth"] = row["bytes"] / row["seconds"] / machine["bandwidth"]
 

@@ -42,6 +42,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def has_fast_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware, by AVX-512 or AMX. Others emulate it."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public: another PyTorch may lack them
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """A context in which matrix products run in `dtype`."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

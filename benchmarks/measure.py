@@ -83,7 +83,8 @@ def benchmark(
     _compare(rows, machine)
     _write(rows, machine, cases, out, log)
     if record:
-        recorded.record(rows, machine, {name: case.title for name, case in cases.items()}, log=log)
+        titles = {name: case.title for name, case in cases.items()}
+        recorded.record(rows, machine, titles, recorded.FOLDER, recorded.PAGE, log)
     return rows
 
 

@@ -74,8 +74,8 @@ def record(
     rows: list[dict],
     machine: dict,
     titles: dict[str, str],
-    folder: Path = FOLDER,
-    page: Path = PAGE,
+    folder: Path,
+    page: Path,
     log: Callable[[str], None] = print,
 ) -> None:
     """Merge rows of the benchmark into the file of this machine's kind, and redraw the page.
@@ -186,7 +186,7 @@ def _preparation(case: dict) -> str:
         if figures
     ]
     compared = f"; ratio {ratio(ours, other)}" if ours and other else ""
-    return f"{case['title'].capitalize()}: {', '.join(each)}{compared}; {_rounds([ours, other])} rounds."
+    return f"{case['title'][0].upper()}{case['title'][1:]}: {', '.join(each)}{compared}; {_rounds([ours, other])} rounds."
 
 
 def ratio(ours: dict | None, other: dict | None) -> str:

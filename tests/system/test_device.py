@@ -10,7 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt.system.device import autocast, choose_device, choose_dtype, compile_module, compile_obstacle, shutil
+from gpt.system.device import (
+    autocast,
+    choose_device,
+    choose_dtype,
+    compile_module,
+    compile_obstacle,
+    has_fast_bfloat16,
+    shutil,
+)
 from gpt.system.errors import oom_hint
 from gpt.system.memory import ctypes, set_allocator_flags
 from gpt.system.signals import stop_signals
@@ -97,6 +105,19 @@ def test_compile_obstacle(monkeypatch, device, found, obstacle):
     monkeypatch.setattr(shutil, "which", lambda name: found)
     reason = compile_obstacle(torch.device(device))
     assert reason is None if obstacle is None else obstacle in reason
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "expected"),
+    [(False, False, False), (True, False, True), (False, True, True), (None, None, False)],
+)
+def test_hardware_for_bfloat16(monkeypatch, avx512, amx, expected):
+    """None is a PyTorch that cannot tell."""
+    for name, answer in (("_is_avx512_bf16_supported", avx512), ("_is_amx_tile_supported", amx)):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+        if answer is not None:
+            monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
+    assert has_fast_bfloat16() is expected
 
 
 def test_a_module_that_cannot_be_compiled_stays_as_it_is():

@@ -186,7 +186,8 @@ def _preparation(case: dict) -> str:
         if figures
     ]
     compared = f"; ratio {ratio(ours, other)}" if ours and other else ""
-    return f"{case['title'][0].upper()}{case['title'][1:]}: {', '.join(each)}{compared}; {_rounds([ours, other])} rounds."
+    title = case["title"][0].upper() + case["title"][1:]
+    return f"{title}: {', '.join(each)}{compared}; {_rounds([ours, other])} rounds."
 
 
 def ratio(ours: dict | None, other: dict | None) -> str:

@@ -1,21 +1,17 @@
 """Describe the machine and measure its peak rates: matrix products and memory reads. Shares are relative to these."""
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
 
-from gpt.system import kernels
-from gpt.system.device import has_fast_bfloat16
+from gpt.system.device import has_fast_bfloat16, machine
 
 # (rows, columns, inner): square, and those of a GPT-2 batch of 1,024 tokens through its feed-forward layer and its head
 SHAPES = [(2048, 2048, 2048), (4096, 4096, 4096), (1024, 3072, 768), (1024, 50304, 768)]
 READ = 2**30  # bytes: far more than any cache holds
-NUMBERS = {"family": "cpu family", "model": "model"}  # as /proc/cpuinfo has them
 LIMITS = ("ATEN_CPU_CAPABILITY", "GPT_KERNELS", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
 
@@ -25,14 +21,10 @@ def describe() -> dict:
 
     A cloud machine's CPU may be named no more exactly than "AMD EPYC". Only Linux on x86 has the numbers, else None.
     """
-    numbers: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        pairs = (line.partition(":") for line in lines)
-        numbers = {name.strip(): value.strip() for name, _, value in pairs}
+    here = machine()
     return {
-        "cpu": kernels.machine()["cpu"],
-        **{key: int(numbers[name]) if name in numbers else None for key, name in NUMBERS.items()},
+        "cpu": here["cpu"],
+        **{key: int(here[key]) if key in here else None for key in ("family", "model")},
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": has_fast_bfloat16(),
         "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},

@@ -29,7 +29,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from gpt.system.kernels import machine
+from gpt.system.device import machine
 
 PROJECT = Path(__file__).parent.parent
 PROMPTS = [

@@ -18,7 +18,7 @@ Each --prompt is a line that is sent first. Without a terminal the lines of stan
 and the exit status is 2 if one was refused.
 """
 
-from gpt.run.cli import Parser, add_model_options, add_sampling_options, add_weights_option, chosen_run, run
+from gpt.run.cli import Parser, add_model_options, add_sampling_options, add_speed_options, chosen_run, run
 from gpt.system.text import unescape
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     add("--max_new_tokens", type=int, metavar="N",
         help="the longest answer (default: 1000 tokens; of a text 200, or a document)")  # fmt: skip
     add_sampling_options(parser)
-    add_weights_option(parser)
+    add_speed_options(parser)
     arguments = parser.parse_args()
     folder = chosen_run(arguments)
 

@@ -20,7 +20,7 @@ A run with an objective other than next-token prediction is evaluated by that ob
 say how it is read are those of prepare_data.py. Of conversations, read by --format, the answers count.
 
 --reward judges the model's own answers to prompts, at temperature 0, by a rule of gpt/objectives/rewards.py.
---weights int8 also prints the loss with int8 weights, which generate.py can use.
+--weights int8 (or bfloat16) also prints the loss with such weights, which generate.py can use.
 
 A run on tales samples --samples tales at temperature 1: how many the grammar accepts, the rules broken first by others,
 the entropy of what the model writes and the share with three friends, beside the grammar's own. --checkpoint all checks

@@ -2,7 +2,7 @@
 
     python scripts/generate.py --run story-001 --prompt "On Monday the Patience came in"
     python scripts/generate.py --run story-001 --prompt "Hanna" --temperature 0.5 --top_k 40 --num_samples 3
-    python scripts/generate.py --run story-001 --prompt "Hanna" --weights int8
+    python scripts/generate.py --run story-001 --prompt "Hanna" --weights int8 --compile
     python scripts/generate.py --run masked --prompt "Once there was a brave [MASK] named Mina"
     python scripts/generate.py --run story-001 --prompts prompts.txt --format jsonl > texts.jsonl
     python scripts/generate.py --pretrained gpt2 --prompt "Every effort moves you" --max_new_tokens 25
@@ -16,11 +16,13 @@ generates the text before the prompt.
 --prompts generates for many prompts, in batches. Each result is a line: the text as --prompt prints it, with \\n for a
 line end, \\t for a tab and \\\\ for a backslash. With --format jsonl it is an object of prompt, text, finish_reason
 (stop at an end-of-text token or a stop string, length if the text is cut), n_tokens and seed. Text i, counted from 0,
-has the seed --seed + i, and the same seed gives the same text in any batch. evaluate.py --weights int8 measures how
-much int8 weights raise the loss.
+has the seed --seed + i, and the same seed gives the same text in any batch.
+
+On a CPU, --weights bfloat16 or int8 takes less time per token, and evaluate.py --weights int8 measures what it does to
+the loss. --compile takes less time in any precision, and has the same results up to rounding.
 """
 
-from gpt.run.cli import Parser, add_model_options, add_sampling_options, add_weights_option, chosen_run, run
+from gpt.run.cli import Parser, add_model_options, add_sampling_options, add_speed_options, chosen_run, run
 from gpt.system.text import unescape
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     add_sampling_options(parser)
     add("--num_samples", type=int, default=1, metavar="N", help="texts to generate for each prompt (default: 1)")
     add("--logprobs", action="store_true", help="with --format jsonl: the log-probability of each token, in nats")
-    add_weights_option(parser)
+    add_speed_options(parser)
     arguments = parser.parse_args()
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:

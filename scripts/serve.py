@@ -13,7 +13,7 @@ environment.
 
 import os
 
-from gpt.run.cli import Parser, add_model_options, add_weights_option, chosen_run, run
+from gpt.run.cli import Parser, add_model_options, add_speed_options, chosen_run, run
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     add("--rows", type=int, default=16, metavar="N", help="texts that are written together (default: 16)")
     add("--queue", type=int, default=64, metavar="N", help="requests that may wait; more get status 429 (default: 64)")
     add("--open", action="store_true", help="open the page in a browser")
-    add_weights_option(parser)
+    add_speed_options(parser)
     arguments = parser.parse_args()
     for name in ("rows", "queue"):
         if getattr(arguments, name) < 1:

@@ -20,7 +20,7 @@ from gpt.text.sources import Corpus
 from gpt.text.tales import GrammarReport
 from gpt.token_files import PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
-from gpt.variants.int8 import Int8GPTModel
+from gpt.variants.quantized import QuantizedGPTModel
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ReportOptions:
     context_length: int | None = None  # None: the model's
     stride: int | None = None  # None: the context
     batch_size: int = 16
-    int8: bool = False  # also evaluate int8 weights, and generate with them
+    weights: str = "float32"  # "bfloat16", "int8": also evaluate such weights, and generate with them
     n_samples: int = 500  # tales to sample if the run was trained on tales or on requests for them
     n_continuations: int = 20
     seed: int = 0
@@ -51,7 +51,7 @@ class ModelReport:
 
     evaluation: Evaluation
     text: str  # the name of the text
-    int8: Evaluation | None = None  # the same with int8 weights
+    rounded: Evaluation | None = None  # the same with weights of fewer bits
     baselines: Baselines | None = None  # known for the run's own validation split
     grammar: GrammarReport | None = None  # on sampled tales
     variety: Variety | None = None  # of these tales
@@ -156,8 +156,8 @@ def report_on_text(
         bytes_per_token=text.bytes_per_token,
         device=device,
     )
-    int8_model = Int8GPTModel(model) if options.int8 else None
-    int8 = evaluate_model(int8_model) if int8_model else None
+    rounded_model = None if options.weights == "float32" else QuantizedGPTModel(model, options.weights)
+    rounded = evaluate_model(rounded_model) if rounded_model else None
     evaluation = evaluate_model(model)
     baselines = grammar = variety = continuations = None
     if data is not None:
@@ -167,9 +167,9 @@ def report_on_text(
         grammar, variety = _check_tales(loaded, data, baselines, options)
     if options.n_continuations:
         continuations = continue_prompts(
-            int8_model or model, text.tokens, loaded.tokenizer, context_length, options.n_continuations, eot_id
+            rounded_model or model, text.tokens, loaded.tokenizer, context_length, options.n_continuations, eot_id
         )
-    return ModelReport(evaluation, text.name, int8, baselines, grammar, variety, continuations)
+    return ModelReport(evaluation, text.name, rounded, baselines, grammar, variety, continuations)
 
 
 def _check_tales(

@@ -248,8 +248,17 @@ def chosen_run(arguments: argparse.Namespace) -> Path | None:
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option --weights."""
     parser.add_argument(
-        "--weights", choices=["float32", "int8"], default="float32",
-        help="int8 reads a quarter of the bytes per token and changes the loss slightly; CPU only (default: float32)",
+        "--weights", choices=["float32", "bfloat16", "int8"], default="float32",
+        help="on a CPU: half or a quarter of the bytes to read per token, a slightly other loss (default: float32)",
+    )  # fmt: skip
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that make decoding faster on a CPU: --weights and --compile."""
+    add_weights_option(parser)
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="on a CPU with a C++ compiler: compile how a token is computed, in ten seconds (two from then on)",
     )  # fmt: skip
 
 

@@ -69,14 +69,13 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
     device = choose_device(arguments.device)
     loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
     loaded.objective.to(device)
-    int8 = arguments.weights == "int8"
     context_length = arguments.context or loaded.objective.model.config.context_length
     batch_size = arguments.batch_size
     options = ReportOptions(
         context_length=arguments.context,
         stride=arguments.stride,
         batch_size=max(1, min(16, 16 * 1024 // context_length)) if batch_size is None else batch_size,
-        int8=int8,
+        weights=arguments.weights,
         n_samples=arguments.samples,
         n_continuations=arguments.continuations,
         seed=arguments.seed,
@@ -88,10 +87,11 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
         loaded = replace(loaded, objective=SFT(loaded.objective.model, ObjectiveConfig("sft")).eval())
     if not loaded.objective.reads_any_text:
         given = [f"--{option}" for option in ("context", "stride") if getattr(arguments, option) is not None]
-        if given or int8:
+        if given or arguments.weights != "float32":
+            option = given[0] if given else f"--weights {arguments.weights}"
             kind = f"trained with the objective {loaded.objective.config.name}"
             raise ValueError(
-                f"{given[0] if given else '--weights int8'} is for models that predict the next token; this one "
+                f"{option} is for models that predict the next token; this one "
                 + ("answers conversations" if corpus and corpus.format else f"was {kind}")
             )
         if corpus:
@@ -195,10 +195,10 @@ def describe_next_token(loaded: LoadedModel, report: ModelReport, options: Repor
         f"settings        tokenizer {loaded.tokenizer.name}, context {context}, {examples}",
         f"loss            {result.loss:.4f} nats per token{with_error(result.standard_error)}",
     ]
-    if report.int8:
+    if report.rounded:
         lines.append(
-            f"int8 weights    loss {report.int8.loss:.4f} nats per token, {report.int8.loss - result.loss:+.4f}; "
-            f"accuracy {accuracy_with_error(report.int8)[0]:.2%}"
+            f"{'in ' + options.weights:<16}loss {report.rounded.loss:.4f} nats per token, "
+            f"{report.rounded.loss - result.loss:+.4f}; accuracy {accuracy_with_error(report.rounded)[0]:.2%}"
         )
     lines += [
         f"perplexity      {result.perplexity:,.2f}",

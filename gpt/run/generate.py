@@ -22,7 +22,8 @@ from gpt.text.chat import encode_chat, stop_ids
 from gpt.text.readers import form, read_chunks, read_fields
 from gpt.text.sources import open_corpus
 from gpt.text.streams import TextStream, decode_stream
-from gpt.variants.int8 import Int8GPTModel, weight_bytes
+from gpt.variants.compiled import compile_decoding
+from gpt.variants.quantized import QuantizedGPTModel, weight_bytes
 
 ANSWER_TOKENS = 1000  # the longest answer to a message, unless --max_new_tokens says another
 
@@ -63,14 +64,19 @@ def generate_from(folder: Path | None, arguments: Namespace) -> None:
 
 
 def load(folder: Path | None, arguments: Namespace) -> LoadedModel:
-    """Return the model that --run or --pretrained names, on --device, with --weights, and print its name on stderr."""
+    """Return the model that --run or --pretrained names, on --device, as --weights and --compile say.
+
+    Its name goes to stderr.
+    """
     device = choose_device(arguments.device)
     set_allocator_flags()
     loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
     print(loaded.name, file=sys.stderr)
-    if arguments.weights == "int8":
-        use_int8(loaded)
+    if arguments.weights != "float32":
+        round_weights(loaded, arguments.weights)
     loaded.objective.to(device)
+    if arguments.compile:
+        compile_decoding(loaded.objective.model, lambda line: print(line, file=sys.stderr))
     return loaded
 
 
@@ -93,12 +99,12 @@ def read_prompts(source: str, field: str | None, encoding: str = "utf-8") -> lis
     return prompts
 
 
-def use_int8(loaded: LoadedModel) -> None:
-    """Round the weights of a loaded model to int8, and print the bytes saved."""
+def round_weights(loaded: LoadedModel, weights: str) -> None:
+    """Round the weights of a loaded model to bfloat16 or int8, and print the bytes saved."""
     before = weight_bytes(loaded.objective.model)
-    loaded.objective.model = Int8GPTModel(loaded.objective.model)
+    loaded.objective.model = QuantizedGPTModel(loaded.objective.model, weights)
     after = weight_bytes(loaded.objective.model)
-    print(f"int8 weights: {after / 1e6:,.1f} MB, float32 {before / 1e6:,.1f} MB", file=sys.stderr)
+    print(f"{weights} weights: {after / 1e6:,.1f} MB, float32 {before / 1e6:,.1f} MB", file=sys.stderr)
 
 
 class Writer:

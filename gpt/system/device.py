@@ -1,9 +1,13 @@
 """The device, its precision, compilation and random state."""
 
 import contextlib
+import hashlib
+import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -72,7 +76,17 @@ def compile_module(module: nn.Module, device: torch.device, log: Callable[[str],
     if obstacle := compile_obstacle(device):
         log(f"continuing without compile = true: {obstacle}")
         return module
+    keep_compiled_code()
     return torch.compile(module)
+
+
+def keep_compiled_code() -> None:
+    """Keep what torch.compile makes in the user's cache folder, apart for each kind of machine.
+
+    PyTorch's own folder is lost when the machine restarts, and takes no notice of a limit on the instructions to use
+    (ATEN_CPU_CAPABILITY): code compiled for AVX-512 computes nonsense within a program limited to AVX2.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_path("compiled")))
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
@@ -86,6 +100,28 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "PyTorch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def machine() -> dict[str, str | int]:
+    """Return what the speed of a product depends on, apart from its shape, and what compiled code depends on."""
+    known = {"model name": platform.processor() or platform.machine()}
+    with contextlib.suppress(OSError):  # Linux has the model's name here; that of a cloud's CPU may be just "AMD EPYC"
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        known |= {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    names = {"cpu": "model name", "family": "cpu family", "model": "model"}
+    limits = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+    return {
+        **{key: known[name] for key, name in names.items() if name in known},
+        **environment(torch.device("cpu")),
+        **{limit: os.environ[limit] for limit in limits if limit in os.environ},
+    }
+
+
+def cache_path(name: str) -> Path:
+    """Return the path for what this kind of machine may reuse, in the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    digest = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:12]
+    return Path(root) / "gpt-from-scratch" / f"{name}-{digest}"
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

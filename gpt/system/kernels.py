@@ -11,10 +11,8 @@ GPT_KERNELS=pytorch in the environment skips all this and takes PyTorch's own pr
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt.system.device import environment
+from gpt.system.device import cache_path
 from gpt.system.files import write_text
 
 # Numbers in a weight. Below it, calling oneDNN and computing gradients in Python cost as much as they save.
@@ -49,6 +47,16 @@ def matrix_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     row = x.reshape(-1)
     result = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)
     return result.view(*x.shape[:-1], len(weight))
+
+
+def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x · weight^T + bias for one row, (..., D_in) -> (..., D_out), in compiled code.
+
+    There it is one loop, which reads a weight of any type at the memory's speed: faster than the libraries' products of
+    one row (docs/speed-log.md). Elsewhere it would store all D_out · D_in products.
+    """
+    product = (weight.to(x.dtype) * x.flatten()).sum(-1)  # (D_out,)
+    return (product if bias is None else product + bias).view(*x.shape[:-1], -1)
 
 
 # What computes x · weight^T + bias for one row and for many, and a gradient (N, D_out) · weight; PyTorch's own first.
@@ -185,25 +193,9 @@ def _fastest(kind: str, n_rows: int, weight: Tensor) -> str:
     return best if times[best] < MARGIN * times["pytorch"] else "pytorch"
 
 
-def machine() -> dict[str, str | int]:
-    """Return what the speed of a product depends on, apart from its shape."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # Linux has the model's name here
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    limits = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-    return {
-        "cpu": name,
-        **environment(torch.device("cpu")),
-        **{limit: os.environ[limit] for limit in limits if limit in os.environ},
-    }
-
-
 def cache_file() -> Path:
     """Return the path of this machine's choices, in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    digest = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:12]
-    return Path(root) / "gpt-from-scratch" / f"kernels-{digest}.json"
+    return cache_path("kernels").with_suffix(".json")
 
 
 # --- RMSNorm ----------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from gpt.generation import generate_text_simple
 from gpt.run.evaluate import describe_continuations, describe_limits
 from gpt.tokenizer import CharTokenizer
 from gpt.variants import create_model
-from gpt.variants.int8 import Int8GPTModel, int8_obstacle
+from gpt.variants.quantized import QuantizedGPTModel, int8_obstacle
 
 
 def test_docstring_examples():
@@ -358,7 +358,7 @@ def test_continuations_are_greedy(backbone):
     if backbone == "int8":
         if obstacle := int8_obstacle():
             pytest.skip(obstacle)
-        model = Int8GPTModel(model)
+        model = QuantizedGPTModel(model, "int8")
     tokens = np.array(LETTERS.encode("the cat sat on the mat. a dog ran after the cat!"))
     result = continue_prompts(model, tokens, LETTERS, 8, 3)
     prompts, _ = split_prompts(tokens, 8, 3)

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpt.layers import Linear
 from gpt.ops import fused, use_implementation
 from gpt.variants import adapt
-from gpt.variants.int8 import Int8GPTModel
 from gpt.variants.lora import LoRALinear, merge, unmerge
+from gpt.variants.quantized import QuantizedGPTModel
 
 
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
@@ -137,8 +137,10 @@ def test_int8_weights_need_a_merged_model(block):
     model = adapted(LORA, **block)
     for unmerged in (model, adapted(PREFIX, **block)):
         with pytest.raises(ValueError, match=r"(lora_A|prefix_key): use float32"):
-            Int8GPTModel(unmerged)
+            QuantizedGPTModel(unmerged, "int8")
     ids = tokens()
     logits = model(ids)
     merge(model)
-    assert (Int8GPTModel(model)(ids) - logits).norm() / logits.norm() < 0.1  # a squared ReLU doubles the rounding
+    assert (
+        QuantizedGPTModel(model, "int8")(ids) - logits
+    ).norm() / logits.norm() < 0.1  # a squared ReLU doubles the rounding

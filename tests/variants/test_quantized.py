@@ -1,7 +1,8 @@
-"""int8 weights against the same rounding written out in float64, and against the model they are made from."""
+"""Weights of fewer bits against the same rounding written out in float64, and the model that they are made from."""
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,11 @@ from gpt.config import GPTConfig
 from gpt.generation import generate, generate_text_simple
 from gpt.loss import evaluate
 from gpt.model import GPTModel
-from gpt.variants.int8 import Int8GPTModel, Int8Linear, int8_obstacle, weight_bytes
 from gpt.variants.lstm import LSTMModel
+from gpt.variants.quantized import BFloat16Linear, Int8Linear, QuantizedGPTModel, int8_obstacle, weight_bytes
 
 CONFIG = GPTConfig(vocab_size=61, context_length=12, emb_dim=32, n_heads=2, n_layers=2, tie_embeddings=True)
+EVERY_KIND = pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 here = pytest.mark.skipif(bool(int8_obstacle()), reason=str(int8_obstacle()))
 
 
@@ -61,23 +63,45 @@ def test_layer_computes_with_rounded_numbers(shape):
     assert error.abs().max() < 0.01
 
 
-@here
+@pytest.mark.parametrize("in_hardware", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5)])
+def test_bfloat16_layer_computes_with_the_first_16_bits(monkeypatch, shape, in_hardware):
+    monkeypatch.setattr("gpt.variants.quantized.has_fast_bfloat16", lambda: in_hardware)
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(32, 24), torch.randn(*shape, 32)
+    expected = x.double() @ first_16_bits(layer.weight).double().T + layer.bias.double()
+    found = BFloat16Linear(layer)(x)
+    is_rounded = in_hardware or shape == (1, 1)  # x, and the product
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=0, atol=2**-7 if is_rounded else 1e-6)
+    assert (found - layer(x)).abs().max() > 1e-4
+
+
+def first_16_bits(x):
+    """Round float32 numbers to the nearest whose last 16 bits are 0, in integers."""
+    bits = x.detach().numpy().view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000  # ties to even
+    return torch.from_numpy(bits.astype(np.uint32).view(np.float32))
+
+
+@EVERY_KIND
 @BLOCKS
-def test_model_shares_embeddings_and_stays_close(model):
+def test_model_shares_embeddings_and_stays_close(model, weights):
     ids = torch.randint(0, 61, (3, 12))
     before = {name: w.clone() for name, w in model.state_dict().items()}
-    int8 = Int8GPTModel(model)
+    rounded = QuantizedGPTModel(model, weights)
     with torch.no_grad():
-        logits, near = model(ids), int8(ids)
+        logits, near = model(ids), rounded(ids)
     assert 0 < (logits - near).norm() / logits.norm() < 0.03
-    assert int8.tok_emb.weight.data_ptr() == model.tok_emb.weight.data_ptr()
-    assert not any(p.is_meta or p.requires_grad for p in int8.parameters())
+    assert rounded.tok_emb.weight.data_ptr() == model.tok_emb.weight.data_ptr()
+    assert not any(p.is_meta or p.requires_grad for p in rounded.parameters())
     assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
-    matrices = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
-    packed = {id(p) for layer in model.modules() if isinstance(layer, torch.nn.Linear) for p in layer.parameters()}
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    packed = {id(p) for layer in layers for p in layer.parameters()}
     shared = sum(p.numel() for p in model.parameters() if id(p) not in packed or p is model.tok_emb.weight)
-    assert weight_bytes(int8) == sum(m.numel() + 12 * len(m) for m in matrices) + 4 * shared
+    per_weight, per_output = {"bfloat16": (2, 4), "int8": (1, 12)}[weights]
+    own = sum(per_weight * layer.weight.numel() + per_output * len(layer.weight) for layer in layers)
+    assert weight_bytes(rounded) == own + 4 * shared
     assert weight_bytes(model) == 4 * model.num_parameters()
 
 
@@ -85,7 +109,7 @@ def test_model_shares_embeddings_and_stays_close(model):
 @BLOCKS
 def test_losses_match_the_logits(model, monkeypatch):
     monkeypatch.setattr("gpt.ops.fused.MAX_LOGITS", 61 * 36)  # one chunk: the scale of what is read is one for it
-    int8 = Int8GPTModel(model)
+    int8 = QuantizedGPTModel(model, "int8")
     ids, targets = torch.randint(0, 61, (2, 3, 12))
     targets[0, :5] = -100
     logits = int8(ids).flatten(0, 1)
@@ -102,7 +126,7 @@ def test_losses_match_the_logits(model, monkeypatch):
 @BLOCKS
 def test_generation_follows_the_logits(model):
     """One row: the prompt is one token, since the scale of what is read belongs to all that is read at once."""
-    int8 = Int8GPTModel(model)
+    int8 = QuantizedGPTModel(model, "int8")
     cached = generate(int8, torch.tensor([[3]]), 11, temperature=0)
     logits = int8(cached[:, :-1])
     chosen = logits.gather(-1, cached[..., 1:, None])[..., 0]
@@ -124,7 +148,7 @@ def test_trained_model_keeps_its_loss_and_its_text(prepared, block):
         batch = tokens[starts[:, None] + torch.arange(25)]
         model(batch[:, :-1], batch[:, 1:]).backward()
         optimizer.step(), optimizer.zero_grad()
-    int8 = Int8GPTModel(model.eval())
+    int8 = QuantizedGPTModel(model.eval(), "int8")
     before, after = (evaluate(m, prepared.val.tokens, 24).loss for m in (model, int8))
     assert before < 0.3
     assert abs(after - before) < 0.02
@@ -136,23 +160,26 @@ def test_trained_model_keeps_its_loss_and_its_text(prepared, block):
     assert sung[2].startswith("e to sing.")
 
 
-@here
-def test_training_is_refused(model):
-    int8 = Int8GPTModel(model)
+@EVERY_KIND
+def test_training_is_refused(model, weights):
+    rounded = QuantizedGPTModel(model, weights)
     with pytest.raises(ValueError, match="no gradient: train the float32 model"):
-        int8.train()
-    assert not any(module.training for module in int8.modules())
+        rounded.train()
+    assert not any(module.training for module in rounded.modules())
 
 
-@here
-def test_unsupported_models_are_refused(model):
-    with pytest.raises(ValueError, match="need a GPTModel, not LSTMModel"):
-        Int8GPTModel(LSTMModel(GPTConfig(vocab_size=61, emb_dim=32, n_heads=2, n_layers=1, backbone="lstm")))
+@EVERY_KIND
+def test_unsupported_models_are_refused(model, weights):
+    lstm = LSTMModel(GPTConfig(vocab_size=61, emb_dim=32, n_heads=2, n_layers=1, backbone="lstm"))
+    with pytest.raises(ValueError, match=f"{weights} weights need a GPTModel, not LSTMModel"):
+        QuantizedGPTModel(lstm, weights)
+    with pytest.raises(ValueError, match="need a GPTModel, not QuantizedGPTModel"):
+        QuantizedGPTModel(QuantizedGPTModel(model, weights), weights)
     with pytest.raises(ValueError, match=r"float32 model on device cpu, not torch\.float64"):
-        Int8GPTModel(model.double())
+        QuantizedGPTModel(model.double(), weights)
     model.float().out_head.weight.data[0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        Int8GPTModel(model)
+        QuantizedGPTModel(model, weights)
 
 
 def test_missing_int8_product_is_named(model, monkeypatch):
@@ -161,4 +188,4 @@ def test_missing_int8_product_is_named(model, monkeypatch):
 
     monkeypatch.setattr(torch.ops.quantized, "linear_prepack", linear_prepack)
     with pytest.raises(ValueError, match=r"PyTorch .* has no int8 product .*NoQEngine\): use float32 weights"):
-        Int8GPTModel(model)
+        QuantizedGPTModel(model, "int8")

@@ -1,0 +1,171 @@
+"""Compiled decoding against the model as it was, in logits and text; and what becomes of it where it cannot work."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blocks import BLOCKS, GPT2_BLOCK
+
+from gpt.config import GPTConfig
+from gpt.generation import generate, generate_text_simple
+from gpt.model import GPTModel, KVCache
+from gpt.system import kernels
+from gpt.system.device import compile_obstacle, keep_compiled_code
+from gpt.variants.compiled import compile_decoding
+from gpt.variants.lstm import LSTMModel
+from gpt.variants.quantized import Int8Linear, QuantizedGPTModel, int8_obstacle
+
+CONFIG = GPTConfig(vocab_size=61, context_length=24, emb_dim=32, n_heads=4, n_layers=4, drop_rate=0.0)
+no_compiler = compile_obstacle(torch.device("cpu"))
+needs_compiler = [pytest.mark.slow, pytest.mark.skipif(bool(no_compiler), reason=str(no_compiler))]
+
+
+@pytest.fixture
+def block():
+    """The block of tests that are not parametrized."""
+    return GPT2_BLOCK
+
+
+@pytest.fixture
+def model(block):
+    torch.manual_seed(7)
+    model = GPTModel(dataclasses.replace(CONFIG, **block)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)  # far from ties
+    return model
+
+
+@torch.no_grad()
+def logits_by_cache(model, ids, n_first):
+    """The logits of all tokens (1, T, V): the first ones read at once, the others one by one."""
+    cache = KVCache(model.config.n_layers, ids.size(1))
+    parts = [ids[:, :n_first], *ids[:, n_first:].split(1, dim=1)]
+    return torch.cat([model.out_head(model.hidden_states(part, cache=cache)) for part in parts], dim=1)
+
+
+@pytest.fixture
+def compiled():
+    """Compile a model; whatever is compiled after that is an error."""
+
+    def run(model):
+        lines = []
+        compile_decoding(model, lines.append)
+        assert not lines
+        return model
+
+    torch._dynamo.reset()
+    yield run
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("shape", "bias"), [((1, 1, 12), True), ((1, 12), False), ((12,), True)])
+def test_row_product_is_a_linear_layers(shape, bias):
+    x, weight, bias = torch.randn(shape), torch.randn(7, 12), torch.randn(7) if bias else None
+    torch.testing.assert_close(kernels.row_product(x, weight, bias), F.linear(x, weight, bias))
+
+
+class TestWithCompiler:
+    """What needs a C++ compiler."""
+
+    pytestmark = needs_compiler
+
+    @BLOCKS
+    def test_logits_and_text_stay_the_same(self, model, compiled):
+        """One code serves all layers and lengths; beyond the context too."""
+        ids = torch.randint(0, 61, (1, 20))
+        expected, text = model(ids), generate(model, ids[:, :3], 60, temperature=0)
+        two = generate(model, [ids[0, :5], ids[0, :2]], 6, temperature=0)
+        compiled(model)
+        # a window's layers and the others may share code, whose guards are then met late
+        with torch._dynamo.config.patch(error_on_recompile=not model.config.window):
+            torch.testing.assert_close(logits_by_cache(model, ids, 7), expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(generate(model, ids[:, :3], 60, temperature=0), text)
+        for row, other in zip(generate(model, [ids[0, :5], ids[0, :2]], 6, temperature=0), two, strict=True):
+            assert torch.equal(row, other)
+        assert torch.equal(generate_text_simple(model, ids[:, :3], 9, 24), text[:, :12])
+
+    def test_layers_with_windows(self, compiled):
+        torch.manual_seed(7)
+        model = GPTModel(dataclasses.replace(CONFIG, position="rope", window=5, full_every=2, n_kv_heads=2)).eval()
+        ids = torch.randint(0, 61, (1, 20))
+        expected = model(ids)
+        torch.testing.assert_close(logits_by_cache(compiled(model), ids, 2), expected, rtol=1e-5, atol=1e-5)
+
+    @BLOCKS
+    def test_bfloat16_weights(self, model, compiled):
+        """As a float32 model of the rounded weights."""
+        rounded = QuantizedGPTModel(model, "bfloat16")
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight = torch.nn.Parameter(layer.weight.detach().bfloat16().float())
+        ids = torch.randint(0, 61, (1, 9))
+        expected = logits_by_cache(model, ids, 1)[:, 1:]
+        torch.testing.assert_close(logits_by_cache(compiled(rounded), ids, 1)[:, 1:], expected, rtol=1e-2, atol=2e-2)
+        cache = KVCache(model.config.n_layers, 2)
+        with torch.no_grad():
+            x = rounded.hidden_states(ids[:, :1], cache=cache)
+        weight = rounded.out_head.weight.double()
+        torch.testing.assert_close(rounded.out_head(x)[0, 0].double(), weight @ x[0, 0].double(), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.skipif(bool(int8_obstacle()), reason=str(int8_obstacle()))
+    def test_int8_weights(self, model, compiled):
+        """The input is not rounded: each product is that of the rounded weight."""
+        weights = {name: layer.weight.detach().double() for name, layer in model.named_modules() if is_linear(layer)}
+        rounded = compiled(QuantizedGPTModel(model, "int8"))
+        for name, layer in rounded.named_modules():
+            if isinstance(layer, Int8Linear):
+                scale = weights[name].abs().amax(1, keepdim=True) / 127
+                exact = (weights[name] / scale).round() * scale
+                x = torch.randn(layer.in_features)
+                product = layer.row_product(x).double()
+                torch.testing.assert_close(product, exact @ x.double(), rtol=1e-5, atol=1e-4)
+        ids = torch.randint(0, 61, (1, 20))
+        expected = model(ids)
+        found = logits_by_cache(rounded, ids, 1)
+        assert (found - expected).norm() / expected.norm() < 0.05
+
+
+def is_linear(layer):
+    return isinstance(layer, torch.nn.Linear)
+
+
+@pytest.mark.parametrize("failure", ["obstacle", "compiler"])
+def test_where_it_cannot_work_the_model_stays_as_it_is(model, monkeypatch, failure):
+    def fail(*arguments):
+        raise RuntimeError("g++ has ended with status 1\nand so on")
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "somewhere")  # put back at the end
+    monkeypatch.setattr("gpt.variants.compiled.compile_obstacle", lambda _: "no g++" if failure == "obstacle" else None)
+    monkeypatch.setattr(torch, "compile", lambda function: fail)
+    lines, text = [], generate(model, torch.tensor([[3]]), 5, temperature=0)
+    compile_decoding(model, lines.append)
+    reason = "no g++" if failure == "obstacle" else "g++ has ended with status 1"
+    assert lines == [f"continuing without compiled decoding: {reason}"]
+    assert torch.equal(generate(model, torch.tensor([[3]]), 5, temperature=0), text)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_other_models_are_refused(model):
+    lstm = LSTMModel(dataclasses.replace(CONFIG, backbone="lstm"))
+    with pytest.raises(ValueError, match="needs a GPTModel on device cpu, not LSTMModel"):
+        compile_decoding(lstm, print)
+    with pytest.raises(ValueError, match="not GPTModel on meta"):
+        compile_decoding(model.to("meta"), print)
+
+
+def test_compiled_code_is_kept_apart_for_each_kind_of_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folders = set()
+    for capability in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        keep_compiled_code()
+        folders.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert len(folders) == 2
+    assert all(folder.startswith(str(tmp_path)) for folder in folders)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "a person's own")
+    keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "a person's own"

@@ -18,7 +18,7 @@ from gpt.system.files import append_text
 from gpt.trainer import Callback, Trainer
 
 PLOT_SECONDS = 20  # loss.png is redrawn at an evaluation if it is older than this
-MAX_PAGE_PARAMETERS = 2e8  # a larger model is not loaded a second time when a run ends
+MAX_PAGE_PARAMETERS = 2e7  # a larger model is not loaded when a run ends: it could be what the memory has no room for
 
 
 class Progress(Lines, Callback):

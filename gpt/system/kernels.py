@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -71,21 +72,24 @@ _products: dict[tuple, Product] = {}  # the same by what a call knows, for speed
 
 
 def can_choose(x: Tensor, weight: Tensor) -> bool:
-    """Return whether there is a choice: a large float32 product on a CPU, outside autocast and compiled code."""
+    """Return whether there is a choice: a large float32 product on a CPU, outside autocast."""
     return (
         weight.numel() >= MIN_NUMEL
         and HAS_ONEDNN
         and x.is_cpu
         and x.dtype is weight.dtype is torch.float32
-        and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
 def choose(kind: str, x: Tensor, weight: Tensor) -> Product:
     """Return the fastest product of a kind in CANDIDATES for x (..., D) and a weight. "rows" of one is "row".
 
-    Numbers of rows share a choice up to the next power of 4, all above 1,024 the last one.
+    Numbers of rows share a choice up to the next power of 4, all above 1,024 the last one. Compiled code chooses when
+    it runs: by itself it would take PyTorch's.
     """
+    if torch.compiler.is_compiling():
+        return partial(torch.ops.gpt.product, kind)
     n_rows = x.numel() // x.size(-1)
     n_rows = min(1024, 4 ** (((n_rows - 1).bit_length() + 1) // 2))  # the next power of 4
     key = (kind, n_rows, weight.shape, weight.is_contiguous())
@@ -94,6 +98,18 @@ def choose(kind: str, x: Tensor, weight: Tensor) -> Product:
         name = f"{kind} {n_rows}x{weight.size(0)}x{weight.size(1)}" + " transposed" * (not key[-1])
         _products[key] = CANDIDATES[kind][_choice(name, kind, n_rows, weight)]
     return _products[key]
+
+
+@torch.library.custom_op("gpt::product", mutates_args=())
+def _product(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the chosen product of a kind, as an operation that torch.compile does not look into."""
+    product = choose(kind, x, weight)
+    return product(x, weight) if bias is None else product(x, weight, bias)
+
+
+@_product.register_fake
+def _(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.size(1 if kind == "grad" else 0))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -141,3 +141,10 @@ def test_one_row_is_timed_with_weights_from_memory(monkeypatch, kind, n_rows, co
     monkeypatch.setitem(kernels.CANDIDATES, kind, {"pytorch": lambda x, weight: used.add(weight.data_ptr())})
     kernels._fastest(kind, n_rows, weight)
     assert len(used) * weight.nbytes >= kernels.COLD_BYTES if cold else used == {weight.data_ptr()}
+
+
+@pytest.mark.slow
+def test_compiled_code_takes_the_chosen_product(fresh_kernels):
+    compiled = torch.compile(fused.linear, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(X, WEIGHT), X @ WEIGHT.T)
+    assert list(kernels.choices) == ["rows 16x6x8"]

@@ -202,7 +202,9 @@ class TrainConfig(_Config):
     sample_prompt: str = _setting("", "prompt of the samples; empty: the first token of the training split", text=True)
     logger: Literal["csv", "tensorboard"] = _setting("csv", "metrics.csv alone, or TensorBoard's event files as well")
     device: str = _setting("auto", "auto (the first available of cuda, mps, cpu), cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16"] = _setting("auto", "of matrix products; auto: bfloat16 if supported")
+    dtype: Literal["auto", "float32", "bfloat16"] = _setting(
+        "auto", "of matrix products; auto: bfloat16 where it is faster"
+    )
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")
     recompute: bool = _setting(False, "recompute blocks in the backward pass: less memory, a third more time")
     parallel: Literal["ddp", "fsdp"] = _setting("ddp", "each of torchrun's processes holds the model, or a shard of it")

@@ -72,7 +72,7 @@ class Trainer:
         self.config, self.data, self.run, self.ctx = config, data, run, ctx
         self.callbacks, self.log = list(callbacks), log
         self.device = device.choose_device(config.device)
-        self.dtype = device.choose_dtype(config.dtype, self.device)
+        self.dtype = device.choose_dtype(config.dtype, self.device, objective.model.num_parameters())
         self.environment = device.environment(self.device) | {"processes": ctx.world_size}  # decides the last digits
         self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)  # this one is saved
         objective.model.recompute = config.recompute

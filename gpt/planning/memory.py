@@ -216,7 +216,7 @@ def training_memory(
         device, half = hardware.device, config.dtype == "bfloat16" or (config.dtype == "auto" and hardware.has_bfloat16)
     else:
         chosen = choose_device(config.device)
-        device, half = chosen.type, choose_dtype(config.dtype, chosen) == torch.bfloat16
+        device, half = chosen.type, choose_dtype(config.dtype, chosen, n_frozen + n_trained) == torch.bfloat16
     model, on_cpu, n_weights = config.model, device == "cpu", n_frozen + n_trained
     passes, n_tokens = n_micro_batches(config, hardware), config.model.context_length
     kind = OBJECTIVES[config.objective.name]

@@ -152,7 +152,7 @@ def _measure_layers(plan: Plan, device: torch.device) -> tuple[float, float]:
     The overhead is the time for a single token: Python calls, and gradients as large as the weights.
     """
     config, model = plan.config, plan.config.model
-    dtype = choose_dtype(config.dtype, device)
+    dtype = choose_dtype(config.dtype, device, plan.n_parameters)
     is_lstm = model.backbone == "lstm"
     layer = nn.LSTM(model.emb_dim, model.emb_dim, batch_first=True) if is_lstm else TransformerBlock(model)
 
@@ -189,7 +189,7 @@ def _measure_head(plan: Plan, device: torch.device) -> tuple[float, float]:
     The overhead is the time for a single token: embedding and head each write a gradient for all their rows.
     """
     config, model = plan.config, plan.config.model
-    dtype = choose_dtype(config.dtype, device)
+    dtype = choose_dtype(config.dtype, device, plan.n_parameters)
     vocab_size = min(model.vocab_size, max(1, MAX_NUMEL // model.emb_dim))
     weight = torch.rand(vocab_size, model.emb_dim).requires_grad_()  # (V, D)
     flops = 6 * weight.numel()

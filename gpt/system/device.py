@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+MIN_BFLOAT16_PARAMETERS = 3_000_000  # smaller models do not train faster in bfloat16 on a CPU (docs/speed-log.md)
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """Return a device by name. "auto" is CUDA if available, otherwise Apple's MPS, otherwise the CPU.
@@ -35,14 +37,16 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of matrix products. "auto" is bfloat16 on CUDA devices with hardware for it.
+def choose_dtype(name: str, device: torch.device, n_parameters: int) -> torch.dtype:
+    """Return the precision of a model's matrix products. "auto" is bfloat16 where the hardware multiplies it.
 
-    Otherwise "auto" is float32, with the same results on every machine. Weights and optimizer state are always float32.
+    That is on a CUDA device, or on a CPU for models of MIN_BFLOAT16_PARAMETERS and more. Otherwise "auto" is float32.
+    Weights and optimizer state are always float32.
     """
     if name == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bfloat16 else torch.float32
+        on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        on_cpu = device.type == "cpu" and n_parameters >= MIN_BFLOAT16_PARAMETERS and has_fast_bfloat16()
+        return torch.bfloat16 if on_cuda or on_cpu else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 

@@ -55,18 +55,22 @@ def test_a_second_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "bf16", "dtype"),
+    ("device", "bf16", "n_parameters", "dtype"),
     [
-        ("cuda", True, torch.bfloat16),
-        ("cuda", False, torch.float32),
-        ("cpu", True, torch.float32),
-        ("mps", True, torch.float32),
+        ("cuda", True, 1, torch.bfloat16),
+        ("cuda", False, 10**9, torch.float32),
+        ("cpu", True, 3_000_000, torch.bfloat16),
+        ("cpu", True, 2_999_999, torch.float32),
+        ("cpu", False, 10**9, torch.float32),
+        ("mps", True, 10**9, torch.float32),
     ],
 )
-def test_precision(monkeypatch, device, bf16, dtype):
+def test_precision(monkeypatch, device, bf16, n_parameters, dtype):
     pretend(monkeypatch, cuda=True, bf16=bf16)
-    assert choose_dtype("auto", torch.device(device)) == dtype
-    assert choose_dtype("bfloat16", torch.device(device)) == torch.bfloat16
+    monkeypatch.setattr("gpt.system.device.has_fast_bfloat16", lambda: bf16)
+    assert choose_dtype("auto", torch.device(device), n_parameters) == dtype
+    for name, given in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        assert choose_dtype(name, torch.device(device), n_parameters) == given
 
 
 def test_autocast_runs_matrix_products_in_bfloat16():

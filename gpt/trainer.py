@@ -73,7 +73,9 @@ class Trainer:
         self.callbacks, self.log = list(callbacks), log
         self.device = device.choose_device(config.device)
         self.dtype = device.choose_dtype(config.dtype, self.device, objective.model.num_parameters())
-        self.environment = device.environment(self.device) | {"processes": ctx.world_size}  # decides the last digits
+        self.environment = {  # decides the last digits
+            **device.environment(self.device), "precision": str(self.dtype), "processes": ctx.world_size
+        }  # fmt: skip
         self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)  # this one is saved
         objective.model.recompute = config.recompute
         compiled = device.compile_module(self.objective, self.device, log) if config.compile else self.objective

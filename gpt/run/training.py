@@ -96,7 +96,7 @@ def resume_run(
         trainer = _create(config, folder, progress, ctx, found)
         trainer.restore(found)
         for name, now in trainer.environment.items():
-            if (saved := found.state["environment"][name]) != now:
+            if (saved := found.state["environment"].get(name, now)) != now:  # older checkpoints lack the precision
                 progress.log(f"{name}: {saved} → {now}; the last digits of the results may differ")
         notices = schedule_notices(trainer.config, trainer.step, before)
         if trainer.finished and not trainer.report_due:

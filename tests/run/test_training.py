@@ -11,7 +11,7 @@ from runs import assert_same_run, change, quiet, rows, stop_at, train
 from gpt.checkpoint import RunFolder
 from gpt.config import GPTConfig, TrainConfig, from_dict
 from gpt.run.settings import check_resumable
-from gpt.run.training import resume_run, set_aside
+from gpt.run.training import resume_run, set_aside, start_run
 
 
 def changed(config, **settings):
@@ -135,3 +135,16 @@ def test_an_unknown_or_damaged_checkpoint_changes_nothing(kept):
     with pytest.raises(ValueError, match=r"step-000004.* is damaged"):
         resume_run(kept.path, log=quiet, checkpoint="step-000004")
     assert kept.steps()[-1] == "step-000012"
+
+
+def test_another_precision_is_said(tiny_config, tmp_path, monkeypatch):
+    """A CPU with bfloat16 may be followed by one without; a checkpoint from before it was stored says nothing."""
+    monkeypatch.setattr("gpt.system.device.has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr("gpt.system.device.MIN_BFLOAT16_PARAMETERS", 0)
+    start_run(change(tiny_config, max_steps=1), tmp_path / "run").train()
+    monkeypatch.setattr("gpt.system.device.has_fast_bfloat16", lambda: False)
+    lines = []
+    resume_run(tmp_path / "run", log=lines.append)
+    assert [line for line in lines if "precision" in line] == [
+        "precision: torch.bfloat16 → torch.float32; the last digits of the results may differ"
+    ]

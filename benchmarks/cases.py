@@ -9,8 +9,9 @@ TRANSFORMERS = ("transformers", "transformers tuned")
 HALF = "transformers bfloat16 tuned"
 TRAIN = ("gpt", "gpt bfloat16", "gpt compiled", *TRANSFORMERS, HALF, "plain")
 LLAMA = ("gpt", *TRANSFORMERS)
-DECODE = ("gpt", "gpt bfloat16", "gpt int8", "gpt int4", *TRANSFORMERS, HALF, "plain")
-BATCH = ("gpt", "gpt bfloat16", "gpt int8", *TRANSFORMERS)
+COMPILED = ("gpt compiled", "gpt bfloat16 compiled", "gpt int8 compiled")
+DECODE = ("gpt", "gpt int8", *COMPILED, *TRANSFORMERS, HALF, "plain")
+BATCH = ("gpt", "gpt bfloat16", "gpt int8", *TRANSFORMERS, HALF)
 PREPARE = ("gpt", "tiktoken")
 NEEDS = ("transformers", "tiktoken")  # optional packages, by the contender's name
 

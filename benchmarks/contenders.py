@@ -2,7 +2,7 @@
 
 Each contender runs as its users run it. "gpt" calls `set_allocator_flags()` before the first tensor, as all scripts of
 this project do; of the others only those named "tuned" do. All compute in float32, except those whose name says
-otherwise: training in "bfloat16" is autocast around float32 weights, decoding in "bfloat16", "int8" or "int4" reads
+otherwise: training in "bfloat16" is autocast around float32 weights, decoding in "bfloat16" or "int8" reads
 weights of that type. What cannot run on this machine prints {"left_out": why}.
 
 A training step is forward, backward, clipping and AdamW:
@@ -173,8 +173,8 @@ def check(config: GPTConfig, model: nn.Module, losses: list[float]) -> None:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def gpt_writer(config: GPTConfig, weights: str = "float32") -> tuple[nn.Module, Writer]:
-    """This project's model, its weights rounded to a type before the clock starts, and its `generate`.
+def gpt_writer(config: GPTConfig, weights: str = "float32", compiled: bool = False) -> tuple[nn.Module, Writer]:
+    """This project's model, its weights rounded to a type and compiled before the clock starts, and its `generate`.
 
     LeftOutError where PyTorch cannot multiply weights of that type here.
     """
@@ -188,6 +188,10 @@ def gpt_writer(config: GPTConfig, weights: str = "float32") -> tuple[nn.Module, 
             writer = QuantizedGPTModel(model, weights)
         except ValueError as error:
             raise LeftOutError(str(error)) from None
+    if compiled:
+        from gpt.variants.compiled import compile_decoding
+
+        compile_decoding(writer, print)
     return model, lambda prompts, n_new: generate(writer, prompts, n_new, temperature=0)
 
 
@@ -210,12 +214,14 @@ def plain_writer(config: GPTConfig) -> tuple[nn.Module, Writer]:
     return model, model.generate
 
 
-# a contender: how it writes, and the bytes of a weight that it reads; int4 has 1/16 of a byte for its scales
+# a contender: how it writes, and the bytes of a weight that it reads
 WRITERS = {
     "gpt": (gpt_writer, 4),
     "gpt bfloat16": (partial(gpt_writer, weights="bfloat16"), 2),
     "gpt int8": (partial(gpt_writer, weights="int8"), 1),
-    "gpt int4": (partial(gpt_writer, weights="int4"), 0.5625),
+    "gpt compiled": (partial(gpt_writer, compiled=True), 4),
+    "gpt bfloat16 compiled": (partial(gpt_writer, weights="bfloat16", compiled=True), 2),
+    "gpt int8 compiled": (partial(gpt_writer, weights="int8", compiled=True), 1),
     "transformers": (transformers_writer, 4),
     "transformers bfloat16": (partial(transformers_writer, dtype=torch.bfloat16), 2),
     "plain": (plain_writer, 4),

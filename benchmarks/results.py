@@ -22,12 +22,14 @@ MIN_ROUNDS = 5  # of a figure that is committed
 RATES = ("matmul", "onednn", "bfloat16", "bandwidth")
 FIGURES = ("seconds", "lowest", "highest", "peak_mb")  # written with four digits
 PACKAGES = {"PyTorch": "torch", "transformers": "transformers", "tiktoken": "tiktoken"}
+OTHER = "transformers tuned"  # what a ratio compares with, unless the row has it in its own precision
 ROWS = {  # precision -> the contenders of a row's four columns; a ratio compares the first with the third
-    "": ("gpt", "transformers", "transformers tuned", "plain"),
+    "": ("gpt", "transformers", OTHER, "plain"),
     "compiled": ("gpt compiled", None, None, None),
     "bfloat16": ("gpt bfloat16", None, "transformers bfloat16 tuned", None),
+    "bfloat16, compiled": ("gpt bfloat16 compiled", None, "transformers bfloat16 tuned", None),
     "int8": ("gpt int8", None, None, None),
-    "int4": ("gpt int4", None, None, None),
+    "int8, compiled": ("gpt int8 compiled", None, None, None),
 }
 HEAD = ("", "this project", "transformers", "transformers, same settings", "plain GPT", "ratio", "rounds")
 
@@ -173,7 +175,7 @@ def _rows(name: str, case: dict) -> list[str]:
         if any(known):
             label = f"{case['title']}, {precision}" if precision else case["title"]
             cells = [label, *(_cell(figures, name.startswith("train")) for figures in known)]
-            cells += [ratio(known[0], known[2]), _rounds(known)]
+            cells += [ratio(known[0], known[2] or case["contenders"].get(OTHER)), _rounds(known)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

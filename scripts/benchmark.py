@@ -8,7 +8,7 @@
 
 The contenders are Hugging Face transformers, if installed (pip install -e ".[bench]"), with default settings and with
 this project's allocator settings ("tuned"); a plain GPT in eager PyTorch (benchmarks/plain_gpt.py); and tiktoken on one
-thread. Some are timed in bfloat16, int8 or int4 too, or compiled, where the machine can do it. Each runs in its own
+thread. Some are timed in bfloat16 or int8 too, or compiled, where the machine can do it. Each runs in its own
 process, in turn over several rounds, and the medians are compared. Shares are relative to the fastest matrix product
 and memory read measured on this machine at the start; one formula counts the FLOPs of all (gpt/planning/flops.py).
 Close other programs first. It takes an hour and a half on two cores and writes a table, a CSV and a bar chart.

@@ -51,9 +51,14 @@ def choose_dtype(name: str, device: torch.device, n_parameters: int) -> torch.dt
 
 
 def has_fast_bfloat16() -> bool:
-    """Return whether this CPU multiplies bfloat16 in hardware, by AVX-512 or AMX. Others emulate it."""
+    """Return whether this CPU multiplies bfloat16 in hardware, by AVX-512 or AMX. Others emulate it, slowly.
+
+    So does oneDNN where the environment limits its instructions.
+    """
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public: another PyTorch may lack them
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    is_allowed = limit in ("ALL", "DEFAULT") or limit.endswith(("BF16", "FP16", "AMX"))
+    return is_allowed and any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

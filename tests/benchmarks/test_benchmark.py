@@ -72,7 +72,7 @@ def printed(monkeypatch):
         jobs.append((job["case"], job["contender"]))
         if job["case"] == "machine":
             return MACHINE
-        if job["contender"] not in lines and set(job["contender"].split()) & {"bfloat16", "int8", "int4", "compiled"}:
+        if job["contender"] not in lines and set(job["contender"].split()) & {"bfloat16", "int8", "compiled"}:
             return {"left_out": "no hardware"}
         rounds = lines.get(job["contender"], [])
         return rounds.pop(0) if rounds else {"problem": "died with status 1: MemoryError"}
@@ -256,18 +256,25 @@ def test_what_the_machine_cannot_run_is_left_out(monkeypatch):
         raise ValueError(f"no product for {weights} here")
 
     monkeypatch.setitem(sys.modules, "gpt.variants.quantized", SimpleNamespace(QuantizedGPTModel=refuse))
-    with pytest.raises(contenders.LeftOutError, match="no product for int4 here"):
-        contenders.measured(job, "gpt int4")
+    with pytest.raises(contenders.LeftOutError, match="no product for int8 here"):
+        contenders.measured(job, "gpt int8")
 
 
 def test_rounded_weights_are_read_by_the_rounded_model(monkeypatch):
     rounded = []
     fake = SimpleNamespace(QuantizedGPTModel=lambda model, weights: rounded.append(weights) or model)
+    compiled = []
     monkeypatch.setitem(sys.modules, "gpt.variants.quantized", fake)
+    monkeypatch.setitem(
+        sys.modules, "gpt.variants.compiled", SimpleNamespace(compile_decoding=lambda *given: compiled.append(given))
+    )
     case = CASES["decode"].quick()
-    read = {name: contenders.decode(case, name)["bytes"] for name in contenders.WRITERS if name.startswith("gpt")}
-    assert rounded == ["bfloat16", "int8", "int4"]
-    assert [read["gpt"] / read[f"gpt {weights}"] for weights in rounded] == pytest.approx([2, 4, 64 / 9])
+    names = [name for name in contenders.WRITERS if name.startswith("gpt")]
+    read = {name: contenders.decode(case, name)["bytes"] for name in names}
+    assert rounded == ["bfloat16", "int8", "bfloat16", "int8"]
+    assert len(compiled) == 3
+    for name in names:
+        assert read["gpt"] / read[name] == pytest.approx(2 if "bfloat16" in name else 4 if "int8" in name else 1)
 
 
 def test_every_contender_can_be_timed():
@@ -391,8 +398,9 @@ def test_a_table_by_hand(tmp_path):
         "transformers tuned": figures(*[4.0] * 7, units=1000, peak_mb=4000.0),
         "gpt bfloat16": figures(*[1.0] * 5, units=1000, peak_mb=3000.0),
         "transformers bfloat16 tuned": figures(*[3.0] * 5, units=1000, peak_mb=3100.0),
+        "gpt compiled": figures(*[2.0] * 5, units=1000, peak_mb=3000.0),
     }
-    decode = {"gpt": figures(*[3.0] * 5), "plain": figures(*[20.0] * 5), "gpt int4": figures(*[1.0] * 5)}
+    decode = {"gpt": figures(*[3.0] * 5), "plain": figures(*[20.0] * 5), "gpt int8": figures(*[1.0] * 5)}
     prepare = {"gpt": figures(*[2.0] * 5, units=32e6), "tiktoken": figures(*[5.0] * 5, units=32e6)}
     content = file({"decode": decode, "train-124m": train, "prepare": prepare})
     content["cases"]["decode"]["date"] = "2026-02-11"
@@ -410,10 +418,11 @@ def test_a_table_by_hand(tmp_path):
     assert cells(lines, f"{title}, bfloat16") == [
         "1,000 (1,000–1,000), 3.0 GB", "", "333 (333–333), 3.1 GB", "", "**3.00 x**", "5",
     ]  # fmt: skip
-    assert not [line for line in lines if line.startswith(f"| {title}, compiled")], "no row of what was not measured"
+    assert cells(lines, f"{title}, compiled")[-2:] == ["**2.00 x**", "5"], "to float32, where its own is not measured"
+    assert not [line for line in lines if line.startswith(f"| {title}, int8")], "no row of what was not measured"
     title = CASES["decode"].title
     assert cells(lines, title) == ["33.3 (33.3–33.3)", "", "", "5.0 (5.0–5.0)", "", "5"]
-    assert cells(lines, f"{title}, int4") == ["100 (100–100)", "", "", "", "", "5"], "no ratio to float32"
+    assert cells(lines, f"{title}, int8") == ["100 (100–100)", "", "", "", "", "5"]
     assert lines[-2] == (
         "Data preparation, GPT-2's tokens: this project 16.0 (16.0–16.0) MB/s, tiktoken on one thread 6.4 (6.4–6.4) "
         "MB/s; ratio **2.50 x**; 5 rounds."

@@ -121,6 +121,11 @@ def test_hardware_for_bfloat16(monkeypatch, avx512, amx, expected):
         monkeypatch.delattr(torch.cpu, name, raising=False)
         if answer is not None:
             monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert has_fast_bfloat16() is expected
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not has_fast_bfloat16()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core_bf16")
     assert has_fast_bfloat16() is expected
 
 

@@ -172,7 +172,7 @@ def _rows(name: str, case: dict) -> list[str]:
     lines = []
     for precision, columns in ROWS.items():
         known = [case["contenders"].get(contender) for contender in columns]
-        if any(known):
+        if known[0] or (not precision and any(known)):
             label = f"{case['title']}, {precision}" if precision else case["title"]
             cells = [label, *(_cell(figures, name.startswith("train")) for figures in known)]
             cells += [ratio(known[0], known[2] or case["contenders"].get(OTHER)), _rounds(known)]

@@ -18,8 +18,8 @@ line end, \\t for a tab and \\\\ for a backslash. With --format jsonl it is an o
 (stop at an end-of-text token or a stop string, length if the text is cut), n_tokens and seed. Text i, counted from 0,
 has the seed --seed + i, and the same seed gives the same text in any batch.
 
-On a CPU, --weights bfloat16 or int8 takes less time per token, and evaluate.py --weights int8 measures what it does to
-the loss. --compile takes less time in any precision, and has the same results up to rounding.
+On a CPU, --compile and --weights int8 take less time per token, --weights bfloat16 does so together with --compile.
+evaluate.py --weights int8 measures what rounding does to the loss; --compile changes only last digits.
 """
 
 from gpt.run.cli import Parser, add_model_options, add_sampling_options, add_speed_options, chosen_run, run

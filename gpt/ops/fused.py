@@ -81,7 +81,8 @@ def attention(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See `reference.linear`. In float32 on a CPU by the library that is fastest here; see `kernels.linear`."""
+    """See `reference.linear`. In float32 on a CPU by the library that is fastest here; see `kernels.linear`. One row in
+    compiled code: see `kernels.row_product`."""
     if torch.compiler.is_compiling() and x.is_cpu and x.numel() == x.size(-1):
         return kernels.row_product(x, weight, bias)
     return kernels.linear(x, weight, bias) if kernels.can_choose(x, weight) else F.linear(x, weight, bias)

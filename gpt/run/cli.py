@@ -249,7 +249,7 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option --weights."""
     parser.add_argument(
         "--weights", choices=["float32", "bfloat16", "int8"], default="float32",
-        help="on a CPU: half or a quarter of the bytes to read per token, a slightly other loss (default: float32)",
+        help="bfloat16 takes half the memory, int8 a quarter; the loss changes slightly; CPU only (default: float32)",
     )  # fmt: skip
 
 
@@ -258,7 +258,8 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     add_weights_option(parser)
     parser.add_argument(
         "--compile", action="store_true",
-        help="on a CPU with a C++ compiler: compile how a token is computed, in ten seconds (two from then on)",
+        help="compile the step that reads one token of one text: faster after ten seconds, two when compiled before; "
+        "CPU only, needs a C++ compiler",
     )  # fmt: skip
 
 

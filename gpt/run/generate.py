@@ -69,6 +69,8 @@ def load(folder: Path | None, arguments: Namespace) -> LoadedModel:
     Its name goes to stderr.
     """
     device = choose_device(arguments.device)
+    if device.type != "cpu" and (arguments.compile or arguments.weights != "float32"):
+        raise ValueError(f"--compile and --weights {arguments.weights} are for a CPU, not {device}: add --device cpu")
     set_allocator_flags()
     loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
     print(loaded.name, file=sys.stderr)

@@ -27,7 +27,7 @@ from gpt.run.notices import (
 )
 from gpt.run.settings import check_resumable, differences, flat
 from gpt.run.trackers import trackers
-from gpt.system.device import autocast, choose_device
+from gpt.system.device import autocast, choose_device, has_fast_bfloat16
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.files import atomic_file, atomic_folder, flush, write_text
@@ -94,10 +94,15 @@ def resume_run(
                 f"raise max_steps"
             )
         trainer = _create(config, folder, progress, ctx, found)
+        saved = found.state["environment"]
+        if "precision" not in saved:  # an older checkpoint; "auto" was float32 on every CPU
+            was_float32 = saved["device"].startswith("cpu") and before.dtype == "auto"
+            saved["precision"] = "torch.float32" if was_float32 else trainer.environment["precision"]
         trainer.restore(found)
         for name, now in trainer.environment.items():
-            if (saved := found.state["environment"].get(name, now)) != now:  # older checkpoints lack the precision
-                progress.log(f"{name}: {saved} → {now}; the last digits of the results may differ")
+            if saved[name] != now:
+                change = "results differ" if name == "precision" else "the last digits of the results may differ"
+                progress.log(f"{name}: {saved[name]} → {now}; {change}")
         notices = schedule_notices(trainer.config, trainer.step, before)
         if trainer.finished and not trainer.report_due:
             notices = finished_notices(trainer.config, trainer.step, changes)
@@ -163,6 +168,7 @@ def _create(
     config, data = resolve_config(config, data, fresh=checkpoint is None)
     facts = {f"SHA-256 of the {split} tokens": digest for split, digest in data.checksums.items()}
     facts |= {"checkpoint": checkpoint.path.name if checkpoint else "none", "PyTorch": torch.__version__}
+    facts["bfloat16 in hardware"] = str(has_fast_bfloat16())  # which decides what dtype "auto" is
     ctx.assert_same_on_all_ranks({**flat(config), **facts})
     plan_or_raise(config, data, folder.path, ctx)
     torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout

@@ -93,9 +93,14 @@ def keep_compiled_code() -> None:
     """Keep what torch.compile makes in the user's cache folder, apart for each kind of machine.
 
     PyTorch's own folder is lost when the machine restarts, and takes no notice of a limit on the instructions to use
-    (ATEN_CPU_CAPABILITY): code compiled for AVX-512 computes nonsense within a program limited to AVX2.
+    (ATEN_CPU_CAPABILITY): code compiled for AVX-512 computes nonsense within a program limited to AVX2. It serves where
+    the user's cannot be written.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_path("compiled")))
+    folder = cache_path("compiled")
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

@@ -39,7 +39,7 @@ Product = Callable[..., Tensor]
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x · weight^T + bias by oneDNN, without a gradient. PyTorch calls it for compiled models only."""
+    """Return x · weight^T + bias by oneDNN, without a gradient."""
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
 
 

@@ -1,4 +1,5 @@
-"""Variants of the model: another backbone, or an adapter, which adds parameters to a frozen model."""
+"""Variants of the model: another backbone; an adapter, which adds parameters to a frozen model; weights of fewer bits
+and compiled code, for decoding on a CPU."""
 
 from gpt.config import AdapterConfig, GPTConfig
 from gpt.model import GPTModel

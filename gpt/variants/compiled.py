@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt.layers import Rotation
+from gpt.loss import evaluation_mode
 from gpt.model import GPTModel, KVCache, TransformerBlock
 from gpt.system.device import compile_obstacle, keep_compiled_code
 from gpt.variants.quantized import QuantizedLinear
@@ -43,9 +44,9 @@ def compile_decoding(model: GPTModel, log: Callable[[str], None]) -> None:
         log(f"continuing without compiled decoding: {obstacle}")
         return
     keep_compiled_code()
-    for layer in model.modules():
-        if isinstance(layer, QuantizedLinear):
-            layer.prepare_compiled()
+    rounded = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    for layer in rounded:
+        layer.prepare_compiled()
     read, project = torch.compile(TransformerBlock.forward), torch.compile(type(model.out_head).forward)
     changed = (*model.trf_blocks, model.out_head)
     for block in model.trf_blocks:
@@ -56,15 +57,20 @@ def compile_decoding(model: GPTModel, log: Callable[[str], None]) -> None:
     except RuntimeError as error:  # a compiler that does not work
         for module in changed:
             del module.forward  # the class's is back
-        log(f"continuing without compiled decoding: {str(error).strip().splitlines()[0]}")
+        for layer in rounded:
+            layer.forget_compiled()
+        lines = str(error).strip().splitlines()
+        reason = next((line for line in lines if " error: " in line), lines[0])  # g++'s own, among PyTorch's
+        log(f"continuing without compiled decoding: {reason}")
 
 
 @torch.no_grad()
 def _warm_up(model: GPTModel) -> None:
     """Read three tokens, the last two by compiled code."""
     cache, token = KVCache(model.config.n_layers, min(3, model.config.context_length)), torch.tensor([[0]])
-    for _ in range(cache.max_length):
-        model.out_head(model.hidden_states(token, cache=cache)[:, -1])
+    with evaluation_mode(model):
+        for _ in range(cache.max_length):
+            model.out_head(model.hidden_states(token, cache=cache)[:, -1])
 
 
 def _read(
@@ -80,7 +86,8 @@ def _read(
     if cache is None or isinstance(mask, Tensor) or x.size(0) * x.size(1) != 1 or cache.keys[layer] is None:
         return TransformerBlock.forward(block, x, mask, cache, rotation)
     n = cache.length - cache.start + 1
-    assert n <= cache.max_length, f"{n} tokens do not fit a cache of {cache.max_length}"
+    if rotation is not None:  # positions (T,) and (B, T) give it different shapes
+        rotation = tuple(part.reshape(1, -1) for part in rotation)  # (1, K)
     n_seen = min(n, block.att.window or n)
     # (1, G, n_seen, K)
     places = [stored.narrow(2, n - n_seen, n_seen) for stored in (cache.keys[layer], cache.values[layer])]

@@ -44,6 +44,9 @@ class QuantizedLinear(nn.Module):
     def prepare_compiled(self) -> None:
         """Make what `row_product` needs."""
 
+    def forget_compiled(self) -> None:
+        """Free it."""
+
     def forward(self, x: Tensor) -> Tensor:
         is_row = torch.compiler.is_compiling() and x.numel() == self.in_features
         product = self.row_product(x) if is_row else self.product(x)
@@ -51,7 +54,11 @@ class QuantizedLinear(nn.Module):
 
 
 class BFloat16Linear(QuantizedLinear):
-    """A layer with a bfloat16 weight. Where the CPU multiplies bfloat16 in hardware, x is rounded too."""
+    """A layer with a bfloat16 weight.
+
+    x is rounded too where the CPU multiplies bfloat16 in hardware, and elsewhere for a single row. Compiled code never
+    rounds it.
+    """
 
     bytes_per_weight, bytes_per_output = 2, 4  # the bias
 
@@ -103,6 +110,10 @@ class Int8Linear(QuantizedLinear):
         weight, _ = torch.ops.quantized.linear_unpack(self.packed)
         self.register_buffer("integers", weight.int_repr(), persistent=False)  # (out, in)
         self.register_buffer("scale", weight.q_per_channel_scales().float(), persistent=False)  # (out,)
+
+    def forget_compiled(self) -> None:
+        """See `QuantizedLinear`."""
+        self.integers = self.scale = None
 
     def row_product(self, x: Tensor) -> Tensor:
         """See `QuantizedLinear`."""

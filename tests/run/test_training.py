@@ -12,6 +12,7 @@ from gpt.checkpoint import RunFolder
 from gpt.config import GPTConfig, TrainConfig, from_dict
 from gpt.run.settings import check_resumable
 from gpt.run.training import resume_run, set_aside, start_run
+from gpt.system.files import checksummed, read_checksummed
 
 
 def changed(config, **settings):
@@ -138,13 +139,19 @@ def test_an_unknown_or_damaged_checkpoint_changes_nothing(kept):
 
 
 def test_another_precision_is_said(tiny_config, tmp_path, monkeypatch):
-    """A CPU with bfloat16 may be followed by one without; a checkpoint from before it was stored says nothing."""
+    """A CPU with bfloat16 may be followed by one without, or follow a checkpoint from before it was stored."""
     monkeypatch.setattr("gpt.system.device.has_fast_bfloat16", lambda: True)
     monkeypatch.setattr("gpt.system.device.MIN_BFLOAT16_PARAMETERS", 0)
     start_run(change(tiny_config, max_steps=1), tmp_path / "run").train()
     monkeypatch.setattr("gpt.system.device.has_fast_bfloat16", lambda: False)
     lines = []
     resume_run(tmp_path / "run", log=lines.append)
-    assert [line for line in lines if "precision" in line] == [
-        "precision: torch.bfloat16 → torch.float32; the last digits of the results may differ"
-    ]
+    assert "precision: torch.bfloat16 → torch.float32; results differ" in lines
+    state = RunFolder(tmp_path / "run").find("last") / "state.json"
+    content = read_checksummed(state)
+    del content["environment"]["precision"]
+    state.write_text(checksummed(content))
+    monkeypatch.setattr("gpt.system.device.has_fast_bfloat16", lambda: True)
+    lines.clear()
+    resume_run(tmp_path / "run", log=lines.append)
+    assert "precision: torch.float32 → torch.bfloat16; results differ" in lines

@@ -249,7 +249,8 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option --weights."""
     parser.add_argument(
         "--weights", choices=["float32", "bfloat16", "int8"], default="float32",
-        help="bfloat16 takes half the memory, int8 a quarter; the loss changes slightly; CPU only (default: float32)",
+        help="a token reads half the bytes in bfloat16, a quarter in int8; the loss changes slightly; CPU only "
+        "(default: float32)",
     )  # fmt: skip
 
 

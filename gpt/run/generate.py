@@ -78,6 +78,7 @@ def load(folder: Path | None, arguments: Namespace) -> LoadedModel:
         round_weights(loaded, arguments.weights)
     loaded.objective.to(device)
     if arguments.compile:
+        print("compiling, which takes some seconds", file=sys.stderr)
         compile_decoding(loaded.objective.model, lambda line: print(line, file=sys.stderr))
     return loaded
 

@@ -36,7 +36,7 @@ def write(tmp_path, monkeypatch, capsys):
         config = GPTConfig(**{**shape, "drop_rate": 0.0, **block})
         torch.manual_seed(3)
         model = (LSTMModel if config.backbone == "lstm" else GPTModel)(config)
-        if "int8" not in options:
+        if "--weights" not in options:
             model.double()  # rounding depends on the batch: in float32 it could change a choice
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.4)
@@ -163,10 +163,25 @@ def test_messages_are_answered_in_batches(write):
         assert loaded.tokenizer.decode(greedy).split("<|endoftext|>")[0] == out[:-1]
 
 
-def test_int8_weights_write_in_batches(write):
-    out, err, _ = write("--weights int8 --prompts prompts.txt --max_new_tokens 4", PROMPTS)
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_rounded_weights_write_in_batches(write, weights):
+    out, err, _ = write(f"--weights {weights} --prompts prompts.txt --max_new_tokens 4", PROMPTS)
     assert len(out.splitlines()) == len(PROMPTS)
-    assert "int8 weights" in err
+    assert f"{weights} weights" in err
+
+
+def test_the_rounded_model_is_compiled(write, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(door, "compile_decoding", lambda model, log: compiled.append(type(model).__name__))
+    write("--weights bfloat16 --compile --prompt a --max_new_tokens 2")
+    assert compiled == ["QuantizedGPTModel"]
+
+
+@pytest.mark.parametrize("option", ["--compile", "--weights int8"])
+def test_what_is_for_a_cpu_says_so(option, monkeypatch, capsys):
+    monkeypatch.setattr(door, "choose_device", lambda name: torch.device("cuda"))
+    assert run_script(f"generate --pretrained it --prompt a {option}") == 2
+    assert "are for a CPU, not cuda: add --device cpu" in capsys.readouterr().err
 
 
 def test_prompts_of_records_and_of_standard_input(write, tmp_path, monkeypatch):

@@ -8,7 +8,10 @@ import pytest
 
 from gpt.checkpoint import RunFolder
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="its signals, and its limits on files, are POSIX")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name == "nt", reason="its signals, and its limits on files, are POSIX"),
+]
 
 
 def test_no_fault_loses_anything(tmp_path):

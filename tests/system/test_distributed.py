@@ -223,6 +223,7 @@ def document_config(documents):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
 def test_two_processes_train_as_one(documents, tmp_path):
     """With DDP and with FSDP2; stopped, resumed, and refused where the processes differ; ended early; taken back."""

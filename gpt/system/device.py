@@ -99,8 +99,12 @@ def keep_compiled_code() -> None:
     folder = cache_path("compiled")
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    is_default = not given or Path(given).name.startswith(
+        "torchinductor_"
+    )  # PyTorch writes its own there once it is used
+    if is_default and os.access(folder, os.W_OK):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

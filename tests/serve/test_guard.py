@@ -212,7 +212,9 @@ def test_it_serves_until_ctrl_c(tmp_path, tiny_config):
     train(change(tiny_config, max_steps=1), tmp_path / "small")
     command = [sys.executable, PROJECT / "scripts" / "serve.py", "--run", tmp_path / "small", "--port", "0"]
     env = os.environ | {"PYTHONPATH": str(PROJECT)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as server:
+    # a shell's background jobs ignore SIGINT, and so would the server
+    heed = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=heed) as server:
         lines = []
         while not (lines and lines[-1].startswith("API")):
             lines.append(server.stderr.readline())

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from blocks import GPT2_BLOCK
 
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.system import kernels
@@ -57,6 +58,12 @@ def saved_state(step, config):
         "environment": {},
         "config": dataclasses.asdict(config),
     }
+
+
+@pytest.fixture
+def block():
+    """The model's block in tests that are not parametrized with BLOCKS."""
+    return GPT2_BLOCK
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import BLOCKS, GPT2_BLOCK
+from blocks import BLOCKS
 
 from gpt.config import GPTConfig
 from gpt.generation import generate, generate_text_simple
@@ -22,12 +22,6 @@ from gpt.variants.quantized import Int8Linear, QuantizedGPTModel, int8_obstacle
 CONFIG = GPTConfig(vocab_size=61, context_length=24, emb_dim=32, n_heads=4, n_layers=4, drop_rate=0.0)
 no_compiler = compile_obstacle(torch.device("cpu"))
 needs_compiler = [pytest.mark.slow, pytest.mark.skipif(bool(no_compiler), reason=str(no_compiler))]
-
-
-@pytest.fixture
-def block():
-    """The block of tests that are not parametrized."""
-    return GPT2_BLOCK
 
 
 @pytest.fixture

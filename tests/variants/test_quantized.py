@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import BLOCKS, GPT2_BLOCK
+from blocks import BLOCKS
 
 from gpt.config import GPTConfig
 from gpt.generation import generate, generate_text_simple
@@ -18,12 +18,6 @@ from gpt.variants.quantized import BFloat16Linear, Int8Linear, QuantizedGPTModel
 CONFIG = GPTConfig(vocab_size=61, context_length=12, emb_dim=32, n_heads=2, n_layers=2, tie_embeddings=True)
 EVERY_KIND = pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 here = pytest.mark.skipif(bool(int8_obstacle()), reason=str(int8_obstacle()))
-
-
-@pytest.fixture
-def block():
-    """The block of tests that are not parametrized."""
-    return GPT2_BLOCK
 
 
 @pytest.fixture

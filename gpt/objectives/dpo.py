@@ -13,7 +13,7 @@ from gpt.loss import evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.examples import ConversationExamples, sample_answer
 from gpt.objectives.objective import SAMPLE_TEMPERATURE, Objective
-from gpt.ops.fused import chunk_rows
+from gpt.ops.fused import logit_chunks
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.token_files import START, PreparedData, TokenFile
@@ -83,10 +83,9 @@ class DPO(Objective):
         """
         counted = targets != IGNORE_INDEX  # (B, T)
         hidden, targets = self.model.hidden_states(inputs)[counted], targets[counted]  # (N, D), (N,)
-        n_rows, loss = chunk_rows(self.model.config.vocab_size), self.model.loss_from_hidden
         losses = [
-            checkpoint(loss, *chunk, "none", use_reentrant=False, preserve_rng_state=False)
-            for chunk in zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
+            checkpoint(self.model.loss_from_hidden, *chunk, "none", use_reentrant=False, preserve_rng_state=False)
+            for chunk in logit_chunks(self.model.config.vocab_size, hidden, targets)
         ]
         losses = torch.cat(losses)  # (N,)
         return -torch.zeros_like(counted, dtype=losses.dtype).masked_scatter(counted, losses).sum(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.loss import Evaluation, evaluate
-from gpt.ops.fused import chunk_rows
+from gpt.ops.fused import logit_chunks
 from gpt.ops.reference import IGNORE_INDEX
 
 
@@ -39,9 +39,8 @@ def losses_and_ranks(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple
     `hidden` (N, D) is what out_head reads, targets are (N,). Logits are computed chunk by chunk, as in the model's own
     loss, to hold few of them at once.
     """
-    n_rows, dtype = chunk_rows(model.config.vocab_size), model.tok_emb.weight.dtype  # also under autocast
-    losses, ranks = [], []
-    for hidden_chunk, target_chunk in zip(hidden.split(n_rows), targets.split(n_rows), strict=True):
+    losses, ranks, dtype = [], [], model.tok_emb.weight.dtype  # also under autocast
+    for hidden_chunk, target_chunk in logit_chunks(model.config.vocab_size, hidden, targets):
         logits = model.out_head(hidden_chunk).to(dtype)  # (C, V)
         losses.append(model.ops.cross_entropy(logits, target_chunk, "none"))
         ranks.append(target_ranks(logits, target_chunk))

@@ -172,7 +172,7 @@ def fragmentation_bytes(
     return (1 if recompute else model.n_layers) * block + backward
 
 
-def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
+def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False, device: str = "cpu") -> int:
     """Return the bytes that the loss over `n_targets` positions takes: logits (N, V) or chunks of them, and gradients.
 
     The gradients of the hidden states (N, D) and of the head (V, D) are included.
@@ -183,7 +183,7 @@ def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
         # kept: logits, logits - maximum and its exponentials; backward: a gradient of each, the zeros that gather's
         # gradient is written to, two sums, and the head's gradient
         return 4 * hidden + (3 + 6) * b * n_targets * model.vocab_size + head
-    rows = fused.chunk_rows(model.vocab_size, half)
+    rows = fused.chunk_rows(n_targets, model.vocab_size, device, half)
     chunk = 4 * min(n_targets, rows) * model.vocab_size
     # a chunk's logits and the log softmax that becomes their gradient; on a fragmented heap, one more
     chunks = 2 if n_targets <= rows else 3
@@ -241,7 +241,7 @@ def training_memory(
         "optimizer": optimizer_bytes(config, n_trained) // n_shards,
         "activations": activations,
         "fragmentation": fragmentation,
-        "logits": logit_bytes(model, batch_size * n_tokens, half),
+        "logits": logit_bytes(model, batch_size * n_tokens, half, device),
         "program": (PROGRAM_BYTES + TOKENIZER_BYTES * model.vocab_size) * on_cpu,  # in host memory beside a GPU
     }
     # free when the optimizer steps, a checkpoint is collected, or n-grams are counted before the first step

@@ -164,8 +164,7 @@ class QuantizedGPTModel(GPTModel):
         self, hidden: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
     ) -> Tensor:
         """See `GPTModel.loss_from_hidden`."""
-        n_rows = fused.chunk_rows(self.config.vocab_size)
-        chunks = zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
+        chunks = fused.logit_chunks(self.config.vocab_size, hidden, targets)
         losses = [self.ops.cross_entropy(self.out_head(h), t, "none", label_smoothing) for h, t in chunks]
         losses = torch.cat(losses)  # (N,)
         if reduction == "none":

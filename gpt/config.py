@@ -207,7 +207,7 @@ class TrainConfig(_Config):
     )
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")
     recompute: bool = _setting(False, "recompute blocks in the backward pass: less memory, a third more time")
-    parallel: Literal["ddp", "fsdp"] = _setting("ddp", "each of torchrun's processes holds the model, or a shard of it")
+    parallel: Literal["ddp", "fsdp", "hsdp"] = _setting("ddp", "processes hold the model, or shards; hsdp: by node")
     freeze: str = _setting("", "parameters not to train: beginnings of names, such as 'tok_emb, trf_blocks.0'")
     size_by_text: bool = _setting(False, "choose size, context, dropout, steps by the amount of text, where left out")
     init_from: str = _setting("", "weights to start from, with their shape: a run, gpt2, hub:OWNER/NAME or a path")

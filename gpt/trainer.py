@@ -76,7 +76,8 @@ class Trainer:
         self.environment = {  # decides the last digits
             **device.environment(self.device), "precision": str(self.dtype), "processes": ctx.world_size
         }  # fmt: skip
-        self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)  # this one is saved
+        objective.to(self.device).train()
+        self.objective = ctx.wrap_fsdp(objective, config.parallel, self.device, self.dtype)  # this one is saved
         objective.model.recompute = config.recompute
         compiled = device.compile_module(self.objective, self.device, log) if config.compile else self.objective
         self.forward = ctx.wrap_ddp(compiled, self.device)  # this one is called
@@ -158,7 +159,7 @@ class Trainer:
         """
         batch = {name: device.to_device(tensor, self.device) for name, tensor in self._batch(indices).items()}
         with self.ctx.grad_sync(self.forward, last):
-            with device.autocast(self.device, self.dtype):
+            with self.ctx.autocast(self.device, self.dtype):
                 loss_sum, n_tokens = self.forward(**batch)
             loss_sum.backward()
         return loss_sum.detach(), n_tokens
@@ -179,7 +180,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Evaluate the objective on the validation split: all of it, or eval_batches. Changes no random state."""
-        with self.ctx.unsharded(), device.autocast(self.device, self.dtype):
+        with self.ctx.forward_only(), self.ctx.autocast(self.device, self.dtype):
             return self.objective.evaluate(self.config, self.data, self.device, self.ctx)
 
     def _report(self) -> None:

@@ -181,9 +181,9 @@ class DPO(Objective):
         found = np.zeros((sum(map(len, splits)), 2))
         batches = [(s, range(len(s))[i : i + size]) for s in splits for i in range(0, len(s), size)]
         with evaluation_mode(self), without_prefix(self.model):  # a low-rank update is 0 before the first step
-            for examples, indices in ctx.shard(batches):
+            for (examples, indices), is_own in ctx.shard_evenly(batches):
                 inputs, targets = (tensor.to(device) for tensor in examples.batch(indices))
-                values = self.log_probabilities(inputs, targets).view(-1, 2)
+                values = is_own * self.log_probabilities(inputs, targets).view(-1, 2)
                 found[examples.first + indices.start : examples.first + indices.stop] = values.double().cpu().numpy()
         self.reference.resize_(found.shape).copy_(torch.from_numpy(ctx.all_reduce_sum(found)))
 

@@ -35,7 +35,7 @@ def gelu(x: Tensor, exact: bool = False) -> Tensor:
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
     """See `reference.rms_norm`. On a CPU PyTorch's own is a longer chain of operations, and so is its gradient."""
     x = x.to(scale.dtype)  # under autocast a head's queries have a lower precision
-    own = x.is_cpu and not torch.compiler.is_compiling()
+    own = x.is_cpu and x.dtype is not torch.bfloat16 and not torch.compiler.is_compiling()
     return kernels.rms_norm(x, scale, eps) if own else F.rms_norm(x, scale.shape, scale, eps)
 
 
@@ -102,7 +102,7 @@ def linear_cross_entropy(
     gradient (reduction "none")."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad and reduction == "none":
-        return cross_entropy(linear(hidden, weight), targets, reduction, label_smoothing)
+        return cross_entropy(linear(hidden, weight).to(_full(weight)), targets, reduction, label_smoothing)
     if needs_grad:
         total = _LinearCrossEntropySum.apply(hidden, weight, targets, label_smoothing)
     else:

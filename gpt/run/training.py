@@ -27,7 +27,7 @@ from gpt.run.notices import (
 )
 from gpt.run.settings import check_resumable, differences, flat
 from gpt.run.trackers import trackers
-from gpt.system.device import autocast, choose_device, has_fast_bfloat16
+from gpt.system.device import choose_device, has_fast_bfloat16
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.files import atomic_file, atomic_folder, flush, write_text
@@ -132,7 +132,7 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
     config = trainer.config
     if trainer.objective.prepare_passes:
         progress.log(f"the model reads all {trainer.objective.overlong(trainer.data)[0]} once before the first step")
-    with ctx.unsharded(), autocast(trainer.device, trainer.dtype):
+    with ctx.forward_only(), ctx.autocast(trainer.device, trainer.dtype):
         trainer.objective.prepare(config, trainer.data, trainer.device, ctx)
     lengths = length_notices(trainer.objective, config, trainer.data)
     new_rows = new_row_notices(config, trainer.data)

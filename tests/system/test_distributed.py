@@ -1,9 +1,7 @@
 """Several processes against one: the same losses, however runs are started, stopped and killed."""
 
 import dataclasses
-import importlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -18,7 +16,6 @@ import psutil
 import pytest
 import together
 import torch
-import torch.distributed as dist
 from blocks import MODERN_BLOCK, WINDOWED_BLOCK
 from conftest import TEXT, corpus_of, pairs_of
 from conversations import write_conversations
@@ -54,7 +51,8 @@ def test_a_single_process_does_everything():
     assert SINGLE_PROCESS.all_gather("a") == ["a"]
     assert SINGLE_PROCESS.broadcast("a") == "a"
     module = torch.nn.Linear(2, 2)
-    assert SINGLE_PROCESS.wrap_fsdp(module, "fsdp") is module
+    assert SINGLE_PROCESS.shard_evenly("ab") == [("a", True), ("b", True)]
+    assert SINGLE_PROCESS.wrap_fsdp(module, "fsdp", torch.device("cpu"), torch.float32) is module
     assert SINGLE_PROCESS.wrap_ddp(module, torch.device("cpu")) is module
     assert SINGLE_PROCESS.full_state_dict({"a": [module.weight]}) == {"a": [module.weight]}
 
@@ -69,6 +67,15 @@ def test_each_example_is_in_one_micro_batch_of_one_process(n_examples, batch_siz
     assert sorted(examples) == list(range(n_examples))
     assert len({len(of_rank) for of_rank in by_rank}) == 1  # each waits for the others equally often
     assert all(1 <= len(micro_batch) <= batch_size for of_rank in by_rank for micro_batch in of_rank)
+
+
+@pytest.mark.parametrize(("n", "world_size"), [(0, 3), (1, 3), (5, 2), (6, 3), (7, 4)])
+def test_each_process_evaluates_equally_often_and_each_item_counts_once(n, world_size):
+    shares = [DistContext(rank, world_size).shard_evenly(range(n)) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {-(-n // world_size)}
+    assert sorted(item for share in shares for item, counts in share if counts) == list(range(n))
+    for share in shares:  # what is thrown away has no place that this process fills
+        assert not {item for item, counts in share if not counts} & {item for item, counts in share if counts}
 
 
 @pytest.mark.parametrize(("n_examples", "batch_size", "world_size"), [(1, 1, 2), (3, 1, 2), (7, 1, 2), (4, 8, 5)])
@@ -115,27 +122,11 @@ def with_model(config, **changes):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
-def fork_jobs(n, jobs, folder):
-    """As `run_jobs`, but in forks of this process, which spare the imports; it holds the store in place of torchrun."""
+def fork_jobs(n, jobs, folder, local_world_size=None):
+    """As `run_jobs`, but in forks of this process."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    for slow_import in ("torch._dynamo", "torch.distributed.fsdp"):  # once, rather than in each fork
-        importlib.import_module(slow_import)
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    environment = {"WORLD_SIZE": n, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
-    environment |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
-
-    def fork(rank):
-        os.environ.update({name: str(value) for name, value in {**environment, "RANK": rank}.items()})
-        together.run_jobs(folder / "jobs.json")
-
-    processes = [multiprocessing.get_context("fork").Process(target=fork, args=(rank,)) for rank in range(n)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0] * n
+    together.fork(n, lambda ctx: together.run_jobs(folder / "jobs.json", ctx), folder, local_world_size)
     return read_outcomes(n, len(jobs), folder)
 
 

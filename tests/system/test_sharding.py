@@ -1,0 +1,149 @@
+"""Sharded models against whole ones: the same losses and gradients, in bfloat16 and on several nodes too."""
+
+import math
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from blocks import GPT2_BLOCK, MODERN_BLOCK
+from numerics import tolerance
+from together import fork
+
+from gpt.config import GPTConfig, TrainConfig
+from gpt.model import GPTModel
+from gpt.objectives import NextToken
+from gpt.system.distributed import SINGLE_PROCESS, DistContext, full_tensor
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch"
+)
+CPU = torch.device("cpu")
+BF16 = torch.bfloat16
+SMALL = {"vocab_size": 61, "context_length": 16, "emb_dim": 32, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0}
+MICRO_BATCHES = torch.randint(61, (3, 4, 17), generator=torch.Generator().manual_seed(1))  # (3, 4 examples, T+1)
+BLOCKS = pytest.mark.parametrize("block", [GPT2_BLOCK, MODERN_BLOCK], ids=["gpt2", "modern"])
+
+
+def new_objective(block, **settings):
+    """An objective whose initial weights are the same in every process."""
+    torch.manual_seed(3)
+    return NextToken(GPTModel(GPTConfig(**{**SMALL, **block, **settings})))
+
+
+def accumulated(ctx, objective, dtype=torch.float32):
+    """The loss of the first micro-batches and its gradients by name, whole; each process reads its share of each."""
+    total = 0.0
+    for number, rows in enumerate(MICRO_BATCHES, 1):
+        rows = ctx.shard(rows)
+        with ctx.grad_sync(objective, is_last=number == len(MICRO_BATCHES)), ctx.autocast(CPU, dtype):
+            loss, _ = objective(inputs=rows[:, :-1], targets=rows[:, 1:])
+        loss.backward()
+        total += loss.detach()
+    gradients = {name: full_tensor(p.grad) * ctx.world_size for name, p in objective.named_parameters()}
+    return {"loss": ctx.all_reduce_sum(float(total)).item(), "dtype": loss.dtype, "gradients": gradients}
+
+
+def assert_same(found, exact):
+    """Equal but for float32's rounding."""
+    n_terms = MICRO_BATCHES.numel() * SMALL["emb_dim"]
+    assert found["loss"] == pytest.approx(exact["loss"], rel=tolerance(n_terms, dtype=torch.float32))
+    assert found["gradients"].keys() == exact["gradients"].keys()
+    for name, gradient in exact["gradients"].items():
+        atol = tolerance(n_terms, exact["gradients"]["model.tok_emb.weight"], dtype=torch.float32)
+        torch.testing.assert_close(found["gradients"][name], gradient, rtol=0, atol=atol, msg=name)
+
+
+@BLOCKS
+def test_a_sharded_model_in_bfloat16_has_a_float32_loss(block, tmp_path):
+    """And gradients summed in float32, as near to the exact ones as those of one process under autocast."""
+
+    def work(ctx):
+        objective = ctx.wrap_fsdp(new_objective(block, tie_embeddings=True), "fsdp", CPU, BF16)
+        found = accumulated(ctx, objective, BF16)
+        assert {p.dtype for p in objective.parameters()} == {p.grad.dtype for p in objective.parameters()}
+        assert not torch.is_autocast_enabled("cpu")
+        return found
+
+    exact = accumulated(SINGLE_PROCESS, new_objective(block, tie_embeddings=True))
+    by_rank = fork(2, work, tmp_path)
+    assert by_rank[0]["loss"] == by_rank[1]["loss"]
+    found, eps = by_rank[0], torch.finfo(BF16).eps
+    assert found["dtype"] == torch.float32
+    n_tokens = MICRO_BATCHES[..., 1:].numel()  # the errors of their losses average out
+    assert 0 < abs(found["loss"] / exact["loss"] - 1) < 2 * eps / math.sqrt(n_tokens)
+    for name, gradient in exact["gradients"].items():
+        if not name.endswith("W_key.bias"):  # 0 but for rounding: softmax ignores it
+            assert (found["gradients"][name] - gradient).norm() < 4 * eps * gradient.norm(), name
+
+
+def test_gradients_are_shards_between_micro_batches(tmp_path):
+    def work(ctx):
+        objective = ctx.wrap_fsdp(new_objective(GPT2_BLOCK), "fsdp", CPU, torch.float32)
+        with ctx.grad_sync(objective, is_last=False):
+            objective(inputs=MICRO_BATCHES[0, :, :-1], targets=MICRO_BATCHES[0, :, 1:])[0].backward()
+        return [(p.numel(), p.grad.to_local().numel()) for p in objective.parameters() if p.size(0) % 2 == 0]
+
+    for whole, shard in fork(2, work, tmp_path)[1]:
+        assert shard == whole / 2
+
+
+@pytest.mark.parametrize(("parallel", "n", "per_node"), [("fsdp", 2, 2), ("hsdp", 2, 2), ("hsdp", 4, 2)])
+def test_sharded_gradients_are_those_of_one_process(parallel, n, per_node, tmp_path):
+    """In one node, and in two that each hold the whole model: every weight is then twice as large a shard."""
+
+    def work(ctx):
+        objective = ctx.wrap_fsdp(new_objective(MODERN_BLOCK), parallel, CPU, torch.float32)
+        found = accumulated(ctx, objective)
+        return {**found, "shard": objective.model.trf_blocks[0].ff.up.weight.to_local().numel()}
+
+    found = fork(n, work, tmp_path, per_node)
+    exact = accumulated(SINGLE_PROCESS, new_objective(MODERN_BLOCK))
+    for of_rank in found:
+        assert_same(of_rank, exact)
+        assert of_rank["shard"] == 24 * 32 / per_node
+
+
+def test_uneven_nodes_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="3 processes are no multiple of the 2 on this node"):
+        DistContext(0, 3).wrap_fsdp(new_objective(GPT2_BLOCK), "hsdp", CPU, torch.float32)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def evaluation_data(n_tokens):
+    tokens = np.random.default_rng(0).integers(61, size=n_tokens)
+    return SimpleNamespace(
+        val=SimpleNamespace(tokens=tokens), tokenizer=SimpleNamespace(eot_id=None), bytes_per_token=math.nan
+    )
+
+
+@pytest.mark.parametrize("n_tokens", [150, 40])
+def test_evaluation_gathers_one_block_at_a_time(n_tokens, tmp_path):
+    """Five batches, or two, for three processes."""
+    config, data = TrainConfig(model=GPTConfig(**SMALL), batch_size=2), evaluation_data(n_tokens)
+
+    def work(ctx):
+        objective, gathered = new_objective(GPT2_BLOCK), []
+        ctx.wrap_fsdp(objective, "fsdp", CPU, torch.float32)
+        blocks = objective.model.trf_blocks
+
+        def count(*_):
+            gathered.append(sum(not hasattr(next(block.parameters()), "full_tensor") for block in blocks))
+
+        for block in blocks:
+            block.att.register_forward_pre_hook(count)
+        with ctx.forward_only():
+            evaluation = objective.evaluate(config, data, CPU, ctx)
+        is_sharded = all(hasattr(p, "full_tensor") for p in objective.parameters())
+        return {"sums": torch.from_numpy(evaluation.sums), "gathered": gathered, "is_sharded": is_sharded}
+
+    exact = new_objective(GPT2_BLOCK).evaluate(config, data)
+    n_rounds = -(-len(range(0, len(exact.sums), 2)) // 3)
+    for found in fork(3, work, tmp_path):
+        np.testing.assert_allclose(found["sums"], exact.sums, rtol=tolerance(16 * 32, dtype=torch.float32))
+        assert found["gathered"] == [1] * 3 * n_rounds
+        assert found["is_sharded"]

@@ -76,8 +76,7 @@ class Trainer:
         self.environment = {  # decides the last digits
             **device.environment(self.device), "precision": str(self.dtype), "processes": ctx.world_size
         }  # fmt: skip
-        objective.to(self.device).train()
-        self.objective = ctx.wrap_fsdp(objective, config.parallel, self.device, self.dtype)  # this one is saved
+        self.objective = objective.to(self.device).train()  # this one is saved
         objective.model.recompute = config.recompute
         compiled = device.compile_module(self.objective, self.device, log) if config.compile else self.objective
         self.forward = ctx.wrap_ddp(compiled, self.device)  # this one is called

@@ -10,11 +10,10 @@ import torch
 
 from gpt.checkpoint import Checkpoint, RunFolder
 from gpt.config import TrainConfig, to_toml
-from gpt.exchange.models import check_data_exist, create_objective, resolve_config
-from gpt.objectives.objective import example_rng
-from gpt.objectives.weights import load_weights
+from gpt.exchange.models import check_data_exist, resolve_config
 from gpt.planning.plan import plan_or_raise
 from gpt.planning.utilisation import seconds_per_token
+from gpt.run.building import build_objective
 from gpt.run.callbacks import CSVLog, Page, Plot, Progress, SampleLog
 from gpt.run.notices import (
     finished_notices,
@@ -171,13 +170,8 @@ def _create(
     facts["bfloat16 in hardware"] = str(has_fast_bfloat16())  # which decides what dtype "auto" is
     ctx.assert_same_on_all_ranks({**flat(config), **facts})
     plan_or_raise(config, data, folder.path, ctx)
-    torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
     with oom_hint(1, 1):
-        objective = create_objective(config, fresh=checkpoint is None)
-        if checkpoint:
-            load_weights(objective, checkpoint.weights)
-        if not ctx.is_main:  # all ranks have the same weights but different dropout
-            torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
+        objective = build_objective(config, ctx, checkpoint)
         callbacks = [progress, CSVLog(), SampleLog(), Plot(), Page(), *trackers(config.logger)]
         return Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
 

@@ -325,10 +325,22 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """This process's shard of a whole tensor, sharded as `other`; the tensor itself if `other` is not sharded."""
+def shard_like(tensor: Tensor, other: Tensor, from_main: bool = False) -> Tensor:
+    """This process's shard of a whole tensor, sharded as `other`; the tensor itself if `other` is not sharded.
+
+    All processes have the tensor, or rank 0 alone has its numbers and sends them (`from_main`).
+    """
     if not hasattr(other, "full_tensor") or tensor.shape != other.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    source = 0 if from_main else None
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=source)
+
+
+def copy_shard(tensor: Tensor, target: Tensor, from_main: bool = False) -> None:
+    """Copy this process's shard of a whole tensor, as by `shard_like`, into a tensor that may be sharded."""
+    shard = shard_like(tensor, target, from_main)
+    if hasattr(target, "full_tensor"):
+        target, shard = target.to_local(), shard.to_local()
+    target.copy_(shard)

@@ -1,7 +1,11 @@
 """Sharded models against whole ones: the same losses and gradients, in bfloat16 and on several nodes too."""
 
+import contextlib
+import dataclasses
 import math
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +17,12 @@ from together import fork
 
 from gpt.config import GPTConfig, TrainConfig
 from gpt.model import GPTModel
-from gpt.objectives import NextToken
+from gpt.objectives import OBJECTIVES, NextToken
+from gpt.planning.flops import count_parameters
+from gpt.run.building import build_objective
+from gpt.system.deferred import DeferredInit
 from gpt.system.distributed import SINGLE_PROCESS, DistContext, full_tensor
+from gpt.variants import create_model
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch"
@@ -147,3 +155,77 @@ def test_evaluation_gathers_one_block_at_a_time(n_tokens, tmp_path):
         np.testing.assert_allclose(found["sums"], exact.sums, rtol=tolerance(16 * 32, dtype=torch.float32))
         assert found["gathered"] == [1] * 3 * n_rounds
         assert found["is_sharded"]
+
+
+# --- construction -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["next_token", "masked"])
+@pytest.mark.parametrize("init", ["pytorch", "gpt2", "lecun"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("block", [GPT2_BLOCK, MODERN_BLOCK, {"backbone": "lstm"}], ids=["gpt2", "modern", "lstm"])
+def test_deferred_initialization_is_the_plain_one(kind, init, tied, block):
+    """Bit for bit, and the random generator is left in the same state."""
+    config, results = GPTConfig(**{**SMALL, **block}, init=init, tie_embeddings=tied), []
+    for deferred in (None, DeferredInit()):
+        torch.manual_seed(7)
+        with deferred.recording() if deferred else contextlib.nullcontext():
+            objective = OBJECTIVES[kind](create_model(config))
+        if deferred:
+            assert {p.device.type for p in objective.parameters() if p.dim() > 1} == {"meta"}
+            deferred.materialize(objective, list(objective.parameters()), CPU)
+        results.append((objective, torch.get_rng_state()))
+    (plain, state), (found, other_state) = results
+    assert torch.equal(state, other_state)
+    assert [name for name, _ in plain.named_parameters()] == [name for name, _ in found.named_parameters()]
+    for (name, a), b in zip(plain.state_dict().items(), found.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert (found.model.out_head.weight is found.model.tok_emb.weight) == tied
+
+
+def build(ctx, config):
+    objective = build_objective(config, ctx)
+    return {name: full_tensor(p).clone() for name, p in objective.named_parameters()}
+
+
+@pytest.mark.parametrize(("tied", "parallel"), [(True, "fsdp"), (False, "hsdp")])
+def test_a_sharded_model_starts_as_the_plain_one(tied, parallel, tmp_path):
+    """Bit for bit, also where 4 processes share 61 rows; or as the model of init_from, which rank 0 alone reads."""
+    model = GPTConfig(**SMALL, **MODERN_BLOCK, init="gpt2", tie_embeddings=tied)
+    config = TrainConfig(model=model, device="cpu", parallel=parallel, freeze="trf_blocks.0")
+    plain = build(SINGLE_PROCESS, config)
+    torch.manual_seed(9)
+    source = GPTModel(model)
+
+    def work(ctx):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gpt.run.building.initial_model", lambda config: source if ctx.is_main else None)
+            loaded = build(ctx, dataclasses.replace(config, init_from="another"))
+        return build(ctx, config), loaded
+
+    for rank, (found, loaded) in enumerate(fork(4, work, tmp_path, local_world_size=2)):
+        for name, tensor in plain.items():
+            assert torch.equal(found[name], tensor), (rank, name)
+            assert torch.equal(loaded[name], source.get_parameter(name.removeprefix("model.")))
+
+
+@pytest.mark.slow
+def test_no_process_holds_the_whole_model(tmp_path):
+    """The peak of each of four processes is a quarter of the weights and one whole parameter."""
+    model = GPTConfig(8192, 64, 512, 8, 16, 0.0, tie_embeddings=True, init="gpt2")
+    config = TrainConfig(model=model, device="cpu", parallel="fsdp")
+    memory = {"whole": 4 * sum(count_parameters(model).values()), "parameter": 4 * 8192 * 512}
+
+    def work(ctx):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the parent
+        before = peak()
+        build_objective(config, ctx)
+        return peak() - before
+
+    for grown in fork(4, work, tmp_path):
+        assert memory["whole"] / 4 < grown < memory["whole"] / 4 + memory["parameter"] + memory["whole"] / 20
+
+
+def peak():
+    """The largest resident set of this process in bytes."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -68,9 +68,12 @@ def attention(
             mask = attention_mask(mask, n_queries, n_keys, window, query.device)
     is_causal = False
     if isinstance(mask, str):
-        hides_keys = mask == "causal" and n_queries > 1
-        is_causal = hides_keys and n_queries == n_keys  # PyTorch would align fewer queries with the first keys
-        mask = attention_mask(mask, n_queries, n_keys, device=query.device) if hides_keys and not is_causal else None
+        if mask == "full" or n_queries == 1:
+            mask = None
+        elif n_queries == n_keys:  # PyTorch would align fewer queries with the first keys
+            mask, is_causal = None, True
+        else:
+            mask = attention_mask(mask, n_queries, n_keys, device=query.device)
     if n_queries == 1 and mask is None:  # a group's queries as the rows of one: no key is copied
         rows = query.reshape(len(query), n_groups, -1, query.size(-1))  # (B, G, H/G, K)
         if len(query) >= 32 and query.is_cpu and not drop_rate:  # two products are faster than PyTorch's kernel
@@ -98,7 +101,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", labe
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
 ) -> Tensor:
-    """See `reference.linear_cross_entropy`. Holds `chunk_rows` rows of logits at once, or all if each loss needs its own
+    """See `reference.linear_cross_entropy`. Holds `chunk_rows` rows of logits, or all where each loss needs its own
     gradient (reduction "none")."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad and reduction == "none":
@@ -155,7 +158,8 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         half = low != full  # products in a lower precision: each factor is converted once
         grad_hidden = torch.empty_like(hidden)  # (N, D)
-        grad_weight = torch.zeros_like(weight, dtype=full) if ctx.needs_input_grad[1] else None  # none for a frozen head
+        # (V, D); none for a frozen head
+        grad_weight = torch.zeros_like(weight, dtype=full) if ctx.needs_input_grad[1] else None
         w, total = weight.to(low), torch.zeros((), device=hidden.device, dtype=full)
         with torch.autocast(device, enabled=False):
             for h, t, grad_h in logit_chunks(len(weight), hidden, targets, grad_hidden, half=half):

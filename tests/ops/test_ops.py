@@ -7,6 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numerics import tolerance
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gpt.ops import fused, reference
 from gpt.system import kernels
@@ -352,6 +355,44 @@ def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
     fused.linear_cross_entropy(hidden, torch.randn(11, 4), TARGETS).backward()
     assert max(sizes) <= 30
     assert sum(sizes) == 9 * 11
+
+
+class Traffic(TorchDispatchMode):
+    """Count the bytes that operations read and write, each once, as on a device without a cache for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        reads_one_number_a_row = func in (torch.ops.aten.gather.default, torch.ops.aten.scatter_add_.default)
+        if func.namespace == "aten" and not func.is_view and not reads_one_number_a_row:
+            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+            self.n_bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return result
+
+
+def test_bytes_that_the_head_moves_on_a_gpu(monkeypatch):
+    """GPT-2's head on 16,384 rows in bfloat16, counted by hand; no number is computed.
+
+    Each logit: written by the product (2), read for and written by a conversion (2 + 4, which CUDA's log_softmax does
+    by itself), read and written by log_softmax and exp (4 + 4 each), and by the conversion back (4 + 2), read by two
+    products (2 + 2). The weight in each of 12 chunks: read by two products (2 + 2), its gradient's part written and
+    added (2 + 2 + 4 + 4 + 4: the sum is an argument and the result).
+    """
+    n_rows, vocab_size, width = 16_384, 50_257, 768
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # a GPU's chunks
+    with FakeTensorMode():
+        hidden, weight = (torch.empty(n, width, requires_grad=True) for n in (n_rows, vocab_size))
+        targets = torch.empty(n_rows, dtype=torch.long)
+        with Traffic() as traffic:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = fused.linear_cross_entropy(hidden, weight, targets, "sum")
+            loss.backward()
+    by_hand = (2 + 6 + 8 + 8 + 6 + 4) * n_rows * vocab_size + 12 * (4 + 16) * vocab_size * width
+    assert traffic.n_bytes == pytest.approx(by_hand, rel=0.02)
+    assert traffic.n_bytes / n_rows < 2.6e6  # chunks for a CPU's cache moved 8.1 MB a row
 
 
 @OPS_AND_DTYPE

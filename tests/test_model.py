@@ -560,7 +560,7 @@ def test_four_compilations_serve_texts_of_twenty_lengths(block, monkeypatch):
     """One for the first length alone, one for others; where all chunks of the logits are equally long, one more; and
     one for texts of which a window hides nothing."""
     torch._dynamo.reset()
-    monkeypatch.setattr("gpt.ops.fused.MAX_LOGITS", 2**18)  # eager code takes up to 48 chunks
+    monkeypatch.setattr("gpt.system.chunked_loss.MAX_LOGITS", 2**18)  # eager code takes up to 48 chunks
     shape = {"vocab_size": 3 * 4096, "context_length": 128, "emb_dim": 8, "n_heads": 2, "n_layers": 1, "drop_rate": 0.0}
     model = GPTModel({**shape, **block})
     counter = CompileCounterWithBackend("aot_eager")

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gpt.ops import fused, reference
-from gpt.system import kernels
+from gpt.system import chunked_loss, kernels
 
 OPS = pytest.mark.parametrize("ops", [reference, fused], ids=["reference", "fused"])
 OPS_AND_DTYPE = pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_both_files_have_the_same_functions():
     plain, fast = functions(reference), functions(fused)
     names = {"softmax", "linear", "layer_norm", "rms_norm", "gelu", "relu2", "swiglu", "rotate", "attention"}
     names |= {"cross_entropy", "linear_cross_entropy"}
-    assert set(fast) == names | {"chunk_rows", "logit_chunks"}  # helpers
-    assert {name: fast[name] for name in names} == {name: plain[name] for name in names}
+    assert set(fast) == names
+    assert fast == {name: plain[name] for name in names}
 
 
 @OPS_AND_DTYPE
@@ -245,7 +245,7 @@ def test_cross_entropy_of_extreme_logits(ops):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("max_logits", [25, 2**24], ids=["chunks of two rows", "one chunk"])
 def test_linear_cross_entropy(ops, dtype, smoothing, max_logits, monkeypatch):
-    monkeypatch.setattr(fused, "MAX_LOGITS", max_logits)
+    monkeypatch.setattr(chunked_loss, "MAX_LOGITS", max_logits)
     hidden, weight = torch.randn(9, 4, dtype=dtype), torch.randn(11, 4, dtype=dtype)
     for reduction in REDUCTIONS:
 
@@ -272,7 +272,7 @@ def test_smoothed_cross_entropy_by_hand(ops):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_linear_cross_entropy_passes_gradcheck(smoothing, monkeypatch):
-    monkeypatch.setattr(fused, "MAX_LOGITS", 25)
+    monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 25)
     hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
 
@@ -314,9 +314,9 @@ def test_loss_and_gradient_of_logits_equal_autograds(smoothing):
     logits = torch.randn(9, 11, dtype=torch.float64)
     leaf = logits.clone().requires_grad_()
     truth = F.cross_entropy(leaf, TARGETS, reduction="sum", label_smoothing=smoothing)
-    loss, gradient = fused._loss_and_gradient(logits, TARGETS, smoothing, torch.float64)
+    counted = TARGETS != -100
+    loss, gradient = chunked_loss._loss_and_gradient(logits, TARGETS, counted[:, None], smoothing, torch.float64)
     torch.testing.assert_close(loss, truth.detach())
-    counted = TARGETS != fused.IGNORE_INDEX
     torch.testing.assert_close(gradient[counted], torch.autograd.grad(truth, leaf)[0][counted])
 
 
@@ -348,9 +348,9 @@ def test_linear_cross_entropy_under_autocast_is_close_and_keeps_float32_gradient
 
 def test_fused_linear_cross_entropy_never_makes_all_logits(monkeypatch):
     sizes = []
-    monkeypatch.setattr(fused, "MAX_LOGITS", 30)
-    plain = fused.linear
-    monkeypatch.setattr(fused, "linear", lambda *a: sizes.append(plain(*a).numel()) or plain(*a))
+    monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 30)
+    plain = F.linear
+    monkeypatch.setattr(F, "linear", lambda *a: sizes.append(plain(*a).numel()) or plain(*a))
     hidden = torch.randn(9, 4, requires_grad=True)
     fused.linear_cross_entropy(hidden, torch.randn(11, 4), TARGETS).backward()
     assert max(sizes) <= 30

@@ -75,11 +75,10 @@ def gpt_step(config: GPTConfig, dtype: torch.dtype = torch.float32, compiled: bo
         with device.autocast(CPU, dtype):
             loss, count = forward(inputs, targets)
         loss.backward()
-        loss, count = loss.item(), int(count)
-        scale_and_clip(parameters, count, CLIP)
+        scale_and_clip(parameters, count.double(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss / count
+        return loss.item() / int(count)
 
     return objective, step
 

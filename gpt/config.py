@@ -202,7 +202,7 @@ class TrainConfig(_Config):
     sample_prompt: str = _setting("", "prompt of the samples; empty: the first token of the training split", text=True)
     logger: Literal["csv", "tensorboard"] = _setting("csv", "metrics.csv alone, or TensorBoard's event files as well")
     device: str = _setting("auto", "auto (the first available of cuda, mps, cpu), cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16"] = _setting(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "auto", "of matrix products; auto: bfloat16 where it is faster"
     )
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")

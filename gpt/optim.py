@@ -73,17 +73,18 @@ def learning_rate(step: int, config: OptimConfig, max_steps: int) -> float:
     return config.min_lr + (config.lr - config.min_lr) * remaining
 
 
-def scale_and_clip(parameters: list[nn.Parameter], divisor: float, max_norm: float) -> float:
+def scale_and_clip(parameters: list[nn.Parameter], divisor: Tensor, max_norm: float) -> Tensor:
     """Divide gradients by `divisor` and clip their global norm to `max_norm` (0: no clipping) in one pass over memory.
 
-    Return the norm before clipping. The divisor is the number of tokens: it turns the gradients of summed losses into
-    those of the mean. Pascanu et al. 2013, arXiv:1211.5063.
+    Return the norm before clipping, a scalar, as the divisor is: nothing waits for the device. The divisor is the
+    number of tokens: it turns the gradients of summed losses into those of the mean. Pascanu et al. 2013,
+    arXiv:1211.5063.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = full_tensor(torch.nn.utils.get_total_norm(gradients)).item() / divisor
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients)) / divisor
     factor = 1 / divisor
-    if max_norm > 0 and norm > max_norm:
-        factor *= max_norm / norm
+    if max_norm > 0:
+        factor = factor * (max_norm / norm).clamp(max=1)
     torch._foreach_mul_(gradients, factor)
     return norm
 

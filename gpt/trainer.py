@@ -24,10 +24,12 @@ from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
 from gpt.system import device, kernels
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
+from gpt.system.memory import frozen_objects
 from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
 # What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
+MIN_SCALE = 1e-6  # of float16 losses: below it the gradients are not infinite because of the scale
 SAVED = ("step", "tokens_seen", "report_due", "sums", "grad_norm", "best_loss", "stale", "elapsed_s")
 
 
@@ -72,6 +74,7 @@ class Trainer:
         self.config, self.data, self.run, self.ctx = config, data, run, ctx
         self.callbacks, self.log = list(callbacks), log
         self.device = device.choose_device(config.device)
+        device.allow_tf32(self.device)
         self.dtype = device.choose_dtype(config.dtype, self.device, objective.model.num_parameters())
         self.environment = {  # decides the last digits
             **device.environment(self.device), "precision": str(self.dtype), "processes": ctx.world_size
@@ -81,6 +84,8 @@ class Trainer:
         compiled = device.compile_module(self.objective, self.device, log) if config.compile else self.objective
         self.forward = ctx.wrap_ddp(compiled, self.device)  # this one is called
         self.optimizer = create_optimizer(self.objective, config.optim)
+        # gradients of summed losses are large: the scale for float16 starts at 1
+        self.scaler = torch.amp.GradScaler(self.device.type, 1.0, enabled=self.dtype == torch.float16)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.examples = objective.examples(config, data, data.train)
         self.sampler = ExampleSampler(len(self.examples), config.batch_size * config.grad_accum_steps, seed=config.seed)
@@ -94,6 +99,7 @@ class Trainer:
         self.elapsed_s = 0.0  # over all sessions
         self.evaluation: Evaluation | None = None  # the last one of this session
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row of metrics
+        self.unread: list[tuple[int, Tensor]] = []  # steps whose numbers are still on the device; see _read_numbers
         self.signal = 0  # received by this process
         self.stopped_by: int | None = None  # the signal that ended training, whichever process received it
         self.saved_at: int | None = None  # step of the last checkpoint of this session
@@ -108,7 +114,8 @@ class Trainer:
         """
         lock = self.run.folder_lock.held() if self.ctx.is_main else contextlib.nullcontext()
         start, before = time.perf_counter(), self.elapsed_s
-        with lock, stop_signals(self._on_signal), oom_hint(self.config.batch_size, self.config.grad_accum_steps):
+        hint = oom_hint(self.config.batch_size, self.config.grad_accum_steps)
+        with lock, stop_signals(self._on_signal), hint, frozen_objects():
             self._call("on_train_start")
             while not self._is_stopped():
                 if self.report_due:
@@ -123,7 +130,10 @@ class Trainer:
             self.ctx.unshard()  # rank 0 may now use the model alone
 
     def _train_step(self) -> None:
-        """Do one optimizer step on batch_size x grad_accum_steps examples, shared by the processes."""
+        """Do one optimizer step on batch_size x grad_accum_steps examples, shared by the processes.
+
+        A GPU runs behind the host, which waits for it only in `_read_numbers`.
+        """
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config.optim, config.max_steps)
@@ -134,37 +144,51 @@ class Trainer:
             batch_loss, batch_tokens = self._forward_backward(micro_batch, last=number == len(micro_batches))
             loss_sum += batch_loss
             n_tokens += batch_tokens
-        sums = [float(loss_sum), float(n_tokens), *self.objective.step_metrics(), 1.0]
-        loss_sum, n_tokens, *_ = sums = self.ctx.all_reduce_sum(sums).tolist()
+        rest = [*self.objective.step_metrics(), 1.0, self.signal, self.signal > 0]
+        sums = self.ctx.all_reduce(device.numbers([loss_sum, n_tokens, *rest], self.device))
+        self.scaler.unscale_(self.optimizer)
         # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
-        norm = scale_and_clip(self.parameters, n_tokens / self.ctx.world_size, config.optim.grad_clip)
-        if not math.isfinite(loss_sum) or not math.isfinite(norm):
-            reason = f"the loss or its gradient is not finite at step {self.step + 1}"
-            raise self._diverged(f"{reason} (loss {loss_sum / n_tokens}, gradient norm {norm})", indices)
-        self.optimizer.step()
+        norm = scale_and_clip(self.parameters, sums[1] / self.ctx.world_size, config.optim.grad_clip)
+        self.unread.append((self.step, torch.cat([sums, norm.reshape(1).to(sums)])))
+        self._read_numbers(n_left=self.device.type == "cuda")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        device.synchronize(self.device)
-        self.step += 1
-        self.report_due, self.grad_norm = True, norm
-        self.tokens_seen += int(n_tokens)
-        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
-        self.timed_tokens += n_tokens
+        self.step, self.report_due = self.step + 1, True
         self.timed_seconds += time.perf_counter() - start
+
+    def _read_numbers(self, n_left: int = 0) -> None:
+        """Wait for the numbers of the steps done, but for the last n_left. FloatingPointError if one is not finite."""
+        while len(self.unread) > n_left:
+            step, numbers = self.unread.pop(0)
+            *sums, signal_sum, n_signals, norm = numbers.tolist()
+            loss_sum, n_tokens = sums[:2]
+            # with float16 an infinite gradient only lowers the scale; the optimizer skips the step
+            is_scaled = self.scaler.is_enabled() and self.scaler.get_scale() > MIN_SCALE
+            if not math.isfinite(loss_sum) or not (math.isfinite(norm) or is_scaled):
+                reason = f"the loss or its gradient is not finite at step {step + 1}"
+                raise self._diverged(f"{reason} (loss {loss_sum / n_tokens}, gradient norm {norm})", step)
+            self.grad_norm, self.tokens_seen = norm, self.tokens_seen + int(n_tokens)
+            self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
+            self.timed_tokens += n_tokens
+            if self.ctx.world_size > 1 and n_signals:  # all stop after the same step
+                self.stopped_by = self.signal or round(signal_sum / n_signals)
 
     def _forward_backward(self, indices: list[int], last: bool) -> tuple[Tensor, Tensor]:
         """Return (loss summed, tokens counted) of some examples and accumulate gradients.
 
         After the last micro-batch of a step the gradients are averaged over the processes.
         """
-        batch = {name: device.to_device(tensor, self.device) for name, tensor in self._batch(indices).items()}
+        batch = self._batch(indices, self.step)
+        batch = {name: device.to_device(tensor, self.device) for name, tensor in batch.items()}
         with self.ctx.grad_sync(self.forward, last):
             with self.ctx.autocast(self.device, self.dtype):
                 loss_sum, n_tokens = self.forward(**batch)
-            loss_sum.backward()
+            self.scaler.scale(loss_sum).backward()
         return loss_sum.detach(), n_tokens
 
-    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
-        return self.objective.batch(self.examples, indices, key=(self.config.seed, self.step))
+    def _batch(self, indices: list[int], step: int) -> dict[str, Tensor]:
+        return self.objective.batch(self.examples, indices, key=(self.config.seed, step))
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
@@ -185,6 +209,10 @@ class Trainer:
     def _report(self) -> None:
         """Evaluate, log and save what is due at the current step."""
         self.report_due = False
+        if any(self.is_due(every) for every in (self.config.log_every, self.config.eval_every, self.config.save_every)):
+            start = time.perf_counter()
+            self._read_numbers()
+            self.timed_seconds += time.perf_counter() - start
         evaluation = self.evaluate() if self.is_due(self.config.eval_every) else None
         is_best = False
         if evaluation:
@@ -214,6 +242,7 @@ class Trainer:
         training_state = {
             "optimizer": self.ctx.full_state_dict(self.optimizer.state_dict()),
             "random": self.ctx.all_gather(device.random_state(self.device)),
+            "scaler": self.scaler.state_dict(),  # empty but for float16
         }
         state = {
             **{name: getattr(self, name) for name in SAVED},
@@ -234,6 +263,8 @@ class Trainer:
         """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
         state, saved = checkpoint.state, checkpoint.training_state
         restore(self.optimizer, saved["optimizer"])
+        if saved.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
         if state["environment"] == self.environment:
             kernels.restore(state.get("kernels", {}))  # none in older checkpoints; before the first product
         if self.ctx.world_size > 1 and state["step"]:  # DDP orders its gradient buckets in a first pass
@@ -245,21 +276,23 @@ class Trainer:
             setattr(self, name, state.get(name, 0))  # older checkpoints lack `stale` and `sums`
 
     def _is_stopped(self) -> bool:
-        """Return whether any process has received a signal: all stop at the same step."""
-        self.stopped_by = self.ctx.all_reduce_max(self.signal) or None
+        """Return whether a process has received a signal. Of several processes, all know it after the next step."""
+        if self.ctx.world_size == 1:
+            self.stopped_by = self.signal or None
         return self.stopped_by is not None
 
     def _on_signal(self, number: int) -> None:
         self.signal = number
         self.log(f"{signal.Signals(number).name}: finishing the step, then saving; a second signal ends at once")
 
-    def _diverged(self, reason: str, indices: Iterable[int] = ()) -> FloatingPointError:
-        """Return the error to stop with. The batch of these examples is saved for inspection."""
+    def _diverged(self, reason: str, step: int | None = None) -> FloatingPointError:
+        """Return the error to stop with. The batch of a step is saved for inspection."""
         steps = self.run.steps()
         advice = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
-        if indices and self.ctx.is_main:
+        if step is not None and self.ctx.is_main:
+            indices = self.sampler.step(step // self.objective.passes)
             with contextlib.suppress(OSError):  # a full disk is not the problem here
-                self.run.save_batch(self._batch(indices), step=self.step + 1, examples=list(indices))
+                self.run.save_batch(self._batch(indices, step), step=step + 1, examples=indices)
                 advice = f"its batch is in {self.run.not_finite}, {advice}"
         return FloatingPointError(
             f"{reason}; {advice}. A lower --optim.lr helps most often, with --resume or in a new run with a longer "

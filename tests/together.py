@@ -42,9 +42,9 @@ def train(job, ctx):
     train_step = trainer._train_step
 
     def stopping_step():
+        if trainer.step + 1 == job.get("stop_at") and ctx.rank == ctx.world_size - 1:
+            trainer.signal = signal.SIGTERM  # one process gets it, and all have to stop after this step
         train_step()
-        if trainer.step == job.get("stop_at") and ctx.rank == ctx.world_size - 1:
-            trainer.signal = signal.SIGTERM  # one process gets it, and all have to stop
 
     trainer._train_step = stopping_step
     with recorded_syncs(ctx) as syncs:

@@ -17,8 +17,8 @@ from gpt.evaluation.information import Reliability, reliability
 from gpt.loss import evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.ranks import losses_and_ranks
-from gpt.ops.fused import logit_chunks
 from gpt.ops.reference import attention_weights as softmax_weights
+from gpt.system.chunked_loss import logit_chunks
 from gpt.variants.prefix import PrefixAttention
 
 

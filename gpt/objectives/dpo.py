@@ -13,8 +13,8 @@ from gpt.loss import evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.examples import ConversationExamples, sample_answer
 from gpt.objectives.objective import SAMPLE_TEMPERATURE, Objective
-from gpt.ops.fused import logit_chunks
 from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.chunked_loss import logit_chunks
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.token_files import START, PreparedData, TokenFile
 from gpt.variants.prefix import without_prefix

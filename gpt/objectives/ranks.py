@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt.loss import Evaluation, evaluate
-from gpt.ops.fused import logit_chunks
 from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.chunked_loss import logit_chunks
 
 
 def evaluate_top_k(

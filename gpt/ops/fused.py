@@ -3,18 +3,13 @@
 Names, arguments, shapes and results are those of `reference.py`, whose docstrings explain them.
 """
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gpt.ops.reference import IGNORE_INDEX, attention_mask
 from gpt.system import kernels
-
-# Logits that linear_cross_entropy holds at once: 2^23 numbers, 32 MB in float32, the size of a large CPU's cache.
-MAX_LOGITS = 2**23
+from gpt.system.chunked_loss import LinearCrossEntropySum, logit_chunks, sum_dtype
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -68,9 +63,12 @@ def attention(
             mask = attention_mask(mask, n_queries, n_keys, window, query.device)
     is_causal = False
     if isinstance(mask, str):
-        hides_keys = mask == "causal" and n_queries > 1
-        is_causal = hides_keys and n_queries == n_keys  # PyTorch would align fewer queries with the first keys
-        mask = attention_mask(mask, n_queries, n_keys, device=query.device) if hides_keys and not is_causal else None
+        if mask == "full" or n_queries == 1:
+            mask = None
+        elif n_queries == n_keys:  # PyTorch would align fewer queries with the first keys
+            mask, is_causal = None, True
+        else:
+            mask = attention_mask(mask, n_queries, n_keys, device=query.device)
     if n_queries == 1 and mask is None:  # a group's queries as the rows of one: no key is copied
         rows = query.reshape(len(query), n_groups, -1, query.size(-1))  # (B, G, H/G, K)
         if len(query) >= 32 and query.is_cpu and not drop_rate:  # two products are faster than PyTorch's kernel
@@ -98,16 +96,16 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", labe
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
 ) -> Tensor:
-    """See `reference.linear_cross_entropy`. Holds `chunk_rows` rows of logits at once, or all if each loss needs its own
+    """See `reference.linear_cross_entropy`. Holds a chunk of the logits, or all where each loss needs its own
     gradient (reduction "none")."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad and reduction == "none":
         return cross_entropy(linear(hidden, weight).to(_full(weight)), targets, reduction, label_smoothing)
     if needs_grad:
-        total = _LinearCrossEntropySum.apply(hidden, weight, targets, label_smoothing)
+        total = LinearCrossEntropySum.apply(hidden, weight, targets, label_smoothing, IGNORE_INDEX)
     else:
         losses = [
-            cross_entropy(linear(h, weight).to(_full(weight)), t, "none", label_smoothing)
+            cross_entropy(linear(h, weight).to(sum_dtype(weight)), t, "none", label_smoothing)
             for h, t in logit_chunks(len(weight), hidden, targets)
         ]
         losses = torch.cat(losses)  # (N,)
@@ -115,91 +113,3 @@ def linear_cross_entropy(
             return losses
         total = losses.sum()
     return total / (targets != IGNORE_INDEX).sum() if reduction == "mean" else total
-
-
-def chunk_rows(n_rows: int, vocab_size: int, device: str = "cpu", half: bool = False) -> int:
-    """Return how many of n_rows rows of logits to hold at once on a kind of device.
-
-    On a CPU MAX_LOGITS numbers at most, in blocks of 64 rows if more than one; four times as many in a training step in
-    half precision, where adding each chunk's part of the head's gradient takes a copy of it in float32. A GPU reads and
-    writes that gradient for each chunk, so it gets few: each as large as an activation 4,096 to 8,191 wide. Their
-    number does not depend on n_rows, so that code compiled for one length serves others, on a CPU too.
-    """
-    if device != "cpu" or torch.compiler.is_compiling():
-        return max(1, -(-n_rows // max(1, vocab_size // 4096)))
-    rows = max(1, MAX_LOGITS * (4 if half else 1) // vocab_size)
-    return rows - rows % 64 if rows > 64 else rows
-
-
-def logit_chunks(vocab_size: int, *tensors: Tensor, half: bool = False) -> Iterable[tuple[Tensor, ...]]:
-    """Split each tensor (N, ...) into chunks of `chunk_rows` rows, and return those chunks side by side."""
-    rows = chunk_rows(len(tensors[0]), vocab_size, tensors[0].device.type, half)
-    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-
-
-def _full(weight: Tensor) -> torch.dtype:
-    """Return the precision of sums and losses: at least float32, whatever the weights are."""
-    return torch.promote_types(weight.dtype, torch.float32)
-
-
-class _LinearCrossEntropySum(torch.autograd.Function):
-    """The summed loss, chunk by chunk. The forward pass computes each chunk's gradient too, while its logits exist.
-
-    One matrix product each turns the gradient of the logits into those of `hidden` and `weight`, which backward only
-    scales. The logits of the whole batch never exist; with GPT-2's vocabulary they would be a step's largest tensor.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        device, full = weight.device.type, _full(weight)
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        half = low != full  # products in a lower precision: each factor is converted once
-        grad_hidden = torch.empty_like(hidden)  # (N, D)
-        grad_weight = torch.zeros_like(weight, dtype=full) if ctx.needs_input_grad[1] else None  # none for a frozen head
-        w, total = weight.to(low), torch.zeros((), device=hidden.device, dtype=full)
-        with torch.autocast(device, enabled=False):
-            for h, t, grad_h in logit_chunks(len(weight), hidden, targets, grad_hidden, half=half):
-                h, counted = h.to(low), (t != IGNORE_INDEX)[:, None]  # (C, D), (C, 1)
-                loss, grad_logits = _loss_and_gradient(linear(h, w), t, label_smoothing, full)
-                total += loss
-                grad_logits = grad_logits.to(low)
-                can_choose = kernels.can_choose(grad_logits, w)
-                product = kernels.choose("grad", grad_logits, w) if can_choose else torch.matmul
-                grad_h.copy_(product(grad_logits, w)).mul_(counted)
-                h = h * counted  # an ignored row adds nothing: cheaper than setting its V gradients to 0
-                if grad_weight is not None and half:
-                    grad_weight += grad_logits.T @ h
-                elif grad_weight is not None:
-                    grad_weight.addmm_(grad_logits.T, h)
-                del grad_logits  # before the next chunk's logits are computed
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output: Tensor):
-        gradients = ctx.saved_tensors
-        # skip the scaling by 1 where reading the number is free: not on a GPU, and not in a compiled graph
-        if grad_output.device.type != "cpu" or torch.compiler.is_compiling() or grad_output != 1:
-            gradients = [None if gradient is None else gradient * grad_output for gradient in gradients]
-        return *gradients, None, None
-
-
-def _loss_and_gradient(
-    logits: Tensor, targets: Tensor, label_smoothing: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of logits (C, V) and its gradient with respect to them, (C, V), in `dtype`.
-
-    d(-log p_target) / d logits = softmax(logits) - onehot(target), or minus the smoothed label. Rows of ignored targets
-    add nothing to the sum; their gradients have no meaning.
-    """
-    counted = (targets != IGNORE_INDEX)[:, None].to(dtype)  # (C, 1)
-    targets = targets.clamp(min=0)[:, None]  # (C, 1)
-    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=dtype)  # (C, V)
-    loss = -(log_probabilities.gather(1, targets) * (1 - label_smoothing) * counted).sum()
-    if label_smoothing:
-        loss -= label_smoothing * (log_probabilities.mean(dim=-1, keepdim=True) * counted).sum()
-    gradient = log_probabilities.exp_()  # in place: this is the largest tensor
-    if label_smoothing:
-        gradient -= label_smoothing / logits.size(-1)
-    return loss, gradient.scatter_add_(1, targets, torch.full_like(counted, label_smoothing - 1))

@@ -11,10 +11,10 @@ import torch
 from gpt.config import GPTConfig, TrainConfig
 from gpt.objectives import OBJECTIVES
 from gpt.objectives.unigram import MAX_TOKENS
-from gpt.ops import fused
 from gpt.optim import MAX_ELEMENTS
 from gpt.planning.flops import count_frozen, count_hidden
 from gpt.planning.hardware import Hardware
+from gpt.system.chunked_loss import chunk_rows
 from gpt.system.device import choose_device, choose_dtype
 from gpt.system.distributed import DistContext
 
@@ -183,7 +183,7 @@ def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False, device: st
         # kept: logits, logits - maximum and its exponentials; backward: a gradient of each, the zeros that gather's
         # gradient is written to, two sums, and the head's gradient
         return 4 * hidden + (3 + 6) * b * n_targets * model.vocab_size + head
-    rows = fused.chunk_rows(n_targets, model.vocab_size, device, half)
+    rows = chunk_rows(n_targets, model.vocab_size, device, half)
     chunk = 4 * min(n_targets, rows) * model.vocab_size
     # a chunk's logits and the log softmax that becomes their gradient; on a fragmented heap, one more
     chunks = 2 if n_targets <= rows else 3

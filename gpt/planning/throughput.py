@@ -225,7 +225,7 @@ def _measure_update(plan: Plan, device: torch.device) -> float:
         parameter.grad = torch.zeros_like(parameter)
 
     def work() -> None:
-        scale_and_clip(parameters, 1.0, plan.config.optim.grad_clip)
+        scale_and_clip(parameters, torch.ones(()), plan.config.optim.grad_clip)
         optimizer.step()
 
     return sum(p.numel() for p in parameters) / _median_seconds(work, device)

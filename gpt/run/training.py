@@ -99,7 +99,7 @@ def resume_run(
             saved["precision"] = "torch.float32" if was_float32 else trainer.environment["precision"]
         trainer.restore(found)
         for name, now in trainer.environment.items():
-            if saved[name] != now:
+            if saved.get(name, now) != now:
                 change = "results differ" if name == "precision" else "the last digits of the results may differ"
                 progress.log(f"{name}: {saved[name]} → {now}; {change}")
         notices = schedule_notices(trainer.config, trainer.step, before)

@@ -125,12 +125,11 @@ class DistContext:
             dist.all_reduce(tensor)
         return tensor.numpy()
 
-    def all_reduce_max(self, number: int) -> int:
-        """The maximum over processes."""
-        tensor = torch.tensor(number)
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over processes of a tensor, in its place. On a GPU the host does not wait for it."""
         if self.world_size > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return int(tensor)
+            dist.all_reduce(tensor)
+        return tensor
 
     def broadcast(self, text: str) -> str:
         """Rank 0's text. Works before `init_process_group`."""

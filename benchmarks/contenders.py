@@ -34,6 +34,7 @@ from gpt.planning.flops import count_parameters, flops_per_token
 from gpt.system import device
 from gpt.system.memory import set_allocator_flags
 from gpt.variants import create_model
+from gpt.variants.compiled import compile_training
 
 LR, CLIP = 3e-4, 1.0
 CPU = torch.device("cpu")
@@ -67,13 +68,14 @@ def gpt_step(config: GPTConfig, dtype: torch.dtype = torch.float32, compiled: bo
     from gpt.optim import create_optimizer, scale_and_clip
 
     objective = NextToken(create_model(config)).train()
-    forward = device.compile_module(objective, CPU, _leave_out) if compiled else objective
+    if compiled:
+        compile_training(objective.model, CPU, _leave_out)
     optimizer = create_optimizer(objective, OptimConfig(lr=LR, grad_clip=CLIP))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(inputs: Tensor, targets: Tensor) -> float:
         with device.autocast(CPU, dtype):
-            loss, count = forward(inputs, targets)
+            loss, count = objective(inputs, targets)
         loss.backward()
         scale_and_clip(parameters, count.double(), CLIP)
         optimizer.step()

@@ -81,8 +81,7 @@ class Trainer:
         }  # fmt: skip
         self.objective = objective.to(self.device).train()  # this one is saved
         objective.model.recompute = config.recompute
-        compiled = device.compile_module(self.objective, self.device, log) if config.compile else self.objective
-        self.forward = ctx.wrap_ddp(compiled, self.device)  # this one is called
+        self.forward = ctx.wrap_ddp(self.objective, self.device)  # this one is called
         self.optimizer = create_optimizer(self.objective, config.optim)
         # gradients of summed losses are large: the scale for float16 starts at 1
         self.scaler = torch.amp.GradScaler(self.device.type, 1.0, enabled=self.dtype == torch.float16)

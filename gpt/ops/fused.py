@@ -100,7 +100,7 @@ def linear_cross_entropy(
     gradient (reduction "none")."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad and reduction == "none":
-        return cross_entropy(linear(hidden, weight).to(_full(weight)), targets, reduction, label_smoothing)
+        return cross_entropy(linear(hidden, weight).to(sum_dtype(weight)), targets, reduction, label_smoothing)
     if needs_grad:
         total = LinearCrossEntropySum.apply(hidden, weight, targets, label_smoothing, IGNORE_INDEX)
     else:

@@ -1,5 +1,9 @@
-"""Build the objective of a run: made, sharded, then initialized or loaded, so that no process holds all of a model that
-it shares with others."""
+"""Build the objective of a run: made, compiled, sharded, then initialized or loaded.
+
+No process ever holds the whole of a model that it shares with others.
+"""
+
+from collections.abc import Callable
 
 import torch
 
@@ -11,9 +15,12 @@ from gpt.objectives.weights import load_weights, named_weights, scatter_weights
 from gpt.system.deferred import DeferredInit
 from gpt.system.device import choose_device, choose_dtype
 from gpt.system.distributed import DistContext
+from gpt.variants.compiled import compile_training
 
 
-def build_objective(config: TrainConfig, ctx: DistContext, checkpoint: Checkpoint | None = None) -> Objective:
+def build_objective(
+    config: TrainConfig, ctx: DistContext, checkpoint: Checkpoint | None = None, log: Callable[[str], None] = print
+) -> Objective:
     """Return the objective of a fresh run, or of a checkpoint, on its device; sharded as `parallel` says.
 
     The seed fixes the initial weights, which do not depend on the number of processes, then dropout, which does.
@@ -24,24 +31,24 @@ def build_objective(config: TrainConfig, ctx: DistContext, checkpoint: Checkpoin
         objective = create_objective(config, fresh=checkpoint is None).to(device)
         if checkpoint:
             load_weights(objective, checkpoint.weights)
-        _shard(objective, config, ctx, device)
+        _compile_and_shard(objective, config, ctx, log)
     else:
-        objective = _build_shards(config, ctx, device, checkpoint)
+        objective = _build_shards(config, ctx, checkpoint, log)
     if not ctx.is_main:  # all ranks have the same weights but different dropout
         torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
     return objective
 
 
 def _build_shards(
-    config: TrainConfig, ctx: DistContext, device: torch.device, checkpoint: Checkpoint | None
+    config: TrainConfig, ctx: DistContext, checkpoint: Checkpoint | None, log: Callable[[str], None]
 ) -> Objective:
     """Build an objective of which each process holds its shard and, for a moment, one whole parameter. Rank 0 alone
     reads the model of init_from."""
     deferred = DeferredInit()
     objective = create_objective(config, checkpoint is None, deferred)
     parameters = list(objective.parameters())
-    _shard(objective, config, ctx, device)
-    deferred.materialize(objective, parameters, device)
+    _compile_and_shard(objective, config, ctx, log)
+    deferred.materialize(objective, parameters, choose_device(config.device))
     if checkpoint:
         load_weights(objective, checkpoint.weights)
     elif config.init_from:
@@ -50,6 +57,9 @@ def _build_shards(
     return objective
 
 
-def _shard(objective: Objective, config: TrainConfig, ctx: DistContext, device: torch.device) -> None:
+def _compile_and_shard(objective: Objective, config: TrainConfig, ctx: DistContext, log: Callable[[str], None]) -> None:
+    device = choose_device(config.device)
+    if config.compile:
+        compile_training(objective.model, device, log)
     dtype = choose_dtype(config.dtype, device, objective.model.num_parameters())
     ctx.wrap_fsdp(objective, config.parallel, device, dtype)

@@ -171,7 +171,7 @@ def _create(
     ctx.assert_same_on_all_ranks({**flat(config), **facts})
     plan_or_raise(config, data, folder.path, ctx)
     with oom_hint(1, 1):
-        objective = build_objective(config, ctx, checkpoint)
+        objective = build_objective(config, ctx, checkpoint, progress.log)
         callbacks = [progress, CSVLog(), SampleLog(), Plot(), Page(), *trackers(config.logger)]
         return Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
 

@@ -6,11 +6,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 MIN_BFLOAT16_PARAMETERS = 3_000_000  # smaller models do not train faster in bfloat16 on a CPU (docs/speed-log.md)
@@ -80,15 +79,6 @@ def compile_obstacle(device: torch.device) -> str | None:
     elif not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         return "torch.compile on a CPU needs a C++ compiler (g++, clang++ or cl)"
     return None
-
-
-def compile_module(module: nn.Module, device: torch.device, log: Callable[[str], None]) -> nn.Module:
-    """Compile a module. Where that cannot work, log the reason and return the module unchanged."""
-    if obstacle := compile_obstacle(device):
-        log(f"continuing without compile = true: {obstacle}")
-        return module
-    keep_compiled_code()
-    return torch.compile(module)
 
 
 def keep_compiled_code() -> None:

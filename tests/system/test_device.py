@@ -15,7 +15,6 @@ from gpt.system.device import (
     autocast,
     choose_device,
     choose_dtype,
-    compile_module,
     compile_obstacle,
     environment,
     has_fast_bfloat16,
@@ -129,12 +128,6 @@ def test_hardware_for_bfloat16(monkeypatch, avx512, amx, expected):
     assert not has_fast_bfloat16()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core_bf16")
     assert has_fast_bfloat16() is expected
-
-
-def test_a_module_that_cannot_be_compiled_stays_as_it_is():
-    module, lines = torch.nn.Linear(2, 2), []
-    assert compile_module(module, torch.device("mps"), lines.append) is module
-    assert lines == ["continuing without compile = true: torch.compile is unreliable on MPS"]
 
 
 def test_set_allocator_flags_is_harmless_on_other_systems(monkeypatch):

@@ -21,8 +21,10 @@ from gpt.objectives import OBJECTIVES, NextToken
 from gpt.planning.flops import count_parameters
 from gpt.run.building import build_objective
 from gpt.system.deferred import DeferredInit
+from gpt.system.device import compile_obstacle
 from gpt.system.distributed import SINGLE_PROCESS, DistContext, full_tensor
 from gpt.variants import create_model
+from gpt.variants.compiled import compile_training
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch"
@@ -40,14 +42,16 @@ def new_objective(block, **settings):
     return NextToken(GPTModel(GPTConfig(**{**SMALL, **block, **settings})))
 
 
-def accumulated(ctx, objective, dtype=torch.float32):
-    """The loss of the first micro-batches and its gradients by name, whole; each process reads its share of each."""
+def accumulated(ctx, objective, dtype=torch.float32, forward=None):
+    """The loss of the micro-batches and its gradients by name, whole; each process reads its share of each."""
+    forward = forward or objective
     total = 0.0
     for number, rows in enumerate(MICRO_BATCHES, 1):
         rows = ctx.shard(rows)
-        with ctx.grad_sync(objective, is_last=number == len(MICRO_BATCHES)), ctx.autocast(CPU, dtype):
-            loss, _ = objective(inputs=rows[:, :-1], targets=rows[:, 1:])
-        loss.backward()
+        with ctx.grad_sync(forward, is_last=number == len(MICRO_BATCHES)):
+            with ctx.autocast(CPU, dtype):
+                loss, _ = forward(inputs=rows[:, :-1], targets=rows[:, 1:])
+            loss.backward()
         total += loss.detach()
     gradients = {name: full_tensor(p.grad) * ctx.world_size for name, p in objective.named_parameters()}
     return {"loss": ctx.all_reduce_sum(float(total)).item(), "dtype": loss.dtype, "gradients": gradients}
@@ -229,3 +233,40 @@ def test_no_process_holds_the_whole_model(tmp_path):
 def peak():
     """The largest resident set of this process in bytes."""
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+# --- recomputed, compiled ---------------------------------------------------------------------------------------------
+
+
+def changed(ctx, block, parallel="fsdp", recompute=False, compiled=False, **settings):
+    """The loss and gradients of an objective that is compiled, sharded, and recomputes its blocks."""
+    objective = new_objective(block, **settings)
+    objective.model.recompute = recompute
+    if compiled:
+        compile_training(objective.model, CPU, pytest.fail)
+    if parallel == "ddp":
+        return accumulated(ctx, objective, forward=ctx.wrap_ddp(objective, CPU))
+    return accumulated(ctx, ctx.wrap_fsdp(objective, parallel, CPU, torch.float32))
+
+
+@BLOCKS
+def test_recomputed_blocks_have_the_same_gradients(block, tmp_path):
+    exact = accumulated(SINGLE_PROCESS, new_objective(block))
+    assert_same(changed(SINGLE_PROCESS, block, recompute=True), exact)
+    for found in fork(2, lambda ctx: changed(ctx, block, recompute=True), tmp_path):
+        assert_same(found, exact)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compile_obstacle(CPU) is not None, reason="needs a compiler")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_have_the_same_gradients(parallel, recompute, tmp_path):
+    """A backend that runs PyTorch's own operations would not show what fusing changes."""
+    exact = accumulated(SINGLE_PROCESS, new_objective(MODERN_BLOCK, tie_embeddings=True))
+
+    def work(ctx):
+        return changed(ctx, MODERN_BLOCK, parallel, recompute, compiled=True, tie_embeddings=True)
+
+    for found in fork(2, work, tmp_path):
+        assert_same(found, exact)

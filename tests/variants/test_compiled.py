@@ -15,7 +15,7 @@ from gpt.model import GPTModel, KVCache
 from gpt.serve.slots import Slots
 from gpt.system import kernels
 from gpt.system.device import compile_obstacle, keep_compiled_code
-from gpt.variants.compiled import compile_decoding
+from gpt.variants.compiled import compile_decoding, compile_training
 from gpt.variants.lstm import LSTMModel
 from gpt.variants.quantized import Int8Linear, QuantizedGPTModel, int8_obstacle
 
@@ -190,3 +190,24 @@ def test_compiled_code_is_kept_apart_for_each_kind_of_machine(monkeypatch, tmp_p
     del os.environ["TORCHINDUCTOR_CACHE_DIR"]
     keep_compiled_code()
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_a_model_that_cannot_be_compiled_trains_as_it_is():
+    model, lines = GPTModel(GPTConfig(5, 8, 8, 2, 1, 0.0)), []
+    compile_training(model, torch.device("mps"), lines.append)
+    assert lines == ["continuing without compile = true: torch.compile is unreliable on MPS"]
+    assert "forward" not in vars(model.trf_blocks[0])
+
+
+def test_only_training_is_compiled(monkeypatch):
+    """Evaluation and sampling, whose lengths differ, run the plain block."""
+    monkeypatch.setattr("gpt.variants.compiled.compile_obstacle", lambda device: None)
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *a, **k: calls.append(1) or function(*a, **k))
+    model, ids = GPTModel(GPTConfig(5, 8, 8, 2, 3, 0.0)).train(), torch.zeros(1, 4, dtype=torch.long)
+    plain = model(ids, ids)
+    compile_training(model, torch.device("cpu"), pytest.fail)
+    assert torch.equal(model(ids, ids), plain)
+    assert len(calls) == 3 + 1  # the blocks and the loss
+    model.eval()(ids, ids)
+    assert len(calls) == 3 + 1

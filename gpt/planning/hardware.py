@@ -19,7 +19,13 @@ class Hardware:
     link: float = 0  # bytes/s from a device to the others, in one direction
     has_bfloat16: bool = True
     n: int = 1
+    per_node: int = 8  # devices of one machine, which the link connects
+    network: float = 25e9  # bytes/s from a device to those of other machines, in one direction
     devices: str = ""  # names of torch.cuda.get_device_name, as a regular expression
+
+    def n_shards(self, parallel: str) -> int:
+        """The number of processes that share the weights of one model."""
+        return {"ddp": 1, "fsdp": self.n, "hsdp": min(self.n, self.per_node)}[parallel]
 
     @property
     def label(self) -> str:
@@ -31,10 +37,10 @@ LOCAL = Hardware("this", "")
 
 # NVIDIA's data sheets, without sparsity; H100 and H200 are the SXM boards. Links are NVLink in one direction, or PCIe
 # 4.0 x16. Apple publishes no FLOP/s: ten GPU cores of 128 lanes at 1.6 GHz with a fused multiply-add each, as in the
-# largest M3.
+# largest M3. Networks are those of NVIDIA's DGX H100 and A100: 400 and 200 Gb/s for each device.
 KNOWN = {
-    "h200": Hardware("h200", "cuda", 141e9, 989e12, 4.8e12, 450e9, devices="NVIDIA H200"),
-    "h100": Hardware("h100", "cuda", 80e9, 989e12, 3.35e12, 450e9, devices="NVIDIA H100 80GB HBM3"),
+    "h200": Hardware("h200", "cuda", 141e9, 989e12, 4.8e12, 450e9, network=50e9, devices="NVIDIA H200"),
+    "h100": Hardware("h100", "cuda", 80e9, 989e12, 3.35e12, 450e9, network=50e9, devices="NVIDIA H100 80GB HBM3"),
     "a100": Hardware("a100", "cuda", 80e9, 312e12, 2.04e12, 300e9, devices="NVIDIA A100[- ](?!.*MIG).*"),
     "l4": Hardware("l4", "cuda", 24e9, 121e12, 0.3e12, 32e9, devices="NVIDIA L4"),
     "rtx4090": Hardware("rtx4090", "cuda", 24e9, 165e12, 1.01e12, 32e9, devices="NVIDIA GeForce RTX 4090"),

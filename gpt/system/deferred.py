@@ -64,7 +64,9 @@ class DeferredInit(TorchFunctionMode):
         for number, (func, args, kwargs, tensor) in enumerate(self.calls):
             whole = torch.empty(tensor.shape, dtype=tensor.dtype)
             args = [whole if argument is tensor else argument for argument in args]
-            func(*args, **{name: whole if value is tensor else value for name, value in kwargs.items()})
+            kwargs = {name: whole if value is tensor else value for name, value in kwargs.items()}
+            func(*args, **kwargs)
             if number == last[tensor] and tensor in targets:
                 copy_shard(whole, targets[tensor])
+            del whole, args, kwargs  # before the next one
         self.calls.clear()

@@ -59,7 +59,7 @@ def main() -> None:
 
     set_allocator_flags()
     memory = int(hardware.memory) if hardware.device else plan.memory_per_process(config, hardware.n)
-    disk = available_disk(folder)
+    disk = None if hardware.device else available_disk(folder)  # that of another machine is not known
     plans = {value: estimate(changed) for value, changed in sweep.items()} or {"": estimate(config)}
     if not hardware.device and (notice := throughput.busy_notice(choose_device(config.device))):
         print(notice, file=sys.stderr)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from blocks import BLOCKS, GPT2_BLOCK, MODERN_BLOCK, WINDOWED_BLOCK
 
-from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig, load_config
 from gpt.exchange.layouts import GPT2_SIZES
 from gpt.objectives.examples import attention_of_rows
 from gpt.optim import create_optimizer
 from gpt.planning.hardware import get_hardware
 from gpt.planning.memory import activation_bytes, logit_bytes
-from gpt.planning.plan import estimate, estimate_for_data
+from gpt.planning.plan import estimate, estimate_for_data, format_duration
 from gpt.planning.throughput import data_sheet_throughput, estimate_seconds
 from gpt.system.device import autocast
 from gpt.system.paths import PROJECT
@@ -259,6 +259,17 @@ def test_torchtitans_published_memory():
     assert theirs / GIB == pytest.approx(83.9, rel=0.15)
     fewer, more = plan_llama(8), plan_llama(128)
     assert (fewer.peak - more.peak) / GIB == pytest.approx(15.2, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "hardware"), [("llama_7b", "h100x64"), ("llama_30b", "h100x256")])
+def test_large_configs_fit_as_their_headers_say(name, hardware):
+    path = PROJECT / "configs" / "scale" / f"{name}.toml"
+    config = load_config(path)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=32_000))
+    plan, header = estimate(config, hardware=get_hardware(hardware)), path.read_text(encoding="utf-8")
+    assert f" {plan.n_parameters:,} parameters" in header
+    assert f"# memory    {plan.peak / 1e9:.0f} GB of a card's 80" in header
+    assert f"# time      {format_duration(estimate_seconds(plan, data_sheet_throughput(plan)))}, by plan.py" in header
 
 
 @pytest.mark.parametrize(("n", "tokens_per_second"), [(8, 6667), (128, 6514)])

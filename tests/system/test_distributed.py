@@ -234,6 +234,7 @@ def test_two_processes_train_as_one(documents, tmp_path):
         "ddp": {"config": as_dict(config, parallel="ddp")},
         "fsdp": {"config": as_dict(config, parallel="fsdp")},
         "modern": {"config": as_dict(modern, parallel="fsdp")},
+        "bfloat16": {"config": as_dict(config, parallel="fsdp", dtype="bfloat16", sample_every=2)},
         "dropout": {"config": as_dict(dropout, parallel="fsdp")},
         "resumed": {"config": as_dict(dropout, parallel="fsdp"), "stop_at": 2},
         "resumed again": {"config": as_dict(dropout, parallel="fsdp"), "resume": True},
@@ -255,6 +256,9 @@ def test_two_processes_train_as_one(documents, tmp_path):
     assert_same_losses(runs["fsdp"], tmp_path / "runs" / "one")
     assert_same_losses(runs["modern"], tmp_path / "runs" / "one modern")
     assert all(outcome.endswith("averaged 4 times") for outcome in outcomes["ddp"])  # once per step
+    assert RunFolder(runs["bfloat16"]).samples.read_text().count("--- step ") == 3
+    for name, column in losses(tmp_path / "runs" / "one").items():
+        np.testing.assert_allclose(losses(runs["bfloat16"])[name], column, rtol=torch.finfo(torch.bfloat16).eps)
     assert_same_run(runs["resumed"], runs["dropout"])  # bit for bit
 
     assert (
@@ -277,6 +281,25 @@ def test_two_processes_train_as_one(documents, tmp_path):
     assert "seed is 8 on rank 1 and 5 on rank 0: all processes need the same config" in outcomes["other config"][0]
     assert "1 examples per step (batch_size x grad_accum_steps)" in outcomes["indivisible"][0]
     assert not any((runs[name] / "config.toml").exists() for name in refusals[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
+def test_two_nodes_of_two_processes_train_as_one(documents, tmp_path):
+    """Each node holds the whole model; a run may start from another, and is continued by one process."""
+    base = dataclasses.replace(document_config(documents), max_steps=4, eval_every=2, sample_every=0)
+    one = train(base, tmp_path / "one").run.path
+    tuned = dataclasses.replace(base, init_from=str(one), model=GPTConfig(vocab_size=0, drop_rate=0.0))
+    train(tuned, tmp_path / "tuned")
+    jobs = [
+        {"run": str(tmp_path / "hsdp"), "config": as_dict(base, parallel="hsdp"), "stop_at": 2},
+        {"run": str(tmp_path / "hsdp"), "config": as_dict(base, parallel="hsdp"), "resume": True, "stop_at": 3},
+        {"run": str(tmp_path / "hsdp tuned"), "config": as_dict(tuned, parallel="hsdp")},
+    ]
+    fork_jobs(4, jobs, tmp_path / "jobs", local_world_size=2)
+    resume_run(tmp_path / "hsdp", log=lambda line: None).train()
+    assert_same_losses(tmp_path / "hsdp", one)
+    assert_same_losses(tmp_path / "hsdp tuned", tmp_path / "tuned")
 
 
 # --- processes that end -----------------------------------------------------------------------------------------------

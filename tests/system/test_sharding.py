@@ -19,6 +19,7 @@ from gpt.config import GPTConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.objectives import OBJECTIVES, NextToken
 from gpt.planning.flops import count_parameters
+from gpt.planning.memory import activation_bytes
 from gpt.run.building import build_objective
 from gpt.system.deferred import DeferredInit
 from gpt.system.device import compile_obstacle
@@ -272,3 +273,29 @@ def test_compiled_blocks_have_the_same_gradients(parallel, recompute, tmp_path):
 
     for found in fork(2, work, tmp_path):
         assert_same(found, exact)
+
+
+@pytest.mark.slow
+def test_recomputing_saves_the_memory_that_the_plan_says(tmp_path):
+    """By the peak of a training step, in each of two processes."""
+    shape = {"emb_dim": 256, "context_length": 256, "n_layers": 10}
+    rows = torch.randint(61, (8, 257))
+
+    def work(ctx):
+        peaks = []
+        for recompute in (True, False):  # the smaller one first: freed memory is not given back
+            objective = ctx.wrap_fsdp(new_objective(GPT2_BLOCK, **shape), "fsdp", CPU, torch.float32)
+            objective.model.recompute = recompute
+            objective(inputs=rows[:1, :2], targets=rows[:1, 1:3])[0].backward()  # gradients, and what is imported
+            Path("/proc/self/clear_refs").write_text("5")
+            before = peak()
+            objective(inputs=rows[:, :-1], targets=rows[:, 1:])[0].backward()
+            peaks.append(peak() - before)
+        return peaks
+
+    recomputed, kept = (
+        activation_bytes(GPTConfig(**{**SMALL, **GPT2_BLOCK, **shape}), 8, 256, recompute=recompute, sharded=True)
+        for recompute in (True, False)
+    )
+    for saved in (plain - less for less, plain in fork(2, work, tmp_path)):
+        assert saved == pytest.approx(kept - recomputed, rel=0.25)

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -280,3 +280,19 @@ def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Return function(rows), (n, ...), for a function that maps each row by itself, zeros to zeros.
+
+    Several processes compute a part each and gather the result.
+    """
+    n = dist.get_world_size() if dist.is_initialized() else 1
+    if n == 1:
+        return function(rows)
+    share = -(-len(rows) // n)
+    padded = torch.cat([rows, rows.new_zeros(n * share - len(rows), *rows.shape[1:])])
+    own = function(padded[dist.get_rank() * share :][:share]).contiguous()
+    result = own.new_empty(len(padded), *own.shape[1:])
+    dist.all_gather_into_tensor(result, own)
+    return result[: len(rows)]

@@ -62,19 +62,21 @@ def _leave_out(reason: str) -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def gpt_step(config: GPTConfig, dtype: torch.dtype = torch.float32, compiled: bool = False) -> tuple[nn.Module, Step]:
-    """Return this project's model and its training step, the same as the Trainer's."""
+def gpt_step(
+    config: GPTConfig, dtype: torch.dtype = torch.float32, compiled: bool = False, where: torch.device = CPU
+) -> tuple[nn.Module, Step]:
+    """Return this project's model and its training step, the same as the Trainer's, on a device."""
     from gpt.objectives.next_token import NextToken
     from gpt.optim import create_optimizer, scale_and_clip
 
-    objective = NextToken(create_model(config)).train()
+    objective = NextToken(create_model(config)).to(where).train()
     if compiled:
-        compile_training(objective.model, CPU, _leave_out)
+        compile_training(objective.model, where, _leave_out)
     optimizer = create_optimizer(objective, OptimConfig(lr=LR, grad_clip=CLIP))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(inputs: Tensor, targets: Tensor) -> float:
-        with device.autocast(CPU, dtype):
+        with device.autocast(where, dtype):
             loss, count = objective(inputs, targets)
         loss.backward()
         scale_and_clip(parameters, count.double(), CLIP)
@@ -85,13 +87,15 @@ def gpt_step(config: GPTConfig, dtype: torch.dtype = torch.float32, compiled: bo
     return objective, step
 
 
-def transformers_step(config: GPTConfig, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Step]:
+def transformers_step(
+    config: GPTConfig, dtype: torch.dtype = torch.float32, where: torch.device = CPU
+) -> tuple[nn.Module, Step]:
     """Hugging Face's model; its labels are the inputs, which it shifts itself."""
-    model = transformers_model(config).train()
+    model = transformers_model(config).to(where).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1, fused=True)
 
     def forward(inputs: Tensor, _: Tensor) -> Tensor:
-        with device.autocast(CPU, dtype):
+        with device.autocast(where, dtype):
             return model(inputs, labels=inputs, use_cache=False).loss
 
     return model, _usual_step(model, optimizer, forward)

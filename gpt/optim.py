@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import OptimConfig
-from gpt.system.distributed import full_tensor, shard_like
+from gpt.system.distributed import full_tensor, map_rows, shard_like
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -97,7 +97,7 @@ POLAR_EXPRESS = (
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
-MAX_ELEMENTS = 2**22  # of the matrices orthogonalized together: 16 MB in float32
+MAX_ELEMENTS = 2**22  # of the matrices orthogonalized together on a CPU: 16 MB in float32; 64 times as many on a GPU
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -150,21 +150,22 @@ class Muon(torch.optim.Optimizer):
             if matrix.grad is not None:
                 by_shape[matrix.shape].append(matrix)
         for shape, matrices in by_shape.items():
-            n = max(1, MAX_ELEMENTS // shape.numel())
+            n = max(1, MAX_ELEMENTS * (64 if matrices[0].is_cuda else 1) // shape.numel())
             for start in range(0, len(matrices), n):
                 self._update(matrices[start : start + n], own)
         self.adamw.param_groups, self.adamw.state = others, self.state  # load_state_dict replaces them
         self.adamw.step()
 
     def _update(self, matrices: list[nn.Parameter], group: dict) -> None:
-        """Do one step on matrices of one shape."""
+        """Do one step on matrices of one shape. The processes share the work; a GPU computes directions in bfloat16."""
         for matrix in matrices:
             if not self.state[matrix]:
                 self.state[matrix]["momentum"] = torch.zeros_like(matrix)
         gradients, means = [m.grad for m in matrices], [self.state[m]["momentum"] for m in matrices]
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, means, group["momentum"])
-        directions = orthogonalize(torch.stack([full_tensor(m) for m in ahead]))  # (n, R, C)
+        stack = torch.stack([full_tensor(m) for m in ahead])  # (n, R, C)
+        directions = map_rows(orthogonalize, stack.bfloat16() if stack.is_cuda else stack).to(stack.dtype)
         steps = [shard_like(step, matrix) for step, matrix in zip(directions, matrices, strict=True)]
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, steps, alpha=-group["lr"] * 0.2 * math.sqrt(max(directions.shape[1:])))

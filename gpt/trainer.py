@@ -99,6 +99,7 @@ class Trainer:
         self.evaluation: Evaluation | None = None  # the last one of this session
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row of metrics
         self.unread: list[tuple[int, Tensor]] = []  # steps whose numbers are still on the device; see _read_numbers
+        self.n_ahead = int(self.device.type == "cuda")  # steps that a GPU is given before its numbers are read
         self.signal = 0  # received by this process
         self.stopped_by: int | None = None  # the signal that ended training, whichever process received it
         self.saved_at: int | None = None  # step of the last checkpoint of this session
@@ -131,7 +132,7 @@ class Trainer:
     def _train_step(self) -> None:
         """Do one optimizer step on batch_size x grad_accum_steps examples, shared by the processes.
 
-        A GPU runs behind the host, which waits for it only in `_read_numbers`.
+        Nothing but `_read_numbers` waits for the device.
         """
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
@@ -149,7 +150,7 @@ class Trainer:
         # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
         norm = scale_and_clip(self.parameters, sums[1] / self.ctx.world_size, config.optim.grad_clip)
         self.unread.append((self.step, torch.cat([sums, norm.reshape(1).to(sums)])))
-        self._read_numbers(n_left=self.device.type == "cuda")
+        self._read_numbers(n_left=self.n_ahead)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -26,6 +26,7 @@ from gpt.run.notices import (
 )
 from gpt.run.settings import check_resumable, differences, flat
 from gpt.run.trackers import trackers
+from gpt.system.attention import choose_attention
 from gpt.system.device import choose_device, has_fast_bfloat16
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
@@ -173,7 +174,18 @@ def _create(
     with oom_hint(1, 1):
         objective = build_objective(config, ctx, checkpoint, progress.log)
         callbacks = [progress, CSVLog(), SampleLog(), Plot(), Page(), *trackers(config.logger)]
-        return Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
+        trainer = Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
+    if trainer.scaler.is_enabled() and config.parallel != "ddp" and ctx.world_size > 1:
+        raise ValueError(
+            f"float16 scales the loss of whole models, and parallel is {config.parallel!r}: set dtype to bfloat16 or "
+            f"float32"
+        )
+    model = config.model
+    if model.backbone == "gpt":
+        shape = (config.batch_size, model.n_heads, model.context_length, model.head_width)
+        if kernel := choose_attention(shape, model.kv_heads, trainer.dtype, trainer.device):
+            trainer.environment["attention"] = kernel
+    return trainer
 
 
 def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -343,3 +343,19 @@ def copy_shard(tensor: Tensor, target: Tensor, from_main: bool = False) -> None:
     if hasattr(target, "full_tensor"):
         target, shard = target.to_local(), shard.to_local()
     target.copy_(shard)
+
+
+def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Return function(rows), (n, ...), for a function that maps each row by itself, zeros to zeros.
+
+    Several processes compute a part each and gather the result.
+    """
+    n = dist.get_world_size() if dist.is_initialized() else 1
+    if n == 1:
+        return function(rows)
+    share = -(-len(rows) // n)
+    padded = torch.cat([rows, rows.new_zeros(n * share - len(rows), *rows.shape[1:])])
+    own = function(padded[dist.get_rank() * share :][:share]).contiguous()
+    result = own.new_empty(len(padded), *own.shape[1:])
+    dist.all_gather_into_tensor(result, own)
+    return result[: len(rows)]

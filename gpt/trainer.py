@@ -24,6 +24,7 @@ from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
 from gpt.system import device, kernels
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
+from gpt.system.sharded_files import ShardedWriter
 from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
@@ -97,6 +98,7 @@ class Trainer:
         self.signal = 0  # received by this process
         self.stopped_by: int | None = None  # the signal that ended training, whichever process received it
         self.saved_at: int | None = None  # step of the last checkpoint of this session
+        self.writer = ShardedWriter(ctx) if ctx.is_sharded else None  # writes checkpoints while training continues
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -111,6 +113,7 @@ class Trainer:
         with lock, stop_signals(self._on_signal), oom_hint(self.config.batch_size, self.config.grad_accum_steps):
             self._call("on_train_start")
             while not self._is_stopped():
+                self._finish_save(wait=False)
                 if self.report_due:
                     self.elapsed_s = before + time.perf_counter() - start
                     self._report()
@@ -119,6 +122,7 @@ class Trainer:
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
                 self._save(is_best=False)
+            self._finish_save()
             self._call("on_end")
             self.ctx.unshard()  # rank 0 may now use the model alone
 
@@ -208,11 +212,12 @@ class Trainer:
     # --- saving, restoring, stopping ----------------------------------------------------------------------------------
 
     def _save(self, is_best: bool) -> None:
-        """Save a checkpoint; rank 0 writes it."""
+        """Save a checkpoint: rank 0 writes it, or each process its shards in the background."""
+        self._finish_save()
         self.saved_at = self.step
         weights = self.objective.named_weights(self.ctx)
         training_state = {
-            "optimizer": self.ctx.full_state_dict(self.optimizer.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
             "random": self.ctx.all_gather(device.random_state(self.device)),
         }
         state = {
@@ -222,13 +227,19 @@ class Trainer:
             "kernels": dict(kernels.choices),
             "config": dataclasses.asdict(self.config),
         }
-        if self.ctx.is_main:
-            frozen, keep = self.objective.frozen_names(), self.config.keep_checkpoints
-            try:
-                self.run.save(weights, frozen, training_state, state, is_best, keep)
-            except FloatingPointError as error:
-                raise self._diverged(str(error)) from None
-        self._call("on_save", f"step-{self.step:06d}")
+        arguments = weights, self.objective.frozen_names(), training_state, state, is_best, self.config.keep_checkpoints
+        try:
+            if self.writer or self.ctx.is_main:
+                self.run.save(*arguments, self.writer)
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from None
+        if not self.writer:
+            self._call("on_save", f"step-{self.step:06d}")
+
+    def _finish_save(self, wait: bool = True) -> None:
+        """Seal the checkpoint that is being written in the background; without `wait` only if nobody has to wait."""
+        if self.writer and (name := self.writer.finish(wait)):
+            self._call("on_save", name)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
@@ -255,6 +266,8 @@ class Trainer:
 
     def _diverged(self, reason: str, indices: Iterable[int] = ()) -> FloatingPointError:
         """Return the error to stop with. The batch of these examples is saved for inspection."""
+        with contextlib.suppress(OSError):
+            self._finish_save()
         steps = self.run.steps()
         advice = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
         if indices and self.ctx.is_main:

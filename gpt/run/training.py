@@ -76,7 +76,7 @@ def resume_run(
     ctx.init_process_group(choose_device(config.device))
     progress = _progress(log, ctx)
     with _lock(folder, ctx):
-        found, errors = (folder.load(checkpoint), []) if checkpoint else folder.load_newest_valid()
+        found, errors = (folder.load(checkpoint, ctx=ctx), []) if checkpoint else folder.load_newest_valid(ctx)
         for error in errors:
             progress.log(f"skipped: {error}")
         if found is None:

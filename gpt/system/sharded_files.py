@@ -94,7 +94,7 @@ class ShardedWriter:
                 self._folder.mkdir()
                 begin(self._folder)
         except (OSError, RuntimeError) as full_disk:
-            error = str(full_disk)
+            error = str(full_disk) or type(full_disk).__name__
         self._raise(self.ctx.all_gather(error))
         self._thread = threading.Thread(target=self._run, args=(self._stager.stage(tensors),), daemon=True)
         self._thread.start()
@@ -140,9 +140,8 @@ class ShardedWriter:
         dcp.save(copies, storage_writer=writer, process_group=self._group)
         number, digests = self.ctx.rank + 1, {}
         for kind, name in enumerate(("model", "optimizer"), 1):
-            for file in self._folder.glob(
-                f"shard-{number:05d}-model-{kind:05d}-of-*.safetensors"
-            ):  # none of an empty shard
+            written = f"shard-{number:05d}-model-{kind:05d}-of-*.safetensors"
+            for file in self._folder.glob(written):  # none where this process has nothing to write
                 renamed = file.rename(self._folder / f"{name}-{number:05d}-of-{self.ctx.world_size:05d}.safetensors")
                 digests[renamed.name] = sha256(renamed)
         return digests

@@ -591,9 +591,9 @@ def test_a_kill_between_a_checkpoint_and_its_pointers_is_repaired(tiny_config, t
             raise Killed
         original(path, text)
 
-    original = gpt.checkpoint.write_text
+    original = gpt.system.files.write_text
     with monkeypatch.context() as patch:
-        patch.setattr("gpt.checkpoint.write_text", replace)
+        patch.setattr("gpt.system.files.write_text", replace)
         with pytest.raises(Killed):
             trainer.train()
     run = RunFolder(tmp_path / "run")

@@ -14,7 +14,7 @@ def named_weights(objective: nn.Module) -> dict[str, Tensor]:
 
     A tied tensor appears once, under its first name. A sharded one stays sharded.
     """
-    return {name: tensor.contiguous() for name, tensor in _named_tensors(objective).items()}
+    return {name: tensor.detach().contiguous() for name, tensor in _own_tensors(objective).items()}
 
 
 def frozen_names(objective: nn.Module) -> set[str]:
@@ -52,7 +52,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor | UnreadTensor]) -
     for name, buffer in module.named_buffers():  # an objective's own have the size of its data
         if (saved := weights.get(_saved_name(module, name))) is not None:
             buffer.resize_(saved.shape)
-    own = _named_tensors(module)
+    own = _own_tensors(module)
     expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
@@ -64,12 +64,12 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor | UnreadTensor]) -
     read_into(weights, own)
 
 
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a module itself, by the names of `named_weights`."""
-    named = {}
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's tensors by the names under which checkpoints store them; a tied one under its first name."""
+    first = {}  # id -> name and tensor
     for name, tensor in module.state_dict(keep_vars=True).items():
-        named.setdefault(id(tensor), (_saved_name(module, name), tensor.detach()))
-    return dict(named.values())
+        first.setdefault(id(tensor), (_saved_name(module, name), tensor))
+    return dict(first.values())
 
 
 def _saved_name(module: nn.Module, name: str) -> str:

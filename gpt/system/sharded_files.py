@@ -105,7 +105,7 @@ class ShardedWriter:
         Without `wait` nothing happens until all processes have written their part. OSError in all processes if one
         could not.
         """
-        if self._thread is None or (not wait and self.ctx.all_reduce_max(int(self._thread.is_alive()))):
+        if self._thread is None or (not wait and self.ctx.all_reduce_sum(int(self._thread.is_alive()))):
             return ""
         self._thread.join()
         self._thread, outcomes = None, self.ctx.all_gather(self._outcome)

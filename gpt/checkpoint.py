@@ -58,32 +58,38 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_checkpoint(folder: Path, training: bool = True, ctx: DistContext = SINGLE_PROCESS) -> Checkpoint:
-    """Read a checkpoint and check it against its checksums. ValueError if a file is missing or damaged.
+def check_checkpoint(folder: Path, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Any]:
+    """Return a checkpoint's state.json. ValueError if a file is missing or does not have its checksum.
 
-    Nothing in it is executed. Without `training` the optimizer state, up to twice the size of the weights, is not read.
-    Processes share the checking, and all of them fail if one does.
+    Processes share the files, and all of them fail if one does.
     """
-    frozen = folder.parent.parent / "frozen.safetensors"
     with raised_by_all(folder, ctx):
         state = read_state(folder)
         digests = {folder / name: digest for name, digest in state["sha256"].items()}
         if state["frozen"]:
-            digests[frozen] = state["frozen"]
+            digests[folder.parent.parent / "frozen.safetensors"] = state["frozen"]
         files.check_sha256(dict(ctx.shard([*digests.items()])))
-    if "model.safetensors" in state["sha256"]:
-        weights, moments = safetensors.torch.load_file(folder / "model.safetensors"), None
-    else:
-        weights, moments = read_sharded(folder, training, ctx)
-    if frozen in digests:
-        weights = {**safetensors.torch.load_file(frozen), **weights}
-    path = folder / "training_state.pt"
-    try:
-        training_state = torch.load(path, map_location="cpu", weights_only=True) if training else None
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} is damaged: it holds more than tensors") from None
-    if training and moments is not None:
-        training_state["optimizer"]["state"] = moments
+    return state
+
+
+def read_checkpoint(folder: Path, training: bool = True, ctx: DistContext = SINGLE_PROCESS) -> Checkpoint:
+    """Read a checkpoint and check it. ValueError if a file is missing or damaged.
+
+    Nothing in it is executed. Without `training` the optimizer state, up to twice the size of the weights, is not read.
+    """
+    state, path, training_state = check_checkpoint(folder, ctx), folder / "training_state.pt", None
+    with raised_by_all(folder, ctx):
+        if training:
+            try:
+                training_state = torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                raise ValueError(f"{path} is damaged: it holds more than tensors") from None
+        if "model.safetensors" in state["sha256"]:
+            weights = safetensors.torch.load_file(folder / "model.safetensors")
+        else:
+            weights = read_sharded(folder, training_state, ctx)
+        if state["frozen"]:
+            weights = {**safetensors.torch.load_file(folder.parent.parent / "frozen.safetensors"), **weights}
     return Checkpoint(folder, weights, training_state, state)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gpt.checkpoint import Checkpoint, RunFolder
+from gpt.checkpoint import Checkpoint, RunFolder, check_checkpoint
 from gpt.config import TrainConfig, to_toml
 from gpt.exchange.models import check_data_exist, create_objective, resolve_config
 from gpt.objectives.objective import example_rng
@@ -189,7 +189,7 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.log(f"{log} was damaged: restored as of step {trainer.step}")
     folder.update_pointers(checkpoint)
     try:
-        folder.load("best", training=False)
+        check_checkpoint(folder.find("best"))
     except ValueError as error:
         trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
     folder.write_tokenizer(trainer.data.tokenizer)

@@ -157,7 +157,7 @@ def raised_by_all(folder: Path, ctx: DistContext) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as missing:
-        error = f"{folder} is incomplete: {Path(missing.filename).name} is missing"
+        error = f"{folder} is incomplete: {Path(missing.filename or folder).name} is missing"
     except ValueError as damage:
         error = str(damage)
     for reason in filter(None, ctx.all_gather(error)):
@@ -185,16 +185,17 @@ def open_sharded(folder: Path) -> dict[str, UnreadTensor]:
     return {name: UnreadTensor(name, found.size, found.properties.dtype, reader) for name, found in tensors}
 
 
-def read_sharded(
-    folder: Path, training: bool, ctx: DistContext
-) -> tuple[dict[str, Tensor | UnreadTensor], dict[int, dict[str, Tensor | UnreadTensor]]]:
-    """Return the weights and, for `training`, the optimizer's state in a folder; unread if there are several processes,
-    each of which then reads what it needs."""
+def read_sharded(folder: Path, training_state: dict | None, ctx: DistContext) -> dict[str, Tensor | UnreadTensor]:
+    """Return the weights in a folder, and give a training state the optimizer's tensors. They are unread if there are
+    several processes, each of which then reads what it needs."""
     tensors = open_sharded(folder)
-    tensors = {name: tensor for name, tensor in tensors.items() if training or not name.startswith(OPTIMIZER)}
+    if training_state is None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
     tensors = read_like(tensors) if ctx.world_size == 1 else tensors
     moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OPTIMIZER)}
-    return tensors, unflatten(moments)
+    if training_state is not None:
+        training_state["optimizer"]["state"] = unflatten(moments)
+    return tensors
 
 
 @torch.no_grad()

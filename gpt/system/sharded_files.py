@@ -26,6 +26,7 @@ from gpt.system.files import report_full_disk, sha256
 K = TypeVar("K")
 
 OPTIMIZER = "optimizer."  # how names of the optimizer's tensors begin, in files of their own
+FILE_BYTES = 2**28  # the writer copies a file's content in one call, for which Python's other threads have to wait
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
@@ -53,6 +54,19 @@ def unflatten(tensors: dict[str, Any]) -> dict[int, dict[str, Any]]:
         number, name = key.removeprefix(OPTIMIZER).split(".", 1)
         state.setdefault(int(number), {})[name] = tensor
     return state
+
+
+def divide(tensors: dict[str, Tensor], n: int) -> tuple[dict[str, int], list[str]]:
+    """Divide tensors, weights first, among files in which each of n processes has about FILE_BYTES. Return the number
+    of each tensor's file, from 1, and the kind of each file: "model" or "optimizer"."""
+    numbers, kinds, size = {}, [], 0
+    for name, tensor in tensors.items():
+        kind, share = "optimizer" if name.startswith(OPTIMIZER) else "model", tensor.numel() * tensor.itemsize // n
+        if kinds[-1:] != [kind] or size + share > FILE_BYTES:
+            kinds.append(kind)
+            size = 0
+        numbers[name], size = len(kinds), size + share
+    return numbers, kinds
 
 
 class ShardedWriter:
@@ -135,15 +149,16 @@ class ShardedWriter:
         """Write this process's shards, flushed to the disk. Return the SHA-256 of each file."""
         import torch.distributed.checkpoint as dcp
 
-        kinds = {name: 1 + name.startswith(OPTIMIZER) for name in copies}
-        writer = dcp.HuggingFaceStorageWriter(str(self._folder), kinds, save_distributed=True)
+        number, n = self.ctx.rank + 1, self.ctx.world_size
+        numbers, kinds = divide(copies, n)
+        writer = dcp.HuggingFaceStorageWriter(str(self._folder), numbers, save_distributed=True)
         dcp.save(copies, storage_writer=writer, process_group=self._group)
-        number, digests = self.ctx.rank + 1, {}
-        for kind, name in enumerate(("model", "optimizer"), 1):
-            written = f"shard-{number:05d}-model-{kind:05d}-of-*.safetensors"
-            for file in self._folder.glob(written):  # none where this process has nothing to write
-                renamed = file.rename(self._folder / f"{name}-{number:05d}-of-{self.ctx.world_size:05d}.safetensors")
-                digests[renamed.name] = sha256(renamed)
+        digests = {}
+        for index, kind in enumerate(kinds, 1):
+            part = kinds[:index].count(kind)
+            name = f"{kind}-{number:05d}-of-{n:05d}{f'-{part}' * (part > 1)}.safetensors"
+            for file in self._folder.glob(f"shard-{number:05d}-model-{index:05d}-of-*"):  # none if it would be empty
+                digests[name] = sha256(file.rename(self._folder / name))
         return digests
 
 

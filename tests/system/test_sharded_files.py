@@ -21,6 +21,7 @@ from gpt.exchange.models import load_model
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.weights import load_weights, named_weights
+from gpt.system import sharded_files
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.sharded_files import ShardedWriter, open_sharded, read_into, read_like, read_sharded
 from gpt.text.tokenizers import get_tokenizer
@@ -115,6 +116,22 @@ def test_what_is_saved_is_that_of_the_step(run, writer, held_back):
     after = run.load("last")
     assert all(torch.equal(after.weights[name], before[name]) for name in before)
     assert (after.path / "metrics.csv").read_text() == "step\n"
+
+
+def test_large_shards_are_divided_among_files(run, writer, monkeypatch):
+    monkeypatch.setattr(sharded_files, "FILE_BYTES", 1024)
+    objective = NextToken(GPTModel(MODEL))
+    path = save(run, 2, writer, objective)
+    writer.finish()
+    files = [path / f"model-00001-of-00001{part}.safetensors" for part in ("", "-2", "-3", "-4")]
+    assert {*files} < {*path.glob("model-*")}
+    names = [name for file in path.glob("model-*") for name in safetensors.torch.load_file(file)]
+    assert sorted(names) == sorted(named_weights(objective))  # each once
+    for file in path.glob("model-*"):
+        tensors = safetensors.torch.load_file(file).values()
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors) <= 1024
+    found = run.load("last").weights
+    assert all(torch.equal(found[name], tensor) for name, tensor in named_weights(objective).items())
 
 
 def test_there_is_no_checkpoint_before_it_is_sealed(run, writer, held_back):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gpt.config import OptimConfig
 from gpt.system.distributed import full_tensor, map_rows, shard_like
+from gpt.system.sharded_files import read_like
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -48,10 +49,7 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     The state has to fit the parameters: the fused kernel does not check it.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state = {
-        number: {name: shard_like(value, parameters[number]) for name, value in values.items()}
-        for number, values in saved["state"].items()
-    }
+    state = {number: read_like(values, parameters[number]) for number, values in saved["state"].items()}
     groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
     groups = [{**group, "lr": before["lr"]} for group, before in groups]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

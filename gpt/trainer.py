@@ -25,6 +25,7 @@ from gpt.system import device, kernels
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.memory import frozen_objects
+from gpt.system.sharded_files import ShardedWriter
 from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
@@ -103,6 +104,7 @@ class Trainer:
         self.signal = 0  # received by this process
         self.stopped_by: int | None = None  # the signal that ended training, whichever process received it
         self.saved_at: int | None = None  # step of the last checkpoint of this session
+        self.writer = ShardedWriter(ctx) if ctx.is_sharded else None  # writes checkpoints while training continues
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,7 @@ class Trainer:
         with lock, stop_signals(self._on_signal), hint, frozen_objects():
             self._call("on_train_start")
             while not self._is_stopped():
+                self._finish_save(wait=False)
                 if self.report_due:
                     self.elapsed_s = before + time.perf_counter() - start
                     self._report()
@@ -126,6 +129,7 @@ class Trainer:
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
                 self._save(is_best=False)
+            self._finish_save()
             self._call("on_end")
             self.ctx.unshard()  # rank 0 may now use the model alone
 
@@ -209,7 +213,7 @@ class Trainer:
     def _report(self) -> None:
         """Evaluate, log and save what is due at the current step."""
         self.report_due = False
-        if any(self.is_due(every) for every in (self.config.log_every, self.config.eval_every, self.config.save_every)):
+        if self.is_due(self.config.log_every) or self.is_due(self.config.eval_every):
             start = time.perf_counter()
             self._read_numbers()
             self.timed_seconds += time.perf_counter() - start
@@ -236,11 +240,13 @@ class Trainer:
     # --- saving, restoring, stopping ----------------------------------------------------------------------------------
 
     def _save(self, is_best: bool) -> None:
-        """Save a checkpoint; rank 0 writes it."""
+        """Save a checkpoint: rank 0 writes it, or each process its shards in the background."""
+        self._read_numbers()
+        self._finish_save()
         self.saved_at = self.step
         weights = self.objective.named_weights(self.ctx)
         training_state = {
-            "optimizer": self.ctx.full_state_dict(self.optimizer.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
             "random": self.ctx.all_gather(device.random_state(self.device)),
             "scaler": self.scaler.state_dict(),  # empty but for float16
         }
@@ -251,13 +257,19 @@ class Trainer:
             "kernels": dict(kernels.choices),
             "config": dataclasses.asdict(self.config),
         }
-        if self.ctx.is_main:
-            frozen, keep = self.objective.frozen_names(), self.config.keep_checkpoints
-            try:
-                self.run.save(weights, frozen, training_state, state, is_best, keep)
-            except FloatingPointError as error:
-                raise self._diverged(str(error)) from None
-        self._call("on_save", f"step-{self.step:06d}")
+        arguments = weights, self.objective.frozen_names(), training_state, state, is_best, self.config.keep_checkpoints
+        try:
+            if self.writer or self.ctx.is_main:
+                self.run.save(*arguments, self.writer)
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from None
+        if not self.writer:
+            self._call("on_save", f"step-{self.step:06d}")
+
+    def _finish_save(self, wait: bool = True) -> None:
+        """Seal the checkpoint that is being written in the background; without `wait` only if nobody has to wait."""
+        if self.writer and (name := self.writer.finish(wait)):
+            self._call("on_save", name)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
@@ -287,6 +299,8 @@ class Trainer:
 
     def _diverged(self, reason: str, step: int | None = None) -> FloatingPointError:
         """Return the error to stop with. The batch of a step is saved for inspection."""
+        with contextlib.suppress(OSError):
+            self._finish_save()
         steps = self.run.steps()
         advice = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
         if step is not None and self.ctx.is_main:

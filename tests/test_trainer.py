@@ -422,8 +422,13 @@ def test_a_step_on_a_gpu_waits_for_nothing_and_reduces_once(tiny_config, tmp_pat
 
 
 def test_a_run_read_one_step_late_is_the_same_run(tiny_config, tmp_path):
+    """Also if it is stopped before the numbers of its last step are read."""
     train(tiny_config, tmp_path / "truth")
     trainer = start_run(tiny_config, tmp_path / "run", quiet)
+    trainer.n_ahead = 1
+    stop_at(trainer, 5)
+    assert not trainer.unread
+    trainer = resume_run(tmp_path / "run", log=quiet)
     trainer.n_ahead = 1
     trainer.train()
     assert_same_run(tmp_path / "run", tmp_path / "truth")
@@ -695,9 +700,9 @@ def test_a_kill_between_a_checkpoint_and_its_pointers_is_repaired(tiny_config, t
             raise Killed
         original(path, text)
 
-    original = gpt.checkpoint.write_text
+    original = gpt.system.files.write_text
     with monkeypatch.context() as patch:
-        patch.setattr("gpt.checkpoint.write_text", replace)
+        patch.setattr("gpt.system.files.write_text", replace)
         with pytest.raises(Killed):
             trainer.train()
     run = RunFolder(tmp_path / "run")

@@ -54,7 +54,7 @@ class Objective(nn.Module):
 
     def named_weights(self, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
         """Return all tensors by the names under which checkpoints store them."""
-        return named_weights(self, ctx)
+        return named_weights(self)
 
     def frozen_names(self) -> set[str]:
         """Return the names of the parameters that are not trained."""

@@ -7,20 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from gpt.model import GPTModel
-from gpt.system.distributed import SINGLE_PROCESS, DistContext, copy_shard
+from gpt.system.distributed import DistContext, copy_shard
+from gpt.system.sharded_files import UnreadTensor, read_into
 
 
-def named_weights(objective: nn.Module, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
+def named_weights(objective: nn.Module) -> dict[str, Tensor]:
     """Return an objective's tensors: the model's under GPTModel's names, the objective's own under `objective.`.
 
-    A tied tensor appears once, under its first name. With several processes rank 0 gets full tensors, the others none.
+    A tied tensor appears once, under its first name. A sharded one stays sharded.
     """
-    named = {}
-    for name, tensor in _own_tensors(objective).items():
-        full = ctx.full_state_dict(tensor.detach())
-        if ctx.is_main:
-            named[name] = full.contiguous()
-    return named
+    return {name: tensor.detach().contiguous() for name, tensor in _own_tensors(objective).items()}
 
 
 def frozen_names(objective: nn.Module) -> set[str]:
@@ -52,11 +48,9 @@ def freeze(module: nn.Module, beginnings: str) -> None:
         raise ValueError(f"freeze {beginnings!r} leaves no parameter to train: name fewer")
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load whole tensors named by `named_weights` into an objective or a GPTModel; a sharded one takes its shards.
-
-    ValueError unless all fit exactly.
-    """
+def load_weights(module: nn.Module, weights: dict[str, Tensor | UnreadTensor]) -> None:
+    """Load tensors named by `named_weights` into an objective or a GPTModel, sharded or not. ValueError unless all fit
+    exactly."""
     for name, buffer in module.named_buffers():  # an objective's own have the size of its data
         if (saved := weights.get(_saved_name(module, name))) is not None:
             buffer.resize_(saved.shape)
@@ -69,9 +63,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
             f"the weights do not fit the model in {len(wrong)} tensors, the first {wrong[0]}: "
             f"expected {expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}"
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            copy_shard(weights[name], tensor)
+    read_into(weights, own)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gpt.checkpoint import Checkpoint, RunFolder
+from gpt.checkpoint import Checkpoint, RunFolder, check_checkpoint
 from gpt.config import TrainConfig, to_toml
 from gpt.exchange.models import check_data_exist, resolve_config
 from gpt.planning.plan import plan_or_raise
@@ -76,7 +76,7 @@ def resume_run(
     ctx.init_process_group(choose_device(config.device))
     progress = _progress(log, ctx)
     with _lock(folder, ctx):
-        found, errors = (folder.load(checkpoint), []) if checkpoint else folder.load_newest_valid()
+        found, errors = (folder.load(checkpoint, ctx=ctx), []) if checkpoint else folder.load_newest_valid(ctx)
         for error in errors:
             progress.log(f"skipped: {error}")
         if found is None:
@@ -195,7 +195,7 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.log(f"{log} was damaged: restored as of step {trainer.step}")
     folder.update_pointers(checkpoint)
     try:
-        folder.load("best", training=False)
+        check_checkpoint(folder.find("best"))
     except ValueError as error:
         trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
     folder.write_tokenizer(trainer.data.tokenizer)

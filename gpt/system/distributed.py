@@ -48,6 +48,11 @@ class DistContext:
         self._sharded: list[nn.Module] = []  # the modules that FSDP2 shards: the blocks, then the whole objective
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a shard of the parameters."""
+        return bool(self._sharded)
+
+    @property
     def is_main(self) -> bool:
         """Whether this is rank 0, the one process that writes files and prints."""
         return self.rank == 0
@@ -258,17 +263,6 @@ class DistContext:
         for part in self._sharded:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
-
-    def full_state_dict(self, state: Any) -> Any:
-        """Nested dictionaries and lists of tensors with each tensor gathered, on rank 0; None for tensors elsewhere."""
-        if isinstance(state, dict):
-            return {name: self.full_state_dict(value) for name, value in state.items()}
-        if isinstance(state, list):
-            return [self.full_state_dict(value) for value in state]
-        full = full_tensor(state)
-        if full is not state:
-            full = full.cpu()  # a GPU may not have room for all of them
-        return full if self.is_main else None
 
 
 SINGLE_PROCESS = DistContext()

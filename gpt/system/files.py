@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import safetensors
 
 
 def package_folder(name: str) -> Path | None:
@@ -28,6 +29,13 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(digests: dict[Path, str]) -> None:
+    """Raise ValueError if a file does not have its SHA-256, FileNotFoundError if it is missing."""
+    for path, digest in digests.items():
+        if sha256(path) != digest:
+            raise ValueError(f"{path} is damaged: its SHA-256 differs from the one in state.json")
 
 
 def checksummed(state: dict[str, Any]) -> str:
@@ -90,8 +98,22 @@ def append_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that replaces `path` when the block ends, and is deleted if it fails.
+def report_full_disk(checkpoint: Path) -> Iterator[None]:
+    """A context in which an error of writing a checkpoint becomes an OSError that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk, as each writer reports it
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"the checkpoint {checkpoint.name} could not be written to {checkpoint.parent} ({reason}): is the disk "
+            f"full? Free some space; --resume then continues from the newest checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """A temporary folder that replaces `path` when the block ends, and is deleted if it fails. One that others have
+    begun to fill can be given as `temporary`.
 
     An existing folder is renamed to .NAME.old while the new one takes its place; `recover` undoes that if the program
     was killed in between.
@@ -99,13 +121,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()  # a link to a folder stays one
     if path.is_file():
         raise NotADirectoryError(f"{path} is a file: move it away, or name another folder")
-    temporary, aside = path.with_name(f".{path.name}.{os.getpid()}.tmp"), _aside(path)
+    begun, aside = temporary is not None, _aside(path)
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     parents = [parent for parent in path.parents if not parent.exists()]  # nearest first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
-        temporary.mkdir()
+        if not begun:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
+            temporary.mkdir()
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
             if written.is_file():

@@ -54,7 +54,7 @@ def test_a_single_process_does_everything():
     assert SINGLE_PROCESS.shard_evenly("ab") == [("a", True), ("b", True)]
     assert SINGLE_PROCESS.wrap_fsdp(module, "fsdp", torch.device("cpu"), torch.float32) is module
     assert SINGLE_PROCESS.wrap_ddp(module, torch.device("cpu")) is module
-    assert SINGLE_PROCESS.full_state_dict({"a": [module.weight]}) == {"a": [module.weight]}
+    assert not SINGLE_PROCESS.is_sharded
 
 
 @pytest.mark.parametrize(
@@ -260,6 +260,10 @@ def test_two_processes_train_as_one(documents, tmp_path):
     for name, column in losses(tmp_path / "runs" / "one").items():
         np.testing.assert_allclose(losses(runs["bfloat16"])[name], column, rtol=torch.finfo(torch.bfloat16).eps)
     assert_same_run(runs["resumed"], runs["dropout"])  # bit for bit
+    for name, n in (("fsdp", 2), ("ddp", 0)):  # each process writes its shards, or rank 0 all
+        saved = {path.name for path in RunFolder(runs[name]).find().glob("*.safetensors")}
+        shards = {f"{kind}-0000{k + 1}-of-0000{n}.safetensors" for kind in ("model", "optimizer") for k in range(n)}
+        assert saved == (shards or {"model.safetensors"})
 
     assert (
         len({outcome.partition(", gradients")[0] for name in ("early", "back again") for outcome in outcomes[name]})
@@ -302,13 +306,30 @@ def test_two_nodes_of_two_processes_train_as_one(documents, tmp_path):
     assert_same_losses(tmp_path / "hsdp tuned", tmp_path / "tuned")
 
 
+def test_a_run_of_four_continues_with_two_and_with_one(documents, tmp_path):
+    """Sharded by four, by two, whole in each of two processes, and in one: AdamW's moments come along."""
+    config, run = packed_config(documents), tmp_path / "run"
+    job = {"run": str(run), "resume": True}
+    fsdp, ddp = as_dict(config, parallel="fsdp"), as_dict(config, parallel="ddp")
+    fork_jobs(4, [{"run": str(run), "config": fsdp, "stop_at": 20}], tmp_path / "four")
+    two = [{**job, "config": fsdp, "stop_at": 30}, {**job, "config": ddp, "stop_at": 40}]
+    fork_jobs(2, two, tmp_path / "two")
+    assert RunFolder(run).steps()[-1] == "step-000040"
+    resume_run(run, log=lambda line: None).train()
+    train(config, tmp_path / "one")
+    assert_same_losses(run, tmp_path / "one")
+
+
 # --- processes that end -----------------------------------------------------------------------------------------------
 
 
-def hurt(process, run, rank, number):
-    """Send a signal to one process of a run that has begun to train. Return its id, and all output of the run."""
+def hurt(process, run, rank, number, condition=lambda: True, delay=0):
+    """Send a signal to one process of a run that has saved, some seconds after a condition holds. Return its id, and
+    all output of the run."""
     try:
-        wait_until(lambda: (run / "checkpoints" / "last").exists())
+        wait_until((run / "checkpoints" / "last").exists)
+        wait_until(condition, interval=0.001)
+        time.sleep(delay)
         (victim,) = (p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == str(rank))
         victim.send_signal(number)
         output, _ = process.communicate(timeout=60)
@@ -319,18 +340,18 @@ def hurt(process, run, rank, number):
     return victim.pid, output
 
 
-def wait_until(condition, seconds=60):
-    for _ in range(10 * seconds):
+def wait_until(condition, seconds=60, interval=0.1):
+    for _ in range(int(seconds / interval)):
         if condition():
             return
-        time.sleep(0.1)
+        time.sleep(interval)
     raise TimeoutError
 
 
-def start_endless_run(documents, tmp_path, parallel):
+def start_endless_run(documents, tmp_path, parallel, *options):
     config = dataclasses.replace(packed_config(documents), save_every=5, eval_every=10**6, max_steps=10**6)
     (tmp_path / "run.toml").write_text(to_toml(config))
-    arguments = ["--config", tmp_path / "run.toml", "--run", tmp_path / "run", "--parallel", parallel]
+    arguments = ["--config", tmp_path / "run.toml", "--run", tmp_path / "run", "--parallel", parallel, *options]
     return start_torchrun(2, PROJECT / "scripts" / "train.py", *arguments)
 
 
@@ -344,6 +365,30 @@ def test_a_killed_process_ends_the_others(documents, tmp_path, parallel, rank):
     assert output.count("Traceback (most recent call last)") == 1  # torchrun's own
     assert re.search(rf"rank +: {rank} .*\n *exitcode +: -9 \(pid: {victim}\)", output)  # torchrun's report
     assert resume_run(run, log=lambda line: None).step >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_killed_in_an_asynchronous_save_leaves_the_earlier_checkpoints(documents, tmp_path, rank):
+    """Several times, at different moments of the save; in the end one process continues."""
+    run = RunFolder(tmp_path / "run")
+    killed_in_saves, newest = 0, 0
+
+    def unfinished():
+        return {*run.checkpoints.glob(".step-*.shards.tmp")}
+
+    for delay in (0, 0.005, 0.01):  # seconds into the save
+        left_over = unfinished()
+        process = start_endless_run(documents, tmp_path, "fsdp", "--resume")
+        hurt(process, run.path, rank, signal.SIGKILL, lambda old=left_over: unfinished() - old, delay)
+        killed_in_saves += bool(unfinished() - left_over)
+        steps = run.steps()
+        assert [run.load(step).state["step"] for step in steps] == [int(step[5:]) for step in steps]  # all are whole
+        assert int(steps[-1][5:]) >= newest
+        newest = int(steps[-1][5:])
+    assert killed_in_saves
+    assert resume_run(run.path, log=lambda line: None).step == newest
+    assert not any(run.checkpoints.glob(".*"))
 
 
 @pytest.mark.slow

@@ -90,8 +90,11 @@ def append_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, keep: str = "") -> Iterator[Path]:
     """A temporary folder that replaces `path` when the block ends, and is deleted if it fails.
+
+    With `keep` it is .NAME.partial, and stays if the block fails, or is killed, while it holds a file of that name: the
+    next block finds it as it was. Only one process at a time may be in such a block.
 
     An existing folder is renamed to .NAME.old while the new one takes its place; `recover` undoes that if the program
     was killed in between.
@@ -99,13 +102,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()  # a link to a folder stays one
     if path.is_file():
         raise NotADirectoryError(f"{path} is a file: move it away, or name another folder")
-    temporary, aside = path.with_name(f".{path.name}.{os.getpid()}.tmp"), _aside(path)
+    ending = "partial" if keep else f"{os.getpid()}.tmp"
+    temporary, aside = path.with_name(f".{path.name}.{ending}"), _aside(path)
     parents = [parent for parent in path.parents if not parent.exists()]  # nearest first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
-        temporary.mkdir()
+        if not (keep and (temporary / keep).exists()):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
+        temporary.mkdir(exist_ok=True)
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
             if written.is_file():
@@ -119,7 +124,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         recover(path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not (keep and (temporary / keep).exists()):
+            shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: all went well
             for parent in parents:
                 parent.rmdir()

@@ -69,6 +69,10 @@ class Corpus:
         """What one unit is called."""
         return {"preferences": "preference", "": ("document", "pair")[self.unit - 1]}.get(self.format, "conversation")
 
+    def versions(self) -> list[tuple[str, int, int]]:
+        """Return the name, the size in bytes and the time of each file."""
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+
     def advice(self) -> str:
         """Return how the records are read better if fields are read of what looks like conversations, or ""."""
         if not self.fields or (len(self.fields) < 2 and suffix_of(self.paths[0]) in PLAIN):
@@ -194,7 +198,7 @@ def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
         names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
         there = f", but {', '.join(named)}" if named else ""
         archive = next((path for path in others if path.name.lower().endswith(ARCHIVES)), None)
-        if {"meta.json", "train.bin"} <= {path.name for path in others}:
+        if {"meta.json", "tokenizer.json"} <= {path.name for path in others}:
             raise ValueError(f"{folder} holds prepared data, not text: name the text that it was made of")
         advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder, fields)
         raise ValueError(f"the folder {folder} holds no {names} file{there}{advice and f'; {advice}'}")

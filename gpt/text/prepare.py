@@ -218,7 +218,7 @@ def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
             bar.update(len(chunk.encode()))
         return n
 
-    with _progress_bar("counting", sum(path.stat().st_size for path in corpus.paths), "B") as bar:
+    with _progress_bar("counting", sum(size for _, size, _ in corpus.versions()), "B") as bar:
         lengths = np.fromiter(map(length, corpus.documents()), np.int64)
     check_lengths(corpus, lengths)
     if needs_two and len(lengths) < 2 * corpus.unit:
@@ -336,7 +336,8 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add(
         "--input", nargs="+", action="extend", metavar="TEXT",
-        help="a text known by name (--list), a file, a folder, a glob, a URL, or -; several are read in turn",
+        help="a text known by name (--list), a file, a folder, a glob, a URL, hub:OWNER/NAME, or -; several are "
+        "read in turn",
     )
     add(
         "--weights", type=float, nargs="+", default=[], metavar="X",

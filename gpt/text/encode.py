@@ -18,7 +18,7 @@ from gpt.text.token_writer import Progress, SplitWriter
 from gpt.token_files import COUNTED, SHARDED, START
 from gpt.tokenizer import Tokenizer
 
-WORKERS = min(8, os.cpu_count() or 1)  # encoding threads; more would wait for the one that reads
+WORKERS = min(16, os.cpu_count() or 1)  # encoding threads; more would wait for the one that reads
 BATCH_CHARACTERS = 1 << 19  # encoded at once by a thread
 Item, Result = TypeVar("Item"), TypeVar("Result")
 Chunk = TypeVar("Chunk", str | None, Conversation)

@@ -19,7 +19,7 @@ from gpt.text.chat import add_chat_template
 from gpt.text.encode import write_splits
 from gpt.text.quality import find_notices, has_token, notice
 from gpt.text.sources import Corpus, add_text_options, open_texts
-from gpt.text.splits import Document, SplitPlan
+from gpt.text.splits import Document, SplitPlan, split_documents
 from gpt.text.token_writer import SHARD_TOKENS, prepared_folder
 from gpt.text.tokenizers import get_tokenizer, with_end_of_text, without_unused
 from gpt.token_files import COUNTED, FORMAT, PreparedData, load_data
@@ -43,9 +43,6 @@ def prepare_data(
 ) -> PreparedData:
     """Write corpora as token files: train.bin, val.bin, tokenizer.json and meta.json in the folder `out`.
 
-    A split of more than `shard_tokens` tokens becomes several files of so many, train-00000.bin and so on. If the
-    preparation is killed, those that are finished are kept, and the same call continues after them.
-
     The last `val_fraction` of each corpus is for validation: of its documents if it has ten or more, else of its
     characters. With `val_corpus`, only that one is. The rest is for training, repeated by the corpus's weight (default
     1): in whole passes, then one over an evenly spread share of the documents. Validation text is written once. The
@@ -57,7 +54,9 @@ def prepare_data(
     tokens. `log` is called with one line for each thing that a person should know.
 
     All cores encode, but the files do not depend on their number. Memory does not grow with the corpus, except for
-    bpe:N's table of distinct words, the longest document of a separator, and 16 bytes per document.
+    bpe:N's table of distinct words, the longest document of a separator, and 16 bytes per document. A split of more
+    than `shard_tokens` tokens becomes several files of so many, train-00000.bin and so on; if the preparation is
+    killed, the same call continues after those that are finished.
     ValueError for a corpus without text, pairs with an empty target, a record that is no conversation, corpora of
     different kinds, wrong weights, a text too short to split, and an `out` that holds something else: no prepared data,
     or, unless `overwrite`, that of another source or tokenizer.
@@ -84,20 +83,33 @@ def prepare_data(
     has_eot = has_eot or (special_tokens is not None and tokenizer.eot_id is not None)  # the text may end documents
     _check_same(out, "tokenizer", tokenizer.name, overwrite)
     meta = _describe_data(source, tokenizer, has_eot, kind, plans, special_tokens is not None)
-    train = itertools.chain.from_iterable(plan.train_documents() for plan in plans)
-    val = val_corpus.documents() if val_corpus else itertools.chain.from_iterable(p.val_documents() for p in plans)
-    identity = (meta, tokenizer.to_dict(), sources, [source.versions() for source in sources], n_characters)
-    is_long = 4 * max(n_characters.values()) > shard_tokens  # bytes of a character, and so tokens, at most
-    with prepared_folder(out, f"{identity} {shard_tokens}", is_long) as progress:
-        if progress.n_tokens and log:
-            log(f"continuing after the {progress.n_tokens:,} tokens that {progress.folder} holds")
-        with _progress_bar("encoding", sum(n_characters.values())) as bar:
-            spelled = write_splits(progress, meta, {"train": train, "val": val}, tokenizer, bar, shard_tokens)
+    spelled = _write_folder(out, meta, plans, val_corpus, tokenizer, n_characters, shard_tokens, log)
     data = load_data(out)
     notices = _notices(data, meta, sources, lengths, spelled, weights, tokenizer_name, special_tokens or ())
     for line in notices if log else ():
         log(line)
     return data
+
+
+def _write_folder(
+    out: Path,
+    meta: dict[str, Any],
+    plans: list[SplitPlan],
+    val_corpus: Corpus | None,
+    tokenizer: Tokenizer,
+    n_characters: dict[str, int],
+    shard_tokens: int,
+    log: Callable[[str], None] | None,
+) -> Counter[str]:
+    """Write both splits, or continue to, and return how often the text holds the names of special tokens."""
+    sources = [(source, source.versions()) for source in (*(plan.corpus for plan in plans), val_corpus) if source]
+    identity = repr((meta, tokenizer.to_dict(), sources, n_characters, shard_tokens))
+    is_long = 4 * max(n_characters.values()) > shard_tokens  # bytes of a character, and so tokens, at most
+    with prepared_folder(out, identity, is_long) as progress:
+        if progress.n_tokens and log:
+            log(f"continuing after the {progress.n_tokens:,} tokens that {progress.folder} holds")
+        with _progress_bar("encoding", sum(n_characters.values())) as bar:
+            return write_splits(progress, meta, split_documents(plans, val_corpus), tokenizer, bar, shard_tokens)
 
 
 def _describe_data(

@@ -167,6 +167,12 @@ def open_corpus(
         name, paths = source, _files(map(Path, glob.glob(source, recursive=True)))
         if not paths:
             raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({', '.join(KNOWN)})")
+    _check_forms(source, paths, fields, encoding)
+    return Corpus(name, paths, separator, fields, encoding, left_out)
+
+
+def _check_forms(source: str, paths: list[Path], fields: tuple[str, ...], encoding: str) -> None:
+    """Raise ValueError for a file that is no text, or that holds records without a field of theirs."""
     try:
         for path in paths:
             if form(path, encoding) and not fields:
@@ -175,7 +181,6 @@ def open_corpus(
         if source == "-":
             raise ValueError("standard input: " + str(error).replace(str(path), "FILE")) from None
         raise
-    return Corpus(name, paths, separator, fields, encoding, left_out)
 
 
 def known_texts() -> list[str]:

@@ -166,9 +166,9 @@ def prepared_folder(out: Path, identity: str, is_long: bool) -> Iterator[Progres
             yield Progress(folder, identity)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(out.with_name(f".{out.name}.lock"), blocking=False)
+    lock = filelock.FileLock(out.with_name(f".{out.name}.lock"))
     try:
-        with lock, atomic_folder(out, keep=PROGRESS) as folder:
+        with lock.acquire(blocking=False), atomic_folder(out, keep=PROGRESS) as folder:
             yield Progress(folder, identity)
             Path(lock.lock_file).unlink(missing_ok=True)
     except filelock.Timeout:

@@ -88,7 +88,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, 1.0, enabled=self.dtype == torch.float16)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.examples = objective.examples(config, data, data.train)
-        self.sampler = ExampleSampler(len(self.examples), config.batch_size * config.grad_accum_steps, seed=config.seed)
+        ends, n = getattr(self.examples, "shard_ends", ()), config.batch_size * config.grad_accum_steps
+        self.sampler = ExampleSampler(len(self.examples), n, seed=config.seed, shard_ends=ends)
 
         self.step = self.tokens_seen = 0
         self.report_due = True  # logging, evaluation and saving of the current step are still to be done

@@ -16,6 +16,7 @@ from gpt.planning.utilisation import seconds_per_token
 from gpt.run.building import build_objective
 from gpt.run.callbacks import CSVLog, Page, Plot, Progress, SampleLog
 from gpt.run.notices import (
+    data_notices,
     finished_notices,
     freeze_notices,
     length_notices,
@@ -160,6 +161,8 @@ def _create(
     if checkpoint:
         check_data_exist(folder, path)
     data = load_data(path, verify=True)
+    for line in data_notices(data):
+        progress.log(line)
     if checkpoint and checkpoint.state["data"] != data.checksums:
         raise ValueError(
             f"the data in {data.folder} is not what the run {folder.path} was trained on: "

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
+from gpt.system.paths import cache_folder
+
 MIN_BFLOAT16_PARAMETERS = 3_000_000  # smaller models do not train faster in bfloat16 on a CPU (docs/speed-log.md)
 
 
@@ -136,9 +138,8 @@ def machine() -> dict[str, str | int]:
 
 def cache_path(name: str) -> Path:
     """Return the path for what this kind of machine may reuse, in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     digest = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:12]
-    return Path(root) / "gpt-from-scratch" / f"{name}-{digest}"
+    return cache_folder() / f"{name}-{digest}"
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

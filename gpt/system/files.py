@@ -111,9 +111,12 @@ def report_full_disk(checkpoint: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+def atomic_folder(path: Path, temporary: Path | None = None, keep: str = "") -> Iterator[Path]:
     """A temporary folder that replaces `path` when the block ends, and is deleted if it fails. One that others have
     begun to fill can be given as `temporary`.
+
+    With `keep` it is .NAME.partial, and stays if the block fails, or is killed, while it holds a file of that name: the
+    next block finds it as it was. Only one process at a time may be in such a block.
 
     An existing folder is renamed to .NAME.old while the new one takes its place; `recover` undoes that if the program
     was killed in between.
@@ -121,15 +124,15 @@ def atomic_folder(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     path = path.resolve()  # a link to a folder stays one
     if path.is_file():
         raise NotADirectoryError(f"{path} is a file: move it away, or name another folder")
-    begun, aside = temporary is not None, _aside(path)
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    begun, ending = temporary is not None, "partial" if keep else f"{os.getpid()}.tmp"
+    temporary, aside = temporary or path.with_name(f".{path.name}.{ending}"), _aside(path)
     parents = [parent for parent in path.parents if not parent.exists()]  # nearest first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        if not begun:
+        if not begun and not (keep and (temporary / keep).exists()):
             shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
-            temporary.mkdir()
+        temporary.mkdir(exist_ok=True)
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
             if written.is_file():
@@ -143,7 +146,8 @@ def atomic_folder(path: Path, temporary: Path | None = None) -> Iterator[Path]:
         flush(path.parent)
     finally:
         recover(path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not (keep and (temporary / keep).exists()):
+            shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: all went well
             for parent in parents:
                 parent.rmdir()

@@ -306,6 +306,8 @@ def test_two_nodes_of_two_processes_train_as_one(documents, tmp_path):
     assert_same_losses(tmp_path / "hsdp tuned", tmp_path / "tuned")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
 def test_a_run_of_four_continues_with_two_and_with_one(documents, tmp_path):
     """Sharded by four, by two, whole in each of two processes, and in one: AdamW's moments come along."""
     config, run = packed_config(documents), tmp_path / "run"

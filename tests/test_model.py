@@ -5,10 +5,9 @@ import pickle
 
 import pytest
 import torch
-from blocks import BLOCKS, MODERN_BLOCK, WINDOWED_BLOCK
+from blocks import BLOCKS, MODERN_BLOCK
 from numerics import tolerance
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from gpt.config import GPT_CONFIG_124M, GPTConfig
 from gpt.exchange.layouts import GPT2_SIZES
@@ -552,25 +551,6 @@ def test_both_implementations_train_alike():
     # 20 steps of three layers, forward and backward; each step amplifies the rounding of those before it
     assert curves[0] == pytest.approx(curves[1], rel=tolerance(20 * 2 * 3 * 6 * 64, 1000))
     assert curves[0][-1] < curves[0][0] - 0.3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("block", [{"tie_embeddings": True}, MODERN_BLOCK, {**WINDOWED_BLOCK, "window": 16}], ids=str)
-def test_four_compilations_serve_texts_of_twenty_lengths(block, monkeypatch):
-    """One for the first length alone, one for others; where all chunks of the logits are equally long, one more; and
-    one for texts of which a window hides nothing."""
-    torch._dynamo.reset()
-    monkeypatch.setattr("gpt.system.chunked_loss.MAX_LOGITS", 2**18)  # eager code takes up to 48 chunks
-    shape = {"vocab_size": 3 * 4096, "context_length": 128, "emb_dim": 8, "n_heads": 2, "n_layers": 1, "drop_rate": 0.0}
-    model = GPTModel({**shape, **block})
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, fullgraph=True, backend=counter)
-    for length in (128, 128, 64, 65, 100, 30, 27, 90, 127, 33, 41, 50, 60, 70, 80, 110, 120, 31, 44, 48, 52, 15, 12):
-        ids = torch.randint(0, 1000, (8, length + 1))
-        loss = compiled(ids[:, :-1], ids[:, 1:], reduction="sum")
-        loss.backward()
-        torch.testing.assert_close(loss, model(ids[:, :-1], ids[:, 1:], reduction="sum"))
-    assert counter.frame_count <= 3 + ("window" in block)
 
 
 @pytest.mark.slow

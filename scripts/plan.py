@@ -27,7 +27,7 @@ def main() -> None:
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="a TOML file of settings, such as those in configs/")
     add("--run", default="plan", metavar="NAME", help="the run's name or path, whose disk must hold the checkpoints")
-    machines = "this (default), thisx2 (two processes), m3, rtx3090, rtx4090, l4, a100, h100, h200, h100x8 (eight)"
+    machines = "this (default), thisx2 (two processes), m3, t4, rtx3090, rtx4090, l4, a100, h100, h200, h100x8 (eight)"
     add("--hardware", default="this", metavar="NAME", help=machines)
     add("--sweep", metavar="NAME=A,B,C", help="compare plans for these values of a setting")
     add("--out", default="plan.png", metavar="FILE", help="the plot of a sweep (default: plan.png)")

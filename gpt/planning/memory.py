@@ -17,6 +17,7 @@ from gpt.planning.hardware import Hardware
 from gpt.system.chunked_loss import chunk_rows
 from gpt.system.device import choose_device, choose_dtype
 from gpt.system.distributed import DistContext
+from gpt.system.sharded_files import FILE_BYTES
 
 # Resident bytes of a training process with a tiny model: Python and PyTorch's CPU build 230 MB, torch.optim's imports
 # 75 MB, evaluation, matplotlib and the first step 55 MB. Measured with PyTorch 2.13 on Linux.
@@ -233,7 +234,7 @@ def n_micro_batches(config: TrainConfig, hardware: Hardware) -> int:
 
 def is_half(config: TrainConfig, hardware: Hardware) -> bool:
     """Return whether matrix products run in 16 bits on hardware of a data sheet."""
-    return hardware.has_bfloat16 if config.dtype == "auto" else config.dtype != "float32"
+    return hardware.has_half if config.dtype == "auto" else config.dtype != "float32"
 
 
 def training_memory(
@@ -280,12 +281,14 @@ def training_memory(
     # free when the optimizer steps, a checkpoint is collected, or n-grams are counted before the first step
     reusable = sum(memory[part] for part in ("activations", "fragmentation", "logits"))
     # Muon: momentum, its stack, two results and Gram matrices; as much again for fragmentation (measured)
-    muon = 10 * 4 * min(MAX_ELEMENTS, count_hidden(model)) * (config.optim.name == "muon")
+    n_stacked = min(MAX_ELEMENTS * (64 if device == "cuda" else 1), count_hidden(model))
+    muon = 10 * 4 * n_stacked * (config.optim.name == "muon")
     memory["muon workspace"] = max(0, muon - reusable)
     samples = sharded * b * (n_weights - unsharded) * (not on_cpu)  # a sample gathers all weights
     memory["unsharded weights"] = max(0, samples - reusable - memory["gradients"])
-    gathered = sharded * on_cpu * (4 * n_weights + optimizer_bytes(config, n_trained))  # by rank 0
-    memory["unsharded checkpoint"] = max(0, gathered - reusable)
+    # a checkpoint is written from a copy, which is kept for the next one, and file by file; beside a GPU in host memory
+    copied = (4 * n_trained + optimizer_bytes(config, n_trained)) // n_shards + FILE_BYTES
+    memory["checkpoint copy"] = sharded * on_cpu * min(copied, 2 * (copied - FILE_BYTES))
     ngrams = NGRAM_BYTES * min(n_train_tokens, MAX_TOKENS) * on_cpu
     memory["n-grams"] = max(0, ngrams - reusable - memory["gradients"] - memory["optimizer"])
     return memory

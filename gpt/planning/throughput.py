@@ -33,7 +33,7 @@ from gpt.variants import create_model
 # December 2024: Llama 3.1 8B, compiled, trains on 6,514 to 6,667 tokens/s on each of 128 or 8 H100.
 UTILISATION = ((768, 0.3), (4096, 0.38))
 UPDATE_BYTES = 40  # per parameter: AdamW reads 4 numbers and writes 3, the norm reads 1, scaling reads and writes 1
-MAX_FLOPS = 4e9  # of one measurement: a tenth of a second on one core
+MAX_FLOPS = {"cpu": 4e9, "mps": 4e11, "cuda": 4e12}  # of one measurement: at most a tenth of a second
 MAX_NUMEL = 2**23  # numbers in a measured head, or in a measured update
 SECONDS = 0.15  # per measurement, after a first run that is not counted
 ROUNDS = 3  # measurements of each plan of several
@@ -192,8 +192,9 @@ def _measure_layers(plan: Plan, device: torch.device) -> tuple[float, float]:
 
         return _median_seconds(work, device)
 
-    n_tokens = max(2, round(min(plan.row_tokens, MAX_FLOPS / flops(plan.row_tokens))))
-    n_examples = max(1, min(config.batch_size, int(MAX_FLOPS / flops(n_tokens) / n_tokens)))
+    largest = MAX_FLOPS[device.type]
+    n_tokens = max(2, round(min(plan.row_tokens, largest / flops(plan.row_tokens))))
+    n_examples = max(1, min(config.batch_size, int(largest / flops(n_tokens) / n_tokens)))
     one = seconds(1, 1)
     rate = _flop_rate(flops(n_tokens), n_examples * n_tokens, one, seconds(n_examples, n_tokens))
     return rate, one * model.n_layers
@@ -214,7 +215,7 @@ def _measure_head(plan: Plan, device: torch.device) -> tuple[float, float]:
     vocab_size = min(model.vocab_size, max(1, MAX_NUMEL // model.emb_dim))
     weight = torch.rand(vocab_size, model.emb_dim).requires_grad_()  # (V, D)
     flops = 6 * weight.numel()
-    n_tokens = max(2, min(round(config.batch_size * plan.example_tokens), int(MAX_FLOPS / flops)))
+    n_tokens = max(2, min(round(config.batch_size * plan.example_tokens), int(MAX_FLOPS[device.type] / flops)))
 
     def seconds(n_tokens: int) -> float:
         ids = torch.arange(n_tokens) % vocab_size

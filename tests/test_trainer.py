@@ -927,6 +927,7 @@ def test_a_run_ends_after_so_many_evaluations_without_a_better_loss(unsteady, tm
     assert f"--- step {end} ---" in trainer.run.samples.read_text()
 
 
+@pytest.mark.slow
 def test_early_stopping_does_not_depend_on_interruptions(unsteady, tmp_path):
     """Stopped at, before and after evaluations; resuming what has ended changes nothing; more patience goes on."""
     config = change(unsteady, patience=3)

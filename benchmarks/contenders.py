@@ -34,6 +34,7 @@ from gpt.planning.flops import count_parameters, flops_per_token
 from gpt.system import device
 from gpt.system.memory import set_allocator_flags
 from gpt.variants import create_model
+from gpt.variants.compiled import compile_training
 
 LR, CLIP = 3e-4, 1.0
 CPU = torch.device("cpu")
@@ -61,36 +62,40 @@ def _leave_out(reason: str) -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def gpt_step(config: GPTConfig, dtype: torch.dtype = torch.float32, compiled: bool = False) -> tuple[nn.Module, Step]:
-    """Return this project's model and its training step, the same as the Trainer's."""
+def gpt_step(
+    config: GPTConfig, dtype: torch.dtype = torch.float32, compiled: bool = False, where: torch.device = CPU
+) -> tuple[nn.Module, Step]:
+    """Return this project's model and its training step, the same as the Trainer's, on a device."""
     from gpt.objectives.next_token import NextToken
     from gpt.optim import create_optimizer, scale_and_clip
 
-    objective = NextToken(create_model(config)).train()
-    forward = device.compile_module(objective, CPU, _leave_out) if compiled else objective
+    objective = NextToken(create_model(config)).to(where).train()
+    if compiled:
+        compile_training(objective.model, where, _leave_out)
     optimizer = create_optimizer(objective, OptimConfig(lr=LR, grad_clip=CLIP))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(inputs: Tensor, targets: Tensor) -> float:
-        with device.autocast(CPU, dtype):
-            loss, count = forward(inputs, targets)
+        with device.autocast(where, dtype):
+            loss, count = objective(inputs, targets)
         loss.backward()
-        loss, count = loss.item(), int(count)
-        scale_and_clip(parameters, count, CLIP)
+        scale_and_clip(parameters, count.double(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss / count
+        return loss.item() / int(count)
 
     return objective, step
 
 
-def transformers_step(config: GPTConfig, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Step]:
+def transformers_step(
+    config: GPTConfig, dtype: torch.dtype = torch.float32, where: torch.device = CPU
+) -> tuple[nn.Module, Step]:
     """Hugging Face's model; its labels are the inputs, which it shifts itself."""
-    model = transformers_model(config).train()
+    model = transformers_model(config).to(where).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1, fused=True)
 
     def forward(inputs: Tensor, _: Tensor) -> Tensor:
-        with device.autocast(CPU, dtype):
+        with device.autocast(where, dtype):
             return model(inputs, labels=inputs, use_cache=False).loss
 
     return model, _usual_step(model, optimizer, forward)

@@ -202,12 +202,12 @@ class TrainConfig(_Config):
     sample_prompt: str = _setting("", "prompt of the samples; empty: the first token of the training split", text=True)
     logger: Literal["csv", "tensorboard"] = _setting("csv", "metrics.csv alone, or TensorBoard's event files as well")
     device: str = _setting("auto", "auto (the first available of cuda, mps, cpu), cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16"] = _setting(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "auto", "of matrix products; auto: bfloat16 where it is faster"
     )
     compile: bool = _setting(False, "use torch.compile (needs a C++ compiler, or triton on CUDA)")
     recompute: bool = _setting(False, "recompute blocks in the backward pass: less memory, a third more time")
-    parallel: Literal["ddp", "fsdp"] = _setting("ddp", "each of torchrun's processes holds the model, or a shard of it")
+    parallel: Literal["ddp", "fsdp", "hsdp"] = _setting("ddp", "processes hold the model, or shards; hsdp: by node")
     freeze: str = _setting("", "parameters not to train: beginnings of names, such as 'tok_emb, trf_blocks.0'")
     size_by_text: bool = _setting(False, "choose size, context, dropout, steps by the amount of text, where left out")
     init_from: str = _setting("", "weights to start from, with their shape: a run, gpt2, hub:OWNER/NAME or a path")

@@ -10,8 +10,8 @@ A span (start, end) names an example within a text: inputs tokens[start:end], ta
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.permutation import shuffled
+from gpt.system.shards import ShardedArray
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
-Tokens = np.ndarray | Tensor | Sequence[int]
+Tokens = np.ndarray | ShardedArray | Tensor | Sequence[int]
 
 
 def packed_spans(n_tokens: int, context_length: int, stride: int = 0) -> np.ndarray:
@@ -41,7 +43,7 @@ def document_spans(tokens: np.ndarray, eot_id: int, context_length: int, stride:
 
     Documents are separated by end-of-text tokens. The first input of a document is the end-of-text token before it, the
     last target the one after it. A document of more than context_length targets continues in further spans, which start
-    and overlap as those of `packed_spans` do.
+    and overlap as those of `packed_spans` do. All tokens are read, and the spans held in memory.
     """
     stride, separators = stride or context_length, np.flatnonzero(np.asarray(tokens) == eot_id)
     lengths = np.diff(separators)  # in targets
@@ -72,6 +74,8 @@ class Examples:
 
     def __init__(self, tokens: np.ndarray, starts: Sequence[int] | np.ndarray, ends: Sequence[int] | np.ndarray):
         self.tokens, self.starts, self.ends = tokens, starts, ends
+        # how many of them start before the end of each of the tokens' files
+        self.shard_ends = [bisect_left(starts, end) for end in getattr(tokens, "ends", [len(tokens)])]
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -88,14 +92,14 @@ class Examples:
 class PackedExamples(Examples):
     """Examples of context_length + 1 tokens that start every `stride` tokens (0: context_length).
 
-    They run across document boundaries. A remainder too short for an example is dropped. ValueError for fewer than
-    context_length + 1 tokens.
+    They run across document boundaries, and need no memory each. A remainder too short for an example is dropped.
+    ValueError for fewer than context_length + 1 tokens.
     """
 
     def __init__(self, tokens: Tokens, context_length: int, stride: int = 0):
         if context_length < 1 or stride < 0:
             raise ValueError(f"context_length must be above 0, stride 0 or above: not {context_length} and {stride}")
-        tokens, stride = np.asarray(tokens), stride or context_length
+        tokens, stride = tokens if isinstance(tokens, ShardedArray) else np.asarray(tokens), stride or context_length
         if len(tokens) <= context_length:
             raise ValueError(
                 f"{len(tokens)} tokens are too few for one example: context_length {context_length} needs "
@@ -118,23 +122,24 @@ class DocumentExamples(Examples):
         super().__init__(tokens, starts, ends)
 
 
-@lru_cache(maxsize=2)  # a step may straddle two epochs
-def _permutation(n_examples: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n_examples)
-
-
 class ExampleSampler:
     """The order of examples: one endless sequence of epochs, each a permutation keyed by (seed, epoch).
+
+    Up to 2^24 examples it is NumPy's; of more it needs no memory, and shuffles the shards, which end at `shard_ends`
+    (left out: one shard), then the examples within each.
 
     `step(k)` is a pure function of k, so a resumed run has no sampler state to restore. As a batch sampler for a
     DataLoader, each iteration yields one epoch's batches, then the next epoch's.
     """
 
-    def __init__(self, n_examples: int, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = True):
+    def __init__(
+        self, n_examples: int, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = True,
+        shard_ends: Sequence[int] = (),
+    ):  # fmt: skip
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.n_examples, self.batch_size, self.drop_last = n_examples, batch_size, drop_last
-        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        self.shuffle, self.seed, self.epoch, self.shard_ends = shuffle, seed, 0, shard_ends or [n_examples]
 
     def step(self, step: int) -> list[int]:
         """Return the indices of the batch_size examples of step `step`, counted from 0."""
@@ -150,10 +155,10 @@ class ExampleSampler:
 
     def _examples(self, start: int, end: int) -> list[int]:
         """Positions start .. end-1 of the endless sequence."""
-        positions = (divmod(position, self.n_examples) for position in range(start, end))
-        if not self.shuffle:
-            return [index for _, index in positions]
-        return [int(_permutation(self.n_examples, self.seed, epoch)[index]) for epoch, index in positions]
+        epochs, indices = np.divmod(np.arange(start, end), self.n_examples)
+        for epoch in range(epochs[0], epochs[-1] + 1) if self.shuffle else ():
+            indices[epochs == epoch] = shuffled(indices[epochs == epoch], self.shard_ends, (self.seed, epoch))
+        return indices.tolist()
 
 
 def create_dataloader(

@@ -121,7 +121,8 @@ class TokenEmbedding(nn.Embedding):
         super().__init__(vocab_size, emb_dim)
 
     def forward(self, token_ids: Tensor, sparse_grad: bool = False) -> Tensor:
-        return F.embedding(token_ids, self.weight, sparse=sparse_grad and not torch.compiler.is_compiling())
+        sparse_grad = sparse_grad and token_ids.is_cpu and not torch.compiler.is_compiling()
+        return F.embedding(token_ids, self.weight, sparse=sparse_grad)
 
 
 class LearnedPositions(nn.Embedding):

@@ -151,7 +151,7 @@ def evaluate(
         windows = windows[np.isin(windows[:, 3], chosen)]
     by_window = np.zeros((2 + len(top_k), len(windows)))  # rows: nats, targets, targets among the k likeliest
     with evaluation_mode(model):
-        for begin in ctx.shard(range(0, len(windows), batch_size)):
+        for begin, is_own in ctx.shard_evenly(range(0, len(windows), batch_size)):
             batch = windows[begin : begin + batch_size]
             inputs, targets = padded_batch(tokens, batch[:, :2])  # (B, T)
             for row, (start, _, first, _) in enumerate(batch):
@@ -160,7 +160,7 @@ def evaluate(
             scores = token_scores(inputs, targets) if token_scores else model(inputs, targets, reduction="none")[None]
             losses, *correct = scores.float().cpu().double()  # (B, T) each
             rows = [losses, (targets != IGNORE_INDEX).cpu(), *correct]
-            by_window[:, begin : begin + batch_size] = torch.stack([row.sum(1) for row in rows])
+            by_window[:, begin : begin + batch_size] = is_own * torch.stack([row.sum(1) for row in rows])
     sums, counts, *topk_correct = (np.bincount(windows[:, 3], row) for row in ctx.all_reduce_sum(by_window))
     segments = np.flatnonzero(counts)
     topk_correct = {k: correct[segments] for k, correct in zip(top_k, topk_correct, strict=True)}

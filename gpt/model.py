@@ -228,7 +228,8 @@ class GPTModel(OpsModule):
         Targets of -100 are ignored. reduction: "mean" over the others, "sum", or "none" for losses (B, T).
         label_smoothing: the probability that is spread evenly over the vocabulary.
 
-        ValueError if the tokens exceed context_length, if every target is ignored, or for an invalid mask or reduction.
+        ValueError if the tokens exceed context_length, if every target is ignored (on a GPU their mean is NaN instead),
+        or for an invalid mask or reduction.
         """
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
@@ -236,7 +237,8 @@ class GPTModel(OpsModule):
         x = self.hidden_states(token_ids, mask=mask, positions=positions, cache=cache, sparse_grad=tied)  # (B, T, D)
         if targets is None:
             return self.out_head(x)
-        if not torch.compiler.is_compiling() and (targets == IGNORE_INDEX).all():  # a branch would split the graph
+        # a branch on data would split a compiled graph, and let a GPU wait
+        if targets.is_cpu and not torch.compiler.is_compiling() and (targets == IGNORE_INDEX).all():
             raise ValueError(f"no target counts: all are {IGNORE_INDEX}, which the loss ignores")
         loss = self.loss_from_hidden(x.flatten(0, 1), targets.flatten(), reduction, label_smoothing)
         return loss.view_as(targets) if reduction == "none" else loss

@@ -5,16 +5,16 @@ This file must not import PyTorch, which takes longer to import than a book take
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 
 from gpt.system.files import read_checksummed, sha256
+from gpt.system.shards import AGAIN, ShardedArray, find, open_split
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
-FORMAT = 3  # version of the folder's layout
-AGAIN = "prepare the data again"
+FORMAT, SHARDED = 3, 4  # version of the folder's layout: with one file per split, with several of a split
 COUNTED, START = 1, 2  # bits of a token's flags: it is a target that counts in the loss; a conversation begins with it
 
 
@@ -22,13 +22,13 @@ COUNTED, START = 1, 2  # bits of a token's flags: it is a target that counts in 
 class TokenFile:
     """One split: its memory-mapped tokens, and the number of documents, characters and UTF-8 bytes they encode."""
 
-    path: Path
-    tokens: np.ndarray
+    path: Path  # of several files the one that they are parts of, which is not there
+    tokens: np.ndarray | ShardedArray
     documents: int
     characters: int
     bytes: int  # of conversations those of the text that counts
     sha256: str
-    flags: np.ndarray | None = None  # of conversations: COUNTED and START of each token, uint8
+    flags: np.ndarray | ShardedArray | None = None  # of conversations: COUNTED and START of each token, uint8
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class PreparedData:
 
     def documents(self, split: TokenFile) -> Iterator[str]:
         """Yield the text of each document of a split, in file order; the whole text if has_eot is False."""
-        tokens, order, starts = split.tokens, -1 if self.reversed else 1, np.zeros(1, np.int64)
+        tokens, order, starts = split.tokens, -1 if self.reversed else 1, iter([0])
         if split.flags is not None:
-            starts = np.flatnonzero(split.flags & START)
+            starts = find(split.flags, lambda flags: flags & START)
         elif self.has_eot:
-            starts = np.flatnonzero(tokens == self.tokenizer.eot_id) + 1
-        for start, end in pairwise([*starts, *[len(tokens)] * (not self.has_eot)]):
+            starts = (place + 1 for place in find(tokens, lambda part: part == self.tokenizer.eot_id))
+        for start, end in pairwise(chain(starts, [len(tokens)] * (not self.has_eot))):
             yield self.tokenizer.decode(tokens[start : end - self.has_eot][::order].tolist())
 
 
@@ -73,7 +73,8 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
     """Load a prepared folder; its tokens stay on disk, memory-mapped.
 
     ValueError if the folder or a file is missing, if meta.json or the tokenizer has changed, or if a token file
-    does not have the length in meta.json. `verify` also checks the SHA-256 of the token files.
+    does not have the length in meta.json. `verify` also checks the SHA-256 of the token files: of a small split now, of
+    a large one once on this machine, of its shards when they are first read.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -86,25 +87,17 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
             f"no prepared data in {folder}: python scripts/prepare_data.py --input TEXT --tokenizer NAME --out {folder}"
         )
     meta = read_checksummed(folder / "meta.json", AGAIN)
-    if meta["format"] != FORMAT:
+    if meta["format"] not in (FORMAT, SHARDED):
         raise ValueError(f"{folder} has format {meta['format']}, but this version reads format {FORMAT}: {AGAIN}")
     tokenizer_path = folder / "tokenizer.json"
     if not tokenizer_path.is_file() or sha256(tokenizer_path) != meta["tokenizer_sha256"]:
         raise ValueError(f"{tokenizer_path} is missing or has changed since it was written: {AGAIN}")
-    train, val = (_load_split(folder / f"{name}.bin", name, meta, verify) for name in ("train", "val"))
+    splits = []
+    for name in ("train", "val"):
+        (tokens, flags, digest), count = open_split(folder, name, meta, verify), meta[name]
+        sizes = count["documents"], count["characters"], count["bytes"]
+        splits.append(TokenFile(folder / f"{name}.bin", tokens, *sizes, digest, flags))
     return PreparedData(
-        folder, meta["source"], load_tokenizer(tokenizer_path), meta["has_eot"], train, val,
+        folder, meta["source"], load_tokenizer(tokenizer_path), meta["has_eot"], *splits,
         meta.get("paired", False), meta.get("preferences", False), sources=tuple(meta.get("sources", ())),
     )  # fmt: skip
-
-
-def _load_split(path: Path, split: str, meta: dict, verify: bool) -> TokenFile:
-    dtype, flagged, meta = np.dtype(meta["dtype"]), meta.get("flagged", False), meta[split]
-    n, size = meta["tokens"], meta["tokens"] * (dtype.itemsize + flagged)  # all tokens, then their flags
-    if not path.is_file() or path.stat().st_size != size:
-        raise ValueError(f"{path} is missing or not {size} bytes long, as it was written: {AGAIN}")
-    if verify and sha256(path) != meta["sha256"]:
-        raise ValueError(f"{path} has changed since it was written (its SHA-256 differs): {AGAIN}")
-    tokens = np.memmap(path, dtype, mode="r", shape=n)
-    flags = np.memmap(path, np.uint8, mode="r", offset=n * dtype.itemsize, shape=n) if flagged else None
-    return TokenFile(path, tokens, meta["documents"], meta["characters"], meta["bytes"], meta["sha256"], flags)

@@ -24,10 +24,13 @@ from gpt.optim import create_optimizer, learning_rate, restore, scale_and_clip
 from gpt.system import device, kernels
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
+from gpt.system.memory import frozen_objects
+from gpt.system.sharded_files import ShardedWriter
 from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
 # What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
+MIN_SCALE = 1e-6  # of float16 losses: below it the gradients are not infinite because of the scale
 SAVED = ("step", "tokens_seen", "report_due", "sums", "grad_norm", "best_loss", "stale", "elapsed_s")
 
 
@@ -72,18 +75,21 @@ class Trainer:
         self.config, self.data, self.run, self.ctx = config, data, run, ctx
         self.callbacks, self.log = list(callbacks), log
         self.device = device.choose_device(config.device)
+        device.allow_tf32(self.device)
         self.dtype = device.choose_dtype(config.dtype, self.device, objective.model.num_parameters())
         self.environment = {  # decides the last digits
             **device.environment(self.device), "precision": str(self.dtype), "processes": ctx.world_size
         }  # fmt: skip
-        self.objective = ctx.wrap_fsdp(objective.to(self.device).train(), config.parallel)  # this one is saved
+        self.objective = objective.to(self.device).train()  # this one is saved
         objective.model.recompute = config.recompute
-        compiled = device.compile_module(self.objective, self.device, log) if config.compile else self.objective
-        self.forward = ctx.wrap_ddp(compiled, self.device)  # this one is called
+        self.forward = ctx.wrap_ddp(self.objective, self.device)  # this one is called
         self.optimizer = create_optimizer(self.objective, config.optim)
+        # gradients of summed losses are large: the scale for float16 starts at 1
+        self.scaler = torch.amp.GradScaler(self.device.type, 1.0, enabled=self.dtype == torch.float16)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.examples = objective.examples(config, data, data.train)
-        self.sampler = ExampleSampler(len(self.examples), config.batch_size * config.grad_accum_steps, seed=config.seed)
+        ends, n = getattr(self.examples, "shard_ends", ()), config.batch_size * config.grad_accum_steps
+        self.sampler = ExampleSampler(len(self.examples), n, seed=config.seed, shard_ends=ends)
 
         self.step = self.tokens_seen = 0
         self.report_due = True  # logging, evaluation and saving of the current step are still to be done
@@ -94,9 +100,12 @@ class Trainer:
         self.elapsed_s = 0.0  # over all sessions
         self.evaluation: Evaluation | None = None  # the last one of this session
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row of metrics
+        self.unread: list[tuple[int, Tensor]] = []  # steps whose numbers are still on the device; see _read_numbers
+        self.n_ahead = int(self.device.type == "cuda")  # steps that a GPU is given before its numbers are read
         self.signal = 0  # received by this process
         self.stopped_by: int | None = None  # the signal that ended training, whichever process received it
         self.saved_at: int | None = None  # step of the last checkpoint of this session
+        self.writer = ShardedWriter(ctx) if ctx.is_sharded else None  # writes checkpoints while training continues
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -108,9 +117,11 @@ class Trainer:
         """
         lock = self.run.folder_lock.held() if self.ctx.is_main else contextlib.nullcontext()
         start, before = time.perf_counter(), self.elapsed_s
-        with lock, stop_signals(self._on_signal), oom_hint(self.config.batch_size, self.config.grad_accum_steps):
+        hint = oom_hint(self.config.batch_size, self.config.grad_accum_steps)
+        with lock, stop_signals(self._on_signal), hint, frozen_objects():
             self._call("on_train_start")
             while not self._is_stopped():
+                self._finish_save(wait=False)
                 if self.report_due:
                     self.elapsed_s = before + time.perf_counter() - start
                     self._report()
@@ -119,11 +130,15 @@ class Trainer:
                 self._train_step()
             if self.stopped_by and self.saved_at != self.step:
                 self._save(is_best=False)
+            self._finish_save()
             self._call("on_end")
             self.ctx.unshard()  # rank 0 may now use the model alone
 
     def _train_step(self) -> None:
-        """Do one optimizer step on batch_size x grad_accum_steps examples, shared by the processes."""
+        """Do one optimizer step on batch_size x grad_accum_steps examples, shared by the processes.
+
+        Nothing but `_read_numbers` waits for the device.
+        """
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config.optim, config.max_steps)
@@ -134,37 +149,51 @@ class Trainer:
             batch_loss, batch_tokens = self._forward_backward(micro_batch, last=number == len(micro_batches))
             loss_sum += batch_loss
             n_tokens += batch_tokens
-        sums = [float(loss_sum), float(n_tokens), *self.objective.step_metrics(), 1.0]
-        loss_sum, n_tokens, *_ = sums = self.ctx.all_reduce_sum(sums).tolist()
+        rest = [*self.objective.step_metrics(), 1.0, self.signal, self.signal > 0]
+        sums = self.ctx.all_reduce(device.numbers([loss_sum, n_tokens, *rest], self.device))
+        self.scaler.unscale_(self.optimizer)
         # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
-        norm = scale_and_clip(self.parameters, n_tokens / self.ctx.world_size, config.optim.grad_clip)
-        if not math.isfinite(loss_sum) or not math.isfinite(norm):
-            reason = f"the loss or its gradient is not finite at step {self.step + 1}"
-            raise self._diverged(f"{reason} (loss {loss_sum / n_tokens}, gradient norm {norm})", indices)
-        self.optimizer.step()
+        norm = scale_and_clip(self.parameters, sums[1] / self.ctx.world_size, config.optim.grad_clip)
+        self.unread.append((self.step, torch.cat([sums, norm.reshape(1).to(sums)])))
+        self._read_numbers(n_left=self.n_ahead)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        device.synchronize(self.device)
-        self.step += 1
-        self.report_due, self.grad_norm = True, norm
-        self.tokens_seen += int(n_tokens)
-        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
-        self.timed_tokens += n_tokens
+        self.step, self.report_due = self.step + 1, True
         self.timed_seconds += time.perf_counter() - start
+
+    def _read_numbers(self, n_left: int = 0) -> None:
+        """Wait for the numbers of the steps done, but for the last n_left. FloatingPointError if one is not finite."""
+        while len(self.unread) > n_left:
+            step, numbers = self.unread.pop(0)
+            *sums, signal_sum, n_signals, norm = numbers.tolist()
+            loss_sum, n_tokens = sums[:2]
+            # with float16 an infinite gradient only lowers the scale; the optimizer skips the step
+            is_scaled = self.scaler.is_enabled() and self.scaler.get_scale() > MIN_SCALE
+            if not math.isfinite(loss_sum) or not (math.isfinite(norm) or is_scaled):
+                reason = f"the loss or its gradient is not finite at step {step + 1}"
+                raise self._diverged(f"{reason} (loss {loss_sum / n_tokens}, gradient norm {norm})", step)
+            self.grad_norm, self.tokens_seen = norm, self.tokens_seen + int(n_tokens)
+            self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
+            self.timed_tokens += n_tokens
+            if self.ctx.world_size > 1 and n_signals:  # all stop after the same step
+                self.stopped_by = self.signal or round(signal_sum / n_signals)
 
     def _forward_backward(self, indices: list[int], last: bool) -> tuple[Tensor, Tensor]:
         """Return (loss summed, tokens counted) of some examples and accumulate gradients.
 
         After the last micro-batch of a step the gradients are averaged over the processes.
         """
-        batch = {name: device.to_device(tensor, self.device) for name, tensor in self._batch(indices).items()}
+        batch = self._batch(indices, self.step)
+        batch = {name: device.to_device(tensor, self.device) for name, tensor in batch.items()}
         with self.ctx.grad_sync(self.forward, last):
-            with device.autocast(self.device, self.dtype):
+            with self.ctx.autocast(self.device, self.dtype):
                 loss_sum, n_tokens = self.forward(**batch)
-            loss_sum.backward()
+            self.scaler.scale(loss_sum).backward()
         return loss_sum.detach(), n_tokens
 
-    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
-        return self.objective.batch(self.examples, indices, key=(self.config.seed, self.step))
+    def _batch(self, indices: list[int], step: int) -> dict[str, Tensor]:
+        return self.objective.batch(self.examples, indices, key=(self.config.seed, step))
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
@@ -179,12 +208,16 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Evaluate the objective on the validation split: all of it, or eval_batches. Changes no random state."""
-        with self.ctx.unsharded(), device.autocast(self.device, self.dtype):
+        with self.ctx.forward_only(), self.ctx.autocast(self.device, self.dtype):
             return self.objective.evaluate(self.config, self.data, self.device, self.ctx)
 
     def _report(self) -> None:
         """Evaluate, log and save what is due at the current step."""
         self.report_due = False
+        if self.is_due(self.config.log_every) or self.is_due(self.config.eval_every):
+            start = time.perf_counter()
+            self._read_numbers()
+            self.timed_seconds += time.perf_counter() - start
         evaluation = self.evaluate() if self.is_due(self.config.eval_every) else None
         is_best = False
         if evaluation:
@@ -208,12 +241,15 @@ class Trainer:
     # --- saving, restoring, stopping ----------------------------------------------------------------------------------
 
     def _save(self, is_best: bool) -> None:
-        """Save a checkpoint; rank 0 writes it."""
+        """Save a checkpoint: rank 0 writes it, or each process its shards in the background."""
+        self._read_numbers()
+        self._finish_save()
         self.saved_at = self.step
         weights = self.objective.named_weights(self.ctx)
         training_state = {
-            "optimizer": self.ctx.full_state_dict(self.optimizer.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
             "random": self.ctx.all_gather(device.random_state(self.device)),
+            "scaler": self.scaler.state_dict(),  # empty but for float16
         }
         state = {
             **{name: getattr(self, name) for name in SAVED},
@@ -222,18 +258,26 @@ class Trainer:
             "kernels": dict(kernels.choices),
             "config": dataclasses.asdict(self.config),
         }
-        if self.ctx.is_main:
-            frozen, keep = self.objective.frozen_names(), self.config.keep_checkpoints
-            try:
-                self.run.save(weights, frozen, training_state, state, is_best, keep)
-            except FloatingPointError as error:
-                raise self._diverged(str(error)) from None
-        self._call("on_save", f"step-{self.step:06d}")
+        arguments = weights, self.objective.frozen_names(), training_state, state, is_best, self.config.keep_checkpoints
+        try:
+            if self.writer or self.ctx.is_main:
+                self.run.save(*arguments, self.writer)
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from None
+        if not self.writer:
+            self._call("on_save", f"step-{self.step:06d}")
+
+    def _finish_save(self, wait: bool = True) -> None:
+        """Seal the checkpoint that is being written in the background; without `wait` only if nobody has to wait."""
+        if self.writer and (name := self.writer.finish(wait)):
+            self._call("on_save", name)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint whose weights the objective has already: optimizer, random state, counters."""
         state, saved = checkpoint.state, checkpoint.training_state
         restore(self.optimizer, saved["optimizer"])
+        if saved.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
         if state["environment"] == self.environment:
             kernels.restore(state.get("kernels", {}))  # none in older checkpoints; before the first product
         if self.ctx.world_size > 1 and state["step"]:  # DDP orders its gradient buckets in a first pass
@@ -245,21 +289,25 @@ class Trainer:
             setattr(self, name, state.get(name, 0))  # older checkpoints lack `stale` and `sums`
 
     def _is_stopped(self) -> bool:
-        """Return whether any process has received a signal: all stop at the same step."""
-        self.stopped_by = self.ctx.all_reduce_max(self.signal) or None
+        """Return whether a process has received a signal. Of several processes, all know it after the next step."""
+        if self.ctx.world_size == 1:
+            self.stopped_by = self.signal or None
         return self.stopped_by is not None
 
     def _on_signal(self, number: int) -> None:
         self.signal = number
         self.log(f"{signal.Signals(number).name}: finishing the step, then saving; a second signal ends at once")
 
-    def _diverged(self, reason: str, indices: Iterable[int] = ()) -> FloatingPointError:
-        """Return the error to stop with. The batch of these examples is saved for inspection."""
+    def _diverged(self, reason: str, step: int | None = None) -> FloatingPointError:
+        """Return the error to stop with. The batch of a step is saved for inspection."""
+        with contextlib.suppress(OSError):
+            self._finish_save()
         steps = self.run.steps()
         advice = f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
-        if indices and self.ctx.is_main:
+        if step is not None and self.ctx.is_main:
+            indices = self.sampler.step(step // self.objective.passes)
             with contextlib.suppress(OSError):  # a full disk is not the problem here
-                self.run.save_batch(self._batch(indices), step=self.step + 1, examples=list(indices))
+                self.run.save_batch(self._batch(indices, step), step=step + 1, examples=indices)
                 advice = f"its batch is in {self.run.not_finite}, {advice}"
         return FloatingPointError(
             f"{reason}; {advice}. A lower --optim.lr helps most often, with --resume or in a new run with a longer "

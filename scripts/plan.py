@@ -27,7 +27,7 @@ def main() -> None:
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="a TOML file of settings, such as those in configs/")
     add("--run", default="plan", metavar="NAME", help="the run's name or path, whose disk must hold the checkpoints")
-    machines = "this (default), thisx2 (two processes), m3, rtx3090, rtx4090, l4, a100, h100, h200, h100x8 (eight)"
+    machines = "this (default), thisx2 (two processes), m3, t4, rtx3090, rtx4090, l4, a100, h100, h200, h100x8 (eight)"
     add("--hardware", default="this", metavar="NAME", help=machines)
     add("--sweep", metavar="NAME=A,B,C", help="compare plans for these values of a setting")
     add("--out", default="plan.png", metavar="FILE", help="the plot of a sweep (default: plan.png)")
@@ -59,7 +59,7 @@ def main() -> None:
 
     set_allocator_flags()
     memory = int(hardware.memory) if hardware.device else plan.memory_per_process(config, hardware.n)
-    disk = available_disk(folder)
+    disk = None if hardware.device else available_disk(folder)  # that of another machine is not known
     plans = {value: estimate(changed) for value, changed in sweep.items()} or {"": estimate(config)}
     if not hardware.device and (notice := throughput.busy_notice(choose_device(config.device))):
         print(notice, file=sys.stderr)

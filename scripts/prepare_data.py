@@ -16,6 +16,7 @@
     python scripts/prepare_data.py --input chats.jsonl --format messages --tokenizer smollm2 --out data/chats
     python scripts/prepare_data.py --input chats.txt --special_tokens "<|user|>" "<|bot|>" --out data/chats
     python scripts/prepare_data.py --input https://example.org/books.zip --sha256 HEX --out data/books
+    python scripts/prepare_data.py --input hub:HuggingFaceFW/fineweb-edu:sample-10BT --val_fraction 0.001 --out data/edu
     python scripts/prepare_data.py --input forms:480:1 --val_input forms-test:100:1 --tokenizer smollm2 --out data/forms
 
 An input is a text known by name (see --list), a file, a folder (its .txt and .md files), a glob, a URL, or - for
@@ -23,6 +24,10 @@ standard input: text in any language and of any size, in UTF-8 or the --encoding
 tales:N:SEED are others; summaries:N:SEED are pairs of a tale and its summary. A .gz, .bz2, .xz or .zst is decompressed.
 A URL, or a text that "needs the network", is downloaded to data/downloads once; if that breaks off, run the same
 command again to resume. A .zip or .tar archive is unpacked there and read as a folder.
+
+hub:OWNER/DATASET[:CONFIG][:FIELD] is the training split of a data set on the Hugging Face hub. The config may be a
+folder of it, and the field is "text" unless you name another. Each file is downloaded when it is first read. A split of
+more than --shard_tokens becomes several files. If the command is killed, run it again: it continues after those.
 
 Each file is a document; with --separator, each text between separators; with --field, that field of each record of a
 .jsonl, .json, .csv, .tsv or .parquet (.txt and .md files remain plain text); with --prompt_field and --target_field,

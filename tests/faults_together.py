@@ -4,9 +4,10 @@
     python tests/faults_together.py --kills 6 --seed 3
 
 For DDP and FSDP2, with two processes and with four, start a run by torchrun, and kill or freeze one of its processes at
-a random moment; resume it, and repeat until it has ended. After each fault the others have ended within 30 s (60 s for
-a frozen process, which torchrun kills after 30); the output names the rank; every checkpoint is whole, and no older
-than before. The final run is bit for bit that of an undisturbed one. Exit status 1 where anything was lost.
+a random moment, half of the time while a checkpoint is being written (FSDP2: in the background); resume it, and repeat
+until it has ended. After each fault the others have ended within 30 s (60 s for a frozen process, which torchrun kills
+after 30); the output names the rank; every checkpoint is whole, and no older than before. The final run is bit for bit
+that of an undisturbed one. Exit status 1 where anything was lost.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 
 import psutil
-from faults import CONFIG, PROJECT, TEXT, TRAIN, Lost, demand, demand_the_same, step_of, whole
+from faults import CONFIG, PROJECT, TEXT, TRAIN, Lost, demand, demand_the_same, is_saving, step_of, whole
 
 from gpt.checkpoint import RunFolder
 from gpt.config import to_toml
@@ -81,6 +82,8 @@ def hurt(folder: RunFolder, config: Path, parallel: str, world_size: int, rng: r
     try:
         run.wait(120, lambda: "\nrun    " in run.output)  # the first line after all processes are connected
         run.wait(rng.uniform(0, 1.5 * world_size))
+        if rng.random() < 0.5:
+            run.wait(5, lambda: is_saving(folder))
         rank, frozen = rng.randrange(world_size), rng.random() < FROZEN
         victim = run.process(rank)
         if victim is None or run.torchrun.poll() is not None:

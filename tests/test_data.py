@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from gpt.data import (
 )
 from gpt.objectives.next_token import NextToken
 from gpt.objectives.objective import create_examples
+from gpt.system import permutation
+from gpt.system.shards import Shard, ShardedArray
 from gpt.text.encode import encode_documents
 from gpt.text.prepare import prepare_data
 from gpt.text.tokenizers import get_tokenizer
@@ -263,6 +265,54 @@ def test_epochs_and_seeds_have_different_orders():
     """Of 100! orders, no two of six should be equal."""
     orders = [tuple(ExampleSampler(100, 100, seed=seed).step(epoch)) for seed in (0, 1, 1337) for epoch in (0, 1)]
     assert len({*orders, tuple(range(100))}) == 7
+
+
+def test_the_order_is_numpys():
+    """All published figures were made with it."""
+    first, second = (np.random.default_rng([7, epoch]).permutation(10).tolist() for epoch in (0, 1))
+    sampler = ExampleSampler(10, 4, seed=7, shard_ends=[3, 10])
+    assert [sampler.step(k) for k in range(4)] == [first[:4], first[4:8], [*first[8:], *second[:2]], second[2:6]]
+
+
+def test_a_long_order_takes_shard_after_shard(monkeypatch):
+    """Each example once per epoch, those of a shard in a row, and a step may straddle two epochs."""
+    monkeypatch.setattr(permutation, "MAX_IN_MEMORY", 99)
+    sampler, shards = (
+        ExampleSampler(100, 7, seed=3, shard_ends=[30, 34, 100]),
+        [range(30), range(30, 34), range(34, 100)],
+    )
+    sequence, orders = [i for k in range(100) for i in sampler.step(k)], set()
+    for epoch in range(7):
+        in_epoch = sequence[epoch * 100 : (epoch + 1) * 100]
+        assert sorted(in_epoch) == list(range(100))
+        shard_of = [next(n for n, shard in enumerate(shards) if i in shard) for i in in_epoch]
+        assert len([*groupby(shard_of)]) == 3
+        orders |= {tuple(dict.fromkeys(shard_of)), tuple(in_epoch)}
+    assert len(orders) > 9, "the epochs have one order"
+    assert sampler.step(5) == ExampleSampler(100, 7, seed=3, shard_ends=[30, 34, 100]).step(5)
+    one = ExampleSampler(100, 100, seed=3)
+    assert sorted(one.step(0)) == list(range(100))
+    assert one.step(0) != one.step(1)
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, 20])
+def test_examples_know_where_their_shards_end(tmp_path, stride):
+    """An example belongs to the file in which it starts."""
+    tokens = sharded(tmp_path, np.arange(100), [10, 1, 50, 39])
+    examples = PackedExamples(tokens, 8, stride)
+    starts = [int(inputs[0]) for inputs, _ in examples]
+    assert examples.shard_ends == [sum(start < end for start in starts) for end in (10, 11, 61, 100)]
+    assert PackedExamples(np.arange(100), 8, stride).shard_ends == [len(starts)]
+    assert [inputs.tolist() for inputs, _ in examples] == [list(range(start, start + 8)) for start in starts]
+
+
+def sharded(folder, tokens, lengths):
+    """Write tokens as files of these lengths."""
+    shards, parts = [], np.split(tokens.astype(np.uint16), np.cumsum(lengths)[:-1])
+    for n, part in enumerate(parts):
+        part.tofile(folder / f"{n}.bin")
+        shards.append(Shard(folder / f"{n}.bin", len(part), part.dtype))
+    return ShardedArray(shards)
 
 
 def test_shuffling_is_uniform():

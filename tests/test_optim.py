@@ -238,8 +238,8 @@ def test_scale_and_clip_against_torch(divisor, max_norm):
     for p, q in zip(a[:2], b[:2], strict=True):  # the third has no gradient
         p.grad = torch.randn_like(p) * 9
         q.grad = p.grad / divisor
-    norm = scale_and_clip(a, divisor, max_norm)
+    norm = scale_and_clip(a, torch.tensor(divisor, dtype=torch.float64), max_norm)
     true_norm = nn.utils.clip_grad_norm_(b, max_norm or math.inf)
-    assert norm == pytest.approx(true_norm.item(), rel=tolerance(17, dtype=torch.float32))
+    assert norm.item() == pytest.approx(true_norm.item(), rel=tolerance(17, dtype=torch.float32))
     for p, q in zip(a[:2], b[:2], strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-6)

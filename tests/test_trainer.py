@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from numerics import tolerance
 from runs import assert_same_run, change, quiet, rows, stop_at, train
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpt.checkpoint
 from gpt.checkpoint import RunFolder
@@ -36,6 +37,7 @@ from gpt.objectives.next_token import NextToken
 from gpt.optim import learning_rate
 from gpt.run.logging import read_metrics
 from gpt.run.training import resume_run, start_run
+from gpt.system.distributed import DistContext
 from gpt.text.prepare import prepare_data
 from gpt.text.sources import open_corpus
 from gpt.text.tokenizers import get_tokenizer
@@ -202,7 +204,7 @@ def test_a_run_stopped_often_equals_an_uninterrupted_one(tiny_config, tmp_path):
     [{"model_backbone": "lstm"}, {"model_implementation": "reference"},
      {f"model_{name}": value for name, value in MODERN_BLOCK.items()},
      {f"model_{name}": value for name, value in WINDOWED_BLOCK.items()} | {"dtype": "bfloat16"},
-     {"dtype": "bfloat16", "model_tie_embeddings": True},
+     {"dtype": "bfloat16", "model_tie_embeddings": True}, {"dtype": "float16"},
      {"optim": OptimConfig(schedule="linear", warmup_steps=3, grad_clip=0.0)}, {"packing": "document"},
      {"optim": OptimConfig(name="muon", lr=0.02)},
      {"eval_batches": 1, "eval_every": 1, "keep_checkpoints": 1}],
@@ -366,6 +368,113 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tiny_config, tmp_p
         trainer.train()
     for p, q in zip(trainer.parameters, before, strict=True):
         assert torch.equal(p, q)
+
+
+class Counting(DistContext):
+    """One process that counts its reductions."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def all_reduce(self, tensor):
+        self.n += 1
+        return super().all_reduce(tensor)
+
+    def all_reduce_sum(self, numbers):
+        self.n += 1
+        return super().all_reduce_sum(numbers)
+
+
+class Waits(TorchDispatchMode):
+    """Record the operations after which Python reads a number from a tensor, and so waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_on_a_gpu_waits_for_nothing_and_reduces_once(tiny_config, tmp_path, monkeypatch, name):
+    """As on a GPU: the numbers of a step are read in the next one, and nothing depends on the values of a tensor."""
+    config = change(tiny_config, eval_every=0, log_every=100, grad_accum_steps=2, optim=OptimConfig(name=name))
+    trainer = start_run(config, tmp_path / "run", quiet, ctx=Counting())
+    trainer.n_ahead = 1
+    read = trainer._read_numbers
+    monkeypatch.setattr(trainer, "_read_numbers", lambda n_left=0: None)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # the model's checks of values are a CPU's
+    trainer._train_step()  # the optimizer makes its state
+    trainer.ctx.n = 0
+    with Waits() as waits:
+        trainer._train_step()
+    assert (waits.found, trainer.ctx.n) == ([], 1)
+    with Waits() as waits:
+        float(torch.ones(1))
+    assert len(waits.found) == 1, "a wait would be seen"
+    assert (len(trainer.unread), trainer.tokens_seen) == (2, 0)
+    read(n_left=1)
+    assert (len(trainer.unread), trainer.tokens_seen) == (1, 8 * 16)
+
+
+def test_a_run_read_one_step_late_is_the_same_run(tiny_config, tmp_path):
+    """Also if it is stopped before the numbers of its last step are read."""
+    train(tiny_config, tmp_path / "truth")
+    trainer = start_run(tiny_config, tmp_path / "run", quiet)
+    trainer.n_ahead = 1
+    stop_at(trainer, 5)
+    assert not trainer.unread
+    trainer = resume_run(tmp_path / "run", log=quiet)
+    trainer.n_ahead = 1
+    trainer.train()
+    assert_same_run(tmp_path / "run", tmp_path / "truth")
+
+
+def test_a_loss_that_is_not_finite_is_noticed_one_step_late_with_its_own_batch(tiny_config, tmp_path):
+    trainer = start_run(change(tiny_config, eval_every=0, sample_every=0), tmp_path / "run", quiet)
+    trainer.n_ahead = 1
+    poison(trainer)
+    with pytest.raises(FloatingPointError, match=r"not finite at step 1 .*its batch is in"):
+        trainer.train()
+    assert not trainer.run.steps()
+    with safetensors.safe_open(trainer.run.not_finite, "pt") as file:
+        assert file.metadata()["examples"] == str(trainer.sampler.step(0))
+
+
+# --- float16 ----------------------------------------------------------------------------------------------------------
+
+
+def test_float16_trains_as_float32_does(tiny_config, tmp_path):
+    config = change(tiny_config, model_drop_rate=0.0, max_steps=20, eval_every=20, optim=OptimConfig(warmup_steps=2))
+    losses = []
+    for dtype in ("float32", "float16"):
+        trainer = train(change(config, dtype=dtype), tmp_path / dtype)
+        losses.append(np.array(read_metrics(trainer.run.metrics)["val_loss"])[[0, -1]])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert losses[0][-1] < losses[0][0] - 0.3
+
+
+def test_an_infinite_gradient_in_float16_skips_the_step_and_halves_the_scale(tiny_config, tmp_path):
+    trainer = start_run(change(tiny_config, dtype="float16", eval_every=0), tmp_path / "run", quiet)
+    trainer._train_step()
+    before, last = [p.detach().clone() for p in trainer.parameters], trainer.parameters[-1]
+    handle = last.register_hook(lambda gradient: gradient * math.inf)
+    trainer._train_step()
+    handle.remove()
+    assert all(map(torch.equal, before, trainer.parameters))
+    assert trainer.scaler.get_scale() == 0.5
+    assert not math.isfinite(trainer.grad_norm)
+    trainer._train_step()
+    assert math.isfinite(trainer.grad_norm)
+    assert not any(map(torch.equal, before, trainer.parameters))
+    last.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(FloatingPointError, match="not finite"):  # no scale helps
+        for _ in range(40):
+            trainer._train_step()
 
 
 def test_the_batch_that_was_not_finite_is_saved(tiny_config, prepared, tmp_path):
@@ -591,9 +700,9 @@ def test_a_kill_between_a_checkpoint_and_its_pointers_is_repaired(tiny_config, t
             raise Killed
         original(path, text)
 
-    original = gpt.checkpoint.write_text
+    original = gpt.system.files.write_text
     with monkeypatch.context() as patch:
-        patch.setattr("gpt.checkpoint.write_text", replace)
+        patch.setattr("gpt.system.files.write_text", replace)
         with pytest.raises(Killed):
             trainer.train()
     run = RunFolder(tmp_path / "run")
@@ -736,12 +845,12 @@ def test_compile_without_a_compiler_is_reported_and_skipped(tiny_config, tmp_pat
 
 @pytest.mark.slow
 def test_a_compiled_model_is_saved_as_the_plain_one_and_resumed_exactly(tiny_config, tmp_path, monkeypatch):
-    """torch.compile wraps the module and prefixes its names. The eager backend is enough to test that."""
-    monkeypatch.setattr("gpt.system.device.compile_obstacle", lambda device: None)
+    """The eager backend is enough to test that."""
+    monkeypatch.setattr("gpt.variants.compiled.compile_obstacle", lambda device: None)
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="eager"))
     config = change(tiny_config, compile=True, max_steps=6)
     truth = train(config, tmp_path / "truth")
-    assert isinstance(truth.forward, torch._dynamo.eval_frame.OptimizedModule)
+    assert all("forward" in vars(block) for block in truth.objective.model.trf_blocks)
     assert set(truth.run.load("last").weights) == set(GPTModel(truth.config.model).state_dict())
     stop_at(start_run(config, tmp_path / "run", quiet), 3)
     resume_run(tmp_path / "run", log=quiet).train()
@@ -818,6 +927,7 @@ def test_a_run_ends_after_so_many_evaluations_without_a_better_loss(unsteady, tm
     assert f"--- step {end} ---" in trainer.run.samples.read_text()
 
 
+@pytest.mark.slow
 def test_early_stopping_does_not_depend_on_interruptions(unsteady, tmp_path):
     """Stopped at, before and after evaluations; resuming what has ended changes nothing; more patience goes on."""
     config = change(unsteady, patience=3)

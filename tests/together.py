@@ -1,4 +1,4 @@
-"""Run a list of training jobs in each of several processes, for tests/system/test_distributed.py.
+"""Run a function, or a list of training jobs, in each of several processes, for tests/system/.
 
     torchrun --nproc-per-node 2 -- tests/together.py jobs.json
 
@@ -8,13 +8,16 @@ A job trains a run: {"run": folder, "config": {...}, "stop_at": step, "resume": 
 
 import contextlib
 import functools
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 import gpt.objectives.objective
 from gpt.config import TrainConfig, from_dict
@@ -39,9 +42,9 @@ def train(job, ctx):
     train_step = trainer._train_step
 
     def stopping_step():
+        if trainer.step + 1 == job.get("stop_at") and ctx.rank == ctx.world_size - 1:
+            trainer.signal = signal.SIGTERM  # one process gets it, and all have to stop after this step
         train_step()
-        if trainer.step == job.get("stop_at") and ctx.rank == ctx.world_size - 1:
-            trainer.signal = signal.SIGTERM  # one process gets it, and all have to stop
 
     trainer._train_step = stopping_step
     with recorded_syncs(ctx) as syncs:
@@ -68,20 +71,48 @@ def recorded_syncs(ctx):
         ctx.grad_sync = grad_sync
 
 
-def run_jobs(jobs):
-    """Run the jobs of a file as one of the processes that the environment names."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def run_jobs(jobs, ctx):
+    """Run the jobs of a file as one of several processes."""
     Plot.draw = lambda self, trainer: None
     gpt.objectives.objective.SAMPLE_TOKENS = 20
-    with distributed_context() as ctx:
-        for number, job in enumerate(json.loads(jobs.read_text())):
-            try:
-                outcome = train(job, ctx)
-            except ValueError as error:  # all processes have to raise it, or the next job hangs
-                outcome = f"ValueError: {error}"
-            (jobs.parent / f"outcome-{number}-rank-{ctx.rank}.txt").write_text(outcome)
+    for number, job in enumerate(json.loads(jobs.read_text())):
+        try:
+            outcome = train(job, ctx)
+        except ValueError as error:  # all processes have to raise it, or the next job hangs
+            outcome = f"ValueError: {error}"
+        (jobs.parent / f"outcome-{number}-rank-{ctx.rank}.txt").write_text(outcome)
+
+
+def fork(n, function, folder, local_world_size=None):
+    """Call function(ctx) in n forks of this process, which spare the imports; this one holds the store in place of
+    torchrun. Return the results by rank, which torch.save can store; each node has local_world_size of the ranks."""
+    for slow_import in ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"):  # not in each fork
+        importlib.import_module(slow_import)
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    environment = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": local_world_size or n, "MASTER_ADDR": "localhost"}
+    environment |= {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def work(rank):
+        os.environ.update({name: str(value) for name, value in {**environment, "RANK": rank}.items()})
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        with distributed_context() as ctx:
+            ctx.init_process_group(torch.device("cpu"))
+            torch.save(function(ctx), folder / f"result-{rank}.pt")
+
+    processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(n)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * n
+    return [torch.load(folder / f"result-{rank}.pt") for rank in range(n)]
 
 
 if __name__ == "__main__":
-    run_jobs(Path(sys.argv[1]).absolute())
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with distributed_context() as context:
+        run_jobs(Path(sys.argv[1]).absolute(), context)

@@ -17,8 +17,8 @@ from gpt.evaluation.information import Reliability, reliability
 from gpt.loss import evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.ranks import losses_and_ranks
-from gpt.ops.fused import chunk_rows
 from gpt.ops.reference import attention_weights as softmax_weights
+from gpt.system.chunked_loss import logit_chunks
 from gpt.variants.prefix import PrefixAttention
 
 
@@ -146,8 +146,8 @@ def calibration(model: GPTModel, texts: Iterable[Tensor | Sequence[int]], bins: 
     with evaluation_mode(model):
         for text in texts:
             ids = _to_ids(model, text, at_least=2)
-            hidden, n_rows = model.hidden_states(ids[None, :-1])[0], chunk_rows(model.config.vocab_size)
-            for rows, targets in zip(hidden.split(n_rows), ids[1:].split(n_rows), strict=True):
+            hidden = model.hidden_states(ids[None, :-1])[0]
+            for rows, targets in logit_chunks(model.config.vocab_size, hidden, ids[1:]):
                 parts.append(reliability(model.out_head(rows), targets, bins=bins, from_logits=True))
     if not parts:
         raise ValueError("there is no text to measure calibration on")

@@ -21,6 +21,8 @@ from torch import Tensor
 from gpt.objectives.ranks import target_ranks
 from gpt.ops.reference import IGNORE_INDEX
 
+NORMAL_95 = 1.959963984540054  # 95% of normally distributed errors are within so many standard errors
+
 # --- answers that are right or wrong ---------------------------------------------------------------------------------
 
 
@@ -34,6 +36,22 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if not 1 <= k <= n:
         raise ValueError(f"k must be 1 to the number of answers, {n}, not {k}")
     return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """Return the ends of the 95% interval, within 0 to 1, of a share from n independent answers of which so many are
+    right. Wilson 1927, "Probable inference, the law of succession, and statistical inference": it also holds for few
+    answers and for shares near 0 and 1. ValueError unless 0 <= right <= n and n > 0.
+
+    >>> wilson_interval(1, 10)
+    (0.017876213095072896, 0.4041500267952385)
+    """
+    if not 0 <= right <= n or n < 1:
+        raise ValueError(f"right answers must be 0 to their number, which is at least 1: not {right} of {n}")
+    share, weight = right / n, NORMAL_95**2 / n
+    middle = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 # --- the next token ---------------------------------------------------------------------------------------------------

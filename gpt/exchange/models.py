@@ -1,5 +1,6 @@
 """Models by name: a run's checkpoint or published weights, and the model that a new run starts from."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from gpt.model import GPTModel
 from gpt.objectives import OBJECTIVES, NextToken, Objective
 from gpt.objectives.size import fit_to_text
 from gpt.objectives.weights import freeze, load_weights, named_weights
+from gpt.system.deferred import DeferredInit
 from gpt.system.files import sha256
 from gpt.system.paths import existing_run, find_path, is_run
 from gpt.token_files import PreparedData, load_data
@@ -214,25 +216,29 @@ def _with_rows(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tenso
     return weights
 
 
-def _initial_model(config: TrainConfig) -> GPTModel:
+def initial_model(config: TrainConfig) -> GPTModel:
     """Return the model of init_from in the shape that the config says."""
     model = create_model(config.model)
     load_weights(model, _with_rows(named_weights(init_source(config).load()), config.model))
     return model
 
 
-def create_objective(config: TrainConfig, fresh: bool = True) -> Objective:
+def create_objective(config: TrainConfig, fresh: bool = True, deferred: DeferredInit | None = None) -> Objective:
     """Build the objective with its model and adapter, and freeze what the config names; for a `fresh` run with the
-    weights that it starts from."""
+    weights that it starts from. If initialization is `deferred`, the weights have neither memory nor values yet."""
     kind, arguments = OBJECTIVES[config.objective.name], {}
-    model = _initial_model(config) if fresh and config.init_from else create_model(config.model)
+    recording = deferred.recording if deferred else contextlib.nullcontext
+    with recording():
+        starts_from = fresh and config.init_from and not deferred
+        model = initial_model(config) if starts_from else create_model(config.model)
     if config.objective.teacher:
         run, _, step = config.objective.teacher.rpartition(":")
         with torch.random.fork_rng(devices=[]):  # the teacher's initial weights must not move the run's random state
             arguments["teacher"] = load_model(existing_run(run), step)[0].requires_grad_(False)
     if kind.needs_reference:
         with torch.random.fork_rng(devices=[]):
-            arguments["reference"] = _initial_model(config).eval().requires_grad_(False)
-    objective = kind(adapt(model, config.adapter), config.objective, **arguments)
+            arguments["reference"] = initial_model(config).eval().requires_grad_(False)
+    with recording():
+        objective = kind(adapt(model, config.adapter), config.objective, **arguments)
     freeze(objective, config.freeze)
     return objective

@@ -36,6 +36,7 @@ from gpt.model import GPTModel
 from gpt.system.device import shapes_only
 from gpt.system.gguf import SMOLLM2, GGUFFile, smollm2_file
 from gpt.system.paths import find_path
+from gpt.text.hub import hub_errors
 from gpt.text.tokenizer_files import starts_with_token, tokenizer_in
 from gpt.text.tokenizers import get_tokenizer
 from gpt.tokenizer import Tokenizer, with_special_tokens
@@ -325,16 +326,12 @@ def _download(source: str) -> Path:
             f"no file or folder {source!r}; known names are {', '.join(HUB)}, {SMOLLM2} and hub:OWNER/NAME"
         )
     by_hand = f"download config.json and model.safetensors from https://huggingface.co/{repository} and name the folder"
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ValueError(f'{source} needs huggingface_hub: pip install -e ".[hub]", or {by_hand}') from None
     files = ["config.json", "adapter_*", "*token*.json", "chat_template.jinja", "vocab.json", "merges.txt"]
-    try:
+    with hub_errors(source, by_hand):
+        from huggingface_hub import snapshot_download
+
         for weights in (["model.safetensors", "model*.safetensors*"], ["pytorch_model*.bin*"]):
             folder = Path(snapshot_download(repository, allow_patterns=files + weights))
             if any(folder.glob("*model*")):
                 return folder
-    except Exception as error:  # from requests, httpx, ssl or the hub itself
-        raise ValueError(f"{source} cannot be downloaded ({type(error).__name__}): {by_hand}") from None
     raise ValueError(f"https://huggingface.co/{repository} has no PyTorch weights")

@@ -11,6 +11,7 @@ from gpt.checkpoint import RunFolder
 from gpt.config import ObjectiveConfig, TrainConfig
 from gpt.model import GPTModel
 from gpt.objectives.next_token import NextToken
+from gpt.objectives.ranks import full_precision
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.system.paths import existing_run
 from gpt.token_files import PreparedData
@@ -44,10 +45,9 @@ class Distill(NextToken):
         (teacher,) = self._teacher
         teacher = teacher.to(self.model.tok_emb.weight)  # its device and dtype; a no-op after the first step
         counted = targets != IGNORE_INDEX  # (B, T)
-        dtype = self.model.tok_emb.weight.dtype  # of the logits, also under autocast
         with torch.no_grad():
-            teacher_logits = teacher.out_head(teacher.hidden_states(inputs)[counted]).to(dtype)  # (N, V)
-        logits = self.model.out_head(self.model.hidden_states(inputs)[counted]).to(dtype)  # (N, V)
+            teacher_logits = full_precision(teacher.out_head(teacher.hidden_states(inputs)[counted]))  # (N, V)
+        logits = full_precision(self.model.out_head(self.model.hidden_states(inputs)[counted]))  # (N, V)
         labels = self.model.ops.cross_entropy(logits, targets[counted], "sum", self.smoothing)
         soft = distillation_loss(logits, teacher_logits, self.config.temperature)
         weight = self.config.label_weight

@@ -13,8 +13,8 @@ from gpt.loss import evaluation_mode
 from gpt.model import GPTModel
 from gpt.objectives.examples import ConversationExamples, sample_answer
 from gpt.objectives.objective import SAMPLE_TEMPERATURE, Objective
-from gpt.ops.fused import chunk_rows
 from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.chunked_loss import logit_chunks
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.token_files import START, PreparedData, TokenFile
 from gpt.variants.prefix import without_prefix
@@ -83,10 +83,9 @@ class DPO(Objective):
         """
         counted = targets != IGNORE_INDEX  # (B, T)
         hidden, targets = self.model.hidden_states(inputs)[counted], targets[counted]  # (N, D), (N,)
-        n_rows, loss = chunk_rows(self.model.config.vocab_size), self.model.loss_from_hidden
         losses = [
-            checkpoint(loss, *chunk, "none", use_reentrant=False, preserve_rng_state=False)
-            for chunk in zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
+            checkpoint(self.model.loss_from_hidden, *chunk, "none", use_reentrant=False, preserve_rng_state=False)
+            for chunk in logit_chunks(self.model.config.vocab_size, hidden, targets)
         ]
         losses = torch.cat(losses)  # (N,)
         return -torch.zeros_like(counted, dtype=losses.dtype).masked_scatter(counted, losses).sum(1)
@@ -182,9 +181,9 @@ class DPO(Objective):
         found = np.zeros((sum(map(len, splits)), 2))
         batches = [(s, range(len(s))[i : i + size]) for s in splits for i in range(0, len(s), size)]
         with evaluation_mode(self), without_prefix(self.model):  # a low-rank update is 0 before the first step
-            for examples, indices in ctx.shard(batches):
+            for (examples, indices), is_own in ctx.shard_evenly(batches):
                 inputs, targets = (tensor.to(device) for tensor in examples.batch(indices))
-                values = self.log_probabilities(inputs, targets).view(-1, 2)
+                values = is_own * self.log_probabilities(inputs, targets).view(-1, 2)
                 found[examples.first + indices.start : examples.first + indices.stop] = values.double().cpu().numpy()
         self.reference.resize_(found.shape).copy_(torch.from_numpy(ctx.all_reduce_sum(found)))
 

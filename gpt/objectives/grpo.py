@@ -113,8 +113,8 @@ class GRPO(Objective):
             raise ValueError("the objective grpo improves what a model writes, and init_from is empty: name a run")
         if config.data.packing != "document":
             raise ValueError(f"data.packing is {config.data.packing!r}, but grpo reads prompts: set it to 'document'")
-        if config.parallel == "fsdp":
-            raise ValueError("parallel is 'fsdp', but grpo samples from a whole model: set it to 'ddp'")
+        if config.parallel != "ddp":
+            raise ValueError(f"parallel is {config.parallel!r}, but grpo samples from a whole model: set it to 'ddp'")
         if settings.label_smoothing:
             raise ValueError(f"objective.label_smoothing is {settings.label_smoothing}, but grpo has no labels: set 0")
         if settings.credit == "error" and not reward.viable:

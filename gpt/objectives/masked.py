@@ -14,7 +14,7 @@ from gpt.generation import Sampling, sample_token, seen_tokens
 from gpt.layers import Linear
 from gpt.model import GPTModel
 from gpt.objectives.objective import Objective, example_rng
-from gpt.objectives.ranks import losses_and_ranks
+from gpt.objectives.ranks import full_precision, losses_and_ranks
 from gpt.objectives.spans import SpanExamples, encode_masked_prompt, text_tokens
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.token_files import PreparedData, TokenFile
@@ -142,7 +142,7 @@ class Masked(Objective):
         loss = self.model.loss_from_hidden(hidden[masked], targets[masked], "sum", self.smoothing)
         if halves:
             sentence_losses = F.cross_entropy(
-                self.sentence_head(hidden[:, 0]), halves["is_next"], reduction="none"
+                full_precision(self.sentence_head(hidden[:, 0])), halves["is_next"], reduction="none"
             )  # (B,)
             loss = loss + (masked.sum(1) * sentence_losses).sum()
         return loss, masked.sum()
@@ -156,7 +156,7 @@ class Masked(Objective):
         metrics = {"loss": (loss, n_masked), "val_masked_accuracy": ((ranks == 0).sum(), n_masked)}
         if not halves:
             return metrics
-        logits, is_next = self.sentence_head(hidden[:, 0]), halves["is_next"]  # (B, 2), (B,)
+        logits, is_next = full_precision(self.sentence_head(hidden[:, 0])), halves["is_next"]  # (B, 2), (B,)
         sentence_losses, n_pairs = F.cross_entropy(logits, is_next, reduction="none"), torch.tensor(len(is_next))
         return metrics | {
             "loss": (loss + (masked.sum(1) * sentence_losses).sum(), n_masked),

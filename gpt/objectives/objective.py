@@ -54,7 +54,7 @@ class Objective(nn.Module):
 
     def named_weights(self, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
         """Return all tensors by the names under which checkpoints store them."""
-        return named_weights(self, ctx)
+        return named_weights(self)
 
     def frozen_names(self) -> set[str]:
         """Return the names of the parameters that are not trained."""
@@ -215,10 +215,10 @@ class Objective(nn.Module):
         names = ("loss", *self.metrics)
         results = np.zeros((len(batches), len(names), 2))  # a sum and a count of each batch and name
         with evaluation_mode(self):
-            for number in ctx.shard(range(len(batches))):
+            for number, is_own in ctx.shard_evenly(range(len(batches))):
                 batch = self.batch(examples, batches[number], key=(0,))
                 result = self.eval_batch(**{name: tensor.to(device) for name, tensor in batch.items()})
-                results[number] = [[float(scalar) for scalar in result[name]] for name in names]
+                results[number] = is_own * np.array([[float(scalar) for scalar in result[name]] for name in names])
         sums, counts = np.moveaxis(ctx.all_reduce_sum(results), 2, 0)  # (batches, names) each
         means = sums.sum(0) / counts.sum(0).clip(min=1)
         metrics = dict(zip(self.metrics, means[1:].tolist(), strict=True))

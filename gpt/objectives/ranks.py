@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt.loss import Evaluation, evaluate
-from gpt.ops.fused import chunk_rows
 from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.chunked_loss import logit_chunks
 
 
 def evaluate_top_k(
@@ -39,13 +39,17 @@ def losses_and_ranks(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple
     `hidden` (N, D) is what out_head reads, targets are (N,). Logits are computed chunk by chunk, as in the model's own
     loss, to hold few of them at once.
     """
-    n_rows, dtype = chunk_rows(model.config.vocab_size), model.tok_emb.weight.dtype  # also under autocast
     losses, ranks = [], []
-    for hidden_chunk, target_chunk in zip(hidden.split(n_rows), targets.split(n_rows), strict=True):
-        logits = model.out_head(hidden_chunk).to(dtype)  # (C, V)
+    for hidden_chunk, target_chunk in logit_chunks(model.config.vocab_size, hidden, targets):
+        logits = full_precision(model.out_head(hidden_chunk))  # (C, V)
         losses.append(model.ops.cross_entropy(logits, target_chunk, "none"))
         ranks.append(target_ranks(logits, target_chunk))
     return torch.cat(losses), torch.cat(ranks)
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Return logits in float32 or more, in which losses are computed: autocast and FSDP2 make them in bfloat16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,25 +3,20 @@
 import difflib
 import re
 
+import torch
 from torch import Tensor, nn
 
 from gpt.model import GPTModel
-from gpt.system.distributed import SINGLE_PROCESS, DistContext
+from gpt.system.distributed import DistContext, copy_shard
+from gpt.system.sharded_files import UnreadTensor, read_into
 
 
-def named_weights(objective: nn.Module, ctx: DistContext = SINGLE_PROCESS) -> dict[str, Tensor]:
+def named_weights(objective: nn.Module) -> dict[str, Tensor]:
     """Return an objective's tensors: the model's under GPTModel's names, the objective's own under `objective.`.
 
-    A tied tensor appears once, under its first name. With several processes rank 0 gets full tensors, the others none.
+    A tied tensor appears once, under its first name. A sharded one stays sharded.
     """
-    named, seen = {}, set()
-    for name, tensor in objective.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            full = ctx.full_state_dict(tensor.detach())
-            if ctx.is_main:
-                named[_saved_name(objective, name)] = full.contiguous()
-    return named
+    return {name: tensor.detach().contiguous() for name, tensor in _own_tensors(objective).items()}
 
 
 def frozen_names(objective: nn.Module) -> set[str]:
@@ -53,16 +48,14 @@ def freeze(module: nn.Module, beginnings: str) -> None:
         raise ValueError(f"freeze {beginnings!r} leaves no parameter to train: name fewer")
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load tensors named by `named_weights` into an objective or a GPTModel. ValueError unless all fit exactly."""
+def load_weights(module: nn.Module, weights: dict[str, Tensor | UnreadTensor]) -> None:
+    """Load tensors named by `named_weights` into an objective or a GPTModel, sharded or not. ValueError unless all fit
+    exactly."""
     for name, buffer in module.named_buffers():  # an objective's own have the size of its data
         if (saved := weights.get(_saved_name(module, name))) is not None:
             buffer.resize_(saved.shape)
-    own = module.state_dict()
-    first_name = {}  # data pointer -> first name of that tensor
-    for name, tensor in own.items():
-        first_name.setdefault(tensor.data_ptr() or name, _saved_name(module, name))  # 0: an empty tensor shares nothing
-    expected = {first_name[t.data_ptr() or name]: tuple(t.shape) for name, t in own.items()}
+    own = _own_tensors(module)
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
         wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
@@ -70,7 +63,23 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
             f"the weights do not fit the model in {len(wrong)} tensors, the first {wrong[0]}: "
             f"expected {expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}"
         )
-    module.load_state_dict({name: weights[first_name[t.data_ptr() or name]] for name, t in own.items()})
+    read_into(weights, own)
+
+
+@torch.no_grad()
+def scatter_weights(module: nn.Module, weights: dict[str, Tensor], ctx: DistContext) -> None:
+    """Load whole tensors, which rank 0 alone has, into a sharded objective or GPTModel, one after the other."""
+    for name, tensor in _own_tensors(module).items():
+        whole = weights[name] if ctx.is_main else torch.empty(tensor.shape, dtype=tensor.dtype)
+        copy_shard(whole, tensor, from_main=True)
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's tensors by the names under which checkpoints store them; a tied one under its first name."""
+    first = {}  # id -> name and tensor
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (_saved_name(module, name), tensor))
+    return dict(first.values())
 
 
 def _saved_name(module: nn.Module, name: str) -> str:

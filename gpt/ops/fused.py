@@ -3,18 +3,13 @@
 Names, arguments, shapes and results are those of `reference.py`, whose docstrings explain them.
 """
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gpt.ops.reference import IGNORE_INDEX, attention_mask
 from gpt.system import kernels
-
-# Logits that linear_cross_entropy holds at once: 2^23 numbers, 32 MB in float32, the size of a large CPU's cache.
-MAX_LOGITS = 2**23
+from gpt.system.chunked_loss import LinearCrossEntropySum, logit_chunks, sum_dtype
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -35,7 +30,7 @@ def gelu(x: Tensor, exact: bool = False) -> Tensor:
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
     """See `reference.rms_norm`. On a CPU PyTorch's own is a longer chain of operations, and so is its gradient."""
     x = x.to(scale.dtype)  # under autocast a head's queries have a lower precision
-    own = x.is_cpu and not torch.compiler.is_compiling()
+    own = x.is_cpu and x.dtype is not torch.bfloat16 and not torch.compiler.is_compiling()
     return kernels.rms_norm(x, scale, eps) if own else F.rms_norm(x, scale.shape, scale, eps)
 
 
@@ -68,9 +63,12 @@ def attention(
             mask = attention_mask(mask, n_queries, n_keys, window, query.device)
     is_causal = False
     if isinstance(mask, str):
-        hides_keys = mask == "causal" and n_queries > 1
-        is_causal = hides_keys and n_queries == n_keys  # PyTorch would align fewer queries with the first keys
-        mask = attention_mask(mask, n_queries, n_keys, device=query.device) if hides_keys and not is_causal else None
+        if mask == "full" or n_queries == 1:
+            mask = None
+        elif n_queries == n_keys:  # PyTorch would align fewer queries with the first keys
+            mask, is_causal = None, True
+        else:
+            mask = attention_mask(mask, n_queries, n_keys, device=query.device)
     if n_queries == 1 and mask is None:  # a group's queries as the rows of one: no key is copied
         rows = query.reshape(len(query), n_groups, -1, query.size(-1))  # (B, G, H/G, K)
         if len(query) >= 32 and query.is_cpu and not drop_rate:  # two products are faster than PyTorch's kernel
@@ -98,90 +96,20 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", labe
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
 ) -> Tensor:
-    """See `reference.linear_cross_entropy`. Holds at most MAX_LOGITS logits at once, or all of them if each loss needs
-    its own gradient (reduction "none")."""
+    """See `reference.linear_cross_entropy`. Holds a chunk of the logits, or all where each loss needs its own
+    gradient (reduction "none")."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad and reduction == "none":
-        return cross_entropy(linear(hidden, weight), targets, reduction, label_smoothing)
+        return cross_entropy(linear(hidden, weight).to(sum_dtype(weight)), targets, reduction, label_smoothing)
     if needs_grad:
-        total = _LinearCrossEntropySum.apply(hidden, weight, targets, label_smoothing)
+        total = LinearCrossEntropySum.apply(hidden, weight, targets, label_smoothing, IGNORE_INDEX)
     else:
         losses = [
-            cross_entropy(linear(h, weight).to(weight.dtype), t, "none", label_smoothing)
-            for h, t in _chunks(len(weight), hidden, targets)
+            cross_entropy(linear(h, weight).to(sum_dtype(weight)), t, "none", label_smoothing)
+            for h, t in logit_chunks(len(weight), hidden, targets)
         ]
         losses = torch.cat(losses)  # (N,)
         if reduction == "none":
             return losses
         total = losses.sum()
     return total / (targets != IGNORE_INDEX).sum() if reduction == "mean" else total
-
-
-def chunk_rows(vocab_size: int, half: bool = False) -> int:
-    """Return how many rows of logits to hold at once: MAX_LOGITS at most, in whole blocks of 64 if more than one.
-
-    Four times as many in a training step in half precision, where adding each chunk's part of the head's gradient
-    takes a copy of it in float32.
-    """
-    n_rows = max(1, MAX_LOGITS * (4 if half else 1) // vocab_size)
-    return n_rows - n_rows % 64 if n_rows > 64 else n_rows
-
-
-def _chunks(vocab_size: int, *tensors: Tensor, half: bool = False) -> Iterable[tuple[Tensor, ...]]:
-    """Split each tensor (N, ...) into chunks of `chunk_rows` rows, and return the chunks side by side."""
-    return zip(*(tensor.split(chunk_rows(vocab_size, half)) for tensor in tensors), strict=True)
-
-
-class _LinearCrossEntropySum(torch.autograd.Function):
-    """The summed loss, chunk by chunk. The forward pass computes each chunk's gradient too, while its logits exist.
-
-    One matrix product each turns the gradient of the logits into those of `hidden` and `weight`, which backward only
-    scales. The logits of the whole batch never exist; with GPT-2's vocabulary they would be a step's largest tensor.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        total = torch.zeros((), device=hidden.device, dtype=weight.dtype)
-        grad_hidden = torch.empty_like(hidden)  # (N, D)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # (V, D); none for a frozen head
-        half = torch.is_autocast_enabled(weight.device.type)
-        for h, t, grad_h in _chunks(len(weight), hidden, targets, grad_hidden, half=half):
-            loss, grad_logits = _loss_and_gradient(linear(h, weight).to(weight.dtype), t, label_smoothing)
-            total += loss
-            can_choose = kernels.can_choose(grad_logits, weight)
-            product = kernels.choose("grad", grad_logits, weight) if can_choose else torch.matmul
-            grad_h.copy_(product(grad_logits, weight))
-            if grad_weight is not None and half:
-                grad_weight += grad_logits.T @ h  # in the lower precision
-            elif grad_weight is not None:
-                grad_weight.addmm_(grad_logits.T, h)
-            del grad_logits  # before the next chunk's logits are computed
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output: Tensor):
-        gradients = ctx.saved_tensors
-        # skip the scaling by 1 where reading the number is free: not on a GPU, and not in a compiled graph
-        if grad_output.device.type != "cpu" or torch.compiler.is_compiling() or grad_output != 1:
-            gradients = [None if gradient is None else gradient * grad_output for gradient in gradients]
-        return *gradients, None, None
-
-
-def _loss_and_gradient(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of logits (C, V) and its gradient with respect to them, (C, V).
-
-    d(-log p_target) / d logits = softmax(logits) - onehot(target), or minus the smoothed label.
-    """
-    counted = (targets != IGNORE_INDEX)[:, None].to(logits.dtype)  # (C, 1)
-    targets = targets.clamp(min=0)[:, None]  # (C, 1)
-    log_probabilities = torch.log_softmax(logits, dim=-1)  # (C, V)
-    loss = -(log_probabilities.gather(1, targets) * (1 - label_smoothing) * counted).sum()
-    if label_smoothing:
-        loss -= label_smoothing * (log_probabilities.mean(dim=-1, keepdim=True) * counted).sum()
-    gradient = log_probabilities.exp_()  # in place: this is the largest tensor
-    if label_smoothing:
-        gradient -= label_smoothing / logits.size(-1)
-    gradient.scatter_add_(1, targets, torch.full_like(counted, label_smoothing - 1))
-    return loss, gradient.mul_(counted)

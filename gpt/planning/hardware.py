@@ -14,12 +14,18 @@ class Hardware:
     name: str
     device: str  # "cuda" or "mps"; "": the device that this machine has
     memory: float = 0  # bytes per device
-    flops: float = 0  # dense matrix FLOP/s per device, in bfloat16 where the hardware has it
+    flops: float = 0  # dense matrix FLOP/s per device, in bfloat16 or float16 where the hardware has one of them
     bandwidth: float = 0  # bytes/s between a device and its own memory
     link: float = 0  # bytes/s from a device to the others, in one direction
-    has_bfloat16: bool = True
+    has_half: bool = True  # dtype = "auto" is bfloat16 or float16
     n: int = 1
+    per_node: int = 8  # devices of one machine, which the link connects
+    network: float = 25e9  # bytes/s from a device to those of other machines, in one direction
     devices: str = ""  # names of torch.cuda.get_device_name, as a regular expression
+
+    def n_shards(self, parallel: str) -> int:
+        """The number of processes that share the weights of one model."""
+        return {"ddp": 1, "fsdp": self.n, "hsdp": min(self.n, self.per_node)}[parallel]
 
     @property
     def label(self) -> str:
@@ -30,16 +36,17 @@ class Hardware:
 LOCAL = Hardware("this", "")
 
 # NVIDIA's data sheets, without sparsity; H100 and H200 are the SXM boards. Links are NVLink in one direction, or PCIe
-# 4.0 x16. Apple publishes no FLOP/s: ten GPU cores of 128 lanes at 1.6 GHz with a fused multiply-add each, as in the
-# largest M3.
+# x16. Apple publishes no FLOP/s: ten GPU cores of 128 lanes at 1.6 GHz with a fused multiply-add each, as in the
+# largest M3. Networks are those of NVIDIA's DGX H100 and A100: 400 and 200 Gb/s for each device.
 KNOWN = {
-    "h200": Hardware("h200", "cuda", 141e9, 989e12, 4.8e12, 450e9, devices="NVIDIA H200"),
-    "h100": Hardware("h100", "cuda", 80e9, 989e12, 3.35e12, 450e9, devices="NVIDIA H100 80GB HBM3"),
+    "h200": Hardware("h200", "cuda", 141e9, 989e12, 4.8e12, 450e9, network=50e9, devices="NVIDIA H200"),
+    "h100": Hardware("h100", "cuda", 80e9, 989e12, 3.35e12, 450e9, network=50e9, devices="NVIDIA H100 80GB HBM3"),
     "a100": Hardware("a100", "cuda", 80e9, 312e12, 2.04e12, 300e9, devices="NVIDIA A100[- ](?!.*MIG).*"),
     "l4": Hardware("l4", "cuda", 24e9, 121e12, 0.3e12, 32e9, devices="NVIDIA L4"),
     "rtx4090": Hardware("rtx4090", "cuda", 24e9, 165e12, 1.01e12, 32e9, devices="NVIDIA GeForce RTX 4090"),
     "rtx3090": Hardware("rtx3090", "cuda", 24e9, 71e12, 0.94e12, 32e9, devices="NVIDIA GeForce RTX 3090"),
-    "m3": Hardware("m3", "mps", 24e9, 4.1e12, 0.1e12, has_bfloat16=False),
+    "t4": Hardware("t4", "cuda", 16e9, 65e12, 0.32e12, 16e9, devices="Tesla T4"),
+    "m3": Hardware("m3", "mps", 24e9, 4.1e12, 0.1e12, has_half=False),
     "this": LOCAL,
 }
 
@@ -58,7 +65,7 @@ def get_hardware(name: str) -> Hardware:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the FLOP/s in bfloat16 on the data sheet of a device, by its torch.cuda.get_device_name; None if unknown.
+    """Return the `flops` on the data sheet of a device, by its torch.cuda.get_device_name; None if unknown.
 
     A part of a device, such as an A100 divided by MIG, is unknown.
     """

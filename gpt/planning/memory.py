@@ -11,12 +11,13 @@ import torch
 from gpt.config import GPTConfig, TrainConfig
 from gpt.objectives import OBJECTIVES
 from gpt.objectives.unigram import MAX_TOKENS
-from gpt.ops import fused
 from gpt.optim import MAX_ELEMENTS
 from gpt.planning.flops import count_frozen, count_hidden
 from gpt.planning.hardware import Hardware
+from gpt.system.chunked_loss import chunk_rows
 from gpt.system.device import choose_device, choose_dtype
 from gpt.system.distributed import DistContext
+from gpt.system.sharded_files import FILE_BYTES
 
 # Resident bytes of a training process with a tiny model: Python and PyTorch's CPU build 230 MB, torch.optim's imports
 # 75 MB, evaluation, matplotlib and the first step 55 MB. Measured with PyTorch 2.13 on Linux.
@@ -33,18 +34,21 @@ def activation_bytes(
     device: str = "cpu",
     recompute: bool = False,
     has_masks: bool = False,
+    sharded: bool = False,
 ) -> int:
     """Return the bytes that autograd keeps of one forward pass over (n_examples, n_tokens) ids, final norm included.
 
-    `half`: matrix products run in bfloat16. `recompute`: each block keeps only its input, and backward holds the
-    activations of one block at a time. `has_masks`: each example has its own attention mask and positions.
-    `logit_bytes` counts the loss. For the LSTM on a CPU the figure is approximate: oneDNN chooses the size of its
-    workspace.
+    `half`: matrix products run in bfloat16, by autocast, or because FSDP2 gathers `sharded` weights in it: then norms
+    and the residual stream are in bfloat16 too, and nothing is converted. `recompute`: each block keeps only its input,
+    and backward holds the activations of one block at a time. `has_masks`: each example has its own attention mask and
+    positions. `logit_bytes` counts the loss. For the LSTM on a CPU the figure is approximate: oneDNN chooses the size
+    of its workspace.
     """
-    b = 2 if half else 4  # bytes per number out of a matrix product; the residual stream stays float32
+    b = 2 if half else 4  # bytes per number out of a matrix product
+    stream = b if sharded else 4  # of the residual stream
     drops = model.drop_rate > 0
     vectors = n_examples * n_tokens * model.emb_dim  # B·T·D numbers
-    norm = _norm_bytes(model, n_examples * n_tokens, model.emb_dim)
+    norm = _norm_bytes(model, n_examples * n_tokens, model.emb_dim, stream)
     embeddings = drops * _mask_bytes(device) * vectors  # the mask of drop_emb
     if model.backbone == "lstm":
         # per layer: its output, and oneDNN's workspace of four gates, both states and copies of the inputs
@@ -55,9 +59,10 @@ def activation_bytes(
     n_positions = n_tokens * (n_examples if has_masks else 1)
     embeddings += 8 * n_positions * (model.head_width if model.position == "rope" else 1)
     blocks = [
-        _block_bytes(model, layer, n_examples, n_tokens, half, device, has_masks) for layer in range(model.n_layers)
+        _block_bytes(model, layer, n_examples, n_tokens, half, device, has_masks, sharded)
+        for layer in range(model.n_layers)
     ]
-    kept = model.n_layers * 4 * vectors + max(blocks) if recompute else sum(blocks)
+    kept = model.n_layers * stream * vectors + max(blocks) if recompute else sum(blocks)
     return embeddings + kept + norm
 
 
@@ -66,46 +71,67 @@ def _mask_bytes(device: str) -> int:
     return 1 if device == "cuda" else 4
 
 
-def _norm_bytes(model: GPTConfig, n_rows: int, width: int, mixed: bool = False) -> int:
-    """Return the bytes kept by one norm over (n_rows, width); `mixed`: of bfloat16 numbers, with a float32 scale."""
+def _norm_bytes(model: GPTConfig, n_rows: int, width: int, size: int = 4, mixed: bool = False) -> int:
+    """Return the bytes kept by one norm over (n_rows, width) numbers of `size` bytes; `mixed`: they are bfloat16, but
+    its scale and results float32."""
     reference = model.implementation == "reference"
     numbers = n_rows * width
     if model.norm == "rms" and reference:  # x, x scaled, and the root
-        return (6 if mixed else 8) * numbers + (2 if mixed else 4) * n_rows
+        return (6 if mixed else 2 * size) * numbers + (2 if mixed else size) * n_rows
     if model.norm == "rms":  # x and 1 / root
-        return 4 * numbers + 4 * n_rows
+        return size * numbers + 4 * n_rows
     # reference: x, x - mean and scale · (x - mean), (N, D) each, and the root; fused: x, mean and 1 / root
-    return 12 * numbers + 4 * n_rows if reference else 4 * numbers + 8 * n_rows
+    return 3 * size * numbers + size * n_rows if reference else size * numbers + 2 * size * n_rows
 
 
 def _block_bytes(
-    model: GPTConfig, layer: int, n_examples: int, n_tokens: int, half: bool, device: str, has_masks: bool
+    model: GPTConfig,
+    layer: int,
+    n_examples: int,
+    n_tokens: int,
+    half: bool,
+    device: str,
+    has_masks: bool,
+    sharded: bool,
 ) -> int:
     """Return the bytes kept by one transformer block."""
     b = 2 if half else 4
+    by_autocast = half and not sharded
     rows = n_examples * n_tokens  # N
     vectors = rows * model.emb_dim  # N·D
-    norms = 2 * _norm_bytes(model, rows, model.emb_dim)
+    norms = 2 * _norm_bytes(model, rows, model.emb_dim, b if sharded else 4)
     residual_masks = 2 * (model.drop_rate > 0) * min(_mask_bytes(device), b) * vectors  # of drop_resid
-    matrices = b * half * count_hidden(model) // model.n_layers  # bfloat16 copies
-    attention = _attention_bytes(model, layer, n_examples, n_tokens, half, device, has_masks)
-    return norms + attention + _feed_forward_bytes(model, rows, half) + residual_masks + matrices
+    matrices = b * by_autocast * count_hidden(model) // model.n_layers  # bfloat16 copies
+    attention = _attention_bytes(model, layer, n_examples, n_tokens, half, device, has_masks, sharded)
+    return norms + attention + _feed_forward_bytes(model, rows, half, by_autocast) + residual_masks + matrices
 
 
 def _attention_bytes(
-    model: GPTConfig, layer: int, n_examples: int, n_tokens: int, half: bool, device: str, has_masks: bool
+    model: GPTConfig,
+    layer: int,
+    n_examples: int,
+    n_tokens: int,
+    half: bool,
+    device: str,
+    has_masks: bool,
+    sharded: bool,
 ) -> int:
     """Return the bytes kept by the attention of one layer, without its norm."""
     b = 2 if half else 4
+    by_autocast = half and not sharded
     drops, reference = model.drop_rate > 0, model.implementation == "reference"
     rows = n_examples * n_tokens
     queries, keys = (rows * n * model.head_width for n in (model.n_heads, model.kv_heads))  # N·H·K, N·G·K
     pairs = n_examples * model.n_heads * n_tokens**2  # B·H·T·T attention weights
     masks = n_tokens**2 * (n_examples if has_masks else 1)
     # the input of the projections, which autocast converts for each of the three, and that of out_proj
-    kept = (3 if half else 1) * b * rows * model.emb_dim + b * queries
-    if model.qk_norm:  # its results are float32
-        kept += sum(_norm_bytes(model, rows * n, model.head_width, half) for n in (model.n_heads, model.kv_heads))
+    kept = (3 if by_autocast else 1) * b * rows * model.emb_dim + b * queries
+    if model.qk_norm:  # under autocast its results are float32
+        size = b if sharded else 4
+        norms = (
+            _norm_bytes(model, rows * n, model.head_width, size, by_autocast) for n in (model.n_heads, model.kv_heads)
+        )
+        kept += sum(norms)
     elif model.position == "rope" and half:
         kept += 4 * b * n_tokens * model.head_width  # cosines and sines in bfloat16, for queries and for keys
     if reference:
@@ -128,10 +154,12 @@ def _attention_bytes(
 _ACTIVATIONS = {"gelu": (2, 5), "gelu_exact": (2, 4), "relu2": (2, 4), "swiglu": (4, 6)}
 
 
-def _feed_forward_bytes(model: GPTConfig, n_rows: int, half: bool) -> int:
+def _feed_forward_bytes(model: GPTConfig, n_rows: int, half: bool, by_autocast: bool) -> int:
     """Return the bytes kept by one feed-forward layer, without its norm."""
     b = 2 if half else 4
-    n_inputs = 2 if half and model.feed_forward == "swiglu" else 1  # autocast converts it for each of the two layers
+    n_inputs = (
+        2 if by_autocast and model.feed_forward == "swiglu" else 1
+    )  # autocast converts it for each of the two layers
     n_activations = _ACTIVATIONS[model.feed_forward][model.implementation == "reference"]
     return b * n_rows * (n_inputs * model.emb_dim + n_activations * model.ffn_width)
 
@@ -172,7 +200,7 @@ def fragmentation_bytes(
     return (1 if recompute else model.n_layers) * block + backward
 
 
-def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
+def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False, device: str = "cpu") -> int:
     """Return the bytes that the loss over `n_targets` positions takes: logits (N, V) or chunks of them, and gradients.
 
     The gradients of the hidden states (N, D) and of the head (V, D) are included.
@@ -183,7 +211,7 @@ def logit_bytes(model: GPTConfig, n_targets: int, half: bool = False) -> int:
         # kept: logits, logits - maximum and its exponentials; backward: a gradient of each, the zeros that gather's
         # gradient is written to, two sums, and the head's gradient
         return 4 * hidden + (3 + 6) * b * n_targets * model.vocab_size + head
-    rows = fused.chunk_rows(model.vocab_size, half)
+    rows = chunk_rows(n_targets, model.vocab_size, device, half)
     chunk = 4 * min(n_targets, rows) * model.vocab_size
     # a chunk's logits and the log softmax that becomes their gradient; on a fragmented heap, one more
     chunks = 2 if n_targets <= rows else 3
@@ -204,6 +232,11 @@ def n_micro_batches(config: TrainConfig, hardware: Hardware) -> int:
     return DistContext(0, hardware.n).n_micro_batches(config.batch_size * config.grad_accum_steps, config.batch_size)
 
 
+def is_half(config: TrainConfig, hardware: Hardware) -> bool:
+    """Return whether matrix products run in 16 bits on hardware of a data sheet."""
+    return hardware.has_half if config.dtype == "auto" else config.dtype != "float32"
+
+
 def training_memory(
     config: TrainConfig, n_frozen: int, n_trained: int, n_train_tokens: int, hardware: Hardware
 ) -> dict[str, int]:
@@ -213,44 +246,49 @@ def training_memory(
     gradients, but on a CPU the heap is fragmented by then, and with gradient accumulation both exist in any case.
     """
     if hardware.device:
-        device, half = hardware.device, config.dtype == "bfloat16" or (config.dtype == "auto" and hardware.has_bfloat16)
+        device, half = hardware.device, is_half(config, hardware)
     else:
         chosen = choose_device(config.device)
-        device, half = chosen.type, choose_dtype(config.dtype, chosen, n_frozen + n_trained) == torch.bfloat16
+        device, half = chosen.type, choose_dtype(config.dtype, chosen, n_frozen + n_trained) != torch.float32
     model, on_cpu, n_weights = config.model, device == "cpu", n_frozen + n_trained
     passes, n_tokens = n_micro_batches(config, hardware), config.model.context_length
     kind = OBJECTIVES[config.objective.name]
     n_examples = -(-config.batch_size * config.grad_accum_steps // (hardware.n * passes))  # per process and pass
     batch_size, has_masks = kind.rows_per_example(config) * n_examples, kind.has_masks(config)
-    activations = activation_bytes(model, batch_size, n_tokens, half, device, config.recompute, has_masks)
+    n_shards = hardware.n_shards(config.parallel)
+    sharded = n_shards > 1
+    activations = activation_bytes(model, batch_size, n_tokens, half, device, config.recompute, has_masks, sharded)
     fragmentation = 0
     if on_cpu and sys.platform == "linux":
         # from the second pass on, gradients lie where activations were, so the activations take new memory
         fragmentation = fragmentation_bytes(model, batch_size, n_tokens, half, config.recompute)
         fragmentation += (passes > 1) * activations
-    sharded = config.parallel == "fsdp" and hardware.n > 1
-    n_shards = hardware.n if sharded else 1
-    # unsharded at a time: all weights around the blocks, the block that computes and the next one
+    b = 2 if half else 4  # in which weights are gathered, and their gradients computed
+    # gathered at a time: all weights around the blocks, the block that computes and the next one
     block = count_hidden(model) // model.n_layers
     unsharded = min(n_weights, n_weights - count_hidden(model) + 2 * block)
     memory = {
-        # a CPU's heap keeps the memory of the weights that an evaluation unshards
-        "weights": 4 * n_weights // n_shards + sharded * 4 * (n_weights if on_cpu else unsharded),
-        # between micro-batches the gradients of all weights wait for their reduction
-        "gradients": 4 * n_trained // n_shards + sharded * 4 * (n_trained if passes > 1 else unsharded),
+        # a CPU's heap keeps the memory of the weights that a sample gathers
+        "weights": 4 * n_weights // n_shards + sharded * b * (n_weights if on_cpu else unsharded),
+        # a block's are summed over processes in float32
+        "gradients": 4 * n_trained // n_shards + sharded * (b * unsharded + 4 * block),
         "optimizer": optimizer_bytes(config, n_trained) // n_shards,
         "activations": activations,
         "fragmentation": fragmentation,
-        "logits": logit_bytes(model, batch_size * n_tokens, half),
+        "logits": logit_bytes(model, batch_size * n_tokens, half, device),
         "program": (PROGRAM_BYTES + TOKENIZER_BYTES * model.vocab_size) * on_cpu,  # in host memory beside a GPU
     }
     # free when the optimizer steps, a checkpoint is collected, or n-grams are counted before the first step
     reusable = sum(memory[part] for part in ("activations", "fragmentation", "logits"))
     # Muon: momentum, its stack, two results and Gram matrices; as much again for fragmentation (measured)
-    muon = 10 * 4 * min(MAX_ELEMENTS, count_hidden(model)) * (config.optim.name == "muon")
+    n_stacked = min(MAX_ELEMENTS * (64 if device == "cuda" else 1), count_hidden(model))
+    muon = 10 * 4 * n_stacked * (config.optim.name == "muon")
     memory["muon workspace"] = max(0, muon - reusable)
-    gathered = sharded * on_cpu * (4 * n_weights + optimizer_bytes(config, n_trained))  # by rank 0
-    memory["unsharded checkpoint"] = max(0, gathered - reusable)
+    samples = sharded * b * (n_weights - unsharded) * (not on_cpu)  # a sample gathers all weights
+    memory["unsharded weights"] = max(0, samples - reusable - memory["gradients"])
+    # a checkpoint is written from a copy, which is kept for the next one, and file by file; beside a GPU in host memory
+    copied = (4 * n_trained + optimizer_bytes(config, n_trained)) // n_shards + FILE_BYTES
+    memory["checkpoint copy"] = sharded * on_cpu * min(copied, 2 * (copied - FILE_BYTES))
     ngrams = NGRAM_BYTES * min(n_train_tokens, MAX_TOKENS) * on_cpu
     memory["n-grams"] = max(0, ngrams - reusable - memory["gradients"] - memory["optimizer"])
     return memory

@@ -188,7 +188,7 @@ def plan_or_raise(
     config: TrainConfig, data: PreparedData, folder: str | Path, ctx: DistContext = SINGLE_PROCESS
 ) -> Plan:
     """Return the Plan of a run in `folder` on this machine. Raises ValueError where it does not fit."""
-    plan = estimate_for_data(config, data, dataclasses.replace(LOCAL, n=ctx.world_size))
+    plan = estimate_for_data(config, data, dataclasses.replace(LOCAL, n=ctx.world_size, per_node=ctx.local_world_size))
     check_fits(plan, memory_per_process(config, ctx.local_world_size), available_disk(folder))
     return plan
 

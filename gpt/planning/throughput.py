@@ -4,6 +4,7 @@ The measurement runs one layer, the loss and an optimizer update, mostly for les
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,23 +16,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt import ops
+from gpt.config import GPTConfig
 from gpt.generation import generate
 from gpt.layers import POSITIONS
 from gpt.model import TransformerBlock
 from gpt.objectives import OBJECTIVES
 from gpt.optim import create_optimizer, scale_and_clip
 from gpt.planning.flops import flops_per_token
-from gpt.planning.memory import n_micro_batches
+from gpt.planning.memory import is_half, n_micro_batches
 from gpt.planning.plan import Plan
 from gpt.system.device import autocast, choose_device, choose_dtype, synchronize
 from gpt.variants import create_model
 
-# The share of a data sheet's FLOP/s that training reaches. nanoGPT's README: 600,000 steps of 491,520 tokens of GPT-2's
-# smallest size take 4 days on 8 A100, which is 92 of 312 TFLOP/s each. Larger models reach more: Chowdhery et al. 2022,
-# 0.46.
-UTILISATION = 0.3
+# The share of a data sheet's FLOP/s that training reaches, at two widths. nanoGPT's README: 600,000 steps of 491,520
+# tokens of GPT-2's smallest size take 4 days on 8 A100, which is 92 of 312 TFLOP/s each. torchtitan's benchmarks of
+# December 2024: Llama 3.1 8B, compiled, trains on 6,514 to 6,667 tokens/s on each of 128 or 8 H100.
+UTILISATION = ((768, 0.3), (4096, 0.38))
 UPDATE_BYTES = 40  # per parameter: AdamW reads 4 numbers and writes 3, the norm reads 1, scaling reads and writes 1
-MAX_FLOPS = 4e9  # of one measurement: a tenth of a second on one core
+MAX_FLOPS = {"cpu": 4e9, "mps": 4e11, "cuda": 4e12}  # of one measurement: at most a tenth of a second
 MAX_NUMEL = 2**23  # numbers in a measured head, or in a measured update
 SECONDS = 0.15  # per measurement, after a first run that is not counted
 ROUNDS = 3  # measurements of each plan of several
@@ -51,20 +53,39 @@ class Throughput:
     communication: float = 0.0  # seconds per step for reducing gradients that backward does not hide
 
 
-def data_sheet_throughput(plan: Plan) -> Throughput:
-    """Return the throughput of a plan's hardware: UTILISATION of its FLOP/s, and its bandwidth for the update.
+def expected_utilisation(model: GPTConfig) -> float:
+    """Return the share of a data sheet's FLOP/s that training reaches: it rises with the logarithm of the width."""
+    (narrow, low), (wide, high) = UTILISATION
+    share = math.log(model.emb_dim / narrow) / math.log(wide / narrow)
+    return low + (high - low) * min(1.0, max(0.0, share))
 
-    Gradients are sent while backward, two thirds of the last pass, still computes; only the rest makes a step longer. A
-    ring of n processes sends 2·(n-1)/n of the gradients; FSDP2 sends the weights twice and the gradients once, half as
-    much each time.
+
+def data_sheet_throughput(plan: Plan) -> Throughput:
+    """Return the throughput of a plan's hardware, by the `expected_utilisation` of its FLOP/s and by its bandwidth."""
+    rate = expected_utilisation(plan.config.model) * plan.hardware.flops
+    update = plan.hardware.bandwidth / UPDATE_BYTES
+    return Throughput(rate, rate, update, communication=_communication_seconds(plan, rate))
+
+
+def _communication_seconds(plan: Plan, rate: float) -> float:
+    """Return the seconds per step in which processes only send and receive, computing `rate` FLOP/s otherwise.
+
+    A ring of n processes sends (n-1)/n of some numbers to gather them, or to sum them by shards; twice that so that
+    each has the sum. DDP sums gradients during the last backward pass, two thirds of a pass. FSDP2 gathers the weights
+    twice and sums the gradients in each pass, during all of it; HSDP does so within a node, and then sums over nodes.
     """
     config, hardware = plan.config, plan.hardware
-    rate = UTILISATION * hardware.flops
-    sent = (3 if config.parallel == "fsdp" else 2) * 4 * plan.n_parameters * (hardware.n - 1) / hardware.n
-    n_examples = config.batch_size * config.grad_accum_steps / (hardware.n * n_micro_batches(config, hardware))
-    backward = 2 / 3 * plan.flops_per_token * n_examples * plan.example_tokens / rate
-    communication = max(0.0, sent / hardware.link - backward) if hardware.n > 1 else 0.0
-    return Throughput(rate, rate, hardware.bandwidth / UPDATE_BYTES, communication=communication)
+    n_shards, n_passes = hardware.n_shards(config.parallel), n_micro_batches(config, hardware)
+    n_examples = config.batch_size * config.grad_accum_steps / (hardware.n * n_passes)
+    seconds = plan.flops_per_token * n_examples * plan.example_tokens / rate  # of a pass
+
+    def sent(n_bytes: float, n: int, is_local: bool) -> float:
+        return n_bytes * (n - 1) / n / (hardware.link if is_local else hardware.network) if n > 1 else 0.0
+
+    gathered = 2 if is_half(config, hardware) else 4  # bytes of a weight; a gradient has 4
+    in_each = sent((2 * gathered + 4) * plan.n_parameters, n_shards, n_shards <= hardware.per_node)
+    at_the_end = 2 * sent(4 * plan.n_parameters / n_shards, hardware.n // n_shards, hardware.n <= hardware.per_node)
+    return n_passes * max(0.0, in_each - seconds) + max(0.0, at_the_end - 2 / 3 * seconds)
 
 
 def estimate_seconds(plan: Plan, throughput: Throughput, first_step: int = 0) -> float:
@@ -74,7 +95,7 @@ def estimate_seconds(plan: Plan, throughput: Throughput, first_step: int = 0) ->
     """
     config, n = plan.config, plan.hardware.n
     per_token = (plan.layer_flops / throughput.layers + plan.head_flops / throughput.head) / n
-    updated = plan.n_parameters / (n if config.parallel == "fsdp" else 1)
+    updated = plan.n_parameters / plan.hardware.n_shards(config.parallel)
     per_step = n_micro_batches(config, plan.hardware) * throughput.overhead
     per_step += updated / throughput.update + throughput.communication
     trained = per_token + (plan.layer_flops / 3 / throughput.layers / n if config.recompute else 0)  # forward again
@@ -171,8 +192,9 @@ def _measure_layers(plan: Plan, device: torch.device) -> tuple[float, float]:
 
         return _median_seconds(work, device)
 
-    n_tokens = max(2, round(min(plan.row_tokens, MAX_FLOPS / flops(plan.row_tokens))))
-    n_examples = max(1, min(config.batch_size, int(MAX_FLOPS / flops(n_tokens) / n_tokens)))
+    largest = MAX_FLOPS[device.type]
+    n_tokens = max(2, round(min(plan.row_tokens, largest / flops(plan.row_tokens))))
+    n_examples = max(1, min(config.batch_size, int(largest / flops(n_tokens) / n_tokens)))
     one = seconds(1, 1)
     rate = _flop_rate(flops(n_tokens), n_examples * n_tokens, one, seconds(n_examples, n_tokens))
     return rate, one * model.n_layers
@@ -193,7 +215,7 @@ def _measure_head(plan: Plan, device: torch.device) -> tuple[float, float]:
     vocab_size = min(model.vocab_size, max(1, MAX_NUMEL // model.emb_dim))
     weight = torch.rand(vocab_size, model.emb_dim).requires_grad_()  # (V, D)
     flops = 6 * weight.numel()
-    n_tokens = max(2, min(round(config.batch_size * plan.example_tokens), int(MAX_FLOPS / flops)))
+    n_tokens = max(2, min(round(config.batch_size * plan.example_tokens), int(MAX_FLOPS[device.type] / flops)))
 
     def seconds(n_tokens: int) -> float:
         ids = torch.arange(n_tokens) % vocab_size
@@ -225,7 +247,7 @@ def _measure_update(plan: Plan, device: torch.device) -> float:
         parameter.grad = torch.zeros_like(parameter)
 
     def work() -> None:
-        scale_and_clip(parameters, 1.0, plan.config.optim.grad_clip)
+        scale_and_clip(parameters, torch.ones(()), plan.config.optim.grad_clip)
         optimizer.step()
 
     return sum(p.numel() for p in parameters) / _median_seconds(work, device)

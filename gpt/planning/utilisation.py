@@ -25,7 +25,7 @@ def seconds_per_token(trainer: Trainer) -> float | None:
     """
     config, objective = trainer.config, trainer.objective
     peak = None
-    if trainer.device.type == "cuda" and trainer.dtype == torch.bfloat16:
+    if trainer.device.type == "cuda" and trainer.dtype != torch.float32:
         peak = peak_flops(torch.cuda.get_device_name(trainer.device))
     reads_what_it_counts = OBJECTIVES[config.objective.name] in (NextToken, Reverse)
     if not peak or not reads_what_it_counts or any(not p.requires_grad for p in objective.parameters()):

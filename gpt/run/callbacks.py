@@ -13,7 +13,6 @@ from gpt.evaluation.baselines import Baselines, compute_baselines
 from gpt.loss import Evaluation
 from gpt.run import logging
 from gpt.run.lines import Lines
-from gpt.system.device import autocast
 from gpt.system.files import append_text
 from gpt.trainer import Callback, Trainer
 
@@ -87,7 +86,7 @@ class SampleLog(Callback):
         """Append a sample if one is due."""
         config = trainer.config
         if trainer.is_due(config.sample_every):
-            with trainer.ctx.unsharded(), autocast(trainer.device, trainer.dtype):
+            with trainer.ctx.unsharded(), trainer.ctx.autocast(trainer.device, trainer.dtype):
                 if trainer.ctx.is_main:
                     text = trainer.objective.sample(config, trainer.data, config.seed + trainer.step)
                     append_text(trainer.run.samples, f"--- step {trainer.step} ---\n{text}\n\n")

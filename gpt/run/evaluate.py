@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import numpy as np
 from gpt.checkpoint import RunFolder
 from gpt.config import ObjectiveConfig
 from gpt.evaluation.answers import JudgedAnswers, judge_answers
+from gpt.evaluation.metrics import wilson_interval
+from gpt.evaluation.ranking import TaskResult, answer_questions, mean_above_chance
 from gpt.evaluation.report import (
     ModelReport,
     ReportOptions,
@@ -24,6 +26,7 @@ from gpt.evaluation.report import (
 )
 from gpt.evaluation.requests import describe_requests
 from gpt.evaluation.samples import Continuations, check_checkpoints, describe_grammar, describe_variety
+from gpt.evaluation.tasks import GROUPS, find_tasks, read_questions, task_file
 from gpt.exchange.models import LoadedModel, open_model, run_data
 from gpt.objectives.grpo import GRPO
 from gpt.objectives.ranks import accuracy_with_error
@@ -45,6 +48,8 @@ LIMITS = {  # what each score does not measure
     "BLEU": "another wording that says the same; whether the text is true",
     "ROUGE": "ROUGE-1: word order; ROUGE-2: order beyond two words; ROUGE-L: words in between; all: truth",
 }
+
+TASK_ROW = "{:<16}{:>9}{:>8}{:>8}{:>16}{:>10}{:>16}{:>10}"  # the table of --tasks
 
 
 def evaluate_checkpoints(folder: Path, arguments: Namespace) -> None:
@@ -69,12 +74,10 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
     device = choose_device(arguments.device)
     loaded = open_model(folder, arguments.checkpoint, arguments.pretrained)
     loaded.objective.to(device)
-    context_length = arguments.context or loaded.objective.model.config.context_length
-    batch_size = arguments.batch_size
     options = ReportOptions(
         context_length=arguments.context,
         stride=arguments.stride,
-        batch_size=max(1, min(16, 16 * 1024 // context_length)) if batch_size is None else batch_size,
+        batch_size=_batch_size(arguments, loaded),
         weights=arguments.weights,
         n_samples=arguments.samples,
         n_continuations=arguments.continuations,
@@ -103,6 +106,41 @@ def evaluate_model(folder: Path | None, arguments: Namespace) -> None:
     text = split_tokens(data) if data else encode_text(corpus, loaded.tokenizer, loaded.prepend_eot, special)
     report = report_on_text(loaded, text, data, options, device)
     print(describe_next_token(loaded, report, options))
+
+
+def _batch_size(arguments: Namespace, loaded: LoadedModel) -> int:
+    if arguments.batch_size is not None:
+        return arguments.batch_size
+    context_length = arguments.context or loaded.objective.model.config.context_length
+    return max(1, min(16, 16 * 1024 // context_length))
+
+
+def evaluate_tasks(folder: Path | None, arguments: Namespace) -> None:
+    """Print a model's accuracy on the tasks of --tasks, a row as soon as a task is done."""
+    if given := given_text_options(arguments):
+        raise ValueError(f"{given[0]} says how a text is read, and --tasks reads files of its own")
+    names = find_tasks(arguments.tasks)
+    questions = {name: read_questions(name, task_file(name), arguments.limit) for name in names}
+    set_allocator_flags()
+    device, loaded = choose_device(arguments.device), open_model(folder, arguments.checkpoint, arguments.pretrained)
+    if not loaded.objective.left_to_right:
+        kind = loaded.objective.config.name
+        raise ValueError(f"--tasks is for models that predict the next token; {loaded.name} was trained as {kind}")
+    loaded.objective.to(device)
+    print(f"model           {loaded.name}")
+    print("tasks           no solved examples in the context; 95% intervals by Wilson's formula\n")
+    print(TASK_ROW.format("task", "questions", "chance", "acc", "95% interval", "acc_norm", "95% interval", "seconds"))
+    results = []
+    for name in names:
+        result = answer_questions(loaded, name, questions[name], _batch_size(arguments, loaded), device)
+        print(describe_task(result))
+        if result.n_cut:
+            limit = loaded.objective.model.config.context_length
+            n, of = f"{result.n_cut:,}", f"{len(result.correct):,} questions of {name}"
+            notice(f"{n} of {of} exceed the model's context of {limit} tokens: their beginning is left out")
+        results.append(result)
+    if {*names} == {*GROUPS["core"]}:
+        print(f"\n{describe_core(results)}")
 
 
 def evaluate_answers(folder: Path | None, arguments: Namespace) -> None:
@@ -165,6 +203,35 @@ def _overlong(loaded: LoadedModel, data: PreparedData) -> str:
     needed, limit = objective.context_needed(config, data, data.val), config.model.context_length
     n, (kind, effect) = int((needed > limit).sum()), objective.overlong(data)
     return f"{n:,} of {len(needed):,} {kind} exceed the model's context of {limit} tokens: {effect}" if n else ""
+
+
+def describe_task(result: TaskResult) -> str:
+    """Return a model's accuracy on a task as a row of the table; of a task with a perplexity, that too."""
+
+    def share(correct: np.ndarray | None) -> tuple[str, str]:
+        if correct is None:
+            return "", ""
+        low, high = wilson_interval(int(correct.sum()), len(correct))
+        return f"{correct.mean():.1%}", f"{low:.1%} to {high:.1%}"
+
+    shares = (*share(result.correct), *share(result.correct_norm))
+    chance = f"{result.chance:.1%}" if result.chance else ""
+    row = TASK_ROW.format(result.name, f"{len(result.correct):,}", chance, *shares, f"{result.seconds:,.1f}")
+    if result.chance:
+        return row
+    middle, low, high = result.perplexity()
+    interval = "" if np.isnan(low) else f", 95% interval {low:,.2f} to {high:,.2f}"
+    return f"{row}\n{'':<16}perplexity of the last word {middle:,.2f}{interval}"
+
+
+def describe_core(results: Sequence[TaskResult]) -> str:
+    """Return the mean of a model's accuracies above chance as text, with what it is not."""
+    mean, half = mean_above_chance(results)
+    return (
+        f"mean above chance {mean:.1%} ± {half:.1%}: (acc - chance) / (1 - chance), of acc_norm where there is one\n"
+        f"This covers {len(results)} of the 22 tasks of DCLM's CORE, without its solved examples: it is not CORE, and "
+        f"cannot be compared with it."
+    )
 
 
 def describe_objective(loaded: LoadedModel, report: ModelReport) -> str:

@@ -12,6 +12,7 @@ from gpt.evaluation.samples import check_samples, describe_grammar, describe_var
 from gpt.loss import Evaluation, perplexity
 from gpt.planning import plan
 from gpt.planning.hardware import LOCAL
+from gpt.planning.memory import n_micro_batches
 from gpt.planning.throughput import busy_notice, estimate_seconds, measure_throughput
 from gpt.planning.utilisation import seconds_per_token
 from gpt.run.advice import advise
@@ -118,11 +119,14 @@ def describe_shape(model: GPTConfig) -> str:
 def _needs(trainer: Trainer, n_trained: int) -> str:
     """Describe the memory, disk and time that the run needs."""
     config, ctx = trainer.config, trainer.ctx
-    needs = plan.estimate_for_data(config, trainer.data, replace(LOCAL, n=ctx.world_size))
+    needs = plan.estimate_for_data(
+        config, trainer.data, replace(LOCAL, n=ctx.world_size, per_node=ctx.local_world_size)
+    )
     seconds, notice = None, ""
     if needs.trained_tokens * needs.flops_per_token > 1e11:  # a shorter run would end before its time is known
         communication = ctx.all_reduce_seconds(n_trained, trainer.device)
-        communication *= 1.5 if config.parallel == "fsdp" else 1  # weights twice, gradients once, half a sum each
+        if config.parallel != "ddp":  # in each pass weights are gathered twice and gradients summed, half a sum each
+            communication *= n_micro_batches(config, needs.hardware) * (2 * trainer.dtype.itemsize + 4) / 8
         notice = busy_notice(trainer.device) if ctx.world_size == 1 else ""  # the other processes are no strangers
         throughput = replace(measure_throughput(needs), communication=communication)
         seconds = estimate_seconds(needs, throughput, trainer.step)

@@ -18,6 +18,15 @@ MAX_CONTEXT = 2**24  # the bound of model.context_length
 REPORTS = ("log_every", "eval_every", "save_every", "keep_checkpoints", "sample_every", "sample_prompt")
 
 
+def data_notices(data: PreparedData) -> list[str]:
+    """Return how many token files will be verified only when they are first read."""
+    shards = [shard for split in (data.train, data.val) for shard in getattr(split.tokens, "shards", ())]
+    later = [shard for shard in shards if shard.sha256]
+    size = sum(shard.path.stat().st_size for shard in later) / 1e9
+    line = f"{data.folder}: {len(later):,} token files, {size:,.1f} GB, are verified when they are first read"
+    return [line] if later else []
+
+
 def length_notices(objective: Objective, config: TrainConfig, data: PreparedData) -> list[str]:
     """Return how many documents or pairs exceed the model's context, and the context_length that holds them."""
     needed = np.concatenate([objective.context_needed(config, data, split) for split in (data.train, data.val)])

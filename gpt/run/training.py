@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from gpt.checkpoint import Checkpoint, RunFolder
+from gpt.checkpoint import Checkpoint, RunFolder, check_checkpoint
 from gpt.config import TrainConfig, to_toml
-from gpt.exchange.models import check_data_exist, create_objective, resolve_config
-from gpt.objectives.objective import example_rng
-from gpt.objectives.weights import load_weights
+from gpt.exchange.models import check_data_exist, resolve_config
 from gpt.planning.plan import plan_or_raise
 from gpt.planning.utilisation import seconds_per_token
+from gpt.run.building import build_objective
 from gpt.run.callbacks import CSVLog, Page, Plot, Progress, SampleLog
 from gpt.run.notices import (
+    data_notices,
     finished_notices,
     freeze_notices,
     length_notices,
@@ -27,7 +27,8 @@ from gpt.run.notices import (
 )
 from gpt.run.settings import check_resumable, differences, flat
 from gpt.run.trackers import trackers
-from gpt.system.device import autocast, choose_device, has_fast_bfloat16
+from gpt.system.attention import choose_attention
+from gpt.system.device import choose_device, has_fast_bfloat16
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.files import atomic_file, atomic_folder, flush, write_text
@@ -76,7 +77,7 @@ def resume_run(
     ctx.init_process_group(choose_device(config.device))
     progress = _progress(log, ctx)
     with _lock(folder, ctx):
-        found, errors = (folder.load(checkpoint), []) if checkpoint else folder.load_newest_valid()
+        found, errors = (folder.load(checkpoint, ctx=ctx), []) if checkpoint else folder.load_newest_valid(ctx)
         for error in errors:
             progress.log(f"skipped: {error}")
         if found is None:
@@ -100,7 +101,7 @@ def resume_run(
             saved["precision"] = "torch.float32" if was_float32 else trainer.environment["precision"]
         trainer.restore(found)
         for name, now in trainer.environment.items():
-            if saved[name] != now:
+            if saved.get(name, now) != now:
                 change = "results differ" if name == "precision" else "the last digits of the results may differ"
                 progress.log(f"{name}: {saved[name]} → {now}; {change}")
         notices = schedule_notices(trainer.config, trainer.step, before)
@@ -132,7 +133,7 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
     config = trainer.config
     if trainer.objective.prepare_passes:
         progress.log(f"the model reads all {trainer.objective.overlong(trainer.data)[0]} once before the first step")
-    with ctx.unsharded(), autocast(trainer.device, trainer.dtype):
+    with ctx.forward_only(), ctx.autocast(trainer.device, trainer.dtype):
         trainer.objective.prepare(config, trainer.data, trainer.device, ctx)
     lengths = length_notices(trainer.objective, config, trainer.data)
     new_rows = new_row_notices(config, trainer.data)
@@ -160,6 +161,8 @@ def _create(
     if checkpoint:
         check_data_exist(folder, path)
     data = load_data(path, verify=True)
+    for line in data_notices(data):
+        progress.log(line)
     if checkpoint and checkpoint.state["data"] != data.checksums:
         raise ValueError(
             f"the data in {data.folder} is not what the run {folder.path} was trained on: "
@@ -171,15 +174,21 @@ def _create(
     facts["bfloat16 in hardware"] = str(has_fast_bfloat16())  # which decides what dtype "auto" is
     ctx.assert_same_on_all_ranks({**flat(config), **facts})
     plan_or_raise(config, data, folder.path, ctx)
-    torch.manual_seed(config.seed)  # before the model: the seed fixes its initial weights, then dropout
     with oom_hint(1, 1):
-        objective = create_objective(config, fresh=checkpoint is None)
-        if checkpoint:
-            load_weights(objective, checkpoint.weights)
-        if not ctx.is_main:  # all ranks have the same weights but different dropout
-            torch.manual_seed(example_rng((config.seed,), ctx.rank).integers(2**63))
+        objective = build_objective(config, ctx, checkpoint, progress.log)
         callbacks = [progress, CSVLog(), SampleLog(), Plot(), Page(), *trackers(config.logger)]
-        return Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
+        trainer = Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
+    if trainer.scaler.is_enabled() and config.parallel != "ddp" and ctx.world_size > 1:
+        raise ValueError(
+            f"float16 scales the loss of whole models, and parallel is {config.parallel!r}: set dtype to bfloat16 or "
+            f"float32"
+        )
+    model = config.model
+    if model.backbone == "gpt":
+        shape = (config.batch_size, model.n_heads, model.context_length, model.head_width)
+        if kernel := choose_attention(shape, model.kv_heads, trainer.dtype, trainer.device):
+            trainer.environment["attention"] = kernel
+    return trainer
 
 
 def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -189,7 +198,7 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.log(f"{log} was damaged: restored as of step {trainer.step}")
     folder.update_pointers(checkpoint)
     try:
-        folder.load("best", training=False)
+        check_checkpoint(folder.find("best"))
     except ValueError as error:
         trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
     folder.write_tokenizer(trainer.data.tokenizer)

@@ -7,6 +7,8 @@
 
 Each process holds the model, or a shard of it, and trains on its share of a step's examples. PyTorch's
 DistributedDataParallel (Li et al. 2020, arXiv:2006.15704) or FSDP2 (Zhao et al. 2023, arXiv:2304.11277) sums gradients.
+`parallel` chooses: "ddp" (each process holds the model), "fsdp" (a shard), "hsdp" (a shard within each node, which the
+nodes replicate).
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from gpt.system.device import autocast
 
 # FSDP2 and DTensor take half a second to import: only where they are used.
 
@@ -42,6 +46,11 @@ class DistContext:
         self.store = store
         self._n_broadcasts = 0
         self._sharded: list[nn.Module] = []  # the modules that FSDP2 shards: the blocks, then the whole objective
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a shard of the parameters."""
+        return bool(self._sharded)
 
     @property
     def is_main(self) -> bool:
@@ -79,6 +88,15 @@ class DistContext:
         """This process's share: every world_size-th item."""
         return items[self.rank :: self.world_size]
 
+    def shard_evenly(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+        """This process's share, with whether each item counts: the last one is repeated until all have equally many.
+
+        Sharded weights need all processes in each forward pass, those that have no batch left as well.
+        """
+        n_rounds = -(-len(items) // self.world_size)
+        numbers = range(self.rank, n_rounds * self.world_size, self.world_size)
+        return [(items[min(number, len(items) - 1)], number < len(items)) for number in numbers]
+
     def n_micro_batches(self, n_examples: int, batch_size: int) -> int:
         """The number of micro-batches per step, the same in all processes.
 
@@ -112,12 +130,11 @@ class DistContext:
             dist.all_reduce(tensor)
         return tensor.numpy()
 
-    def all_reduce_max(self, number: int) -> int:
-        """The maximum over processes."""
-        tensor = torch.tensor(number)
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over processes of a tensor, in its place. On a GPU the host does not wait for it."""
         if self.world_size > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return int(tensor)
+            dist.all_reduce(tensor)
+        return tensor
 
     def broadcast(self, text: str) -> str:
         """Rank 0's text. Works before `init_process_group`."""
@@ -160,17 +177,44 @@ class DistContext:
 
     # --- the model and its gradients ----------------------------------------------------------------------------------
 
-    def wrap_fsdp(self, objective: nn.Module, parallel: str) -> nn.Module:
-        """Shard an objective's parameters over the processes if `parallel` is "fsdp": each block by itself, which is
-        gathered while it computes, then the rest."""
-        self._sharded = []
-        if self.world_size > 1 and parallel == "fsdp":
-            from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    def wrap_fsdp(self, objective: nn.Module, parallel: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """Shard an objective's parameters over all processes ("fsdp"), or over those of a node ("hsdp"): each block by
+        itself, which is gathered while it computes, then the rest. "ddp" shards nothing.
 
-            self._sharded = [fully_shard(part) for part in (*getattr(objective.model, "trf_blocks", ()), objective)]
-            for method in ("evaluate", "sample", "prepare"):  # they need gathered parameters, as forward does
-                register_fsdp_forward_method(objective, method)
+        A shard is in float32, as are the sums of gradients. Weights are gathered, and everything is computed, in
+        `dtype`. ValueError for nodes with different numbers of processes.
+        """
+        self._sharded = []
+        if self.world_size == 1 or parallel == "ddp":
+            return objective
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+        mesh, low = self._mesh(parallel, device.type), None if dtype == torch.float32 else dtype
+        for part in (*getattr(objective.model, "trf_blocks", ()), objective):
+            # a block's inputs include the float32 rotation; those of the whole are ids, or no tensors at all
+            policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=part is not objective)
+            self._sharded.append(fully_shard(part, mesh=mesh, mp_policy=policy))
+        for method in ("evaluate", "sample", "prepare"):  # they need gathered parameters, as forward does
+            register_fsdp_forward_method(objective, method)
         return objective
+
+    def _mesh(self, parallel: str, device_type: str) -> Any:
+        """The processes as a line, or for "hsdp" as a table: a row for each node."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        n, local = self.world_size, self.local_world_size
+        if parallel == "fsdp" or local == n:
+            return init_device_mesh(device_type, (n,))
+        if n % local:
+            raise ValueError(
+                f"parallel is 'hsdp', but {n} processes are no multiple of the {local} on this node: start as many on "
+                f"each, or set it to 'fsdp'"
+            )
+        return init_device_mesh(device_type, (n // local, local), mesh_dim_names=("replicate", "shard"))
+
+    def autocast(self, device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+        """A context in which matrix products run in `dtype`; FSDP2 needs none, as it gathers the weights in it."""
+        return autocast(device, torch.float32 if self._sharded else dtype)
 
     def wrap_ddp(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The module in DistributedDataParallel, unless there is one process or FSDP2 has sharded it."""
@@ -184,13 +228,24 @@ class DistContext:
 
     @contextlib.contextmanager
     def grad_sync(self, module: nn.Module, is_last: bool) -> Iterator[None]:
-        """A context for one forward and backward pass. Gradients are averaged over processes after the last
-        micro-batch of a step only."""
+        """A context for one forward and backward pass. DDP averages gradients over processes after the last micro-batch
+        of a step only. FSDP2 averages after each, within a node, since no process has room for all gradients; it
+        averages over nodes after the last."""
         for part in self._sharded:
-            part.set_requires_gradient_sync(is_last, recurse=False)
+            part.set_requires_all_reduce(is_last, recurse=False)
         skip = isinstance(module, DistributedDataParallel) and not is_last
         with module.no_sync() if skip else contextlib.nullcontext():
             yield
+
+    @contextlib.contextmanager
+    def forward_only(self) -> Iterator[None]:
+        """A context for forward passes that all processes make together. Afterwards each holds no more than its
+        shard."""
+        try:
+            yield
+        finally:
+            for part in self._sharded:
+                part.reshard()
 
     @contextlib.contextmanager
     def unsharded(self) -> Iterator[None]:
@@ -208,17 +263,6 @@ class DistContext:
         for part in self._sharded:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
-
-    def full_state_dict(self, state: Any) -> Any:
-        """Nested dictionaries and lists of tensors with each tensor gathered, on rank 0; None for tensors elsewhere."""
-        if isinstance(state, dict):
-            return {name: self.full_state_dict(value) for name, value in state.items()}
-        if isinstance(state, list):
-            return [self.full_state_dict(value) for value in state]
-        full = full_tensor(state)
-        if full is not state:
-            full = full.cpu()  # a GPU may not have room for all of them
-        return full if self.is_main else None
 
 
 SINGLE_PROCESS = DistContext()
@@ -274,10 +318,38 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """This process's shard of a whole tensor, sharded as `other`; the tensor itself if `other` is not sharded."""
+def shard_like(tensor: Tensor, other: Tensor, from_main: bool = False) -> Tensor:
+    """This process's shard of a whole tensor, sharded as `other`; the tensor itself if `other` is not sharded.
+
+    All processes have the tensor, or rank 0 alone has its numbers and sends them (`from_main`).
+    """
     if not hasattr(other, "full_tensor") or tensor.shape != other.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    source = 0 if from_main else None
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=source)
+
+
+def copy_shard(tensor: Tensor, target: Tensor, from_main: bool = False) -> None:
+    """Copy this process's shard of a whole tensor, as by `shard_like`, into a tensor that may be sharded."""
+    shard = shard_like(tensor, target, from_main)
+    if hasattr(target, "full_tensor"):
+        target, shard = target.to_local(), shard.to_local()
+    target.copy_(shard)
+
+
+def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Return function(rows), (n, ...), for a function that maps each row by itself, zeros to zeros.
+
+    Several processes compute a part each and gather the result.
+    """
+    n = dist.get_world_size() if dist.is_initialized() else 1
+    if n == 1:
+        return function(rows)
+    share = -(-len(rows) // n)
+    padded = torch.cat([rows, rows.new_zeros(n * share - len(rows), *rows.shape[1:])])
+    own = function(padded[dist.get_rank() * share :][:share]).contiguous()
+    result = own.new_empty(len(padded), *own.shape[1:])
+    dist.all_gather_into_tensor(result, own)
+    return result[: len(rows)]

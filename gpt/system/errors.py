@@ -64,7 +64,8 @@ def oom_hint(batch_size: int, grad_accum_steps: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:  # CUDA's error has a class of its own, a CPU's only a text
         import torch  # not above: config.py imports this file and must stay light
 
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "alloc" not in str(error).lower():
+        said = any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory"))
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not said:
             raise
         if batch_size > 1:
             smaller = (batch_size + 1) // 2

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import safetensors
 
 
 def package_folder(name: str) -> Path | None:
@@ -28,6 +29,13 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(digests: dict[Path, str]) -> None:
+    """Raise ValueError if a file does not have its SHA-256, FileNotFoundError if it is missing."""
+    for path, digest in digests.items():
+        if sha256(path) != digest:
+            raise ValueError(f"{path} is damaged: its SHA-256 differs from the one in state.json")
 
 
 def checksummed(state: dict[str, Any]) -> str:
@@ -90,8 +98,25 @@ def append_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that replaces `path` when the block ends, and is deleted if it fails.
+def report_full_disk(checkpoint: Path) -> Iterator[None]:
+    """A context in which an error of writing a checkpoint becomes an OSError that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk, as each writer reports it
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"the checkpoint {checkpoint.name} could not be written to {checkpoint.parent} ({reason}): is the disk "
+            f"full? Free some space; --resume then continues from the newest checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, temporary: Path | None = None, keep: str = "") -> Iterator[Path]:
+    """A temporary folder that replaces `path` when the block ends, and is deleted if it fails. One that others have
+    begun to fill can be given as `temporary`.
+
+    With `keep` it is .NAME.partial, and stays if the block fails, or is killed, while it holds a file of that name: the
+    next block finds it as it was. Only one process at a time may be in such a block.
 
     An existing folder is renamed to .NAME.old while the new one takes its place; `recover` undoes that if the program
     was killed in between.
@@ -99,13 +124,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()  # a link to a folder stays one
     if path.is_file():
         raise NotADirectoryError(f"{path} is a file: move it away, or name another folder")
-    temporary, aside = path.with_name(f".{path.name}.{os.getpid()}.tmp"), _aside(path)
+    begun, ending = temporary is not None, "partial" if keep else f"{os.getpid()}.tmp"
+    temporary, aside = temporary or path.with_name(f".{path.name}.{ending}"), _aside(path)
     parents = [parent for parent in path.parents if not parent.exists()]  # nearest first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
-        temporary.mkdir()
+        if not begun and not (keep and (temporary / keep).exists()):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
+        temporary.mkdir(exist_ok=True)
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
             if written.is_file():
@@ -119,7 +146,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         recover(path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not (keep and (temporary / keep).exists()):
+            shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: all went well
             for parent in parents:
                 parent.rmdir()

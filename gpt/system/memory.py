@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import gc
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,13 +13,11 @@ import torch
 
 
 def set_allocator_flags() -> None:
-    """Let glibc keep the memory of freed tensors for the next step, and CUDA multiply float32 matrices in TF32.
+    """Let glibc keep the memory of freed tensors for the next step.
 
     Call this before the first tensor. Otherwise each step's activations are new memory, which the system clears page by
-    page: a third of a training step on a CPU. TF32 rounds factors to 10 bits and adds in float32.
+    page: a third of a training step on a CPU.
     """
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
     if sys.platform != "linux":
         return
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # glibc's malloc.h
@@ -26,6 +26,20 @@ def set_allocator_flags() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 2**26)
+
+
+@contextlib.contextmanager
+def frozen_objects() -> Iterator[None]:
+    """A context in which Python's garbage collector leaves alone the objects that exist now: the model, its libraries.
+
+    Each full collection visits them all, hundreds of milliseconds in which a GPU waits, and with it all others.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def available_memory(device: torch.device) -> int:

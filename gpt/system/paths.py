@@ -1,5 +1,6 @@
 """Find the project's folder, paths relative to it, and runs by name."""
 
+import os
 from pathlib import Path
 
 from gpt.system.errors import did_you_mean
@@ -15,6 +16,12 @@ def find_path(path: str | Path) -> Path:
     """
     path = Path(path)
     return PROJECT / path if not path.exists() and (PROJECT / path).exists() else path
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again, in the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(root) / "gpt-from-scratch"
 
 
 def run_path(name: str) -> Path:

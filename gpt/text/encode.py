@@ -1,45 +1,75 @@
-"""Encode documents into a token file, on all cores; the file does not depend on their number."""
+"""Encode documents into token files, on all cores; the files do not depend on their number."""
 
-import hashlib
 import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from gpt.system.files import checksummed, sha256
 from gpt.text.chat import encode_conversation
 from gpt.text.conversations import Conversation
 from gpt.text.special import encode_piece, name_counter, pieces, without_empty
-from gpt.token_files import COUNTED, START
+from gpt.text.splits import SHARE_ADVICE, Document
+from gpt.text.token_writer import Progress, SplitWriter
+from gpt.token_files import COUNTED, SHARDED, START
 from gpt.tokenizer import Tokenizer
 
-WORKERS = min(8, os.cpu_count() or 1)  # encoding threads; more would wait for the one that reads
+WORKERS = min(16, os.cpu_count() or 1)  # encoding threads; more would wait for the one that reads
 BATCH_CHARACTERS = 1 << 19  # encoded at once by a thread
 Item, Result = TypeVar("Item"), TypeVar("Result")
 Chunk = TypeVar("Chunk", str | None, Conversation)
 
 
+def write_splits(
+    progress: Progress,
+    meta: dict,
+    splits: dict[str, Iterable[Document]],
+    tokenizer: Tokenizer,
+    bar: tqdm,
+    shard_tokens: int,
+) -> Counter[str]:
+    """Write both splits, the tokenizer and meta.json. Return how often the text holds the names of special tokens as
+    ordinary text. ValueError for a split of fewer than two tokens."""
+    spelled, write = Counter(), write_conversations if meta.get("flagged") else write_split
+    for split, documents in splits.items():
+        saved = progress.of(split)
+        with SplitWriter(progress, split, meta["dtype"], shard_tokens) as writer:
+            bar.update(writer.counts["characters"])
+            meta[split] = saved.get("done") or write(writer, documents, tokenizer, meta, bar)
+        if "shards" in meta[split]:
+            meta["format"] = SHARDED
+            progress.save(split, {**writer.state, "done": meta[split]})
+        spelled += writer.spelled
+        if meta[split]["tokens"] < 2 + meta["has_eot"]:
+            raise ValueError(f"{meta['source']} is too short: both splits need at least two tokens; {SHARE_ADVICE}")
+    folder = progress.folder
+    tokenizer.save(folder / "tokenizer.json")
+    meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
+    (folder / "meta.json").write_text(checksummed(meta), encoding="utf-8", newline="\n")
+    progress.file.unlink(missing_ok=True)
+    return spelled
+
+
 def write_split(
-    path: Path, documents: Iterable[Iterable[str]], tokenizer: Tokenizer, meta: dict, bar: tqdm
-) -> tuple[dict[str, int | str], Counter[str]]:
+    writer: SplitWriter, documents: Iterable[Iterable[str]], tokenizer: Tokenizer, meta: dict, bar: tqdm
+) -> dict[str, Any]:
     """Write a split's tokens, as `meta` says, with end-of-text tokens around documents if has_eot.
 
-    Return its counts and SHA-256, and how often the text holds the names of special tokens as ordinary text.
+    Return its counts and SHA-256, for meta.json.
     """
-    count = {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0}
-    digest, special, has_eot = hashlib.sha256(), "special_tokens" in meta, meta["has_eot"]
+    special, has_eot, n_documents = "special_tokens" in meta, meta["has_eot"], 0
     separator = np.array([tokenizer.eot_id] if has_eot else [], meta["dtype"])
-    count_names, spelled, last, n_ends = name_counter(tokenizer, special), Counter(), -1, 0
+    count_names = name_counter(tokenizer, special)
 
     def chunks() -> Iterator[str | None]:  # None where a separator belongs
+        nonlocal n_documents
         yield None
         for document in documents:
-            count["documents"] += 1
+            n_documents += 1
             yield from pieces(document, tokenizer, special)
             yield None
 
@@ -52,21 +82,16 @@ def write_split(
         n_characters, n_bytes = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
         return np.concatenate(ids).astype(meta["dtype"]), n_characters, n_bytes, found
 
-    with path.open("wb") as file:
-        for ids, n_characters, n_bytes, found in ordered_map(encode, _batches(chunks())):
-            if special and has_eot and not meta["paired"]:
-                ids, last = without_empty(ids, tokenizer.eot_id, last), ids[-1]
-            file.write(ids)
-            digest.update(ids)
-            count["tokens"] += len(ids)
-            count["characters"] += n_characters
-            count["bytes"] += n_bytes
-            spelled.update(found)
-            n_ends += int(np.count_nonzero(ids == tokenizer.eot_id)) if special else 0
-            bar.update(n_characters)
+    for ids, n_characters, n_bytes, found in ordered_map(encode, writer.rest(_batches(chunks()))):
+        kept = ids
+        if special and has_eot and not meta["paired"]:
+            kept = without_empty(ids, tokenizer.eot_id, writer.last)
+        n_ends = int(np.count_nonzero(kept == tokenizer.eot_id)) if special else 0
+        writer.add(kept, None, {"characters": n_characters, "bytes": n_bytes, "ends": n_ends}, found, ids[-1:])
+        bar.update(n_characters)
     if special and has_eot:  # the text may end documents itself
-        count["documents"] = n_ends - 1
-    return {**count, "sha256": digest.hexdigest()}, spelled
+        n_documents = writer.counts["ends"] - 1
+    return {"documents": n_documents, **writer.counted("characters", "bytes", "tokens"), **writer.close()}
 
 
 def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool, special: bool = False) -> np.ndarray:
@@ -96,40 +121,33 @@ def encode_flagged(conversation: Conversation, tokenizer: Tokenizer) -> tuple[np
 
 
 def write_conversations(
-    path: Path, conversations: Iterable[Conversation], tokenizer: Tokenizer, meta: dict, bar: tqdm
-) -> tuple[dict[str, int | str], Counter[str]]:
-    """Write the conversations of a split: all tokens, as `meta` says, and after them the flags of each.
+    writer: SplitWriter, conversations: Iterable[Conversation], tokenizer: Tokenizer, meta: dict, bar: tqdm
+) -> dict[str, Any]:
+    """Write the conversations of a split with their flags.
 
     Return the counts and the SHA-256, as `write_split` does, also of turns and of counted tokens.
     """
-    count = dict.fromkeys(("documents", "characters", "bytes", "tokens", "turns", "counted"), 0)
-    digest, spelled, count_names = hashlib.sha256(), Counter(), name_counter(tokenizer, special=False)
+    count_names = name_counter(tokenizer, special=False)
 
-    def encode(batch: list[Conversation]) -> tuple[np.ndarray, np.ndarray, int, int, int, Counter[str]]:
+    def encode(batch: list[Conversation]) -> tuple[np.ndarray, np.ndarray, dict[str, int], Counter[str]]:
         ids, flags, sizes = zip(*(encode_flagged(conversation, tokenizer) for conversation in batch), strict=True)
         texts = [text for conversation in batch for text in conversation]
         found, n_turns = sum(map(count_names, texts), Counter()), sum(each.turns for each in batch)
-        ids = np.concatenate(ids).astype(meta["dtype"])
-        return ids, np.concatenate(flags), sum(map(len, batch)), sum(sizes), n_turns, found
+        ids, flags = np.concatenate(ids).astype(meta["dtype"]), np.concatenate(flags)
+        counts = {
+            "documents": int(np.count_nonzero(flags & START)),
+            "characters": sum(map(len, batch)),
+            "bytes": sum(sizes),
+            "turns": n_turns,
+            "counted": int(np.count_nonzero(flags & COUNTED)),
+        }
+        return ids, flags, counts, found
 
-    with path.open("wb") as file, tempfile.TemporaryFile(dir=path.parent) as rest:
-        for ids, flags, n_characters, n_bytes, n_turns, found in ordered_map(encode, _batches(conversations)):
-            file.write(ids)
-            digest.update(ids)
-            rest.write(flags)
-            count["documents"] += int(np.count_nonzero(flags & START))
-            count["characters"] += n_characters
-            count["bytes"] += n_bytes
-            count["tokens"] += len(ids)
-            count["turns"] += n_turns
-            count["counted"] += int(np.count_nonzero(flags & COUNTED))
-            spelled.update(found)
-            bar.update(n_characters)
-        rest.seek(0)
-        while block := rest.read(1 << 20):
-            file.write(block)
-            digest.update(block)
-    return {**count, "sha256": digest.hexdigest()}, spelled
+    for ids, flags, counts, found in ordered_map(encode, writer.rest(_batches(conversations))):
+        writer.add(ids, flags, counts, found, ids[-1:])
+        bar.update(counts["characters"])
+    counts = writer.counted("documents", "characters", "bytes", "tokens", "turns", "counted")
+    return {**counts, **writer.close()}
 
 
 def _batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:

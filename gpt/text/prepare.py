@@ -3,9 +3,10 @@
 import argparse
 import itertools
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -14,17 +15,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpt.system.files import atomic_folder, checksummed, sha256
 from gpt.text.chat import add_chat_template
-from gpt.text.encode import write_conversations, write_split
+from gpt.text.encode import write_splits
 from gpt.text.quality import find_notices, has_token, notice
 from gpt.text.sources import Corpus, add_text_options, open_texts
-from gpt.text.splits import SHARE_ADVICE, Document, SplitPlan
+from gpt.text.splits import Document, SplitPlan, split_documents
+from gpt.text.token_writer import SHARD_TOKENS, prepared_folder
 from gpt.text.tokenizers import get_tokenizer, with_end_of_text, without_unused
 from gpt.token_files import COUNTED, FORMAT, PreparedData, load_data
 from gpt.tokenizer import Tokenizer, from_dict, with_special_tokens
 
-FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
+FILES = re.compile(r"(train|val)(-\d{5,})?\.bin|tokenizer\.json|meta\.json")
 MAX_REPEATS = 1_000_000  # of a corpus in the training split
 
 
@@ -38,6 +39,7 @@ def prepare_data(
     special_tokens: Sequence[str] | None = None,
     overwrite: bool = False,
     log: Callable[[str], None] | None = None,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> PreparedData:
     """Write corpora as token files: train.bin, val.bin, tokenizer.json and meta.json in the folder `out`.
 
@@ -52,13 +54,15 @@ def prepare_data(
     tokens. `log` is called with one line for each thing that a person should know.
 
     All cores encode, but the files do not depend on their number. Memory does not grow with the corpus, except for
-    bpe:N's table of distinct words, the longest document of a separator, and 16 bytes per document.
+    bpe:N's table of distinct words, the longest document of a separator, and 16 bytes per document. A split of more
+    than `shard_tokens` tokens becomes several files of so many, train-00000.bin and so on; if the preparation is
+    killed, the same call continues after those that are finished.
     ValueError for a corpus without text, pairs with an empty target, a record that is no conversation, corpora of
     different kinds, wrong weights, a text too short to split, and an `out` that holds something else: no prepared data,
     or, unless `overwrite`, that of another source or tokenizer.
     """
     corpora = [corpora] if isinstance(corpora, Corpus) else [*corpora]
-    weights = _check_numbers(corpora, val_fraction, weights)
+    weights = _check_numbers(corpora, val_fraction, weights, shard_tokens)
     source = " + ".join(map(_weighted_name, corpora, weights))
     _check_target(out)
     _check_same(out, "source", source, overwrite)
@@ -79,15 +83,33 @@ def prepare_data(
     has_eot = has_eot or (special_tokens is not None and tokenizer.eot_id is not None)  # the text may end documents
     _check_same(out, "tokenizer", tokenizer.name, overwrite)
     meta = _describe_data(source, tokenizer, has_eot, kind, plans, special_tokens is not None)
-    train = itertools.chain.from_iterable(plan.train_documents() for plan in plans)
-    val = val_corpus.documents() if val_corpus else itertools.chain.from_iterable(p.val_documents() for p in plans)
-    with _progress_bar("encoding", sum(n_characters.values())) as bar:
-        spelled = _write_folder(out, meta, {"train": train, "val": val}, tokenizer, bar)
+    spelled = _write_folder(out, meta, plans, val_corpus, tokenizer, n_characters, shard_tokens, log)
     data = load_data(out)
     notices = _notices(data, meta, sources, lengths, spelled, weights, tokenizer_name, special_tokens or ())
     for line in notices if log else ():
         log(line)
     return data
+
+
+def _write_folder(
+    out: Path,
+    meta: dict[str, Any],
+    plans: list[SplitPlan],
+    val_corpus: Corpus | None,
+    tokenizer: Tokenizer,
+    n_characters: dict[str, int],
+    shard_tokens: int,
+    log: Callable[[str], None] | None,
+) -> Counter[str]:
+    """Write both splits, or continue to, and return how often the text holds the names of special tokens."""
+    sources = [(source, source.versions()) for source in (*(plan.corpus for plan in plans), val_corpus) if source]
+    identity = repr((meta, tokenizer.to_dict(), sources, n_characters, shard_tokens))
+    is_long = 4 * max(n_characters.values()) > shard_tokens  # bytes of a character, and so tokens, at most
+    with prepared_folder(out, identity, is_long) as progress:
+        if progress.n_tokens and log:
+            log(f"continuing after the {progress.n_tokens:,} tokens that {progress.folder} holds")
+        with _progress_bar("encoding", sum(n_characters.values())) as bar:
+            return write_splits(progress, meta, split_documents(plans, val_corpus), tokenizer, bar, shard_tokens)
 
 
 def _describe_data(
@@ -124,12 +146,16 @@ def has_special_tokens(folder: Path) -> bool:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_numbers(corpora: list[Corpus], val_fraction: float, weights: Sequence[float]) -> list[Fraction]:
+def _check_numbers(
+    corpora: list[Corpus], val_fraction: float, weights: Sequence[float], shard_tokens: int
+) -> list[Fraction]:
     """Return weights as exact fractions of their decimal digits. ValueError for numbers that make no sense."""
     if not corpora:
         raise ValueError("no corpus is named: there is nothing to prepare")
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
+    if shard_tokens < 1:
+        raise ValueError(f"shard_tokens must be at least 1, not {shard_tokens}")
     n = len(corpora)
     weights = [*weights] or [1] * n
     if len(weights) != n:
@@ -147,7 +173,7 @@ def _check_target(out: Path) -> None:
     if out.samefile(Path.cwd()):
         raise ValueError(f"--out {out} is the working folder itself: name a folder in it, such as data/mine")
     names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    if names and not {"meta.json"} <= names <= FILES:
+    if names and not ("meta.json" in names and all(map(FILES.fullmatch, names))):
         raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
 
 
@@ -204,7 +230,7 @@ def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
             bar.update(len(chunk.encode()))
         return n
 
-    with _progress_bar("counting", sum(path.stat().st_size for path in corpus.paths), "B") as bar:
+    with _progress_bar("counting", sum(size for _, size, _ in corpus.versions()), "B") as bar:
         lengths = np.fromiter(map(length, corpus.documents()), np.int64)
     check_lengths(corpus, lengths)
     if needs_two and len(lengths) < 2 * corpus.unit:
@@ -253,27 +279,6 @@ def _with_needed_tokens(
 
 def _progress_bar(description: str, total: int, unit: str = "characters") -> tqdm:
     return tqdm(desc=description, total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty())
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def _write_folder(
-    out: Path, meta: dict, splits: dict[str, Iterable[Document]], tokenizer: Tokenizer, bar: tqdm
-) -> Counter[str]:
-    """Write both splits, the tokenizer and meta.json, whole or not at all. Return how often the text holds the names of
-    special tokens as ordinary text."""
-    spelled, write = Counter(), write_conversations if meta.get("flagged") else write_split
-    with atomic_folder(out) as folder:
-        for split, documents in splits.items():
-            meta[split], found = write(folder / f"{split}.bin", documents, tokenizer, meta, bar)
-            spelled += found
-            if meta[split]["tokens"] < 2 + meta["has_eot"]:
-                raise ValueError(f"{meta['source']} is too short: both splits need at least two tokens; {SHARE_ADVICE}")
-        tokenizer.save(folder / "tokenizer.json")
-        meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
-        (folder / "meta.json").write_text(checksummed(meta), encoding="utf-8", newline="\n")
-    return spelled
 
 
 # --- notices ----------------------------------------------------------------------------------------------------------
@@ -343,7 +348,8 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add(
         "--input", nargs="+", action="extend", metavar="TEXT",
-        help="a text known by name (--list), a file, a folder, a glob, a URL, or -; several are read in turn",
+        help="a text known by name (--list), a file, a folder, a glob, a URL, hub:OWNER/NAME, or -; several are "
+        "read in turn",
     )
     add(
         "--weights", type=float, nargs="+", default=[], metavar="X",
@@ -360,6 +366,10 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         help="share of the text held out for validation (default: 0.1)",
     )
     add("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
+    add(
+        "--shard_tokens", type=int, default=SHARD_TOKENS, metavar="N",
+        help="tokens of a file, where a split has more than one file holds (default: 100000000)",
+    )
     add("--overwrite", action="store_true", help="replace prepared data of another text or tokenizer in --out")
     # fmt: on
     add_text_options(parser)
@@ -386,4 +396,5 @@ def prepare_from(arguments: argparse.Namespace) -> PreparedData:
         arguments.special_tokens,
         arguments.overwrite,
         notice,
+        arguments.shard_tokens,
     )

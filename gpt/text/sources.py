@@ -25,6 +25,7 @@ from gpt.system.text import unescape
 from gpt.text.conversations import FORMATS, read_conversations
 from gpt.text.download import ARCHIVES, check_sha256, download, file_name, parse_sha256, unpack
 from gpt.text.formats import PLAIN, RECORDS, suffix_of
+from gpt.text.hub import HubFiles, find_files, parse_source
 from gpt.text.known import DEFAULT_TALES, DOWNLOADS, GENERATED, GRAMMARS, KNOWN
 from gpt.text.readers import (
     conversation_advice,
@@ -48,11 +49,11 @@ class Corpus:
     With `fields` a file holds records, and the texts of these fields are documents, in turn; with a single field, .txt
     and .md files remain plain text. With a `format`, one of FORMATS, a record holds a conversation, which is a
     document, or two as preferences. `name` describes the source. `left_out` says which files of a folder were not
-    taken.
+    taken, or which of the hub are.
     """
 
     name: str
-    paths: list[Path]
+    paths: list[Path] | HubFiles
     separator: str = ""
     fields: tuple[str, ...] = ()
     encoding: str = "utf-8"
@@ -69,9 +70,20 @@ class Corpus:
         """What one unit is called."""
         return {"preferences": "preference", "": ("document", "pair")[self.unit - 1]}.get(self.format, "conversation")
 
+    @property
+    def names(self) -> list[Path]:
+        """The names of the files, whether they are on disk yet or not."""
+        return self.paths.names if isinstance(self.paths, HubFiles) else self.paths
+
+    def versions(self) -> list[tuple[str, int, int]]:
+        """Return the name, the size in bytes and the time of each file."""
+        if isinstance(self.paths, HubFiles):
+            return self.paths.versions()
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+
     def advice(self) -> str:
         """Return how the records are read better if fields are read of what looks like conversations, or ""."""
-        if not self.fields or (len(self.fields) < 2 and suffix_of(self.paths[0]) in PLAIN):
+        if not self.fields or (len(self.fields) < 2 and suffix_of(self.names[0]) in PLAIN):
             return ""
         return conversation_advice(next(read_records(self.paths[0], {}.keys(), self.encoding), None))
 
@@ -107,7 +119,8 @@ def open_corpus(
     """Return the corpus that `source` names.
 
     A source is a text of KNOWN, a file, a folder (its .txt and .md files at any depth; with a field also records), a
-    glob such as "books/*.txt", a URL, or "-" for standard input. "tales:N:SEED" are N tales of gpt/text/tales.py;
+    glob such as "books/*.txt", a URL, "hub:OWNER/DATASET[:CONFIG][:FIELD]" of gpt/text/hub.py, or "-" for standard
+    input. "tales:N:SEED" are N tales of gpt/text/tales.py;
     "summaries:N:SEED", "questions", "questions7" and "kinds" are pairs made of such tales by gpt/text/tasks.py,
     "requests" and "single-requests" are conversations of gpt/text/requests.py, "countdown" and "countdown-test" pairs
     of gpt/text/countdown.py, "forms", "forms-test" and "forms-preferences" conversations of gpt/text/forms.py.
@@ -123,6 +136,8 @@ def open_corpus(
     sha256, encoding = parse_sha256(sha256), find_encoding(encoding)
     for name in fields:
         parse_template(name)
+    if source.startswith("hub:"):
+        return _from_hub(source, separator, sha256, fields, encoding)
     known = KNOWN.get(source)
     if known and known.path and not (known.url and Path(source).exists()):
         if known.url:
@@ -152,6 +167,12 @@ def open_corpus(
         name, paths = source, _files(map(Path, glob.glob(source, recursive=True)))
         if not paths:
             raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({', '.join(KNOWN)})")
+    _check_forms(source, paths, fields, encoding)
+    return Corpus(name, paths, separator, fields, encoding, left_out)
+
+
+def _check_forms(source: str, paths: list[Path], fields: tuple[str, ...], encoding: str) -> None:
+    """Raise ValueError for a file that is no text, or that holds records without a field of theirs."""
     try:
         for path in paths:
             if form(path, encoding) and not fields:
@@ -160,7 +181,6 @@ def open_corpus(
         if source == "-":
             raise ValueError("standard input: " + str(error).replace(str(path), "FILE")) from None
         raise
-    return Corpus(name, paths, separator, fields, encoding, left_out)
 
 
 def known_texts() -> list[str]:
@@ -170,6 +190,17 @@ def known_texts() -> list[str]:
         here = "here" if not text.url or text.path.exists() else "needs the network"
         lines.append(f"{name:17} {text.size:>7}  {text.description} ({text.origin}); {here}")
     return lines
+
+
+def _from_hub(source: str, separator: str, sha256: str, fields: tuple[str, ...], encoding: str) -> Corpus:
+    """Return a data set of the Hugging Face hub; its text is in the field "text" unless another is named."""
+    if sha256:
+        raise ValueError(f"a SHA-256 is that of a file or a download, and {source!r} has many files")
+    files, (_, _, field) = find_files(source), parse_source(source)
+    if field and fields:
+        raise ValueError(f"{source} names the field {field!r} itself: leave --field and the like out, or that name")
+    name = f"{source} at {files.revision[:12]}"
+    return Corpus(name, files, separator, fields or (field or "text",), encoding, files.listing())
 
 
 def _find_file(source: str, sha256: str) -> Path | None:
@@ -194,7 +225,7 @@ def _texts_of(folder: Path, fields: tuple[str, ...]) -> tuple[list[Path], str]:
         names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
         there = f", but {', '.join(named)}" if named else ""
         archive = next((path for path in others if path.name.lower().endswith(ARCHIVES)), None)
-        if {"meta.json", "train.bin"} <= {path.name for path in others}:
+        if {"meta.json", "tokenizer.json"} <= {path.name for path in others}:
             raise ValueError(f"{folder} holds prepared data, not text: name the text that it was made of")
         advice = f"--input {archive} unpacks that one" if archive else _way_to(others, folder, fields)
         raise ValueError(f"the folder {folder} holds no {names} file{there}{advice and f'; {advice}'}")
@@ -323,9 +354,9 @@ def open_texts(sources: list[str], arguments: argparse.Namespace, sha256: str = 
         found = (open_corpus(source, "", sha256, both, arguments.encoding) for source in sources)
         return [replace(corpus, separator="", fields=(), format=arguments.format) for corpus in found]
     corpora = [open_corpus(source, arguments.separator, sha256, fields, arguments.encoding) for source in sources]
-    if len(fields) == 1 and all(suffix_of(path) in PLAIN for corpus in corpora for path in corpus.paths):
+    if len(fields) == 1 and all(suffix_of(path) in PLAIN for corpus in corpora for path in corpus.names):
         raise ValueError(
-            f"--field has no effect on {corpora[0].paths[0]}, which is read as plain text because of its suffix: "
+            f"--field has no effect on {corpora[0].names[0]}, which is read as plain text because of its suffix: "
             f"rename it to .jsonl, .json, .csv or .tsv if it holds records, or leave the option out"
         )
     return corpora

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -76,6 +76,13 @@ class SplitPlan:
             if i >= self.n_documents:
                 cut = i == self.n_documents and self.n_characters
                 yield _tail(document, self.n_characters) if cut else document
+
+
+def split_documents(plans: Sequence[SplitPlan], val_corpus: Corpus | None) -> dict[str, Iterator[Document]]:
+    """Return the documents of "train" and "val"; with `val_corpus` the latter are all of its documents."""
+    train = itertools.chain.from_iterable(plan.train_documents() for plan in plans)
+    val = val_corpus.documents() if val_corpus else itertools.chain.from_iterable(p.val_documents() for p in plans)
+    return {"train": train, "val": val}
 
 
 def _head(document: Document, n: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gpt.model import GPTModel
 from gpt.ops import fused
 from gpt.system import kernels
+from gpt.system.chunked_loss import logit_chunks
 from gpt.system.device import has_fast_bfloat16, shapes_only
 
 
@@ -164,8 +165,7 @@ class QuantizedGPTModel(GPTModel):
         self, hidden: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
     ) -> Tensor:
         """See `GPTModel.loss_from_hidden`."""
-        n_rows = fused.chunk_rows(self.config.vocab_size)
-        chunks = zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
+        chunks = logit_chunks(self.config.vocab_size, hidden, targets)
         losses = [self.ops.cross_entropy(self.out_head(h), t, "none", label_smoothing) for h, t in chunks]
         losses = torch.cat(losses)  # (N,)
         if reduction == "none":

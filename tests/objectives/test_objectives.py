@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from blocks import GPT2_BLOCK, MODERN_BLOCK
 from numerics import tolerance
 from runs import assert_same_run, change, quiet, stop_at, train
+from shard_folders import split_files
 from small_objectives import DATA, FROM_MODEL, create, create_workspace, short_config
 
 from gpt.checkpoint import RunFolder
@@ -24,6 +26,8 @@ from gpt.objectives.objective import Objective, example_rng
 from gpt.run.callbacks import CSVLog, SampleLog
 from gpt.run.logging import read_metrics
 from gpt.run.training import resume_run, start_run
+from gpt.system.files import checksummed, sha256
+from gpt.system.shards import ShardedArray
 from gpt.trainer import Trainer
 from scripts import run_script
 
@@ -47,6 +51,33 @@ def test_config_accepts_every_objective():
     assert set(OBJECTIVES) <= set(get_args(kind))
     assert {"next_token", "reverse", "sft", "dpo", "distill"} <= set(OBJECTIVES)
     assert ObjectiveConfig().name == "next_token"
+
+
+@pytest.mark.slow
+@EVERY_OBJECTIVE
+@pytest.mark.parametrize("packing", ["document", "packed"])
+def test_data_of_several_files_train_as_of_one(name, packing, workspace, tmp_path):
+    """Also when the run is resumed; and it is refused if one of the files is another."""
+    config = short_config(name, workspace)
+    if packing == "packed" and name in ("next_token", "reverse", "masked", "infilling", "distill"):
+        config = change(config, data=replace(config.data, packing=packing))
+    folder = split_files(Path(config.data.path), tmp_path / "data", 60)
+    sharded = change(config, data=replace(config.data, path=str(folder)))
+    stop_at(start_run(sharded, tmp_path / "run", quiet), 3)
+    run = resume_run(tmp_path / "run", log=quiet)
+    run.train()
+    assert isinstance(run.data.train.tokens, ShardedArray)
+    for name, weight in train(config, tmp_path / "truth").objective.named_weights().items():
+        assert torch.equal(run.objective.named_weights()[name], weight), name
+    meta = json.loads((folder / "meta.json").read_text())
+    path = folder / meta["train"]["shards"][1]["file"]
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    with pytest.raises(ValueError, match=r"train-00001\.bin has changed since it was written"):
+        resume_run(tmp_path / "run", change(sharded, max_steps=9), log=quiet)
+    meta["train"]["shards"][1]["sha256"] = sha256(path)
+    (folder / "meta.json").write_text(checksummed(meta))
+    with pytest.raises(ValueError, match=r"is not what the run .* was trained on"):
+        resume_run(tmp_path / "run", change(sharded, max_steps=9), log=quiet)
 
 
 @EVERY_OBJECTIVE

@@ -13,7 +13,7 @@ from gpt.config import GPTConfig
 from gpt.evaluation.metrics import accuracy, top_k_accuracy
 from gpt.loss import evaluate
 from gpt.objectives.ranks import accuracy_with_error, evaluate_top_k, target_ranks
-from gpt.ops import fused
+from gpt.system import chunked_loss
 from gpt.variants import create_model
 
 
@@ -83,7 +83,7 @@ def brute_accuracy(model, spans, tokens, k):
 @pytest.mark.parametrize("rows", [3, 1000])
 def test_top_k_accuracy_needs_no_second_forward_pass(backbone, implementation, rows, monkeypatch):
     """The same loss to the last bit, never more logits at once than a chunk holds, in documents too."""
-    monkeypatch.setattr(fused, "MAX_LOGITS", rows * 31)
+    monkeypatch.setattr(chunked_loss, "MAX_LOGITS", rows * 31)
     model = tiny(backbone, implementation).double()
     held = []
     model.out_head.register_forward_hook(lambda module, inputs, logits: held.append(logits.numel()))

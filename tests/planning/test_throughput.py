@@ -81,6 +81,19 @@ def test_communication_by_hand():
     assert per_step == pytest.approx(1.5 * backward + sent - backward + 40 * 124_439_808 / 1.01e12)
 
 
+def test_communication_of_shards_by_hand():
+    """Each of two passes sends 63/64 of 124M numbers as bfloat16 weights, twice, and as float32 gradients, over a
+    network of 50 GB/s, and computes meanwhile. Within a node it does so at 450 GB/s, which computing hides, and then
+    sends 7/8 of the sum of an eighth of the gradients twice."""
+    fsdp, hsdp = (plan_gpt2("h100x64", batch_size=1, grad_accum_steps=128, parallel=p) for p in ("fsdp", "hsdp"))
+    one_pass = 1024 * 854_438_400 / (0.3 * 989e12)
+    sent = 63 / 64 * (2 + 2 + 4) * 124_439_808 / 50e9
+    assert data_sheet_throughput(fsdp).communication == pytest.approx(2 * (sent - one_pass))
+    sent = 2 * 7 / 8 * 4 * 124_439_808 / 8 / 50e9
+    assert one_pass > 7 / 8 * 8 * 124_439_808 / 450e9
+    assert data_sheet_throughput(hsdp).communication == pytest.approx(max(0, sent - 2 / 3 * one_pass))
+
+
 def test_plans_are_measured_in_turn_and_the_best_counts(monkeypatch):
     """Another program makes the machine four times slower during the second round."""
     plans = [estimate(TrainConfig(model=SMALL, device="cpu", batch_size=n)) for n in (4, 8)]

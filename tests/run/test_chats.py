@@ -411,7 +411,10 @@ def test_on_a_terminal(folder):
 
     ours, theirs = pty.openpty()
     command = [sys.executable, str(SCRIPTS / "chat.py"), "--run", str(folder / "runs" / "chats"), "--temperature", "0"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )  # fmt: skip
     os.close(theirs)
     shown = ""
 

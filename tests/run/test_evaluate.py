@@ -1,12 +1,19 @@
 """scripts/evaluate.py: what a model is evaluated on, and what a person is told."""
 
 import csv
+import http.server
 import json
 import shutil
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
+from gpt.evaluation import tasks
+from gpt.evaluation.ranking import answer_questions
+from gpt.exchange.models import open_model
 from gpt.token_files import load_data
 from scripts import run_script
 
@@ -120,6 +127,104 @@ def test_pairs_that_the_model_cannot_see_whole_are_counted(evaluate, tmp_path):
     assert "of 2 pairs exceed the model's context of" in err
     assert err.startswith("1 of 2")
     assert "nan" not in out
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+SUMS = [
+    {
+        "question_stem": q,
+        "choices": {"text": [str(n), a, f"{a}0"], "label": ["A", "B", "C"]},
+        "answerKey": "B",
+    }
+    for n, (q, a) in enumerate(PAIRS)
+]
+
+
+@pytest.fixture
+def sums(evaluate):
+    """Write questions whose characters the runs know, as OpenBookQA and LAMBADA have them; return `evaluate`."""
+    Path("data/tasks").mkdir()
+    Path("data/tasks/openbookqa.jsonl").write_text("\n".join(map(json.dumps, SUMS)))
+    Path("data/tasks/lambada_openai.jsonl").write_text("\n".join(json.dumps({"text": f"{q} {a}"}) for q, a in PAIRS))
+    return evaluate
+
+
+@pytest.mark.parametrize("objective", ["next_token", "sft"])
+def test_the_table_of_tasks(sums, objective, monkeypatch):
+    """A row for each task: questions, chance, both accuracies with Wilson's intervals; LAMBADA's perplexity; a mean of
+    all tasks that says what it is not."""
+    monkeypatch.setitem(tasks.GROUPS, "core", ("openbookqa", "lambada_openai"))
+    status, out, err = sums(f"{objective} --tasks openbookqa,lambada --limit 15")
+    assert (status, err) == (0, "")
+    loaded, rows = open_model(f"runs/{objective}"), {line.split()[0]: line.split() for line in out.splitlines() if line}
+    for name in tasks.GROUPS["core"]:
+        result = answer_questions(loaded, name, tasks.read_questions(name, tasks.task_file(name), 15), 4)
+        expected = ["15", *["33.3%"] * (name == "openbookqa")]
+        for correct in filter(lambda found: found is not None, (result.correct, result.correct_norm)):
+            ends = binomtest(int(correct.sum()), 15).proportion_ci(method="wilson")
+            expected += [f"{correct.mean():.1%}", f"{ends.low:.1%}", "to", f"{ends.high:.1%}"]
+        assert rows[name][1:-1] == expected
+    assert f"perplexity of the last word {result.perplexity()[0]:,.2f}, 95% interval" in out
+    assert "This covers 2 of the 22 tasks of DCLM's CORE" in out
+    assert "mean above chance" not in sums(f"{objective} --tasks openbookqa")[1]
+
+
+def test_texts_beyond_the_context_are_counted(sums):
+    long = [SUMS[0] | {"question_stem": " 1 +" * n} for n in (3, 30)]
+    Path("data/tasks/openbookqa.jsonl").write_text("\n".join(map(json.dumps, long)))
+    status, _, err = sums("next_token --tasks openbookqa")
+    assert status == 0
+    assert err.startswith("1 of 2 questions of openbookqa exceed the model's context of 48 tokens")
+
+
+def test_a_task_is_downloaded_once(sums, tmp_path, monkeypatch):
+    shutil.move("data/tasks/openbookqa.jsonl", tmp_path / "test.jsonl")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/test.jsonl"
+        monkeypatch.setitem(tasks.TASKS, "openbookqa", tasks.TASKS["openbookqa"]._replace(url=url))
+        status, out, _ = sums("next_token --tasks openbookqa")
+        server.shutdown()
+    assert status == 0
+    assert Path("data/tasks/openbookqa.jsonl").read_bytes() == (tmp_path / "test.jsonl").read_bytes()
+    again = sums("next_token --tasks openbookqa")[1]  # the server is gone
+    assert again.splitlines()[-1].split()[:-1] == out.splitlines()[-1].split()[:-1]  # but for the seconds
+    Path("data/tasks/openbookqa.jsonl").unlink()
+    status, _, err = sums("next_token --tasks openbookqa")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.endswith(
+        "without a network, download it by other means and name the file data/tasks/openbookqa.jsonl (a record for "
+        "each question, with the fields question_stem, choices, answerKey)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("masked --tasks openbookqa", "--tasks is for models that predict the next token; runs/masked, step 2 was"),
+        ("next_token --tasks openbok", "unknown task 'openbok': did you mean openbookqa?"),
+        ("next_token --tasks openbookqa --text val.txt", "--text cannot be combined with --tasks"),
+        ("next_token --tasks openbookqa --reward exact_match", "--reward cannot be combined with --tasks"),
+        ("next_token --tasks openbookqa --weights int8", "--weights cannot be combined with --tasks"),
+        ("next_token --tasks openbookqa --checkpoint all", "--tasks cannot be combined with --checkpoint all"),
+        ("next_token --tasks openbookqa --field q", "--field says how a text is read, and --tasks reads"),
+        ("next_token --tasks openbookqa --limit 0", "--limit must be at least 1, not 0"),
+        ("next_token --limit 3", "--limit is the number of questions of --tasks, and none is named"),
+        ("next_token --tasks openbookqa --batch_size 0", "batch_size must be at least 1, not 0"),
+        ("next_token --tasks piqa", "question 1 of piqa cannot be put to runs/next_token, step 2: the character 'Q'"),
+    ],
+)
+def test_mistakes_with_tasks(sums, arguments, message):
+    Path("data/tasks/piqa.jsonl").write_text('{"goal": "1", "sol1": "1", "sol2": "2", "label": 0}')
+    status, _, err = sums(arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

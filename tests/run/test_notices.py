@@ -9,12 +9,13 @@ import pytest
 from conftest import corpus_of, pairs_of
 from conversations import write_conversations
 from runs import change, quiet, stop_at, train
+from shard_folders import split_files
 
 from gpt.checkpoint import RunFolder
 from gpt.config import AdapterConfig, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from gpt.exchange.models import create_objective, resolve_config
 from gpt.optim import learning_rate
-from gpt.run.notices import length_notices, schedule_notices, stride_notices
+from gpt.run.notices import data_notices, length_notices, schedule_notices, stride_notices
 from gpt.run.training import resume_run, start_run
 from gpt.text.prepare import prepare_data
 from gpt.token_files import load_data
@@ -214,3 +215,14 @@ def test_packing_says_how_much_padding_it_saves(tiny_config, tmp_path):
     before, after = (f"{share:.0%}" for share in shares)
     assert line == f"packing: {len(examples)} rows of 16 hold 30 conversations; padding {before} → {after}"
     assert shares[1] < 0.1 < shares[0]
+
+
+def test_large_data_of_several_files_say_that_they_are_verified_later(prepared, tmp_path, monkeypatch):
+    folder = split_files(prepared.folder, tmp_path / "data", 1000)
+    assert data_notices(load_data(folder, verify=True)) == []
+    assert data_notices(load_data(prepared.folder, verify=True)) == []
+    monkeypatch.setattr("gpt.system.shards.VERIFIED_AT_ONCE", 2000)
+    n_files = len([*folder.glob("train-*.bin")])
+    (line,) = data_notices(load_data(folder, verify=True))
+    assert line == f"{folder}: {n_files} token files, 0.0 GB, are verified when they are first read"
+    assert data_notices(load_data(folder)) == []

@@ -178,6 +178,7 @@ def test_a_sweep_trains_all_runs_and_a_second_one_none(config, in_process, capsy
     assert again.partition("\n\n")[2] == text.partition("\n\n")[2]
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_continues_and_ends_as_one_that_was_not(config, in_process, capsys):
     command = "sweep --config tiny.toml --optim.lr 1e-3,4e-3 --seeds 2"
     assert run_script(f"{command} --run whole") == 0

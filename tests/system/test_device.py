@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from gpt.system.device import (
+    allow_tf32,
     autocast,
     choose_device,
     choose_dtype,
-    compile_module,
     compile_obstacle,
+    environment,
     has_fast_bfloat16,
     shutil,
 )
@@ -58,7 +59,7 @@ def test_a_second_gpu(monkeypatch):
     ("device", "bf16", "n_parameters", "dtype"),
     [
         ("cuda", True, 1, torch.bfloat16),
-        ("cuda", False, 10**9, torch.float32),
+        ("cuda", False, 10**9, torch.float16),
         ("cpu", True, 3_000_000, torch.bfloat16),
         ("cpu", True, 2_999_999, torch.float32),
         ("cpu", False, 10**9, torch.float32),
@@ -69,7 +70,7 @@ def test_precision(monkeypatch, device, bf16, n_parameters, dtype):
     pretend(monkeypatch, cuda=True, bf16=bf16)
     monkeypatch.setattr("gpt.system.device.has_fast_bfloat16", lambda: bf16)
     assert choose_dtype("auto", torch.device(device), n_parameters) == dtype
-    for name, given in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+    for name, given in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)):
         assert choose_dtype(name, torch.device(device), n_parameters) == given
 
 
@@ -129,12 +130,6 @@ def test_hardware_for_bfloat16(monkeypatch, avx512, amx, expected):
     assert has_fast_bfloat16() is expected
 
 
-def test_a_module_that_cannot_be_compiled_stays_as_it_is():
-    module, lines = torch.nn.Linear(2, 2), []
-    assert compile_module(module, torch.device("mps"), lines.append) is module
-    assert lines == ["continuing without compile = true: torch.compile is unreliable on MPS"]
-
-
 def test_set_allocator_flags_is_harmless_on_other_systems(monkeypatch):
     set_allocator_flags()
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -142,13 +137,16 @@ def test_set_allocator_flags_is_harmless_on_other_systems(monkeypatch):
     assert set_allocator_flags() is None
 
 
-@pytest.mark.parametrize("has_cuda", [True, False])
-def test_set_allocator_flags_allows_tf32_on_cuda(has_cuda, monkeypatch):
+def test_tf32_is_allowed_on_cuda_alone_and_part_of_the_environment(monkeypatch):
     products = SimpleNamespace(allow_tf32=False)
     monkeypatch.setattr(torch.backends.cuda, "matmul", products)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-    set_allocator_flags()
-    assert products.allow_tf32 == has_cuda
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    allow_tf32(torch.device("cpu"))
+    assert not products.allow_tf32
+    assert environment(torch.device("cuda"))["TF32"] == "False"
+    allow_tf32(torch.device("cuda"))
+    assert environment(torch.device("cuda"))["TF32"] == "True"
+    assert "TF32" not in environment(torch.device("cpu"))
 
 
 def test_set_allocator_flags_sets_three_glibc_options(monkeypatch):

@@ -1,9 +1,7 @@
 """Several processes against one: the same losses, however runs are started, stopped and killed."""
 
 import dataclasses
-import importlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -18,7 +16,6 @@ import psutil
 import pytest
 import together
 import torch
-import torch.distributed as dist
 from blocks import MODERN_BLOCK, WINDOWED_BLOCK
 from conftest import TEXT, corpus_of, pairs_of
 from conversations import write_conversations
@@ -50,13 +47,14 @@ def test_a_single_process_does_everything():
     assert SINGLE_PROCESS.is_main
     assert SINGLE_PROCESS.shard(range(5)) == range(5)
     assert SINGLE_PROCESS.all_reduce_sum([1.5, 2]).tolist() == [1.5, 2]
-    assert SINGLE_PROCESS.all_reduce_max(3) == 3
+    assert SINGLE_PROCESS.all_reduce(torch.tensor([3.0])).tolist() == [3]
     assert SINGLE_PROCESS.all_gather("a") == ["a"]
     assert SINGLE_PROCESS.broadcast("a") == "a"
     module = torch.nn.Linear(2, 2)
-    assert SINGLE_PROCESS.wrap_fsdp(module, "fsdp") is module
+    assert SINGLE_PROCESS.shard_evenly("ab") == [("a", True), ("b", True)]
+    assert SINGLE_PROCESS.wrap_fsdp(module, "fsdp", torch.device("cpu"), torch.float32) is module
     assert SINGLE_PROCESS.wrap_ddp(module, torch.device("cpu")) is module
-    assert SINGLE_PROCESS.full_state_dict({"a": [module.weight]}) == {"a": [module.weight]}
+    assert not SINGLE_PROCESS.is_sharded
 
 
 @pytest.mark.parametrize(
@@ -69,6 +67,15 @@ def test_each_example_is_in_one_micro_batch_of_one_process(n_examples, batch_siz
     assert sorted(examples) == list(range(n_examples))
     assert len({len(of_rank) for of_rank in by_rank}) == 1  # each waits for the others equally often
     assert all(1 <= len(micro_batch) <= batch_size for of_rank in by_rank for micro_batch in of_rank)
+
+
+@pytest.mark.parametrize(("n", "world_size"), [(0, 3), (1, 3), (5, 2), (6, 3), (7, 4)])
+def test_each_process_evaluates_equally_often_and_each_item_counts_once(n, world_size):
+    shares = [DistContext(rank, world_size).shard_evenly(range(n)) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {-(-n // world_size)}
+    assert sorted(item for share in shares for item, counts in share if counts) == list(range(n))
+    for share in shares:  # what is thrown away has no place that this process fills
+        assert not {item for item, counts in share if not counts} & {item for item, counts in share if counts}
 
 
 @pytest.mark.parametrize(("n_examples", "batch_size", "world_size"), [(1, 1, 2), (3, 1, 2), (7, 1, 2), (4, 8, 5)])
@@ -115,27 +122,11 @@ def with_model(config, **changes):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
-def fork_jobs(n, jobs, folder):
-    """As `run_jobs`, but in forks of this process, which spare the imports; it holds the store in place of torchrun."""
+def fork_jobs(n, jobs, folder, local_world_size=None):
+    """As `run_jobs`, but in forks of this process."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    for slow_import in ("torch._dynamo", "torch.distributed.fsdp"):  # once, rather than in each fork
-        importlib.import_module(slow_import)
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    environment = {"WORLD_SIZE": n, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
-    environment |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
-
-    def fork(rank):
-        os.environ.update({name: str(value) for name, value in {**environment, "RANK": rank}.items()})
-        together.run_jobs(folder / "jobs.json")
-
-    processes = [multiprocessing.get_context("fork").Process(target=fork, args=(rank,)) for rank in range(n)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0] * n
+    together.fork(n, lambda ctx: together.run_jobs(folder / "jobs.json", ctx), folder, local_world_size)
     return read_outcomes(n, len(jobs), folder)
 
 
@@ -243,6 +234,7 @@ def test_two_processes_train_as_one(documents, tmp_path):
         "ddp": {"config": as_dict(config, parallel="ddp")},
         "fsdp": {"config": as_dict(config, parallel="fsdp")},
         "modern": {"config": as_dict(modern, parallel="fsdp")},
+        "bfloat16": {"config": as_dict(config, parallel="fsdp", dtype="bfloat16", sample_every=2)},
         "dropout": {"config": as_dict(dropout, parallel="fsdp")},
         "resumed": {"config": as_dict(dropout, parallel="fsdp"), "stop_at": 2},
         "resumed again": {"config": as_dict(dropout, parallel="fsdp"), "resume": True},
@@ -264,7 +256,14 @@ def test_two_processes_train_as_one(documents, tmp_path):
     assert_same_losses(runs["fsdp"], tmp_path / "runs" / "one")
     assert_same_losses(runs["modern"], tmp_path / "runs" / "one modern")
     assert all(outcome.endswith("averaged 4 times") for outcome in outcomes["ddp"])  # once per step
+    assert RunFolder(runs["bfloat16"]).samples.read_text().count("--- step ") == 3
+    for name, column in losses(tmp_path / "runs" / "one").items():
+        np.testing.assert_allclose(losses(runs["bfloat16"])[name], column, rtol=torch.finfo(torch.bfloat16).eps)
     assert_same_run(runs["resumed"], runs["dropout"])  # bit for bit
+    for name, n in (("fsdp", 2), ("ddp", 0)):  # each process writes its shards, or rank 0 all
+        saved = {path.name for path in RunFolder(runs[name]).find().glob("*.safetensors")}
+        shards = {f"{kind}-0000{k + 1}-of-0000{n}.safetensors" for kind in ("model", "optimizer") for k in range(n)}
+        assert saved == (shards or {"model.safetensors"})
 
     assert (
         len({outcome.partition(", gradients")[0] for name in ("early", "back again") for outcome in outcomes[name]})
@@ -288,13 +287,51 @@ def test_two_processes_train_as_one(documents, tmp_path):
     assert not any((runs[name] / "config.toml").exists() for name in refusals[1:])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
+def test_two_nodes_of_two_processes_train_as_one(documents, tmp_path):
+    """Each node holds the whole model; a run may start from another, and is continued by one process."""
+    base = dataclasses.replace(document_config(documents), max_steps=4, eval_every=2, sample_every=0)
+    one = train(base, tmp_path / "one").run.path
+    tuned = dataclasses.replace(base, init_from=str(one), model=GPTConfig(vocab_size=0, drop_rate=0.0))
+    train(tuned, tmp_path / "tuned")
+    jobs = [
+        {"run": str(tmp_path / "hsdp"), "config": as_dict(base, parallel="hsdp"), "stop_at": 2},
+        {"run": str(tmp_path / "hsdp"), "config": as_dict(base, parallel="hsdp"), "resume": True, "stop_at": 3},
+        {"run": str(tmp_path / "hsdp tuned"), "config": as_dict(tuned, parallel="hsdp")},
+    ]
+    fork_jobs(4, jobs, tmp_path / "jobs", local_world_size=2)
+    resume_run(tmp_path / "hsdp", log=lambda line: None).train()
+    assert_same_losses(tmp_path / "hsdp", one)
+    assert_same_losses(tmp_path / "hsdp tuned", tmp_path / "tuned")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
+def test_a_run_of_four_continues_with_two_and_with_one(documents, tmp_path):
+    """Sharded by four, by two, whole in each of two processes, and in one: AdamW's moments come along."""
+    config, run = packed_config(documents), tmp_path / "run"
+    job = {"run": str(run), "resume": True}
+    fsdp, ddp = as_dict(config, parallel="fsdp"), as_dict(config, parallel="ddp")
+    fork_jobs(4, [{"run": str(run), "config": fsdp, "stop_at": 20}], tmp_path / "four")
+    two = [{**job, "config": fsdp, "stop_at": 30}, {**job, "config": ddp, "stop_at": 40}]
+    fork_jobs(2, two, tmp_path / "two")
+    assert RunFolder(run).steps()[-1] == "step-000040"
+    resume_run(run, log=lambda line: None).train()
+    train(config, tmp_path / "one")
+    assert_same_losses(run, tmp_path / "one")
+
+
 # --- processes that end -----------------------------------------------------------------------------------------------
 
 
-def hurt(process, run, rank, number):
-    """Send a signal to one process of a run that has begun to train. Return its id, and all output of the run."""
+def hurt(process, run, rank, number, condition=lambda: True, delay=0):
+    """Send a signal to one process of a run that has saved, some seconds after a condition holds. Return its id, and
+    all output of the run."""
     try:
-        wait_until(lambda: (run / "checkpoints" / "last").exists())
+        wait_until((run / "checkpoints" / "last").exists)
+        wait_until(condition, interval=0.001)
+        time.sleep(delay)
         (victim,) = (p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == str(rank))
         victim.send_signal(number)
         output, _ = process.communicate(timeout=60)
@@ -305,18 +342,18 @@ def hurt(process, run, rank, number):
     return victim.pid, output
 
 
-def wait_until(condition, seconds=60):
-    for _ in range(10 * seconds):
+def wait_until(condition, seconds=60, interval=0.1):
+    for _ in range(int(seconds / interval)):
         if condition():
             return
-        time.sleep(0.1)
+        time.sleep(interval)
     raise TimeoutError
 
 
-def start_endless_run(documents, tmp_path, parallel):
+def start_endless_run(documents, tmp_path, parallel, *options):
     config = dataclasses.replace(packed_config(documents), save_every=5, eval_every=10**6, max_steps=10**6)
     (tmp_path / "run.toml").write_text(to_toml(config))
-    arguments = ["--config", tmp_path / "run.toml", "--run", tmp_path / "run", "--parallel", parallel]
+    arguments = ["--config", tmp_path / "run.toml", "--run", tmp_path / "run", "--parallel", parallel, *options]
     return start_torchrun(2, PROJECT / "scripts" / "train.py", *arguments)
 
 
@@ -330,6 +367,30 @@ def test_a_killed_process_ends_the_others(documents, tmp_path, parallel, rank):
     assert output.count("Traceback (most recent call last)") == 1  # torchrun's own
     assert re.search(rf"rank +: {rank} .*\n *exitcode +: -9 \(pid: {victim}\)", output)  # torchrun's report
     assert resume_run(run, log=lambda line: None).step >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_killed_in_an_asynchronous_save_leaves_the_earlier_checkpoints(documents, tmp_path, rank):
+    """Several times, at different moments of the save; in the end one process continues."""
+    run = RunFolder(tmp_path / "run")
+    killed_in_saves, newest = 0, 0
+
+    def unfinished():
+        return {*run.checkpoints.glob(".step-*.shards.tmp")}
+
+    for delay in (0, 0.005, 0.01):  # seconds into the save
+        left_over = unfinished()
+        process = start_endless_run(documents, tmp_path, "fsdp", "--resume")
+        hurt(process, run.path, rank, signal.SIGKILL, lambda old=left_over: unfinished() - old, delay)
+        killed_in_saves += bool(unfinished() - left_over)
+        steps = run.steps()
+        assert [run.load(step).state["step"] for step in steps] == [int(step[5:]) for step in steps]  # all are whole
+        assert int(steps[-1][5:]) >= newest
+        newest = int(steps[-1][5:])
+    assert killed_in_saves
+    assert resume_run(run.path, log=lambda line: None).step == newest
+    assert not any(run.checkpoints.glob(".*"))
 
 
 @pytest.mark.slow

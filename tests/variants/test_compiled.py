@@ -1,5 +1,6 @@
 """Compiled decoding against the model as it was, in logits and text; and what becomes of it where it cannot work."""
 
+import copy
 import dataclasses
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import BLOCKS
+from blocks import BLOCKS, MODERN_BLOCK, WINDOWED_BLOCK
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from gpt.config import GPTConfig
 from gpt.generation import generate, generate_text_simple
@@ -15,7 +17,7 @@ from gpt.model import GPTModel, KVCache
 from gpt.serve.slots import Slots
 from gpt.system import kernels
 from gpt.system.device import compile_obstacle, keep_compiled_code
-from gpt.variants.compiled import compile_decoding
+from gpt.variants.compiled import compile_decoding, compile_training
 from gpt.variants.lstm import LSTMModel
 from gpt.variants.quantized import Int8Linear, QuantizedGPTModel, int8_obstacle
 
@@ -190,3 +192,46 @@ def test_compiled_code_is_kept_apart_for_each_kind_of_machine(monkeypatch, tmp_p
     del os.environ["TORCHINDUCTOR_CACHE_DIR"]
     keep_compiled_code()
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_a_model_that_cannot_be_compiled_trains_as_it_is():
+    model, lines = GPTModel(GPTConfig(5, 8, 8, 2, 1, 0.0)), []
+    compile_training(model, torch.device("mps"), lines.append)
+    assert lines == ["continuing without compile = true: torch.compile is unreliable on MPS"]
+    assert "forward" not in vars(model.trf_blocks[0])
+
+
+def test_only_training_is_compiled(monkeypatch):
+    """Evaluation and sampling, whose lengths differ, run the plain block."""
+    monkeypatch.setattr("gpt.variants.compiled.compile_obstacle", lambda device: None)
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *a, **k: calls.append(1) or function(*a, **k))
+    model, ids = GPTModel(GPTConfig(5, 8, 8, 2, 3, 0.0)).train(), torch.zeros(1, 4, dtype=torch.long)
+    plain = model(ids, ids)
+    compile_training(model, torch.device("cpu"), pytest.fail)
+    assert torch.equal(model(ids, ids), plain)
+    assert len(calls) == 3 + 1  # the blocks and the loss
+    model.eval()(ids, ids)
+    assert len(calls) == 3 + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [{"tie_embeddings": True}, MODERN_BLOCK, {**WINDOWED_BLOCK, "window": 16}], ids=str)
+def test_five_compilations_serve_texts_of_twenty_lengths(block, monkeypatch):
+    """Of all blocks, one for the first length alone and one for the others; with a window, one for texts of which it
+    hides nothing, and layers without a window have their own. Of the loss, one more where its chunks are equal."""
+    torch._dynamo.reset()
+    counter, compile_function = CompileCounterWithBackend("aot_eager"), torch.compile
+    monkeypatch.setattr("gpt.system.chunked_loss.MAX_LOGITS", 2**18)  # eager code takes up to 48 chunks
+    monkeypatch.setattr("gpt.variants.compiled.compile_obstacle", lambda device: None)
+    shape = {"vocab_size": 3 * 4096, "context_length": 128, "emb_dim": 8, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0}
+    plain = GPTModel({**shape, **block})
+    model = copy.deepcopy(plain)
+    monkeypatch.setattr("torch.compile", lambda f: compile_function(f, fullgraph=True, backend=counter))
+    compile_training(model, torch.device("cpu"), pytest.fail)
+    for length in (128, 128, 64, 65, 100, 30, 27, 90, 127, 33, 41, 50, 60, 70, 80, 110, 120, 31, 44, 48, 52, 15, 12):
+        ids = torch.randint(0, 1000, (8, length + 1))
+        loss = model(ids[:, :-1], ids[:, 1:], reduction="sum")
+        loss.backward()
+        torch.testing.assert_close(loss, plain(ids[:, :-1], ids[:, 1:], reduction="sum"))
+    assert counter.frame_count == (5 if "window" in block else 2) + 3

@@ -102,7 +102,9 @@ def test_model_shares_embeddings_and_stays_close(model, weights):
 @here
 @BLOCKS
 def test_losses_match_the_logits(model, monkeypatch):
-    monkeypatch.setattr("gpt.ops.fused.MAX_LOGITS", 61 * 36)  # one chunk: the scale of what is read is one for it
+    monkeypatch.setattr(
+        "gpt.system.chunked_loss.MAX_LOGITS", 61 * 36
+    )  # one chunk: the scale of what is read is one for it
     int8 = QuantizedGPTModel(model, "int8")
     ids, targets = torch.randint(0, 61, (2, 3, 12))
     targets[0, :5] = -100
@@ -112,7 +114,7 @@ def test_losses_match_the_logits(model, monkeypatch):
         torch.testing.assert_close(int8(ids, targets, reduction=reduction).flatten(), truth.flatten())
     with pytest.raises(ValueError, match="no target counts"):
         int8(ids, torch.full_like(ids, -100))
-    monkeypatch.setattr("gpt.ops.fused.MAX_LOGITS", 61 * 7)
+    monkeypatch.setattr("gpt.system.chunked_loss.MAX_LOGITS", 61 * 7)
     torch.testing.assert_close(int8(ids, targets), F.cross_entropy(logits, targets.flatten()), rtol=1 / 255, atol=0)
 
 

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import corpus_of
+from hub_server import COMMIT, HubHandler
 
 import gpt
 from gpt.config import GPTConfig, TrainConfig, from_dict
@@ -312,39 +313,24 @@ def test_a_folder_without_weights_and_an_unknown_name(tmp_path):
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """Answers huggingface_hub for one model, whose files are in `folder`."""
 
     folder = None
 
-    def do_HEAD(self):
-        self.answer(b"", head=True)
-
-    def do_GET(self):
+    def answer(self, head=False):
         files = [(path.name, path.stat().st_size) for path in self.folder.iterdir()]
-        if "/tree/" in self.path:
-            listed = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in files]
-            self.answer(json.dumps(listed).encode(), kind="application/json")
-        elif self.path.startswith("/api/models/"):
-            listed = {"id": "o/n", "sha": "c" * 40, "siblings": [{"rfilename": name} for name, _ in files]}
-            self.answer(json.dumps(listed).encode(), kind="application/json")
-        else:
-            self.answer(b"")
-
-    def answer(self, body, kind="application/octet-stream", head=False):
         file = self.folder / self.path.rpartition("/")[2]
-        body = body or (file.read_bytes() if file.exists() else b"")
-        self.send_response(200 if body else 404)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{abs(hash(body))}"')
-        self.send_header("X-Repo-Commit", "c" * 40)
-        self.end_headers()
-        if not head:
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+        if "/tree/" in self.path and not head:
+            listed = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in files]
+            self.send(json.dumps(listed).encode(), head, "application/json")
+        elif self.path.startswith("/api/models/") and not head:
+            listed = {"id": "o/n", "sha": COMMIT, "siblings": [{"rfilename": name} for name, _ in files]}
+            self.send(json.dumps(listed).encode(), head, "application/json")
+        elif file.is_file():
+            self.send(file.read_bytes(), head)
+        else:
+            self.send(b"", head, error="EntryNotFound")
 
 
 @pytest.mark.slow

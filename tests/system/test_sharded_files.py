@@ -1,7 +1,6 @@
 """Sharded tensors are written by several processes while they change, and read by any number of them, bit for bit."""
 
 import json
-import multiprocessing
 import signal
 import sys
 import threading
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import saved_state
+from together import fork
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -244,26 +244,6 @@ def test_unread_tensors_are_loaded_in_place_and_have_to_fit(run, writer):
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-def in_processes(n, job, *arguments):
-    """Call job(ctx, ...) in n forks of this process that are connected by gloo."""
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-
-    def fork(rank):
-        torch.set_num_threads(1)
-        ctx = DistContext(rank, n, dist.TCPStore("localhost", store.port))
-        ctx.init_process_group(torch.device("cpu"))
-        job(ctx, *arguments)
-        ctx.shutdown()
-
-    processes = [multiprocessing.get_context("fork").Process(target=fork, args=(rank,)) for rank in range(n)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0] * n
-
-
 def shard(ctx, replicas=1):
     """The tensors as FSDP2 shards them or, with replicas, HSDP; and the whole ones."""
     mesh = init_device_mesh("cpu", (replicas, ctx.world_size // replicas))
@@ -295,11 +275,11 @@ def read(ctx, path):
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_four_write_what_one_two_and_four_read(tmp_path, replicas):
     path = tmp_path / "step-000001"
-    in_processes(4, write, path, replicas)
+    fork(4, lambda ctx: write(ctx, path, replicas), tmp_path / "write")
     expected = {name: tensor for group in whole_tensors() for name, tensor in group.items()}
     found = read_like(open_sharded(path))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert all(found[name].dtype == tensor.dtype for name, tensor in expected.items())
     for n in (2, 4):
-        in_processes(n, read, path)
+        fork(n, lambda ctx: read(ctx, path), tmp_path / str(n))

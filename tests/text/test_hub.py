@@ -6,10 +6,11 @@ import subprocess
 import sys
 import threading
 import types
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hub_server import COMMIT, HubHandler
 
 from gpt.text import hub
 from gpt.text.prepare import prepare_data
@@ -18,7 +19,6 @@ from gpt.token_files import load_data
 
 PROJECT = Path(__file__).parent.parent.parent
 TEXTS = [f"web page {n}: geese flew on" for n in range(24)]
-SHA = "ab" * 20
 NAMES = [f"sample/10BT/{n:03}_00000.parquet" for n in range(3)] + [
     "sample/100BT/000_00000.parquet", "data/CC-MAIN-2024-10/train-00000-of-00001.parquet", "README.md", ".gitattributes"
 ]  # fmt: skip
@@ -33,7 +33,7 @@ def files_of(source, names=NAMES, configs=CONFIGS):
     """The files that `source` reads of a data set, by an API of our own."""
     siblings = [types.SimpleNamespace(rfilename=name, size=len(name)) for name in names]
     card = types.SimpleNamespace(to_dict=lambda: {"configs": configs})
-    info = types.SimpleNamespace(siblings=siblings, card_data=card, sha=SHA)
+    info = types.SimpleNamespace(siblings=siblings, card_data=card, sha=COMMIT)
     with pytest.MonkeyPatch.context() as patch:
         api = types.SimpleNamespace(HfApi=lambda: types.SimpleNamespace(dataset_info=lambda *_, **__: info))
         patch.setitem(sys.modules, "huggingface_hub", api)
@@ -127,41 +127,23 @@ def test_without_huggingface_hub(monkeypatch):
 # --- a hub on this machine --------------------------------------------------------------------------------------------
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """Answers huggingface_hub for the data set o/n, whose files are in `folder`, and notes what is downloaded."""
 
     folder, downloaded = None, []
 
-    def do_HEAD(self):
-        self.answer(head=True)
-
-    def do_GET(self):
-        self.answer()
-
     def answer(self, head=False):
         path = self.path.partition("?")[0]
-        file = self.folder / path.removeprefix(f"/datasets/o/n/resolve/{SHA}/")
-        body, status = b"", 404
+        file = self.folder / path.removeprefix(f"/datasets/o/n/resolve/{COMMIT}/")
         if path == "/api/datasets/o/n" and "blobs=" in self.path:
             siblings = [{"rfilename": name, "size": (self.folder / name).stat().st_size} for name in NAMES]
-            body, status = {"id": "o/n", "sha": SHA, "siblings": siblings, "cardData": {"configs": CONFIGS}}, 200
-            body = json.dumps(body).encode()
+            listed = {"id": "o/n", "sha": COMMIT, "siblings": siblings, "cardData": {"configs": CONFIGS}}
+            self.send(json.dumps(listed).encode(), head, "application/json")
         elif path.startswith("/datasets/o/n/resolve/") and file.is_file():
-            body, status = file.read_bytes(), 200
             self.downloaded += [file.name] * (not head)
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json" if path.startswith("/api") else "application/octet-stream")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{abs(hash(body))}"')
-        self.send_header("X-Repo-Commit", SHA)
-        if status == 404:
-            self.send_header("X-Error-Code", "RepoNotFound" if path.startswith("/api") else "EntryNotFound")
-        self.end_headers()
-        if not head:
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+            self.send(file.read_bytes(), head)
+        else:
+            self.send(b"", head, error="RepoNotFound" if path.startswith("/api") else "EntryNotFound")
 
 
 @pytest.mark.slow
@@ -200,7 +182,7 @@ def test_a_data_set_of_the_hub_is_prepared_as_its_files_are(tmp_path):
     expected = prepare_data(Corpus("files", files, fields=("text",)), "gpt2", tmp_path / "expected")
     data = load_data(tmp_path / "out", verify=True)
     assert data.checksums == expected.checksums
-    assert data.source == f"hub:o/n:sample-10BT:text at {SHA[:12]}"
+    assert data.source == f"hub:o/n:sample-10BT:text at {COMMIT[:12]}"
     assert list(data.documents(data.train)) == TEXTS[:22]
     for options, words in (
         (["--input", "hub:o/n:sample-10BT:body"], "has no field 'body', but"),

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import OptimConfig
-from gpt.system.distributed import full_tensor, map_rows, shard_like
+from gpt.system.device import cuda_has_bfloat16
+from gpt.system.distributed import SINGLE_PROCESS, DistContext, full_tensor, shard_like
 from gpt.system.sharded_files import read_like
 
 
@@ -29,14 +30,16 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad and p.dim() == 2 and p not in tables]
 
 
-def create_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def create_optimizer(
+    module: nn.Module, config: OptimConfig, ctx: DistContext = SINGLE_PROCESS
+) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) for the trainable parameters of `module`, or Muon for
     its hidden matrices and AdamW for the rest. ValueError if nothing is trainable."""
     groups, hidden = parameter_groups(module, config.weight_decay), hidden_matrices(module)
     if config.name == "adamw" or not hidden:
         return _adamw(groups, config)
     others = [{**group, "params": [p for p in group["params"] if p not in set(hidden)]} for group in groups]
-    return Muon(hidden, others, config)
+    return Muon(hidden, others, config, ctx)
 
 
 def _adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
@@ -83,7 +86,7 @@ def scale_and_clip(parameters: list[nn.Parameter], divisor: Tensor, max_norm: fl
     factor = 1 / divisor
     if max_norm > 0:
         factor = factor * (max_norm / norm).clamp(max=1)
-    torch._foreach_mul_(gradients, factor)
+    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
     return norm
 
 
@@ -134,7 +137,8 @@ class Muon(torch.optim.Optimizer):
     use one learning rate: Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, section 2.2.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[dict], config: OptimConfig):
+    def __init__(self, matrices: list[nn.Parameter], others: list[dict], config: OptimConfig, ctx: DistContext):
+        self.ctx = ctx
         self.adamw = _adamw(others, config)
         own = {"params": matrices, "momentum": config.beta1, "weight_decay": config.weight_decay}
         super().__init__([own, *self.adamw.param_groups], {"lr": config.lr})
@@ -163,7 +167,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, means, group["momentum"])
         stack = torch.stack([full_tensor(m) for m in ahead])  # (n, R, C)
-        directions = map_rows(orthogonalize, stack.bfloat16() if stack.is_cuda else stack).to(stack.dtype)
+        rounded = stack.bfloat16() if stack.is_cuda and cuda_has_bfloat16() else stack
+        directions = self.ctx.map_rows(orthogonalize, rounded).to(stack.dtype)
         steps = [shard_like(step, matrix) for step, matrix in zip(directions, matrices, strict=True)]
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, steps, alpha=-group["lr"] * 0.2 * math.sqrt(max(directions.shape[1:])))

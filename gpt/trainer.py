@@ -29,8 +29,8 @@ from gpt.system.sharded_files import ShardedWriter
 from gpt.system.signals import stop_signals
 from gpt.token_files import PreparedData
 
-# What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
 MIN_SCALE = 1e-6  # of float16 losses: below it the gradients are not infinite because of the scale
+# What a checkpoint stores of the Trainer in addition to weights, optimizer and random state.
 SAVED = ("step", "tokens_seen", "report_due", "sums", "grad_norm", "best_loss", "stale", "elapsed_s")
 
 
@@ -83,7 +83,7 @@ class Trainer:
         self.objective = objective.to(self.device).train()  # this one is saved
         objective.model.recompute = config.recompute
         self.forward = ctx.wrap_ddp(self.objective, self.device)  # this one is called
-        self.optimizer = create_optimizer(self.objective, config.optim)
+        self.optimizer = create_optimizer(self.objective, config.optim, ctx)
         # gradients of summed losses are large: the scale for float16 starts at 1
         self.scaler = torch.amp.GradScaler(self.device.type, 1.0, enabled=self.dtype == torch.float16)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -100,8 +100,8 @@ class Trainer:
         self.elapsed_s = 0.0  # over all sessions
         self.evaluation: Evaluation | None = None  # the last one of this session
         self.timed_tokens, self.timed_seconds = 0, 0.0  # of training steps alone, since the last row of metrics
-        self.unread: list[tuple[int, Tensor]] = []  # steps whose numbers are still on the device; see _read_numbers
-        self.n_ahead = int(self.device.type == "cuda")  # steps that a GPU is given before its numbers are read
+        self.pending: list[tuple[int, Callable[[], list[float]]]] = []  # steps whose metrics `_read_metrics` will read
+        self.read_delay = int(self.device.type == "cuda")  # steps that a GPU has been given when those are read
         self.signal = 0  # received by this process
         self.stopped_by: int | None = None  # the signal that ended training, whichever process received it
         self.saved_at: int | None = None  # step of the last checkpoint of this session
@@ -137,7 +137,7 @@ class Trainer:
     def _train_step(self) -> None:
         """Do one optimizer step on batch_size x grad_accum_steps examples, shared by the processes.
 
-        Nothing but `_read_numbers` waits for the device.
+        Nothing but `_read_metrics` waits for the device.
         """
         config, start = self.config, time.perf_counter()
         for group in self.optimizer.param_groups:
@@ -149,35 +149,36 @@ class Trainer:
             batch_loss, batch_tokens = self._forward_backward(micro_batch, last=number == len(micro_batches))
             loss_sum += batch_loss
             n_tokens += batch_tokens
-        rest = [*self.objective.step_metrics(), 1.0, self.signal, self.signal > 0]
-        sums = self.ctx.all_reduce(device.numbers([loss_sum, n_tokens, *rest], self.device))
+        signal = self.signal  # it may change at any moment
+        rest = [*self.objective.step_metrics(), 1.0, signal, signal > 0]
+        sums = self.ctx.all_reduce(device.stack_scalars([loss_sum, n_tokens, *rest], self.device))
         self.scaler.unscale_(self.optimizer)
         # DDP and FSDP average gradients over the processes; divided by this they become those of the mean per token
         norm = scale_and_clip(self.parameters, sums[1] / self.ctx.world_size, config.optim.grad_clip)
-        self.unread.append((self.step, torch.cat([sums, norm.reshape(1).to(sums)])))
-        self._read_numbers(n_left=self.n_ahead)
+        self.pending.append((self.step, device.read_later(torch.cat([sums, norm.reshape(1).to(sums)]))))
+        self._read_metrics(delay=self.read_delay)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step, self.report_due = self.step + 1, True
         self.timed_seconds += time.perf_counter() - start
 
-    def _read_numbers(self, n_left: int = 0) -> None:
-        """Wait for the numbers of the steps done, but for the last n_left. FloatingPointError if one is not finite."""
-        while len(self.unread) > n_left:
-            step, numbers = self.unread.pop(0)
-            *sums, signal_sum, n_signals, norm = numbers.tolist()
+    def _read_metrics(self, delay: int = 0) -> None:
+        """Wait for the metrics of the steps done, but for the last `delay`. FloatingPointError if one is not finite."""
+        while len(self.pending) > delay:
+            step, read = self.pending.pop(0)
+            *sums, signal_sum, n_signals, norm = read()
             loss_sum, n_tokens = sums[:2]
             # with float16 an infinite gradient only lowers the scale; the optimizer skips the step
-            is_scaled = self.scaler.is_enabled() and self.scaler.get_scale() > MIN_SCALE
-            if not math.isfinite(loss_sum) or not (math.isfinite(norm) or is_scaled):
+            is_skipped = not math.isfinite(norm) and self.scaler.is_enabled() and self.scaler.get_scale() > MIN_SCALE
+            if not math.isfinite(loss_sum) or not (math.isfinite(norm) or is_skipped):
                 reason = f"the loss or its gradient is not finite at step {step + 1}"
                 raise self._diverged(f"{reason} (loss {loss_sum / n_tokens}, gradient norm {norm})", step)
-            self.grad_norm, self.tokens_seen = norm, self.tokens_seen + int(n_tokens)
+            self.grad_norm, self.tokens_seen = None if is_skipped else norm, self.tokens_seen + int(n_tokens)
             self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums, strict=True)]
             self.timed_tokens += n_tokens
             if self.ctx.world_size > 1 and n_signals:  # all stop after the same step
-                self.stopped_by = self.signal or round(signal_sum / n_signals)
+                self.stopped_by = round(signal_sum / n_signals)
 
     def _forward_backward(self, indices: list[int], last: bool) -> tuple[Tensor, Tensor]:
         """Return (loss summed, tokens counted) of some examples and accumulate gradients.
@@ -208,15 +209,17 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Evaluate the objective on the validation split: all of it, or eval_batches. Changes no random state."""
-        with self.ctx.forward_only(), self.ctx.autocast(self.device, self.dtype):
+        with self.ctx.reshard_after(), self.ctx.autocast(self.device, self.dtype):
             return self.objective.evaluate(self.config, self.data, self.device, self.ctx)
 
     def _report(self) -> None:
         """Evaluate, log and save what is due at the current step."""
         self.report_due = False
-        if self.is_due(self.config.log_every) or self.is_due(self.config.eval_every):
+        if any(
+            self.is_due(every) for every in (self.config.log_every, self.config.eval_every, self.config.sample_every)
+        ):
             start = time.perf_counter()
-            self._read_numbers()
+            self._read_metrics()
             self.timed_seconds += time.perf_counter() - start
         evaluation = self.evaluate() if self.is_due(self.config.eval_every) else None
         is_best = False
@@ -242,7 +245,7 @@ class Trainer:
 
     def _save(self, is_best: bool) -> None:
         """Save a checkpoint: rank 0 writes it, or each process its shards in the background."""
-        self._read_numbers()
+        self._read_metrics()
         self._finish_save()
         self.saved_at = self.step
         weights = self.objective.named_weights(self.ctx)

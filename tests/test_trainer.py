@@ -404,39 +404,56 @@ def test_a_step_on_a_gpu_waits_for_nothing_and_reduces_once(tiny_config, tmp_pat
     """As on a GPU: the numbers of a step are read in the next one, and nothing depends on the values of a tensor."""
     config = change(tiny_config, eval_every=0, log_every=100, grad_accum_steps=2, optim=OptimConfig(name=name))
     trainer = start_run(config, tmp_path / "run", quiet, ctx=Counting())
-    trainer.n_ahead = 1
-    read = trainer._read_numbers
-    monkeypatch.setattr(trainer, "_read_numbers", lambda n_left=0: None)
+    trainer.read_delay = 1
+    read = trainer._read_metrics
+    monkeypatch.setattr(trainer, "_read_metrics", lambda delay=0: None)
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # the model's checks of values are a CPU's
     trainer._train_step()  # the optimizer makes its state
     trainer.ctx.n = 0
-    with Waits() as waits:
+    with Waits() as waits, monkeypatch.context() as patch:
+        for name in ("tensor", "as_tensor", "scalar_tensor"):  # a number copied to a GPU waits too
+            patch.setattr(torch, name, lambda *_, **__: pytest.fail("a number is copied to the device"))
         trainer._train_step()
     assert (waits.found, trainer.ctx.n) == ([], 1)
     with Waits() as waits:
         float(torch.ones(1))
     assert len(waits.found) == 1, "a wait would be seen"
-    assert (len(trainer.unread), trainer.tokens_seen) == (2, 0)
-    read(n_left=1)
-    assert (len(trainer.unread), trainer.tokens_seen) == (1, 8 * 16)
+    assert (len(trainer.pending), trainer.tokens_seen) == (2, 0)
+    read(delay=1)
+    assert (len(trainer.pending), trainer.tokens_seen) == (1, 8 * 16)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_is_not_waited_for(tiny_config, tmp_path):
+    """By CUDA's own account of it."""
+    config = change(tiny_config, device="cuda", eval_every=0, sample_every=0, save_every=0, log_every=1000)
+    trainer = start_run(config, tmp_path / "run", quiet)
+    for _ in range(3):
+        trainer._train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer._train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_run_read_one_step_late_is_the_same_run(tiny_config, tmp_path):
     """Also if it is stopped before the numbers of its last step are read."""
     train(tiny_config, tmp_path / "truth")
     trainer = start_run(tiny_config, tmp_path / "run", quiet)
-    trainer.n_ahead = 1
+    trainer.read_delay = 1
     stop_at(trainer, 5)
-    assert not trainer.unread
+    assert not trainer.pending
     trainer = resume_run(tmp_path / "run", log=quiet)
-    trainer.n_ahead = 1
+    trainer.read_delay = 1
     trainer.train()
     assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
 def test_a_loss_that_is_not_finite_is_noticed_one_step_late_with_its_own_batch(tiny_config, tmp_path):
     trainer = start_run(change(tiny_config, eval_every=0, sample_every=0), tmp_path / "run", quiet)
-    trainer.n_ahead = 1
+    trainer.read_delay = 1
     poison(trainer)
     with pytest.raises(FloatingPointError, match=r"not finite at step 1 .*its batch is in"):
         trainer.train()
@@ -467,7 +484,9 @@ def test_an_infinite_gradient_in_float16_skips_the_step_and_halves_the_scale(tin
     handle.remove()
     assert all(map(torch.equal, before, trainer.parameters))
     assert trainer.scaler.get_scale() == 0.5
-    assert not math.isfinite(trainer.grad_norm)
+    assert trainer.grad_norm is None
+    trainer._save(is_best=False)
+    assert trainer.run.load("last").state["step"] == 2
     trainer._train_step()
     assert math.isfinite(trainer.grad_norm)
     assert not any(map(torch.equal, before, trainer.parameters))

@@ -133,7 +133,7 @@ def _start(config: TrainConfig, folder: RunFolder, progress: Progress, ctx: Dist
     config = trainer.config
     if trainer.objective.prepare_passes:
         progress.log(f"the model reads all {trainer.objective.overlong(trainer.data)[0]} once before the first step")
-    with ctx.forward_only(), ctx.autocast(trainer.device, trainer.dtype):
+    with ctx.reshard_after(), ctx.autocast(trainer.device, trainer.dtype):
         trainer.objective.prepare(config, trainer.data, trainer.device, ctx)
     lengths = length_notices(trainer.objective, config, trainer.data)
     new_rows = new_row_notices(config, trainer.data)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -48,9 +48,14 @@ def choose_dtype(name: str, device: torch.device, n_parameters: int) -> torch.dt
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if cuda_has_bfloat16() else torch.float16
     is_fast = device.type == "cpu" and n_parameters >= MIN_BFLOAT16_PARAMETERS and has_fast_bfloat16()
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def cuda_has_bfloat16() -> bool:
+    """Return whether the CUDA device multiplies bfloat16 in hardware."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def has_fast_bfloat16() -> bool:
@@ -169,10 +174,26 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def numbers(values: Sequence[float | torch.Tensor], device: torch.device) -> torch.Tensor:
+def stack_scalars(values: Sequence[float | torch.Tensor], device: torch.device) -> torch.Tensor:
     """Return numbers and scalar tensors as one tensor on a device, without waiting for it; float64 but on MPS."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.stack([torch.as_tensor(value, dtype=dtype, device=device) for value in values])
+    scalars = (v if isinstance(v, torch.Tensor) else torch.full((), v, device=device) for v in values)
+    return torch.stack([scalar.to(dtype) for scalar in scalars])
+
+
+def read_later(tensor: torch.Tensor) -> Callable[[], list[float]]:
+    """Start to copy a tensor to the host. Return a function that waits for this copy, but not for what a GPU has been
+    given to do since, and returns the numbers."""
+    if not tensor.is_cuda:
+        return tensor.tolist
+    copy, copied = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def synchronize(device: torch.device) -> None:

@@ -175,6 +175,20 @@ class DistContext:
             times.append(time.perf_counter() - start)
         return min(times) * n / len(numbers)
 
+    def map_rows(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """Return function(rows), (n, ...), for a function that maps each row by itself, and zeros to zeros.
+
+        Each process computes a share of the rows, and all get the result.
+        """
+        if self.world_size == 1:
+            return function(rows)
+        share = -(-len(rows) // self.world_size)
+        padded = torch.cat([rows, rows.new_zeros(self.world_size * share - len(rows), *rows.shape[1:])])
+        own = function(padded[self.rank * share :][:share]).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(parts, own)
+        return torch.cat(parts)[: len(rows)]
+
     # --- the model and its gradients ----------------------------------------------------------------------------------
 
     def wrap_fsdp(self, objective: nn.Module, parallel: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -238,7 +252,7 @@ class DistContext:
             yield
 
     @contextlib.contextmanager
-    def forward_only(self) -> Iterator[None]:
+    def reshard_after(self) -> Iterator[None]:
         """A context for forward passes that all processes make together. Afterwards each holds no more than its
         shard."""
         try:
@@ -337,19 +351,3 @@ def copy_shard(tensor: Tensor, target: Tensor, from_main: bool = False) -> None:
     if hasattr(target, "full_tensor"):
         target, shard = target.to_local(), shard.to_local()
     target.copy_(shard)
-
-
-def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Return function(rows), (n, ...), for a function that maps each row by itself, zeros to zeros.
-
-    Several processes compute a part each and gather the result.
-    """
-    n = dist.get_world_size() if dist.is_initialized() else 1
-    if n == 1:
-        return function(rows)
-    share = -(-len(rows) // n)
-    padded = torch.cat([rows, rows.new_zeros(n * share - len(rows), *rows.shape[1:])])
-    own = function(padded[dist.get_rank() * share :][:share]).contiguous()
-    result = own.new_empty(len(padded), *own.shape[1:])
-    dist.all_gather_into_tensor(result, own)
-    return result[: len(rows)]

@@ -29,10 +29,10 @@ from benchmarks.plain_gpt import PlainGPT
 from gpt.config import DataConfig, GPTConfig, OptimConfig, TrainConfig
 from gpt.generation import generate
 from gpt.planning.flops import flops_per_token
-from gpt.planning.hardware import KNOWN, peak_flops
+from gpt.planning.hardware import find_hardware
 from gpt.planning.plan import estimate
 from gpt.planning.throughput import data_sheet_throughput, estimate_seconds
-from gpt.system.attention import choose_attention
+from gpt.system.attention import fastest_attention, use_attention
 from gpt.system.device import allow_tf32, choose_device, synchronize
 from gpt.system.files import write_text
 from gpt.system.paths import PROJECT
@@ -84,7 +84,9 @@ def train(name: str, config: GPTConfig, batch_size: int, n_steps: int, device: t
     """Return the seconds of a training step, tokens per second, MFU and the peak of memory in bytes."""
     allow_tf32(device)
     shape = (batch_size, config.n_heads, config.context_length, config.head_width)
-    kernel = choose_attention(shape, config.kv_heads, torch.bfloat16, device) if name.startswith("gpt") else ""
+    kernel = ""
+    if name.startswith("gpt"):
+        use_attention(kernel := fastest_attention(shape, config.kv_heads, 0.0, torch.bfloat16, device))
     model, step = CONTENDERS[name](config, where=device)
     ids = torch.randint(config.vocab_size, (batch_size, config.context_length + 1), device=device)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
@@ -97,11 +99,11 @@ def train(name: str, config: GPTConfig, batch_size: int, n_steps: int, device: t
         seconds.append(time.perf_counter() - start)
     check(config, model, losses)
     rate = inputs.numel() / statistics.median(seconds)
-    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    hardware = find_hardware(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return {
         "seconds": statistics.median(seconds),
         "tokens_per_second": rate,
-        "mfu": rate * sum(flops_per_token(config, config.context_length)) / peak if peak else None,
+        "mfu": rate * sum(flops_per_token(config, config.context_length)) / hardware.flops if hardware else None,
         "memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         "attention": kernel,
     }
@@ -132,15 +134,14 @@ def planned(config: GPTConfig, batch_size: int, device: torch.device) -> dict:
     """Return what gpt/planning expects of a step on this card: seconds, and bytes; nothing for an unknown card."""
     if device.type != "cuda":
         return {}
-    name = torch.cuda.get_device_name(device)
-    known = [hardware for hardware in KNOWN.values() if hardware.flops and hardware.flops == peak_flops(name)]
-    if not known:
+    hardware = find_hardware(torch.cuda.get_device_name(device))
+    if hardware is None:
         return {}
     run = TrainConfig(
         max_steps=1, batch_size=batch_size, eval_every=0, dtype="bfloat16", model=config, data=DataConfig(),
         optim=OptimConfig(),
     )  # fmt: skip
-    plan = estimate(run, hardware=known[0])
+    plan = estimate(run, hardware=hardware)
     return {"planned_seconds": estimate_seconds(plan, data_sheet_throughput(plan)), "planned_memory": plan.peak}
 
 
@@ -165,7 +166,8 @@ def run(jobs: list[dict], card: str) -> list[dict]:
         command = [sys.executable, "-m", "benchmarks.gpu", "--job", json.dumps(job)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
         lines = done.stdout.strip().splitlines()
-        found = json.loads(lines[-1]) if not done.returncode else {"failed": done.stderr.strip().splitlines()[-1]}
+        errors = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        found = json.loads(lines[-1]) if not done.returncode else {"failed": errors[-1]}
         records.append({"card": card, "torch": torch.__version__, **job, **found})
         print(json.dumps(records[-1]), flush=True)
     return records

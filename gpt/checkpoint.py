@@ -227,6 +227,8 @@ class RunFolder(StepFolders):
         state |= {"tokenizer": self._tokenizer_sha256, "frozen": self._frozen_sha256}
         known = digests or {}
         digests = {file.name: known.get(file.name) or sha256(file) for file in sorted(folder.iterdir())}
+        if missing := sorted(known.keys() - digests.keys()):  # of another machine
+            raise OSError(f"{missing[0]} is not in {folder}, which all machines have to see")
         text = checksummed({"format": FORMAT, **state, "sha256": digests})
         (folder / "state.json").write_text(text, encoding="utf-8", newline="\n")
 

@@ -64,10 +64,16 @@ def get_hardware(name: str) -> Hardware:
     return dataclasses.replace(KNOWN[kind], n=int(count))
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Return the `flops` on the data sheet of a device, by its torch.cuda.get_device_name; None if unknown.
+def find_hardware(device_name: str) -> Hardware | None:
+    """Return the hardware of a device by its torch.cuda.get_device_name; None if it is unknown.
 
     A part of a device, such as an A100 divided by MIG, is unknown.
     """
     known = (hardware for hardware in KNOWN.values() if hardware.devices)
-    return next((hardware.flops for hardware in known if re.fullmatch(hardware.devices, device_name)), None)
+    return next((hardware for hardware in known if re.fullmatch(hardware.devices, device_name)), None)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the `flops` on the data sheet of a device, by its torch.cuda.get_device_name; None if it is unknown."""
+    hardware = find_hardware(device_name)
+    return hardware.flops if hardware else None

@@ -275,7 +275,7 @@ def training_memory(
         "optimizer": optimizer_bytes(config, n_trained) // n_shards,
         "activations": activations,
         "fragmentation": fragmentation,
-        "logits": logit_bytes(model, batch_size * n_tokens, half, device),
+        "logits": logit_bytes(model, batch_size * n_tokens, half, "compiled" if config.compile else device),
         "program": (PROGRAM_BYTES + TOKENIZER_BYTES * model.vocab_size) * on_cpu,  # in host memory beside a GPU
     }
     # free when the optimizer steps, a checkpoint is collected, or n-grams are counted before the first step

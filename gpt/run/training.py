@@ -27,8 +27,8 @@ from gpt.run.notices import (
 )
 from gpt.run.settings import check_resumable, differences, flat
 from gpt.run.trackers import trackers
-from gpt.system.attention import choose_attention
-from gpt.system.device import choose_device, has_fast_bfloat16
+from gpt.system.attention import fastest_attention, use_attention
+from gpt.system.device import choose_device, choose_dtype, has_fast_bfloat16
 from gpt.system.distributed import SINGLE_PROCESS, DistContext
 from gpt.system.errors import oom_hint
 from gpt.system.files import atomic_file, atomic_folder, flush, write_text
@@ -174,20 +174,19 @@ def _create(
     facts["bfloat16 in hardware"] = str(has_fast_bfloat16())  # which decides what dtype "auto" is
     ctx.assert_same_on_all_ranks({**flat(config), **facts})
     plan_or_raise(config, data, folder.path, ctx)
+    device = choose_device(config.device)
+    if config.parallel != "ddp" and ctx.world_size > 1 and choose_dtype(config.dtype, device, 0) == torch.float16:
+        raise ValueError(f"dtype float16 is not for parallel = {config.parallel!r}: set dtype to bfloat16 or float32")
     with oom_hint(1, 1):
         objective = build_objective(config, ctx, checkpoint, progress.log)
         callbacks = [progress, CSVLog(), SampleLog(), Plot(), Page(), *trackers(config.logger)]
         trainer = Trainer(config, objective, data, folder, ctx, callbacks, progress.log)
-    if trainer.scaler.is_enabled() and config.parallel != "ddp" and ctx.world_size > 1:
-        raise ValueError(
-            f"float16 scales the loss of whole models, and parallel is {config.parallel!r}: set dtype to bfloat16 or "
-            f"float32"
-        )
     model = config.model
     if model.backbone == "gpt":
         shape = (config.batch_size, model.n_heads, model.context_length, model.head_width)
-        if kernel := choose_attention(shape, model.kv_heads, trainer.dtype, trainer.device):
-            trainer.environment["attention"] = kernel
+        kernel = fastest_attention(shape, model.kv_heads, model.drop_rate, trainer.dtype, trainer.device)
+        use_attention(kernel := ctx.all_gather(kernel)[0])
+        trainer.environment |= {"attention": kernel} if kernel else {}
     return trainer
 
 
@@ -198,7 +197,8 @@ def _recover_files(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.log(f"{log} was damaged: restored as of step {trainer.step}")
     folder.update_pointers(checkpoint)
     try:
-        check_checkpoint(folder.find("best"))
+        if (best := folder.find("best")) != checkpoint.path:  # which has been read
+            check_checkpoint(best)
     except ValueError as error:
         trainer.log(f"the best checkpoint is lost, which does not affect the run: {error}")
     folder.write_tokenizer(trainer.data.tokenizer)

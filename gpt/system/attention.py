@@ -23,32 +23,31 @@ KERNELS = {
 }
 
 
-def choose_attention(
-    shape: tuple[int, int, int, int], n_kv_heads: int, dtype: torch.dtype, device: torch.device
+def fastest_attention(
+    shape: tuple[int, int, int, int], n_kv_heads: int, drop_rate: float, dtype: torch.dtype, device: torch.device
 ) -> str:
-    """Let this process use the fastest kernel for causal attention of queries of `shape` (B, H, T, K), keys and values
-    (B, G, T, K); return its name. Without a choice, as on a CPU or in float32, return "".
+    """Return the name of the fastest kernel for causal attention, forward and backward, on a CUDA device; "" where none
+    of them works, and on other devices or in float32, where there is no choice.
+
+    Queries have the `shape` (B, H, T, K), keys and values (B, G, T, K).
     """
     if device.type != "cuda" or dtype == torch.float32:
         return ""
-    n_examples, _, n_tokens, head_dim = shape
-    keys = (n_examples, n_kv_heads, n_tokens, head_dim)
+    keys = (shape[0], n_kv_heads, *shape[2:])
     query, key, value = (torch.randn(s, dtype=dtype, device=device, requires_grad=True) for s in (shape, keys, keys))
 
     def step() -> None:
-        result = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=keys[1] != shape[1])
+        is_grouped = n_kv_heads != shape[1]
+        result = F.scaled_dot_product_attention(query, key, value, None, drop_rate, True, enable_gqa=is_grouped)
         torch.autograd.grad(result.sum(), (query, key, value))
         torch.cuda.synchronize(device)
 
-    best = fastest(step)
-    _activate(best)
-    torch.backends.cuda.enable_flash_sdp(best != "cudnn")
-    torch.backends.cuda.enable_cudnn_sdp(best == "cudnn")
-    return best
+    with torch.random.fork_rng([device]):
+        return fastest(step)
 
 
 def fastest(step: Callable[[], None]) -> str:
-    """Return the name of the kernel by which `step` takes the least time; "flash" if none works."""
+    """Return the name of the kernel by which `step` takes the least time; "" if it works by none."""
     times = {}
     for name, (backend, _) in KERNELS.items():
         with contextlib.suppress(ImportError, RuntimeError, ValueError):  # not installed, or not for this card or shape
@@ -59,13 +58,25 @@ def fastest(step: Callable[[], None]) -> str:
                     start = time.perf_counter()
                     step()
                     times[name] = min(time.perf_counter() - start, times.get(name, float("inf")))
-    return min(times, key=times.get, default="flash")
+    _activate("flash")
+    return min(times, key=times.get, default="")
+
+
+def use_attention(name: str) -> None:
+    """Let this process use a kernel by its name wherever it works, from now on; "" changes nothing."""
+    if name:
+        _activate(name)
+        torch.backends.cuda.enable_flash_sdp(name != "cudnn")
+        torch.backends.cuda.enable_cudnn_sdp(name == "cudnn")
 
 
 def _activate(name: str) -> None:
     """Let FlashAttention be computed by the implementation of a kernel, PyTorch's own if it names none."""
     _, implementation = KERNELS[name]
-    if implementation:
+    if not hasattr(attention, "activate_flash_attention_impl"):  # an older PyTorch
+        if implementation:
+            raise ImportError
+    elif implementation:
         attention.activate_flash_attention_impl(implementation)
     elif attention.current_flash_attention_impl():
         attention.restore_flash_attention_impl()

@@ -56,7 +56,7 @@ def unflatten(tensors: dict[str, Any]) -> dict[int, dict[str, Any]]:
     return state
 
 
-def divide(tensors: dict[str, Tensor], n: int) -> tuple[dict[str, int], list[str]]:
+def assign_files(tensors: dict[str, Tensor], n: int) -> tuple[dict[str, int], list[str]]:
     """Divide tensors, weights first, among files in which each of n processes has about FILE_BYTES. Return the number
     of each tensor's file, from 1, and the kind of each file: "model" or "optimizer"."""
     numbers, kinds, size = {}, [], 0
@@ -123,10 +123,15 @@ class ShardedWriter:
             return ""
         self._thread.join()
         self._thread, outcomes = None, self.ctx.all_gather(self._outcome)
+        error = ""
         with report_full_disk(self.path):
             self._raise([outcome for outcome in outcomes if isinstance(outcome, str)])
-            if self.ctx.is_main:
-                self._seal(self._folder, {name: digest for digests in outcomes for name, digest in digests.items()})
+            try:
+                if self.ctx.is_main:
+                    self._seal(self._folder, {name: digest for digests in outcomes for name, digest in digests.items()})
+            except (OSError, RuntimeError) as failure:
+                error = str(failure) or type(failure).__name__
+            self._raise(self.ctx.all_gather(error))
         return self.path.name
 
     def _raise(self, errors: list[str]) -> None:
@@ -150,7 +155,7 @@ class ShardedWriter:
         import torch.distributed.checkpoint as dcp
 
         number, n = self.ctx.rank + 1, self.ctx.world_size
-        numbers, kinds = divide(copies, n)
+        numbers, kinds = assign_files(copies, n)
         writer = dcp.HuggingFaceStorageWriter(str(self._folder), numbers, save_distributed=True)
         dcp.save(copies, storage_writer=writer, process_group=self._group)
         digests = {}
@@ -173,7 +178,7 @@ def raised_by_all(folder: Path, ctx: DistContext) -> Iterator[None]:
         yield
     except FileNotFoundError as missing:
         error = f"{folder} is incomplete: {Path(missing.filename or folder).name} is missing"
-    except ValueError as damage:
+    except (ValueError, OSError) as damage:
         error = str(damage)
     for reason in filter(None, ctx.all_gather(error)):
         raise ValueError(reason)

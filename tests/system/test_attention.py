@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from gpt.system import attention
-from gpt.system.attention import choose_attention, fastest
+from gpt.system.attention import fastest, fastest_attention, use_attention
 
 
 @pytest.mark.parametrize("best", ["first", "second"])
@@ -31,11 +31,23 @@ def test_the_kernel_that_takes_the_least_time_is_chosen(monkeypatch, best):
 
 
 def test_an_implementation_that_is_not_installed_is_passed_over(monkeypatch):
-    monkeypatch.setattr(attention, "KERNELS", {"FA3": attention.KERNELS["FA3"]})
+    monkeypatch.setattr(attention, "KERNELS", {name: attention.KERNELS[name] for name in ("FA3", "flash")})
     assert fastest(lambda: None) == "flash"
     assert torch.nn.attention.current_flash_attention_impl() is None
+    for name in ("activate_flash_attention_impl", "current_flash_attention_impl"):
+        monkeypatch.delattr(torch.nn.attention, name)  # an older PyTorch
+    assert fastest(lambda: None) == "flash"
+
+
+def test_where_no_kernel_works_nothing_is_chosen_or_changed(monkeypatch):
+    def step():
+        raise RuntimeError("no kernel for this card")
+
+    monkeypatch.setattr(torch.backends.cuda, "enable_flash_sdp", lambda on: pytest.fail("changed"))
+    assert fastest(step) == ""
+    use_attention("")
 
 
 def test_there_is_no_choice_on_a_cpu_and_in_float32():
-    assert choose_attention((1, 2, 8, 4), 1, torch.bfloat16, torch.device("cpu")) == ""
-    assert choose_attention((1, 2, 8, 4), 1, torch.float32, torch.device("cuda")) == ""
+    assert fastest_attention((1, 2, 8, 4), 1, 0.0, torch.bfloat16, torch.device("cpu")) == ""
+    assert fastest_attention((1, 2, 8, 4), 1, 0.0, torch.float32, torch.device("cuda")) == ""

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -25,6 +28,31 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"browser", "open_page"} & {*item.fixturenames}:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test marked `forks` in a process of its own: a fork of one that has run other tests, with the threads of
+    pytest-xdist and of PyTorch, may wait for a lock that one of them held."""
+    if not pyfuncitem.get_closest_marker("forks") or "ALONE" in os.environ:
+        return None
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "slow or not slow",
+        "-p",
+        "no:cacheprovider",
+        pyfuncitem.nodeid,
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, env={**environment, "ALONE": "1"}, cwd=pyfuncitem.config.rootpath, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
 
 
 def corpus_of(folder, *texts, separator=""):

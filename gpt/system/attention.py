@@ -49,30 +49,29 @@ def fastest_attention(
 def fastest(step: Callable[[], None]) -> str:
     """Return the name of the kernel by which `step` takes the least time; "" if it works by none."""
     times = {}
-    for name, (backend, _) in KERNELS.items():
+    for name, (backend, implementation) in KERNELS.items():
         with contextlib.suppress(ImportError, RuntimeError, ValueError):  # not installed, or not for this card or shape
-            _activate(name)
+            _activate(implementation)
             with attention.sdpa_kernel(backend):
                 step()  # a warm-up
                 for _ in range(ROUNDS):
                     start = time.perf_counter()
                     step()
                     times[name] = min(time.perf_counter() - start, times.get(name, float("inf")))
-    _activate("flash")
+    _activate(None)
     return min(times, key=times.get, default="")
 
 
 def use_attention(name: str) -> None:
     """Let this process use a kernel by its name wherever it works, from now on; "" changes nothing."""
     if name:
-        _activate(name)
+        _activate(KERNELS[name][1])
         torch.backends.cuda.enable_flash_sdp(name != "cudnn")
         torch.backends.cuda.enable_cudnn_sdp(name == "cudnn")
 
 
-def _activate(name: str) -> None:
-    """Let FlashAttention be computed by the implementation of a kernel, PyTorch's own if it names none."""
-    _, implementation = KERNELS[name]
+def _activate(implementation: str | None) -> None:
+    """Let FlashAttention be computed by an implementation; None: PyTorch's own."""
     if not hasattr(attention, "activate_flash_attention_impl"):  # an older PyTorch
         if implementation:
             raise ImportError

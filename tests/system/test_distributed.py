@@ -215,6 +215,7 @@ def document_config(documents):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
 def test_two_processes_train_as_one(documents, tmp_path):
     """With DDP and with FSDP2; stopped, resumed, and refused where the processes differ; ended early; taken back."""
@@ -288,6 +289,7 @@ def test_two_processes_train_as_one(documents, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
 def test_two_nodes_of_two_processes_train_as_one(documents, tmp_path):
     """Each node holds the whole model; a run may start from another, and is continued by one process."""
@@ -307,6 +309,7 @@ def test_two_nodes_of_two_processes_train_as_one(documents, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
 def test_a_run_of_four_continues_with_two_and_with_one(documents, tmp_path):
     """Sharded by four, by two, whole in each of two processes, and in one: AdamW's moments come along."""

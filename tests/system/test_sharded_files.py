@@ -271,6 +271,7 @@ def read(ctx, path):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="needs a fork that can use PyTorch")
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_four_write_what_one_two_and_four_read(tmp_path, replicas):

@@ -70,6 +70,8 @@ def assert_same(found, exact):
 
 
 @BLOCKS
+@pytest.mark.slow
+@pytest.mark.forks
 def test_a_sharded_model_in_bfloat16_has_a_float32_loss(block, tmp_path):
     """And gradients summed in float32, as near to the exact ones as those of one process under autocast."""
 
@@ -92,6 +94,8 @@ def test_a_sharded_model_in_bfloat16_has_a_float32_loss(block, tmp_path):
             assert (found["gradients"][name] - gradient).norm() < 4 * eps * gradient.norm(), name
 
 
+@pytest.mark.slow
+@pytest.mark.forks
 def test_gradients_are_shards_between_micro_batches(tmp_path):
     def work(ctx):
         objective = ctx.wrap_fsdp(new_objective(GPT2_BLOCK), "fsdp", CPU, torch.float32)
@@ -103,6 +107,8 @@ def test_gradients_are_shards_between_micro_batches(tmp_path):
         assert shard == whole / 2
 
 
+@pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.parametrize(("parallel", "n", "per_node"), [("fsdp", 2, 2), ("hsdp", 2, 2), ("hsdp", 4, 2)])
 def test_sharded_gradients_are_those_of_one_process(parallel, n, per_node, tmp_path):
     """In one node, and in two that each hold the whole model: every weight is then twice as large a shard."""
@@ -135,6 +141,8 @@ def evaluation_data(n_tokens):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.parametrize("n_tokens", [150, 40])
 def test_evaluation_gathers_one_block_at_a_time(n_tokens, tmp_path):
     """Five batches, or two, for three processes."""
@@ -150,7 +158,7 @@ def test_evaluation_gathers_one_block_at_a_time(n_tokens, tmp_path):
 
         for block in blocks:
             block.att.register_forward_pre_hook(count)
-        with ctx.forward_only():
+        with ctx.reshard_after():
             evaluation = objective.evaluate(config, data, CPU, ctx)
         is_sharded = all(hasattr(p, "full_tensor") for p in objective.parameters())
         return {"sums": torch.from_numpy(evaluation.sums), "gathered": gathered, "is_sharded": is_sharded}
@@ -194,6 +202,8 @@ def build(ctx, config):
     return {name: full_tensor(p).clone() for name, p in objective.named_parameters()}
 
 
+@pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.parametrize(("tied", "parallel"), [(True, "fsdp"), (False, "hsdp")])
 def test_a_sharded_model_starts_as_the_plain_one(tied, parallel, tmp_path):
     """Bit for bit, also where 4 processes share 61 rows; or as the model of init_from, which rank 0 alone reads."""
@@ -216,6 +226,7 @@ def test_a_sharded_model_starts_as_the_plain_one(tied, parallel, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_no_process_holds_the_whole_model(tmp_path):
     """The peak of each of four processes is a quarter of the weights and one whole parameter."""
     model = GPTConfig(8192, 64, 512, 8, 16, 0.0, tie_embeddings=True, init="gpt2")
@@ -254,6 +265,8 @@ def changed(ctx, block, parallel="fsdp", recompute=False, compiled=False, **sett
 
 
 @BLOCKS
+@pytest.mark.slow
+@pytest.mark.forks
 def test_recomputed_blocks_have_the_same_gradients(block, tmp_path):
     exact = accumulated(SINGLE_PROCESS, new_objective(block))
     assert_same(changed(SINGLE_PROCESS, block, recompute=True), exact)
@@ -262,6 +275,7 @@ def test_recomputed_blocks_have_the_same_gradients(block, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.skipif(compile_obstacle(CPU) is not None, reason="needs a compiler")
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("recompute", [False, True])
@@ -277,6 +291,7 @@ def test_compiled_blocks_have_the_same_gradients(parallel, recompute, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_recomputing_saves_the_memory_that_the_plan_says(tmp_path):
     """By the peak of a training step of one of two processes."""
     shape = {"emb_dim": 256, "context_length": 256, "n_layers": 10}

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import operator
 import platform
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from gpt.system.paths import cache_folder
 AGAIN = "prepare the data again"
 VERIFIED_AT_ONCE = 2**30  # bytes of a split up to which all of it is hashed at each start, in a second or two
 BLOCK = 2**24  # numbers that are searched at once
-MAX_OPEN = 256  # files of an array that stay open; many systems allow a process 1,024
+MAX_OPEN = 48  # files of an array that stay open; a process has four (tokens, flags), and some systems allow it 256
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,11 @@ class ShardedArray:
                 return ShardedArray([replace(shard, step=-shard.step) for shard in reversed(self.shards)])
             return self[np.arange(start, stop, step)]
         if isinstance(key, np.ndarray) and key.ndim:
+            if not np.issubdtype(key.dtype, np.integer):
+                raise TypeError(f"an array of indices must be of integers, not {key.dtype}")
             return np.array([self[index] for index in key.tolist()], self.dtype)
-        index = key + len(self) if key < 0 else int(key)
+        index = operator.index(key)
+        index += len(self) if index < 0 else 0
         if not 0 <= index < len(self):
             raise IndexError(f"index {key} is out of bounds for an array of {len(self)} numbers")
         number = bisect_right(self.ends, index)
@@ -135,6 +139,12 @@ def find(array: np.ndarray | ShardedArray, condition: Callable[[np.ndarray], np.
     """Yield the indices at which a condition holds, in ascending order. Memory does not grow with the array."""
     for start in range(0, len(array), BLOCK):
         yield from (start + np.flatnonzero(condition(array[start : start + BLOCK]))).tolist()
+
+
+def find_all(array: np.ndarray | ShardedArray, condition: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the indices at which a condition holds, ascending, int64. Beyond them no memory grows with the array."""
+    parts = (start + np.flatnonzero(condition(array[start : start + BLOCK])) for start in range(0, len(array), BLOCK))
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def joint_sha256(digests: Sequence[str]) -> str:

@@ -42,6 +42,7 @@ def write_splits(
             meta[split] = saved.get("done") or write(writer, documents, tokenizer, meta, bar)
         if "shards" in meta[split]:
             meta["format"] = SHARDED
+        if progress.file.exists():  # there are files to continue after
             progress.save(split, {**writer.state, "done": meta[split]})
         spelled += writer.spelled
         if meta[split]["tokens"] < 2 + meta["has_eot"]:
@@ -50,7 +51,6 @@ def write_splits(
     tokenizer.save(folder / "tokenizer.json")
     meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
     (folder / "meta.json").write_text(checksummed(meta), encoding="utf-8", newline="\n")
-    progress.file.unlink(missing_ok=True)
     return spelled
 
 

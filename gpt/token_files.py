@@ -88,7 +88,7 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
         )
     meta = read_checksummed(folder / "meta.json", AGAIN)
     if meta["format"] not in (FORMAT, SHARDED):
-        raise ValueError(f"{folder} has format {meta['format']}, but this version reads format {FORMAT}: {AGAIN}")
+        raise ValueError(f"{folder} has format {meta['format']}, this version reads {FORMAT} and {SHARDED}: {AGAIN}")
     tokenizer_path = folder / "tokenizer.json"
     if not tokenizer_path.is_file() or sha256(tokenizer_path) != meta["tokenizer_sha256"]:
         raise ValueError(f"{tokenizer_path} is missing or has changed since it was written: {AGAIN}")

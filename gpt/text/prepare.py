@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from gpt.text import encode
 from gpt.text.chat import add_chat_template
+from gpt.text.formats import COMPRESSED
 from gpt.text.quality import find_notices, has_token, notice
 from gpt.text.readers import CHUNK_BYTES
 from gpt.text.sources import Corpus, add_text_options, open_texts
 from gpt.text.splits import Document, SplitPlan, split_documents
 from gpt.text.target import check_same, check_same_text, check_target
 from gpt.text.token_writer import SHARD_TOKENS, VERSION, prepared_folder
-from gpt.text.tokenizers import get_tokenizer, with_end_of_text, without_unused
+from gpt.text.tokenizers import get_tokenizer, is_learned, with_end_of_text, without_unused
 from gpt.token_files import COUNTED, FORMAT, PreparedData, load_data
 from gpt.tokenizer import Tokenizer, from_dict, with_special_tokens
 
@@ -68,6 +69,7 @@ def prepare_data(
     check_same(out, "source", source, overwrite)
     sources = [*corpora, *([val_corpus] if val_corpus else [])]
     kind, flagged = _check_kind(sources)
+    opened = _open_tokenizer(tokenizer_name, special_tokens or ())  # a wrong name is told before a corpus is read
     lengths = [_document_lengths(source, needs_two=kind != "document" and not val_corpus) for source in sources]
     plans = [
         SplitPlan.create(corpus, length, weight, None if val_corpus else val_fraction)
@@ -78,8 +80,7 @@ def prepare_data(
     check_same_text(out, source, n_characters, overwrite)
     has_eot = not flagged and (len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1)
     add_tokens = add_chat_template if flagged else partial(_with_needed_tokens, has_eot, special_tokens or ())
-    learned = _create_tokenizer(tokenizer_name, sources, sum(int(n.sum()) for n in lengths))
-    tokenizer = add_tokens(learned, tokenizer_name, log)
+    tokenizer = add_tokens(opened or _learn_tokenizer(tokenizer_name, sources, lengths), tokenizer_name, log)
     has_eot = has_eot or (special_tokens is not None and tokenizer.eot_id is not None)  # the text may end documents
     check_same(out, "tokenizer", tokenizer.name, overwrite)
     meta = _describe_data(source, tokenizer, has_eot, kind, plans, special_tokens is not None)
@@ -210,7 +211,9 @@ def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
             bar.update(len(chunk.encode()))
         return n
 
-    with _progress_bar("counting", sum(size for _, size, _ in corpus.versions()), "B") as bar:
+    is_plain = not corpus.fields and not corpus.format and all(path.suffix not in COMPRESSED for path in corpus.names)
+    n_bytes = sum(size for _, size, _ in corpus.versions()) if is_plain else None  # of others the text's are unknown
+    with _progress_bar("counting", n_bytes, "B") as bar:
         lengths = np.fromiter(map(length, corpus.documents()), np.int64)
     check_lengths(corpus, lengths)
     if needs_two and len(lengths) < 2 * corpus.unit:
@@ -226,11 +229,18 @@ def check_lengths(corpus: Corpus, lengths: np.ndarray) -> None:
         raise ValueError(f"the target of pair {empty[0] + 1} is empty in {corpus.name}: there is nothing to learn")
 
 
-def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int) -> Tokenizer:
-    """Open a tokenizer, or learn it from the sources."""
+def _open_tokenizer(name: str, special_tokens: Sequence[str]) -> Tokenizer | None:
+    """Return a tokenizer, None if it is learned. ValueError for a wrong name, of the tokenizer or a special token."""
+    if "" in special_tokens:
+        raise ValueError("--special_tokens '' names no token: leave it out, or name one such as '<|user|>'")
+    return None if is_learned(name) else get_tokenizer(name)
+
+
+def _learn_tokenizer(name: str, sources: list[Corpus], lengths: list[np.ndarray]) -> Tokenizer:
+    """Learn a tokenizer from the sources, whose documents have these lengths."""
 
     def chunks() -> Iterator[str]:
-        with _progress_bar("learning", n_characters) as bar:
+        with _progress_bar("learning", sum(int(n.sum()) for n in lengths)) as bar:
             for chunk in itertools.chain.from_iterable(source.chunks() for source in sources):
                 yield chunk
                 bar.update(len(chunk))
@@ -250,14 +260,12 @@ def _with_needed_tokens(
         if log and name != "char":
             eot = next(token for token, i in tokenizer.special_tokens.items() if i == tokenizer.eot_id)
             log(f"{name} names no end-of-text token: {eot}, token {tokenizer.eot_id}, separates the documents")
-    if "" in special_tokens:
-        raise ValueError("--special_tokens '' names no token: leave it out, or name one such as '<|user|>'")
     if not special_tokens:
         return tokenizer
     return from_dict(with_special_tokens(tokenizer, special_tokens).to_dict())  # as it will be loaded
 
 
-def _progress_bar(description: str, total: int, unit: str = "characters") -> tqdm:
+def _progress_bar(description: str, total: int | None, unit: str = "characters") -> tqdm:
     return tqdm(desc=description, total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty())
 
 
@@ -291,8 +299,8 @@ def _notices(
         token = data.tokenizer.special_tokens[name]
         if not any(has_token(split.tokens, token) for split in (data.train, data.val)):
             yield f"the special token {name!r} does not occur in the text"
-    learned = tokenizer_name == "char" or tokenizer_name.startswith("bpe:")
-    yield from find_notices(data, spelled, has_repeats=any(weight != 1 for weight in weights), learned=learned)
+    has_repeats = any(weight != 1 for weight in weights)
+    yield from find_notices(data, spelled, has_repeats, is_learned(tokenizer_name))
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------
@@ -348,7 +356,7 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     add("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
     add(
         "--shard_tokens", type=int, default=SHARD_TOKENS, metavar="N",
-        help="tokens of a file, where a split has more than one file holds (default: 100000000)",
+        help="most tokens in one file; a longer split becomes several (default: 100000000)",
     )
     add("--overwrite", action="store_true", help="replace prepared data of another text or tokenizer in --out")
     # fmt: on

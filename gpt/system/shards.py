@@ -18,7 +18,7 @@ import numpy as np
 from gpt.system.files import sha256
 from gpt.system.paths import cache_folder
 
-AGAIN = "prepare the data again"
+ADVICE = "prepare the data again"
 VERIFIED_AT_ONCE = 2**30  # bytes of a split up to which all of it is hashed at each start, in a second or two
 BLOCK = 2**24  # numbers that are searched at once
 MAX_OPEN = 48  # files of an array that stay open; a process has four (tokens, flags), and some systems allow it 256
@@ -119,15 +119,15 @@ def open_split(
         path, n = folder / file["file"], file["tokens"]
         size = n * (dtype.itemsize + flagged)
         if not path.is_file() or path.stat().st_size != size:
-            raise ValueError(f"{path} is missing or not {size} bytes long, as it was written: {AGAIN}")
+            raise ValueError(f"{path} is missing or not {size} bytes long, as it was written: {ADVICE}")
         shards.append(Shard(path, n, dtype, 0, file["sha256"]))
-        flags.append(Shard(path, n, np.dtype(np.uint8), n * dtype.itemsize))
+        flags.append(Shard(path, n, np.dtype(np.uint8), n * dtype.itemsize, file["sha256"]))
     digest = joint_sha256([shard.sha256 for shard in shards])
     at_once = sum(shard.path.stat().st_size for shard in shards) <= VERIFIED_AT_ONCE
     for shard in shards if verify and at_once else ():
         verify_now(shard.path, shard.sha256)
     if at_once or not verify:
-        shards = [replace(shard, sha256="") for shard in shards]
+        shards, flags = ([replace(shard, sha256="") for shard in each] for each in (shards, flags))
     return _open(shards), _open(flags) if flagged else None, digest
 
 
@@ -155,7 +155,7 @@ def joint_sha256(digests: Sequence[str]) -> str:
 def verify_now(path: Path, digest: str) -> None:
     """Raise ValueError if a file has another SHA-256."""
     if sha256(path) != digest:
-        raise ValueError(f"{path} has changed since it was written (its SHA-256 differs): {AGAIN}")
+        raise ValueError(f"{path} has changed since it was written (its SHA-256 differs): {ADVICE}")
 
 
 def verify_once(path: Path, digest: str) -> None:

@@ -32,7 +32,7 @@ class SplitWriter:
 
     def __init__(self, progress: "Progress", split: str, dtype: str, shard_tokens: int):
         self.progress, self.split, self.dtype, self.shard_tokens = progress, split, np.dtype(dtype), shard_tokens
-        saved = progress.of(split)
+        saved = progress.state_of(split)
         self.n_batches, self.last = saved.get("n_batches", 0), saved.get("last", -1)
         self.counts, self.spelled = Counter(saved.get("counts", {})), Counter(saved.get("spelled", {}))
         self.shards: list[dict[str, Any]] = saved.get("shards", [])
@@ -70,11 +70,11 @@ class SplitWriter:
         self.spelled.update(spelled)
         self.n_batches, self.last = self.n_batches + 1, int(last[0]) if len(last) else self.last
 
-    def rest(self, batches: Iterable[Item]) -> Iterator[Item]:
+    def remaining(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yield the batches that are still to be added."""
         return itertools.islice(batches, self.n_batches, None)
 
-    def counted(self, *names: str) -> dict[str, int]:
+    def counts_of(self, *names: str) -> dict[str, int]:
         """Return these counts, in this order."""
         return {name: self.counts[name] for name in names}
 
@@ -134,7 +134,7 @@ class Progress:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def of(self, split: str) -> dict[str, Any]:
+    def state_of(self, split: str) -> dict[str, Any]:
         """Return what was saved of a split; {} if nothing was."""
         return self.state.get(split, {})
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import corpus_of
 
 import gpt.text.encode
-from gpt.system import files
+from gpt.system import files, shards
 from gpt.system.files import sha256
 from gpt.system.shards import ShardedArray
 from gpt.text import token_writer
@@ -65,7 +65,7 @@ def test_several_files_hold_what_one_would(tmp_path, small_batches, name, specia
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_conversations_keep_their_flags(tmp_path):
+def test_conversations_keep_their_flags(tmp_path, monkeypatch):
     (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps({"messages": TALK * (1 + n % 3)}) for n in range(30)))
     corpus = Corpus("talks", [tmp_path / "talks.jsonl"], format="messages")
     one = prepare_data(corpus, "gpt2", tmp_path / "one")
@@ -76,6 +76,14 @@ def test_conversations_keep_their_flags(tmp_path):
         assert list(several.documents(b)) == list(one.documents(a))
     assert isinstance(several.train.flags, ShardedArray)
     assert several.bytes_per_token == one.bytes_per_token
+    monkeypatch.setattr(shards, "VERIFIED_AT_ONCE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    last = sorted(several.folder.glob("train-*.bin"))[-1]
+    last.write_bytes(last.read_bytes()[:-1] + b"\7")  # a flag
+    flags = load_data(several.folder, verify=True).train.flags
+    assert len(flags[:100]) == 100
+    with pytest.raises(ValueError, match="has changed since it was written"):
+        flags[-1]
 
 
 @pytest.mark.parametrize("n_tokens", [99, 100, 101])

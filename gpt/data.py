@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from gpt.ops.reference import IGNORE_INDEX
 from gpt.system.permutation import shuffled
-from gpt.system.shards import ShardedArray
+from gpt.system.shards import ShardedArray, find_all
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
 Tokens = np.ndarray | ShardedArray | Tensor | Sequence[int]
@@ -45,7 +45,7 @@ def document_spans(tokens: np.ndarray, eot_id: int, context_length: int, stride:
     last target the one after it. A document of more than context_length targets continues in further spans, which start
     and overlap as those of `packed_spans` do. All tokens are read, and the spans held in memory.
     """
-    stride, separators = stride or context_length, np.flatnonzero(np.asarray(tokens) == eot_id)
+    stride, separators = stride or context_length, find_all(tokens, lambda part: part == eot_id)
     lengths = np.diff(separators)  # in targets
     n_spans = 1 + np.maximum(0, -((max(stride, context_length) - lengths) // stride))  # a quotient rounded up
     documents = np.repeat(np.arange(len(lengths)), n_spans)
@@ -119,7 +119,7 @@ class DocumentExamples(Examples):
         starts, ends, _, _ = document_spans(tokens, eot_id, context_length, stride).T
         if not len(starts):
             raise ValueError(f"{len(tokens)} tokens hold no document between two end-of-text tokens")
-        super().__init__(tokens, starts, ends)
+        super().__init__(tokens, starts.copy(), ends.copy())  # without the other columns
 
 
 class ExampleSampler:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.system.files import read_checksummed, sha256
-from gpt.system.shards import AGAIN, ShardedArray, find, open_split
+from gpt.system.shards import ADVICE, ShardedArray, find, open_split
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT, SHARDED = 3, 4  # version of the folder's layout: with one file per split, with several of a split
@@ -86,12 +86,12 @@ def load_data(folder: str | Path, verify: bool = False) -> PreparedData:
         raise ValueError(
             f"no prepared data in {folder}: python scripts/prepare_data.py --input TEXT --tokenizer NAME --out {folder}"
         )
-    meta = read_checksummed(folder / "meta.json", AGAIN)
+    meta = read_checksummed(folder / "meta.json", ADVICE)
     if meta["format"] not in (FORMAT, SHARDED):
-        raise ValueError(f"{folder} has format {meta['format']}, but this version reads format {FORMAT}: {AGAIN}")
+        raise ValueError(f"{folder} has format {meta['format']}, this version reads {FORMAT} and {SHARDED}: {ADVICE}")
     tokenizer_path = folder / "tokenizer.json"
     if not tokenizer_path.is_file() or sha256(tokenizer_path) != meta["tokenizer_sha256"]:
-        raise ValueError(f"{tokenizer_path} is missing or has changed since it was written: {AGAIN}")
+        raise ValueError(f"{tokenizer_path} is missing or has changed since it was written: {ADVICE}")
     splits = []
     for name in ("train", "val"):
         (tokens, flags, digest), count = open_split(folder, name, meta, verify), meta[name]

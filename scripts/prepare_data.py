@@ -25,9 +25,10 @@ tales:N:SEED are others; summaries:N:SEED are pairs of a tale and its summary. A
 A URL, or a text that "needs the network", is downloaded to data/downloads once; if that breaks off, run the same
 command again to resume. A .zip or .tar archive is unpacked there and read as a folder.
 
-hub:OWNER/DATASET[:CONFIG][:FIELD] is the training split of a data set on the Hugging Face hub. The config may be a
-folder of it, and the field is "text" unless you name another. Each file is downloaded when it is first read. A split of
-more than --shard_tokens becomes several files. If the command is killed, run it again: it continues after those.
+hub:OWNER/DATASET[@REVISION][:CONFIG][:FIELD] is the training split of a data set on the Hugging Face hub. The config
+may be a folder of it, and the field is "text" unless you name another. Each file is downloaded when it is first read. A
+split of more than --shard_tokens becomes several files. If the command is killed, run it again: it continues after
+those.
 
 Each file is a document; with --separator, each text between separators; with --field, that field of each record of a
 .jsonl, .json, .csv, .tsv or .parquet (.txt and .md files remain plain text); with --prompt_field and --target_field,

@@ -376,6 +376,7 @@ FIELDS = "--prompt_field q --target_field a"
         (f"{PREPARE} text.txt summaries:3", "pairs"),
         (f"{PREPARE} text.txt --weights 1 2", "weights ... 1 ... not 2"),
         (f"{PREPARE} text.txt tales:20 --weights 1 0", "weight ... not 0.0"),
+        (f"{PREPARE} owner/name", "no file, folder or glob 'owner/name' ... a data set of the hub is hub:owner/name"),
         (f"{PREPARE} text.txt --tokenizer gpt5", "unknown tokenizer 'gpt5' ... gpt2, smollm2, char, bpe:N"),
         (f"{PREPARE} text.txt --tokenizer bpe:0", "'bpe:0' ... at least 257"),
         (f"{PREPARE} text.txt --tokenizer text.txt", "text.txt"),

@@ -174,6 +174,12 @@ def test_document_spans_by_hand():
     assert targets.tolist() == [[2, EOT, -100, -100], [EOT, -100, -100, -100], [1, 1, 1, 2]]
 
 
+def test_examples_of_documents_keep_two_numbers_each():
+    """Not the four of a span, through a view."""
+    examples = DocumentExamples(np.array([EOT, 1, 2, EOT, 3, EOT]), 4, EOT)
+    assert (examples.starts.base, examples.ends.base) == (None, None)
+
+
 @quick
 @given(**STRIDE, data=st.data())
 def test_a_batch_of_documents_is_padded_on_the_right(tokens, context_length, stride, data):

@@ -258,5 +258,5 @@ def test_any_flipped_bit_of_meta_json_is_found(folder):
 def test_a_folder_of_an_older_format_says_what_to_do(folder):
     meta = json.loads((folder / "meta.json").read_text()) | {"format": 2}
     (folder / "meta.json").write_text(checksummed(meta))
-    with pytest.raises(ValueError, match="format 2, but this version reads format 3: prepare the data again"):
+    with pytest.raises(ValueError, match="format 2, this version reads 3 and 4: prepare the data again"):
         load_data(folder)

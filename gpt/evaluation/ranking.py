@@ -155,9 +155,12 @@ def _right(values: Iterable[np.ndarray], questions: Iterable[Question]) -> np.nd
 
 
 def mean_above_chance(results: Sequence[TaskResult]) -> tuple[float, float]:
-    """Return the mean of `above_chance` over tasks, and half the width of its 95% interval (normal approximation)."""
-    errors = [
-        math.sqrt(r.accuracy * (1 - r.accuracy) / len(r.correct)) / (1 - r.chance) for r in results
-    ]  # of each task's centred accuracy
+    """Return the mean of `above_chance` over tasks, and half the width of its 95% interval: normal approximation, with
+    two right and two wrong answers more in each task, so that none is sure (Agresti and Coull 1998)."""
+    errors = []  # of each task's centred accuracy
+    for result in results:
+        n = len(result.correct) + NORMAL_95**2
+        share = (result.accuracy * len(result.correct) + NORMAL_95**2 / 2) / n
+        errors.append(math.sqrt(share * (1 - share) / n) / (1 - result.chance))
     mean = sum(result.above_chance for result in results) / len(results)
     return mean, NORMAL_95 * math.hypot(*errors) / len(results)

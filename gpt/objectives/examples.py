@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpt.objectives.documents import complete
 from gpt.ops.reference import IGNORE_INDEX
+from gpt.system.shards import find_all
 from gpt.text.chat import encode_chat
 from gpt.token_files import COUNTED, START, PreparedData, TokenFile
 from gpt.tokenizer import Tokenizer
@@ -70,7 +71,7 @@ class PairExamples(WholeExamples):
 
     def __init__(self, tokens: np.ndarray, eot_id: int, context_length: int):
         self.tokens, self.eot_id = tokens, eot_id
-        self.ends = np.flatnonzero(np.asarray(tokens) == eot_id)
+        self.ends = find_all(tokens, lambda part: part == eot_id)
         super().__init__(context_length, np.diff(self.ends[::2]) - 1)
         longest = int(np.diff(self.ends)[1::2].max())  # response, with its end-of-text token
         if longest > context_length:
@@ -100,10 +101,10 @@ class ConversationExamples(WholeExamples):
 
     def __init__(self, split: TokenFile, context_length: int):
         self.tokens, self.flags = split.tokens, split.flags
-        self.starts = np.flatnonzero(split.flags & START)
+        self.starts = find_all(split.flags, lambda part: part & START)
         self.ends = np.append(self.starts[1:], len(split.tokens))
         super().__init__(context_length, self.ends - self.starts - 1)
-        counted = np.append(-1, np.flatnonzero(split.flags & COUNTED))  # -1: none
+        counted = np.append(-1, find_all(split.flags, _ends_of_answers))  # -1: none
         last = counted[np.searchsorted(counted, self.ends) - 1]
         if len(lost := np.flatnonzero(last <= np.maximum(self.starts, self.ends - context_length - 1))):
             raise ValueError(
@@ -137,6 +138,12 @@ class PackedRows:
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Return inputs, targets and positions as `WholeExamples.rows` does."""
         return self.examples.rows([self.rows[index] for index in indices])
+
+
+def _ends_of_answers(flags: np.ndarray) -> np.ndarray:
+    """Return whether a token is the last of a run that counts in the loss, within its conversation."""
+    goes_on = np.append(flags[1:] & (COUNTED | START) == COUNTED, False)
+    return (flags & COUNTED > 0) & ~goes_on
 
 
 def whole_examples(data: PreparedData, split: TokenFile, context_length: int) -> WholeExamples:

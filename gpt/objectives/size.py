@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from gpt.config import GPTConfig, TrainConfig
+from gpt.system.shards import find_all
 from gpt.token_files import START, PreparedData
 
 SHORT_TEXT = 80_000  # tokens up to which two layers learn more than four
@@ -43,9 +44,9 @@ def _context_for_documents(data: PreparedData) -> int:
     """Return the power of two, from 32 to 512, that holds nine of ten documents, pairs or conversations, or comes
     closest."""
     if data.train.flags is not None:
-        ends = np.append(np.flatnonzero(data.train.flags & START), len(data.train.flags))
+        ends = np.append(find_all(data.train.flags, lambda part: part & START), len(data.train.flags))
     else:
-        ends = np.flatnonzero(np.asarray(data.train.tokens) == data.tokenizer.eot_id)[:: 1 + data.paired]
+        ends = find_all(data.train.tokens, lambda part: part == data.tokenizer.eot_id)[:: 1 + data.paired]
     length = float(np.quantile(np.diff(ends), 0.9)) if len(ends) > 1 else 1.0
     return 2 ** min(max(math.ceil(math.log2(length)), 5), 9)
 

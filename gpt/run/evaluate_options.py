@@ -34,7 +34,10 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_text_options(parser)
     parser.add_argument(
-        "--tasks", nargs="+", metavar="NAME", help=f"ask the questions of these: {', '.join((*TASKS, *GROUPS))} (all)"
+        "--tasks",
+        nargs="+",
+        metavar="NAME",
+        help=f"ask the questions of these: {', '.join((*TASKS, *GROUPS))}: all of them",
     )
     parser.add_argument(
         "--reward", metavar="NAME", help="judge its answers: forms, exact_match, 'module:function', ..."
@@ -65,7 +68,7 @@ def chosen_mode(arguments: argparse.Namespace) -> Mode:
     for option in OPTIONS:
         if option not in mode.known and getattr(arguments, option) not in (None, "float32"):
             raise ValueError(
-                "--limit is the number of questions of --tasks, and none is named"
+                "--limit needs --tasks: it is the number of questions asked of each"
                 if mode is MODEL
                 else f"--{option} cannot be combined with {mode.option}"
             )

@@ -116,7 +116,8 @@ def atomic_folder(path: Path, temporary: Path | None = None, keep: str = "") -> 
     begun to fill can be given as `temporary`.
 
     With `keep` it is .NAME.partial, and stays if the block fails, or is killed, while it holds a file of that name: the
-    next block finds it as it was. Only one process at a time may be in such a block.
+    next block finds it as it was. That file is removed last, when all others are on the disk. Only one process at a
+    time may be in such a block.
 
     An existing folder is renamed to .NAME.old while the new one takes its place; `recover` undoes that if the program
     was killed in between.
@@ -142,6 +143,8 @@ def atomic_folder(path: Path, temporary: Path | None = None, keep: str = "") -> 
             flush(written)
         if path.exists():
             path.rename(aside)
+        if keep:
+            (temporary / keep).unlink(missing_ok=True)
         temporary.rename(path)
         flush(path.parent)
     finally:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import operator
 import platform
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,10 @@ import numpy as np
 from gpt.system.files import sha256
 from gpt.system.paths import cache_folder
 
-AGAIN = "prepare the data again"
+ADVICE = "prepare the data again"
 VERIFIED_AT_ONCE = 2**30  # bytes of a split up to which all of it is hashed at each start, in a second or two
 BLOCK = 2**24  # numbers that are searched at once
-MAX_OPEN = 256  # files of an array that stay open; many systems allow a process 1,024
+MAX_OPEN = 48  # files of an array that stay open; a process has four (tokens, flags), and some systems allow it 256
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,11 @@ class ShardedArray:
                 return ShardedArray([replace(shard, step=-shard.step) for shard in reversed(self.shards)])
             return self[np.arange(start, stop, step)]
         if isinstance(key, np.ndarray) and key.ndim:
+            if not np.issubdtype(key.dtype, np.integer):
+                raise TypeError(f"an array of indices must be of integers, not {key.dtype}")
             return np.array([self[index] for index in key.tolist()], self.dtype)
-        index = key + len(self) if key < 0 else int(key)
+        index = operator.index(key)
+        index += len(self) if index < 0 else 0
         if not 0 <= index < len(self):
             raise IndexError(f"index {key} is out of bounds for an array of {len(self)} numbers")
         number = bisect_right(self.ends, index)
@@ -115,15 +119,15 @@ def open_split(
         path, n = folder / file["file"], file["tokens"]
         size = n * (dtype.itemsize + flagged)
         if not path.is_file() or path.stat().st_size != size:
-            raise ValueError(f"{path} is missing or not {size} bytes long, as it was written: {AGAIN}")
+            raise ValueError(f"{path} is missing or not {size} bytes long, as it was written: {ADVICE}")
         shards.append(Shard(path, n, dtype, 0, file["sha256"]))
-        flags.append(Shard(path, n, np.dtype(np.uint8), n * dtype.itemsize))
+        flags.append(Shard(path, n, np.dtype(np.uint8), n * dtype.itemsize, file["sha256"]))
     digest = joint_sha256([shard.sha256 for shard in shards])
     at_once = sum(shard.path.stat().st_size for shard in shards) <= VERIFIED_AT_ONCE
     for shard in shards if verify and at_once else ():
         verify_now(shard.path, shard.sha256)
     if at_once or not verify:
-        shards = [replace(shard, sha256="") for shard in shards]
+        shards, flags = ([replace(shard, sha256="") for shard in each] for each in (shards, flags))
     return _open(shards), _open(flags) if flagged else None, digest
 
 
@@ -137,6 +141,12 @@ def find(array: np.ndarray | ShardedArray, condition: Callable[[np.ndarray], np.
         yield from (start + np.flatnonzero(condition(array[start : start + BLOCK]))).tolist()
 
 
+def find_all(array: np.ndarray | ShardedArray, condition: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the indices at which a condition holds, ascending, int64. Beyond them no memory grows with the array."""
+    parts = (start + np.flatnonzero(condition(array[start : start + BLOCK])) for start in range(0, len(array), BLOCK))
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
 def joint_sha256(digests: Sequence[str]) -> str:
     """Return one SHA-256 for several files: of one its own, of several that of their SHA-256s in turn."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -145,7 +155,7 @@ def joint_sha256(digests: Sequence[str]) -> str:
 def verify_now(path: Path, digest: str) -> None:
     """Raise ValueError if a file has another SHA-256."""
     if sha256(path) != digest:
-        raise ValueError(f"{path} has changed since it was written (its SHA-256 differs): {AGAIN}")
+        raise ValueError(f"{path} has changed since it was written (its SHA-256 differs): {ADVICE}")
 
 
 def verify_once(path: Path, digest: str) -> None:

@@ -36,12 +36,13 @@ def write_splits(
     ordinary text. ValueError for a split of fewer than two tokens."""
     spelled, write = Counter(), write_conversations if meta.get("flagged") else write_split
     for split, documents in splits.items():
-        saved = progress.of(split)
+        saved = progress.state_of(split)
         with SplitWriter(progress, split, meta["dtype"], shard_tokens) as writer:
             bar.update(writer.counts["characters"])
             meta[split] = saved.get("done") or write(writer, documents, tokenizer, meta, bar)
         if "shards" in meta[split]:
             meta["format"] = SHARDED
+        if progress.file.exists():  # there are files to continue after
             progress.save(split, {**writer.state, "done": meta[split]})
         spelled += writer.spelled
         if meta[split]["tokens"] < 2 + meta["has_eot"]:
@@ -50,7 +51,6 @@ def write_splits(
     tokenizer.save(folder / "tokenizer.json")
     meta["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
     (folder / "meta.json").write_text(checksummed(meta), encoding="utf-8", newline="\n")
-    progress.file.unlink(missing_ok=True)
     return spelled
 
 
@@ -82,7 +82,7 @@ def write_split(
         n_characters, n_bytes = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
         return np.concatenate(ids).astype(meta["dtype"]), n_characters, n_bytes, found
 
-    for ids, n_characters, n_bytes, found in ordered_map(encode, writer.rest(_batches(chunks()))):
+    for ids, n_characters, n_bytes, found in ordered_map(encode, writer.remaining(_batches(chunks()))):
         kept = ids
         if special and has_eot and not meta["paired"]:
             kept = without_empty(ids, tokenizer.eot_id, writer.last)
@@ -91,7 +91,7 @@ def write_split(
         bar.update(n_characters)
     if special and has_eot:  # the text may end documents itself
         n_documents = writer.counts["ends"] - 1
-    return {"documents": n_documents, **writer.counted("characters", "bytes", "tokens"), **writer.close()}
+    return {"documents": n_documents, **writer.counts_of("characters", "bytes", "tokens"), **writer.close()}
 
 
 def encode_documents(texts: Iterable[str], tokenizer: Tokenizer, has_eot: bool, special: bool = False) -> np.ndarray:
@@ -143,10 +143,10 @@ def write_conversations(
         }
         return ids, flags, counts, found
 
-    for ids, flags, counts, found in ordered_map(encode, writer.rest(_batches(conversations))):
+    for ids, flags, counts, found in ordered_map(encode, writer.remaining(_batches(conversations))):
         writer.add(ids, flags, counts, found, ids[-1:])
         bar.update(counts["characters"])
-    counts = writer.counted("documents", "characters", "bytes", "tokens", "turns", "counted")
+    counts = writer.counts_of("documents", "characters", "bytes", "tokens", "turns", "counted")
     return {**counts, **writer.close()}
 
 

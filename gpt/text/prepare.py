@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +14,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gpt.text import encode
 from gpt.text.chat import add_chat_template
-from gpt.text.encode import write_splits
+from gpt.text.formats import COMPRESSED
 from gpt.text.quality import find_notices, has_token, notice
+from gpt.text.readers import CHUNK_BYTES
 from gpt.text.sources import Corpus, add_text_options, open_texts
 from gpt.text.splits import Document, SplitPlan, split_documents
-from gpt.text.token_writer import SHARD_TOKENS, prepared_folder
-from gpt.text.tokenizers import get_tokenizer, with_end_of_text, without_unused
+from gpt.text.target import check_same, check_same_text, check_target
+from gpt.text.token_writer import SHARD_TOKENS, VERSION, prepared_folder
+from gpt.text.tokenizers import get_tokenizer, is_learned, with_end_of_text, without_unused
 from gpt.token_files import COUNTED, FORMAT, PreparedData, load_data
 from gpt.tokenizer import Tokenizer, from_dict, with_special_tokens
 
-FILES = re.compile(r"(train|val)(-\d{5,})?\.bin|tokenizer\.json|meta\.json")
 MAX_REPEATS = 1_000_000  # of a corpus in the training split
 
 
@@ -64,10 +65,11 @@ def prepare_data(
     corpora = [corpora] if isinstance(corpora, Corpus) else [*corpora]
     weights = _check_numbers(corpora, val_fraction, weights, shard_tokens)
     source = " + ".join(map(_weighted_name, corpora, weights))
-    _check_target(out)
-    _check_same(out, "source", source, overwrite)
+    check_target(out)
+    check_same(out, "source", source, overwrite)
     sources = [*corpora, *([val_corpus] if val_corpus else [])]
     kind, flagged = _check_kind(sources)
+    opened = _open_tokenizer(tokenizer_name, special_tokens or ())  # a wrong name is told before a corpus is read
     lengths = [_document_lengths(source, needs_two=kind != "document" and not val_corpus) for source in sources]
     plans = [
         SplitPlan.create(corpus, length, weight, None if val_corpus else val_fraction)
@@ -75,13 +77,12 @@ def prepare_data(
     ]
     n_val = int(lengths[-1].sum()) if val_corpus else sum(plan.val_characters for plan in plans)
     n_characters = {"train": sum(plan.train_characters for plan in plans), "val": n_val}
-    _check_same_text(out, source, n_characters, overwrite)
+    check_same_text(out, source, n_characters, overwrite)
     has_eot = not flagged and (len(corpora) > 1 or max(map(len, lengths)) > 1 or weights[0] != 1)
     add_tokens = add_chat_template if flagged else partial(_with_needed_tokens, has_eot, special_tokens or ())
-    learned = _create_tokenizer(tokenizer_name, sources, sum(int(n.sum()) for n in lengths))
-    tokenizer = add_tokens(learned, tokenizer_name, log)
+    tokenizer = add_tokens(opened or _learn_tokenizer(tokenizer_name, sources, lengths), tokenizer_name, log)
     has_eot = has_eot or (special_tokens is not None and tokenizer.eot_id is not None)  # the text may end documents
-    _check_same(out, "tokenizer", tokenizer.name, overwrite)
+    check_same(out, "tokenizer", tokenizer.name, overwrite)
     meta = _describe_data(source, tokenizer, has_eot, kind, plans, special_tokens is not None)
     spelled = _write_folder(out, meta, plans, val_corpus, tokenizer, n_characters, shard_tokens, log)
     data = load_data(out)
@@ -103,13 +104,29 @@ def _write_folder(
 ) -> Counter[str]:
     """Write both splits, or continue to, and return how often the text holds the names of special tokens."""
     sources = [(source, source.versions()) for source in (*(plan.corpus for plan in plans), val_corpus) if source]
-    identity = repr((meta, tokenizer.to_dict(), sources, n_characters, shard_tokens))
+    cut = (VERSION, CHUNK_BYTES, encode.BATCH_CHARACTERS)  # how batches are cut
+    identity = repr((cut, meta, tokenizer.to_dict(), sources, n_characters, shard_tokens))
     is_long = 4 * max(n_characters.values()) > shard_tokens  # bytes of a character, and so tokens, at most
     with prepared_folder(out, identity, is_long) as progress:
-        if progress.n_tokens and log:
+        log = log or (lambda line: None)
+        if progress.n_tokens:
             log(f"continuing after the {progress.n_tokens:,} tokens that {progress.folder} holds")
-        with _progress_bar("encoding", sum(n_characters.values())) as bar:
-            return write_splits(progress, meta, split_documents(plans, val_corpus), tokenizer, bar, shard_tokens)
+        if progress.n_lost:
+            log(
+                f"starting again: the {progress.n_lost:,} tokens that {progress.folder} held were made of another text "
+                f"or with other options, or their files have changed"
+            )
+        documents = split_documents(plans, val_corpus)
+        try:
+            with _progress_bar("encoding", sum(n_characters.values())) as bar:
+                return encode.write_splits(progress, meta, documents, tokenizer, bar, shard_tokens)
+        except BaseException:  # Ctrl-C too
+            if is_long and progress.file.exists():
+                log(
+                    f"{progress.n_tokens:,} tokens are kept in {progress.folder}: run the same command to continue, or "
+                    f"delete that folder"
+                )
+            raise
 
 
 def _describe_data(
@@ -166,42 +183,6 @@ def _check_numbers(
     return [Fraction(str(weight)) for weight in weights]
 
 
-def _check_target(out: Path) -> None:
-    """Raise ValueError unless `out` is new, empty, or holds what `prepare_data` writes and nothing else."""
-    if not out.exists():
-        return
-    if out.samefile(Path.cwd()):
-        raise ValueError(f"--out {out} is the working folder itself: name a folder in it, such as data/mine")
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    if names and not ("meta.json" in names and all(map(FILES.fullmatch, names))):
-        raise ValueError(f"{out} exists and is not a folder of prepared data: name another one")
-
-
-def _check_same(out: Path, key: str, value: str, overwrite: bool) -> None:
-    """Raise ValueError if `out` holds data of another source or tokenizer, unless it may be overwritten."""
-    try:
-        there = json.loads((out / "meta.json").read_text(encoding="utf-8")).get(key, value)
-    except (OSError, ValueError):
-        return  # nothing there, or too damaged to be of use
-    if there != value and not overwrite:
-        raise ValueError(f"{out} holds data of the {key} {there!r}, not {value!r}: name another folder, or --overwrite")
-
-
-def _check_same_text(out: Path, source: str, n_characters: dict[str, int], overwrite: bool) -> None:
-    """Raise ValueError if `out` holds another text under the name `source`, unless it may be overwritten."""
-    try:
-        meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
-        there = {split: meta[split]["characters"] for split in n_characters}
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # nothing there, or too damaged to be of use
-    if there != n_characters and not overwrite:
-        old, new = (" and ".join(f"{n:,}" for n in numbers.values()) for numbers in (there, n_characters))
-        raise ValueError(
-            f"{out} holds another text or split of {source!r}, with {old} training and validation characters, not "
-            f"{new}: name another folder, or --overwrite"
-        )
-
-
 def _weighted_name(corpus: Corpus, weight: Fraction) -> str:
     """Return the corpus's name, with the weight unless it is 1."""
     return corpus.name if weight == 1 else f"{corpus.name} x {float(weight):g}"
@@ -230,7 +211,9 @@ def _document_lengths(corpus: Corpus, needs_two: bool) -> np.ndarray:
             bar.update(len(chunk.encode()))
         return n
 
-    with _progress_bar("counting", sum(size for _, size, _ in corpus.versions()), "B") as bar:
+    is_plain = not corpus.fields and not corpus.format and all(path.suffix not in COMPRESSED for path in corpus.names)
+    n_bytes = sum(size for _, size, _ in corpus.versions()) if is_plain else None  # of others the text's are unknown
+    with _progress_bar("counting", n_bytes, "B") as bar:
         lengths = np.fromiter(map(length, corpus.documents()), np.int64)
     check_lengths(corpus, lengths)
     if needs_two and len(lengths) < 2 * corpus.unit:
@@ -246,11 +229,18 @@ def check_lengths(corpus: Corpus, lengths: np.ndarray) -> None:
         raise ValueError(f"the target of pair {empty[0] + 1} is empty in {corpus.name}: there is nothing to learn")
 
 
-def _create_tokenizer(name: str, sources: list[Corpus], n_characters: int) -> Tokenizer:
-    """Open a tokenizer, or learn it from the sources."""
+def _open_tokenizer(name: str, special_tokens: Sequence[str]) -> Tokenizer | None:
+    """Return a tokenizer, None if it is learned. ValueError for a wrong name, of the tokenizer or a special token."""
+    if "" in special_tokens:
+        raise ValueError("--special_tokens '' names no token: leave it out, or name one such as '<|user|>'")
+    return None if is_learned(name) else get_tokenizer(name)
+
+
+def _learn_tokenizer(name: str, sources: list[Corpus], lengths: list[np.ndarray]) -> Tokenizer:
+    """Learn a tokenizer from the sources, whose documents have these lengths."""
 
     def chunks() -> Iterator[str]:
-        with _progress_bar("learning", n_characters) as bar:
+        with _progress_bar("learning", sum(int(n.sum()) for n in lengths)) as bar:
             for chunk in itertools.chain.from_iterable(source.chunks() for source in sources):
                 yield chunk
                 bar.update(len(chunk))
@@ -270,14 +260,12 @@ def _with_needed_tokens(
         if log and name != "char":
             eot = next(token for token, i in tokenizer.special_tokens.items() if i == tokenizer.eot_id)
             log(f"{name} names no end-of-text token: {eot}, token {tokenizer.eot_id}, separates the documents")
-    if "" in special_tokens:
-        raise ValueError("--special_tokens '' names no token: leave it out, or name one such as '<|user|>'")
     if not special_tokens:
         return tokenizer
     return from_dict(with_special_tokens(tokenizer, special_tokens).to_dict())  # as it will be loaded
 
 
-def _progress_bar(description: str, total: int, unit: str = "characters") -> tqdm:
+def _progress_bar(description: str, total: int | None, unit: str = "characters") -> tqdm:
     return tqdm(desc=description, total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty())
 
 
@@ -311,8 +299,8 @@ def _notices(
         token = data.tokenizer.special_tokens[name]
         if not any(has_token(split.tokens, token) for split in (data.train, data.val)):
             yield f"the special token {name!r} does not occur in the text"
-    learned = tokenizer_name == "char" or tokenizer_name.startswith("bpe:")
-    yield from find_notices(data, spelled, has_repeats=any(weight != 1 for weight in weights), learned=learned)
+    has_repeats = any(weight != 1 for weight in weights)
+    yield from find_notices(data, spelled, has_repeats, is_learned(tokenizer_name))
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------
@@ -368,7 +356,7 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     add("--val_input", metavar="TEXT", help="validate on this text instead of holding out a share")
     add(
         "--shard_tokens", type=int, default=SHARD_TOKENS, metavar="N",
-        help="tokens of a file, where a split has more than one file holds (default: 100000000)",
+        help="most tokens in one file; a longer split becomes several (default: 100000000)",
     )
     add("--overwrite", action="store_true", help="replace prepared data of another text or tokenizer in --out")
     # fmt: on

@@ -180,7 +180,7 @@ def _repeats_of_text(data: PreparedData) -> Iterator[str]:
 def _spread(tokens: np.ndarray, most: int, n: int = 16) -> np.ndarray:
     """Return at most so many tokens, in n pieces spread evenly."""
     if len(tokens) <= most:
-        return tokens
+        return np.asarray(tokens)
     starts = np.linspace(0, len(tokens) - most // n, n).astype(np.int64)
     return np.concatenate([tokens[a : a + most // n] for a in starts])
 

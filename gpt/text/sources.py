@@ -166,7 +166,8 @@ def open_corpus(
     else:
         name, paths = source, _files(map(Path, glob.glob(source, recursive=True)))
         if not paths:
-            raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({', '.join(KNOWN)})")
+            hub = f"; a data set of the hub is hub:{source}" if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else ""
+            raise ValueError(f"no file, folder or glob {source!r}, and no text of that name ({', '.join(KNOWN)}){hub}")
     _check_forms(source, paths, fields, encoding)
     return Corpus(name, paths, separator, fields, encoding, left_out)
 

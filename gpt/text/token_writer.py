@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import filelock
 import numpy as np
 
-from gpt.system.files import atomic_folder, checksummed, flush, read_checksummed, write_text
+from gpt.system.files import atomic_folder, checksummed, flush, read_checksummed, sha256, write_text
 from gpt.system.shards import joint_sha256
 
 SHARD_TOKENS = 100_000_000  # of a file where the split has more: 200 MB
 PROGRESS = "progress.json"
+VERSION = 1  # of how text becomes files: another one continues no older preparation
 Item = TypeVar("Item")
 
 
@@ -31,7 +32,7 @@ class SplitWriter:
 
     def __init__(self, progress: "Progress", split: str, dtype: str, shard_tokens: int):
         self.progress, self.split, self.dtype, self.shard_tokens = progress, split, np.dtype(dtype), shard_tokens
-        saved = progress.of(split)
+        saved = progress.state_of(split)
         self.n_batches, self.last = saved.get("n_batches", 0), saved.get("last", -1)
         self.counts, self.spelled = Counter(saved.get("counts", {})), Counter(saved.get("spelled", {}))
         self.shards: list[dict[str, Any]] = saved.get("shards", [])
@@ -69,11 +70,11 @@ class SplitWriter:
         self.spelled.update(spelled)
         self.n_batches, self.last = self.n_batches + 1, int(last[0]) if len(last) else self.last
 
-    def rest(self, batches: Iterable[Item]) -> Iterator[Item]:
+    def remaining(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yield the batches that are still to be added."""
         return itertools.islice(batches, self.n_batches, None)
 
-    def counted(self, *names: str) -> dict[str, int]:
+    def counts_of(self, *names: str) -> dict[str, int]:
         """Return these counts, in this order."""
         return {name: self.counts[name] for name in names}
 
@@ -86,6 +87,7 @@ class SplitWriter:
         if len(self.shards) > 1:
             return {"sha256": digest, "shards": self.shards}
         (self.progress.folder / self.shards[0]["file"]).replace(self.progress.folder / f"{self.split}.bin")
+        self.shards[0]["file"] = f"{self.split}.bin"
         return {"sha256": digest}
 
     def _write(self, ids: np.ndarray, flags: np.ndarray | None) -> None:
@@ -117,20 +119,22 @@ class SplitWriter:
 class Progress:
     """What a preparation has finished, in a file of its folder: so the next one of the same text continues it.
 
-    `identity` says what is prepared. A folder of something else, or one that has lost a file, is emptied.
+    `identity` says what is prepared. A folder of something else, or one whose files have changed, is emptied;
+    `n_lost` is the number of tokens that were in it.
     """
 
     def __init__(self, folder: Path, identity: str):
         self.folder, self.file = folder, folder / PROGRESS
         self.state: dict[str, Any] = {"identity": hashlib.sha256(identity.encode()).hexdigest()}
-        found = self._read()
+        self.n_lost, found = 0, self._read()
         if found.get("identity") == self.state["identity"] and self._has_files(found):
             self.state = found
         else:
+            self.n_lost = sum(shard["tokens"] for shard in _shards(found))
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def of(self, split: str) -> dict[str, Any]:
+    def state_of(self, split: str) -> dict[str, Any]:
         """Return what was saved of a split; {} if nothing was."""
         return self.state.get(split, {})
 
@@ -142,7 +146,7 @@ class Progress:
     @property
     def n_tokens(self) -> int:
         """The number of tokens in the files that are finished."""
-        return sum(shard["tokens"] for split in ("train", "val") for shard in self.of(split).get("shards", ()))
+        return sum(shard["tokens"] for shard in _shards(self.state))
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -151,25 +155,49 @@ class Progress:
             return {}
 
     def _has_files(self, state: dict[str, Any]) -> bool:
-        names = [shard["file"] for split in ("train", "val") for shard in state.get(split, {}).get("shards", ())]
-        return all((self.folder / name).is_file() for name in names)
+        files = {self.folder / shard["file"]: shard["sha256"] for shard in _shards(state)}
+        return all(path.is_file() and sha256(path) == digest for path, digest in files.items())
+
+
+def _shards(state: dict[str, Any]) -> list[dict[str, Any]]:
+    return [shard for split in ("train", "val") for shard in state.get(split, {}).get("shards", ())]
 
 
 @contextlib.contextmanager
 def prepared_folder(out: Path, identity: str, is_long: bool) -> Iterator[Progress]:
     """A folder that becomes `out` when the block ends, and what an earlier try at the same has finished in it.
 
-    Only what `is_long` is continued. ValueError where another process prepares that.
+    Only what `is_long` is continued. ValueError where another process is preparing that.
     """
+    out = out.resolve()  # a link's lock is its folder's
+    lock = filelock.FileLock(out.with_name(f".{out.name}.lock"))
     if not is_long:
         with atomic_folder(out) as folder:
-            yield Progress(folder, identity)
+            progress = Progress(folder, identity)
+            yield progress
+            progress.file.unlink(missing_ok=True)
+        partial = out.with_name(f".{out.name}.partial")  # of a longer one that was stopped
+        if partial.exists():
+            with contextlib.suppress(filelock.Timeout), _held(lock):
+                shutil.rmtree(partial)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(out.with_name(f".{out.name}.lock"))
-    try:
-        with lock.acquire(blocking=False), atomic_folder(out, keep=PROGRESS) as folder:
-            yield Progress(folder, identity)
-            Path(lock.lock_file).unlink(missing_ok=True)
-    except filelock.Timeout:
-        raise ValueError(f"another process prepares {out}: wait until it ends, or name another folder") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_held(lock))
+        except filelock.Timeout:
+            raise ValueError(
+                f"another process is preparing {out}: wait until it ends, or name another folder"
+            ) from None
+        yield Progress(stack.enter_context(atomic_folder(out, keep=PROGRESS)), identity)
+
+
+@contextlib.contextmanager
+def _held(lock: filelock.FileLock) -> Iterator[None]:
+    """Hold a lock for the block, and remove its file. filelock.Timeout where another process holds it."""
+    with lock.acquire(blocking=False):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows deletes it on release
+                Path(lock.lock_file).unlink()

@@ -21,13 +21,11 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
     A path leads to a tokenizer.json of this project or of Hugging Face, to a folder that holds one, or to a .gguf file.
     Raises ValueError for an unknown name, for missing texts and for a damaged file.
     """
-    kind, _, size = name.partition(":")
-    if kind == "bpe" and (not size.isdecimal() or int(size) < 257):
-        raise ValueError(f"tokenizer {name!r}: bpe takes the number of tokens, at least 257, as in bpe:4096")
-    if kind == "bpe" or name == "char":
+    if is_learned(name):
         if texts is None or isinstance(texts, str):
             raise ValueError(f"tokenizer {name!r} is learned from a corpus: get_tokenizer({name!r}, [text])")
-        return train_bpe(texts, int(size)) if kind == "bpe" else CharTokenizer(itertools.chain.from_iterable(texts))
+        size = name.partition(":")[2]
+        return train_bpe(texts, int(size)) if size else CharTokenizer(itertools.chain.from_iterable(texts))
     if name == "gpt2":
         return load_tokenizer(name)
     if name == "smollm2" or name.endswith(".gguf"):
@@ -42,6 +40,14 @@ def get_tokenizer(name: str, texts: Iterable[str] | None = None) -> Tokenizer:
         if name.endswith(".json") or Path(name).exists():
             return load_any_tokenizer(name)
     raise ValueError(f"unknown tokenizer {name!r}: gpt2, smollm2, char, bpe:N, or a path to a tokenizer.json")
+
+
+def is_learned(name: str) -> bool:
+    """Return whether the tokenizer of this name is learned from texts. ValueError for "bpe" without a number."""
+    kind, _, size = name.partition(":")
+    if kind == "bpe" and (not size.isdecimal() or int(size) < 257):
+        raise ValueError(f"tokenizer {name!r}: bpe takes the number of tokens, at least 257, as in bpe:4096")
+    return kind == "bpe" or name == "char"
 
 
 def with_end_of_text(tokenizer: Tokenizer) -> Tokenizer:

@@ -210,7 +210,10 @@ def test_what_the_model_writes_itself(loaded):
     others = [[*written[:-4], *(i ^ (j == k) for k, i in enumerate(written[-4:]))] for j in range(4)]
     found, greedy = score_continuations(model, [(ids, 4) for ids in (written, *others)], batch_size=2)
     assert greedy.tolist() == [True, False, False, False, False]
-    assert found[0] > found[1:].max() or len({*found}) == 5
+    for ids, value in zip((written, *others), found, strict=True):
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids[:-1]]))[0, -4:].log_softmax(-1)
+        assert value == pytest.approx(float(log_p[range(4), ids[-4:]].sum()), abs=1e-4)
 
 
 def test_tokens_at_the_border(loaded):
@@ -255,13 +258,19 @@ def result_of(right, n, chance, losses=(1.0,)):
 
 def test_the_mean_above_chance():
     """40% of 25% is a fifth of the way to 100%, 75% of 50% a half. Its interval, by sampling."""
-    results = [result_of(40, 100, 0.25), result_of(150, 200, 0.5)]
+    results = [result_of(400, 1000, 0.25), result_of(1500, 2000, 0.5)]
     mean, half = mean_above_chance(results)
     assert mean == pytest.approx((0.2 + 0.5) / 2)
     rng = np.random.default_rng(0)
-    shares = rng.binomial([100, 200], [0.4, 0.75], (100_000, 2)) / [100, 200]
+    shares = rng.binomial([1000, 2000], [0.4, 0.75], (100_000, 2)) / [1000, 2000]
     sampled = ((shares - [0.25, 0.5]) / [0.75, 0.5]).mean(1)
     assert half == pytest.approx(1.96 * sampled.std(), rel=0.01)
+
+
+@pytest.mark.parametrize("right", [0, 10])
+def test_all_or_nothing_of_a_few_is_not_sure(right):
+    """By hand, of 10 answers: 1.92 of 13.84 is 0.1388, and 1.96 (0.1388 * 0.8612 / 13.84)^(1/2) is 0.1822."""
+    assert mean_above_chance([result_of(right, 10, 0)]) == (right / 10, pytest.approx(0.1822, abs=1e-3))
 
 
 def test_the_interval_of_a_perplexity():

@@ -212,7 +212,7 @@ def test_a_task_is_downloaded_once(sums, tmp_path, monkeypatch):
         ("next_token --tasks openbookqa --checkpoint all", "--tasks cannot be combined with --checkpoint all"),
         ("next_token --tasks openbookqa --field q", "--field says how a text is read, and --tasks reads"),
         ("next_token --tasks openbookqa --limit 0", "--limit must be at least 1, not 0"),
-        ("next_token --limit 3", "--limit is the number of questions of --tasks, and none is named"),
+        ("next_token --limit 3", "--limit needs --tasks: it is the number of questions asked of each"),
         ("next_token --tasks openbookqa --batch_size 0", "batch_size must be at least 1, not 0"),
         ("next_token --tasks piqa", "question 1 of piqa cannot be put to runs/next_token, step 2: the character 'Q'"),
     ],

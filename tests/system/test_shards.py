@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpt.system import shards
 from gpt.system.files import sha256
-from gpt.system.shards import Shard, ShardedArray, find, joint_sha256, verify_once
+from gpt.system.shards import Shard, ShardedArray, find, find_all, joint_sha256, verify_once
 
 LENGTHS = [7, 1, 30, 12]
 NUMBERS = np.random.default_rng(0).integers(0, 5, sum(LENGTHS)).astype(np.uint16)
@@ -70,6 +70,9 @@ def test_single_numbers_and_arrays_of_indices(array):
         with pytest.raises(IndexError, match="out of bounds for an array of 50"):
             array[wrong]
     assert list(array) == NUMBERS.tolist()
+    for wrong in (np.array([True, False]), np.array([1.5]), 1.5, "1"):
+        with pytest.raises(TypeError, match="integer"):
+            array[wrong]
 
 
 def test_numpy_reads_it_whole(array):
@@ -106,6 +109,8 @@ def test_find_goes_block_by_block(array, monkeypatch, block):
     monkeypatch.setattr(shards, "BLOCK", block)
     for numbers in (array, NUMBERS):
         assert list(find(numbers, lambda part: part == 2)) == np.flatnonzero(NUMBERS == 2).tolist()
+        assert find_all(numbers, lambda part: part == 2).tolist() == np.flatnonzero(NUMBERS == 2).tolist()
+        assert find_all(numbers, lambda part: part == 9).dtype == np.int64
 
 
 def test_the_joint_sha256_depends_on_each_and_on_the_order():

@@ -57,6 +57,23 @@ def test_a_config_is_the_cards_or_a_folder():
         (["a.jsonl", "b.jsonl.zst", "model.bin"], [], ["a.jsonl", "b.jsonl.zst"]),
         (["constraints.csv", "en/train-1.csv", "en/test.csv"], [], ["en/train-1.csv"]),
         (["book.txt", "README.md"], [], ["book.txt"]),
+        (["training.jsonl", "test.jsonl"], [], ["training.jsonl"]),
+        (["training/test.jsonl", "training/a.jsonl"], [], ["training/a.jsonl"]),
+        (["a-dev.csv", "b.csv", "c_val.csv", "d.eval.csv"], [], ["b.csv"]),
+        (["a.csv", "latest.csv", "contest.csv"], [], ["a.csv", "contest.csv", "latest.csv"]),
+        (["long_train.csv", "train.parquet", "x/dataset_infos.json"], [], ["long_train.csv"]),
+        (["a.csv", "dataset_infos.json", "x/dataset_info.json"], [], ["a.csv"]),
+        (["a.txt", "LICENSE.txt", "requirements.txt", "notes/README.md", ".github/b.txt"], [], ["a.txt"]),
+        (["a.csv", "b.csv"], [{"data_dir": None}], ["a.csv", "b.csv"]),
+        (["a.csv", "x/b.csv"], [{"data_dir": "."}], ["a.csv", "x/b.csv"]),
+        (["a.csv", "x/a.csv"], [{"data_dir": "./x/", "data_files": "*.csv"}], ["x/a.csv"]),
+        (["a-0.csv", "a-10.csv", "a-b.csv"], [{"data_files": "a-[0-9]*.csv"}], ["a-0.csv", "a-10.csv"]),
+        (["a-0.csv", "a-b.csv"], [{"data_files": "a-[!0-9].csv"}], ["a-b.csv"]),
+        (
+            ["a.csv", "b.csv"],
+            [{"data_files": [{"split": "test_sft", "path": "a.csv"}, {"split": "train_sft", "path": "b.csv"}]}],
+            ["b.csv"],
+        ),
         (["a.json", "b.json"], [{"config_name": "only", "data_files": "b.json"}], ["b.json"]),
         (["a.json", "x/b.json"], [{"config_name": "only", "data_dir": "x"}], ["x/b.json"]),
         (["x/a.csv", "x/y/b.csv"], [{"data_files": "x/*.csv"}], ["x/a.csv"]),
@@ -83,11 +100,20 @@ def test_the_training_files_without_a_config(names, configs, expected):
         ("hub:o/n:english", [], "no config or folder 'english', but: data, sample"),
         ("hub:o/n", CONFIGS[1:], "has several configs: name one, as in hub:o/n:sample-10BT"),
         ("hub:o/n", [{"data_files": "*.bin"}], "has no file that is read here .*parquet"),
+        ("hub:o/n", [{"data_files": [{"split": "test", "path": "*"}]}], "has no file for training, but for: test;"),
+        ("hub:o/n:en", [], "has no file for training, but for: test, validation;"),
     ],
 )
 def test_what_cannot_be_found_is_named(source, configs, words):
+    names = ["en/test.parquet", "en/validation.parquet"] if source.endswith(":en") else NAMES
     with pytest.raises(ValueError, match=words):
-        files_of(source, configs=configs)
+        files_of(source, names, configs)
+
+
+def test_a_revision_stays_with_the_repository():
+    assert hub.parse_source("hub:o/n@v1.0:en:text") == ("o/n@v1.0", "en", "text")
+    files = files_of("hub:o/n@refs/convert/parquet:sample-10BT")
+    assert (files.repository, files.revision) == ("o/n", COMMIT)
 
 
 def test_the_listing_has_the_bytes_in_all_and_few_names():
@@ -95,12 +121,13 @@ def test_the_listing_has_the_bytes_in_all_and_few_names():
     assert lines[0] == "hub:o/n:sample-10BT: 3 files of 87 bytes in all, each downloaded when it is first read"
     assert [line.split() for line in lines[1:]] == [["29", name] for name in NAMES[:3]]
     lines = files_of("hub:o/n", [f"{n:02}.csv" for n in range(30)], []).listing().splitlines()
-    assert len(lines) == 1 + hub.MOST_LISTED
+    assert len(lines) == 1 + hub.MAX_LISTED
     assert lines[-2].split() == ["...", "23", "others"]
     assert [line.split()[-1] for line in (lines[1], lines[6], lines[8])] == ["00.csv", "05.csv", "29.csv"]
 
 
 BY_HAND = "download its files from https://huggingface.co/datasets/o/n and name their folder"
+AGAIN = f"run the same command again, which continues; without a network, {BY_HAND}"
 
 
 def test_without_a_network(monkeypatch):
@@ -110,12 +137,31 @@ def test_without_a_network(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(library.HfApi, "dataset_info", fail)
-    with pytest.raises(ValueError, match=f"hub:o/n cannot be downloaded .ConnectionError.: {BY_HAND}"):
+    with pytest.raises(ValueError, match=f"hub:o/n cannot be downloaded .ConnectionError: no route to host.: {AGAIN}"):
         hub.find_files("hub:o/n")
     files = files_of("hub:o/n:sample-10BT")
     monkeypatch.setattr(library, "hf_hub_download", fail)
-    with pytest.raises(ValueError, match=f"{NAMES[0]} of hub:o/n:sample-10BT cannot be downloaded .*: {BY_HAND}"):
+    with pytest.raises(ValueError, match=f"{NAMES[0]} of hub:o/n:sample-10BT cannot be downloaded .*: {AGAIN}"):
         files[0]
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("GatedRepoError", "accept its terms on its page of the hub, then `hf auth login`"),
+        ("RepositoryNotFoundError", "check the spelling; if it is private, `hf auth login`"),
+        ("RevisionNotFoundError", "check the spelling of the revision"),
+        ("OSError", "free some space on that disk, and run the same command again"),
+    ],
+)
+def test_each_failure_has_its_way_out(kind, words):
+    errors = pytest.importorskip("huggingface_hub.errors")
+    error = OSError(28, "disk full") if kind == "OSError" else getattr(errors, kind).__new__(getattr(errors, kind))
+    with (
+        pytest.raises(ValueError, match=f"hub:o/n cannot be downloaded .{kind}.*: {words}"),
+        hub.hub_errors("hub:o/n", ""),
+    ):
+        raise error
 
 
 def test_without_huggingface_hub(monkeypatch):

@@ -46,6 +46,15 @@ def gpt2():
     return get_tokenizer("gpt2")
 
 
+@pytest.mark.parametrize("wrong", [{"tokenizer_name": "gpt5"}, {"tokenizer_name": "bpe:x"}, {"special_tokens": [""]}])
+def test_a_wrong_name_is_told_before_a_text_is_read(tmp_path, monkeypatch, wrong):
+    """It may be one of many files on the hub."""
+    corpus = corpus_of(tmp_path / "in", STORY)
+    monkeypatch.setattr(type(corpus), "documents", None)
+    with pytest.raises(ValueError, match=r"tokenizer 'gpt5'|tokenizer 'bpe:x'|special_tokens '' names no token"):
+        prepare_data(corpus, **{"tokenizer_name": "char", "out": tmp_path / "out", **wrong})
+
+
 # --- the files --------------------------------------------------------------------------------------------------------
 
 

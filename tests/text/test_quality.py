@@ -35,6 +35,17 @@ def test_nothing_is_said_about_an_ordinary_text(tmp_path, source, tokenizer):
     assert said_about(open_corpus(source), tmp_path, tokenizer) == []
 
 
+@pytest.mark.parametrize("separator", ["", "\n"])
+def test_the_same_is_said_of_several_files(tmp_path, separator):
+    """As of one: copies, and a tokenizer that does not fit."""
+    rng = random.Random(1)
+    corpus = corpus_of(tmp_path / "in", "\n".join([*(prose(rng, 30) for _ in range(40))] * 2), separator=separator)
+    for tokenizer in ("char", "gpt2"):
+        expected = said_about(corpus, tmp_path, tokenizer)
+        assert expected
+        assert said_about(corpus, tmp_path, tokenizer, shard_tokens=1000) == expected
+
+
 # --- repeats ----------------------------------------------------------------------------------------------------------
 
 

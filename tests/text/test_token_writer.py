@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from conftest import corpus_of
 
 import gpt.text.encode
+from gpt.system import files, shards
 from gpt.system.files import sha256
 from gpt.system.shards import ShardedArray
 from gpt.text import token_writer
@@ -63,7 +65,7 @@ def test_several_files_hold_what_one_would(tmp_path, small_batches, name, specia
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_conversations_keep_their_flags(tmp_path):
+def test_conversations_keep_their_flags(tmp_path, monkeypatch):
     (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps({"messages": TALK * (1 + n % 3)}) for n in range(30)))
     corpus = Corpus("talks", [tmp_path / "talks.jsonl"], format="messages")
     one = prepare_data(corpus, "gpt2", tmp_path / "one")
@@ -74,6 +76,14 @@ def test_conversations_keep_their_flags(tmp_path):
         assert list(several.documents(b)) == list(one.documents(a))
     assert isinstance(several.train.flags, ShardedArray)
     assert several.bytes_per_token == one.bytes_per_token
+    monkeypatch.setattr(shards, "VERIFIED_AT_ONCE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    last = sorted(several.folder.glob("train-*.bin"))[-1]
+    last.write_bytes(last.read_bytes()[:-1] + b"\7")  # a flag
+    flags = load_data(several.folder, verify=True).train.flags
+    assert len(flags[:100]) == 100
+    with pytest.raises(ValueError, match="has changed since it was written"):
+        flags[-1]
 
 
 @pytest.mark.parametrize("n_tokens", [99, 100, 101])
@@ -124,7 +134,7 @@ class Stop(BaseException):
 def test_an_interrupted_preparation_continues_after_its_files(
     tmp_path, small_batches, monkeypatch, special, stop_after
 ):
-    corpus, out, lines = corpus_of(tmp_path / "in", *TEXTS), tmp_path / "out", []
+    corpus, out, stopped, lines = corpus_of(tmp_path / "in", *TEXTS), tmp_path / "out", [], []
     expected = files_of(
         prepare_data(corpus, "gpt2", tmp_path / "whole", special_tokens=special, shard_tokens=60).folder
     )
@@ -139,17 +149,85 @@ def test_an_interrupted_preparation_continues_after_its_files(
     with monkeypatch.context() as patch:
         patch.setattr(token_writer.SplitWriter, "_finish", finish_and_stop)
         with pytest.raises(Stop):
-            prepare_data(corpus, "gpt2", out, special_tokens=special, shard_tokens=60)
+            prepare_data(corpus, "gpt2", out, special_tokens=special, shard_tokens=60, log=stopped.append)
     assert not out.exists()
     kept = (tmp_path / ".out.partial").exists()
     assert kept == (stop_after > 1), "the file that was being finished does not count"
-    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.partial").glob("train-*")}
+    names = sorted(path.name for path in (tmp_path / ".out.partial").glob("train-*"))[: stop_after - 1]
+    for name in names:
+        os.utime(tmp_path / ".out.partial" / name, ns=(1, 1))
     prepare_data(corpus, "gpt2", out, special_tokens=special, shard_tokens=60, log=lines.append)
     assert files_of(out) == expected
-    assert any("continuing after the " in line for line in lines) == kept
-    for name in sorted(times)[: stop_after - 1]:
-        assert (out / name).stat().st_mtime_ns <= times[name] + 10**7, "it was written again"
+    n_kept = f"{60 * (stop_after - 1)} tokens"
+    assert (
+        any(f"{n_kept} are kept in {out.with_name('.out.partial')}: run the same" in line for line in stopped) == kept
+    )
+    assert any(f"continuing after the {n_kept}" in line for line in lines) == kept
+    for name in names:
+        assert (out / name).stat().st_mtime_ns == 1, "it was written again"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("shard_tokens", [100, 300])  # one file of validation: exactly of that length, or shorter
+def test_all_is_kept_until_the_folder_is_in_its_place(tmp_path, monkeypatch, shard_tokens):
+    """A kill while the files go to the disk loses nothing, and no other process may begin before the end."""
+    corpus, val, out, lines = (
+        corpus_of(tmp_path / "in", "xy" * 400),
+        corpus_of(tmp_path / "val", "xy" * 50),
+        tmp_path / "out",
+        [],
+    )
+    flush = files.flush
+
+    def stop(path):
+        if path.name == "meta.json":
+            with pytest.raises(ValueError, match="is preparing"), token_writer.prepared_folder(out, "x", is_long=True):
+                pass
+            raise Stop
+        flush(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "flush", stop)
+        with pytest.raises(Stop):
+            prepare_data(corpus, "char", out, val_corpus=val, shard_tokens=shard_tokens)
+    data = prepare_data(corpus, "char", out, val_corpus=val, shard_tokens=shard_tokens, log=lines.append)
+    assert any("continuing after the 900 tokens" in line for line in lines)
+    fresh = prepare_data(corpus, "char", tmp_path / "fresh", val_corpus=val, shard_tokens=shard_tokens)
+    assert files_of(data.folder) == files_of(fresh.folder)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_short_preparation_removes_what_is_left_of_a_long_one(tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "train-00000.bin").write_text("xy")
+    prepare_data(corpus_of(tmp_path / "in", "xy" * 50), "char", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("change", ["a changed file", "a lost file", "another batch", "other options"])
+def test_what_does_not_fit_starts_again_and_is_named(tmp_path, monkeypatch, change):
+    corpus, out, lines = corpus_of(tmp_path / "in", "xy" * 400), tmp_path / "out", []
+
+    def stop(path):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt.text.encode, "sha256", stop)  # of the tokenizer, at the end
+        with pytest.raises(Stop):
+            prepare_data(corpus, "char", out, shard_tokens=100)
+    kept = tmp_path / ".out.partial" / "train-00003.bin"
+    if change == "a changed file":
+        kept.write_bytes(kept.read_bytes()[:-1] + b"\7")
+    elif change == "a lost file":
+        kept.unlink()
+    elif change == "another batch":
+        monkeypatch.setattr(gpt.text.encode, "BATCH_CHARACTERS", 90)
+    options = {"shard_tokens": 101 if change == "other options" else 100}
+    data = prepare_data(corpus, "char", out, log=lines.append, **options)
+    assert any(
+        re.match(r"starting again: the 800 tokens that .*\.out\.partial held were made of", line) for line in lines
+    )
+    assert files_of(data.folder) == files_of(prepare_data(corpus, "char", tmp_path / "fresh", **options).folder)
 
 
 @pytest.mark.slow
@@ -209,5 +287,5 @@ def test_kills_at_random_points_change_nothing(tmp_path):
 
 def test_two_preparations_of_one_folder_do_not_mix(tmp_path):
     one, other = (token_writer.prepared_folder(tmp_path / "out", "one", is_long=True) for _ in range(2))
-    with one, pytest.raises(ValueError, match=r"another process prepares .*out: wait until it ends"), other:
+    with one, pytest.raises(ValueError, match=r"another process is preparing .*out: wait until it ends"), other:
         pass

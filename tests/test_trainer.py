@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import itertools
 import math
 import shutil
@@ -421,6 +422,15 @@ def test_a_step_on_a_gpu_waits_for_nothing_and_reduces_once(tiny_config, tmp_pat
     assert (len(trainer.pending), trainer.tokens_seen) == (2, 0)
     read(delay=1)
     assert (len(trainer.pending), trainer.tokens_seen) == (1, 8 * 16)
+
+
+def test_the_garbage_collector_leaves_alone_what_exists_before_training(tiny_config, tmp_path, monkeypatch):
+    trainer = start_run(change(tiny_config, max_steps=1, eval_every=0), tmp_path / "run", quiet)
+    step, frozen = trainer._train_step, []
+    monkeypatch.setattr(trainer, "_train_step", lambda: frozen.append(gc.get_freeze_count()) or step())
+    trainer.train()
+    assert frozen[0] > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -34,7 +34,6 @@ def frozen_objects() -> Iterator[None]:
 
     Each full collection visits them all, hundreds of milliseconds in which a GPU waits, and with it all others.
     """
-    gc.collect()
     gc.freeze()
     try:
         yield

@@ -277,8 +277,7 @@ def test_recomputed_blocks_have_the_same_gradients(block, tmp_path):
 @pytest.mark.slow
 @pytest.mark.forks
 @pytest.mark.skipif(compile_obstacle(CPU) is not None, reason="needs a compiler")
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("parallel", "recompute"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
 def test_compiled_blocks_have_the_same_gradients(parallel, recompute, tmp_path):
     """A backend that runs PyTorch's own operations would not show what fusing changes."""
     exact = accumulated(SINGLE_PROCESS, new_objective(MODERN_BLOCK, tie_embeddings=True))

@@ -224,6 +224,7 @@ def test_every_kind_of_run_resumes_exactly(tiny_config, tmp_path, changes):
     assert_same_run(tmp_path / "run", tmp_path / "truth")
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=3, suppress_health_check=list(HealthCheck))
 @given(
     every=st.fixed_dictionaries({f"{w}_every": st.integers(w == "log", 5) for w in ("log", "eval", "save", "sample")}),

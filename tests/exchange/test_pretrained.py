@@ -418,6 +418,7 @@ def test_a_run_starts_from_published_weights(shape, tmp_path):
     assert open_pretrained(tmp_path / "exported").tokenizer().to_dict() == subject.tokenizer.to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "char"])
 def test_tokens_of_the_data_take_unused_rows(kind, tmp_path):
     """What ends documents, and special tokens: in a run from published weights, and in a second run from that one."""

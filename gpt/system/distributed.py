@@ -125,10 +125,7 @@ class DistContext:
 
     def all_reduce_sum(self, numbers: Any) -> np.ndarray:
         """The sum over processes of an array of numbers, float64."""
-        tensor = torch.as_tensor(numbers, dtype=torch.float64).clone()
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor.numpy()
+        return self.all_reduce(torch.as_tensor(numbers, dtype=torch.float64).clone()).numpy()
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over processes of a tensor, in its place. On a GPU the host does not wait for it."""

@@ -137,14 +137,19 @@ def _open(shards: list[Shard]) -> np.ndarray | ShardedArray:
 
 def find(array: np.ndarray | ShardedArray, condition: Callable[[np.ndarray], np.ndarray]) -> Iterator[int]:
     """Yield the indices at which a condition holds, in ascending order. Memory does not grow with the array."""
-    for start in range(0, len(array), BLOCK):
-        yield from (start + np.flatnonzero(condition(array[start : start + BLOCK]))).tolist()
+    for indices in _found(array, condition):
+        yield from indices.tolist()
 
 
 def find_all(array: np.ndarray | ShardedArray, condition: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Return the indices at which a condition holds, ascending, int64. Beyond them no memory grows with the array."""
-    parts = (start + np.flatnonzero(condition(array[start : start + BLOCK])) for start in range(0, len(array), BLOCK))
-    return np.concatenate([np.empty(0, np.int64), *parts])
+    return np.concatenate([np.empty(0, np.int64), *_found(array, condition)])
+
+
+def _found(array: np.ndarray | ShardedArray, condition: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the indices at which a condition holds, int64, block by block."""
+    for start in range(0, len(array), BLOCK):
+        yield start + np.flatnonzero(condition(array[start : start + BLOCK]))
 
 
 def joint_sha256(digests: Sequence[str]) -> str:

@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from language import join, say, translate
 from torch import Tensor
 
 CHECKS: dict[str, Callable[[Any], None]] = {}  # keyed by exercise, "06.2"
 
 
 class Wrong(Exception):  # noqa: N818 - not an error
-    """A wrong answer; the message is the hint for the reader."""
+    """A wrong answer; the arguments are the sentences of the hint for the reader."""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, self.args))
 
 
 class Result:
@@ -45,18 +49,21 @@ def check(exercise: str, answer: Any = ...) -> Result:
     asked, exercise = exercise, str(exercise).zfill(4)  # 6.2 is 06.2
     if exercise not in _load(exercise):
         raise ValueError(
-            f"there is no exercise {asked!r}: give the number of the notebook and of the exercise, such as '06.2'"
+            say(
+                "there is no exercise {0}: give the number of the notebook and of the exercise, such as '06.2'",
+                repr(asked),
+            )
         )
     if answer is ... or answer is None:
-        return Result(False, f"{exercise}: not answered yet. Replace the dots with your answer.")
+        return Result(False, say("{0}: not answered yet. Replace the dots with your answer.", exercise))
     try:
         CHECKS[exercise](answer)
     except Wrong as hint:
-        return Result(False, f"{exercise}: not yet. {hint}")
+        return Result(False, say("{0}: not yet. {1}", exercise, join(*map(translate, hint.args))))
     except Exception as error:  # an answer of an unexpected type
         kind = type(answer).__name__
-        return Result(False, f"{exercise}: not yet. This {kind} cannot be compared ({_short(error)}).")
-    return Result(True, f"{exercise}: right.")
+        return Result(False, say("{0}: not yet. This {1} cannot be compared ({2}).", exercise, kind, _short(error)))
+    return Result(True, say("{0}: right.", exercise))
 
 
 def exercise(number: str) -> Callable:
@@ -94,7 +101,6 @@ def number(answer: Any, right: float, mistakes: Mistakes = (), hint: str = "", t
     answer = as_number(answer)
     if math.isnan(answer):
         raise Wrong("It is NaN. Do you multiply 0 by infinity, or take the logarithm of a negative number?")
-    hint = f" {hint}" if hint else ""
     if _close(answer, right, tolerance):
         return
     for wrong, its_hint in mistakes:
@@ -114,9 +120,9 @@ def number(answer: Any, right: float, mistakes: Mistakes = (), hint: str = "", t
         if right and _close(answer, right * factor, tolerance):
             raise Wrong(its_hint)
     if _close(answer, right, 30 * tolerance):
-        raise Wrong("Very close, but not close enough: do not round intermediate results." + hint)
+        raise Wrong("Very close, but not close enough: do not round intermediate results.", hint)
     size = "large" if answer > right else "small"
-    raise Wrong(f"Yours is too {size}." + hint)
+    raise Wrong(f"Yours is too {size}.", hint)
 
 
 def tensor(answer: Any, right: Tensor, mistakes: Mistakes = (), hint: str = "", tolerance: float = 1e-4) -> None:
@@ -138,16 +144,16 @@ def tensor(answer: Any, right: Tensor, mistakes: Mistakes = (), hint: str = "", 
     if answer.isnan().any() and not right.isnan().any():
         where = tuple(answer.isnan().nonzero()[0].tolist())
         raise Wrong(f"It is NaN at {where}: infinity minus infinity, 0 / 0, or the logarithm of a negative number.")
-    hint = f" {hint}" if hint else ""
     off = ~torch.isclose(answer, right, rtol=tolerance, atol=tolerance, equal_nan=True)
     if not right.dim():
-        raise Wrong("The number is wrong." + hint)
+        raise Wrong("The number is wrong.", hint)
     if off.all():
-        raise Wrong(f"The shape is right, but none of the {off.numel()} values is." + hint)
+        raise Wrong(f"The shape is right, but none of the {off.numel()} values is.", hint)
     where = tuple(off.nonzero()[0].tolist())
     raise Wrong(
         f"{int(off.sum())} of {off.numel()} values are wrong, the first at {where if len(where) > 1 else where[0]}, "
-        f"where yours is {answer[where].item():.4g}." + hint
+        f"where yours is {answer[where].item():.4g}.",
+        hint,
     )
 
 

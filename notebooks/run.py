@@ -3,6 +3,8 @@
     python notebooks/run.py              # all of them
     python notebooks/run.py 06 07        # these
     python notebooks/run.py 06 --write   # save the outputs in the notebook
+    python notebooks/run.py --language zh --write  # the Chinese ones, with the code cells of the English ones
+    python notebooks/run.py --address    # write the project's address in pyproject.toml into each first cell
 
 A notebook fails on an error, on a failed assertion, and if its saved cells were not run once each, in order.
 """
@@ -11,6 +13,7 @@ import argparse
 import re
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -18,19 +21,25 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
+LANGUAGE = 'os.environ["NOTEBOOK_LANGUAGE"]'  # set by each first cell
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("numbers", nargs="*", help="numbers of the notebooks to run, such as 06 (default: all)")
     parser.add_argument("--write", action="store_true", help="save the outputs in the notebooks")
+    parser.add_argument("--language", choices=["en", "zh"], default="en", help="of the notebooks to run (default: en)")
+    parser.add_argument("--address", action="store_true", help="only write the project's address into each first cell")
     arguments = parser.parse_args()
-    paths = [path for folder in (HERE, HERE / "solutions") for path in sorted(folder.glob("[0-9]*.ipynb"))]
+    if arguments.address:
+        return write_address()
+    home = HERE / "zh" if arguments.language == "zh" else HERE
+    paths = [path for folder in (home, home / "solutions") for path in sorted(folder.glob("[0-9]*.ipynb"))]
     chosen = [path for path in paths if not arguments.numbers or path.name[:2] in arguments.numbers]
     unknown = set(arguments.numbers) - {path.name[:2] for path in paths}
     if unknown:
         parser.error(
-            f"there is no notebook {', '.join(sorted(unknown))}: {', '.join(p.stem for p in paths if p.parent == HERE)}"
+            f"there is no notebook {', '.join(sorted(unknown))}: {', '.join(p.stem for p in paths if p.parent == home)}"
         )
     started, failed = time.monotonic(), []
     for path in chosen:
@@ -52,6 +61,8 @@ def main() -> None:
 def run(path: Path, write: bool) -> str:
     """Run a notebook in its own folder, as Jupyter does. Return the problem, or an empty string."""
     notebook = nbformat.read(path, as_version=4)
+    if write:
+        take_code(notebook, path)
     problem = "" if write else out_of_order(notebook)
     client = NotebookClient(
         notebook,
@@ -68,6 +79,29 @@ def run(path: Path, write: bool) -> str:
     if write:
         nbformat.write(clean(notebook), path)
     return problem
+
+
+def take_code(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Give a translated notebook the code cells of the English one."""
+    if HERE / "zh" not in path.parents:
+        return
+    original = nbformat.read(HERE / path.relative_to(HERE / "zh"), as_version=4)
+    if [cell.cell_type for cell in original.cells] != [cell.cell_type for cell in notebook.cells]:
+        raise SystemExit(f"{path}: its cells are not those of the English notebook, one for one")
+    for cell, translated in zip(original.cells, notebook.cells, strict=True):
+        if cell.cell_type == "code":
+            translated.source = cell.source
+    notebook.cells[1].source = notebook.cells[1].source.replace(f'{LANGUAGE} = "en"', f'{LANGUAGE} = "zh"')
+
+
+def write_address() -> None:
+    """Write the project's address, project.urls.Repository in pyproject.toml, into the first cell of each notebook."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for path in HERE.rglob("[0-9]*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        first = notebook.cells[1]
+        first.source = re.sub(r'(?<=REPOSITORY = ").*?(?=")', project["urls"]["Repository"], first.source)
+        nbformat.write(notebook, path)
 
 
 def out_of_order(notebook: nbformat.NotebookNode) -> str:

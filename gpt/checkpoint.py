@@ -8,6 +8,8 @@ runs/NAME/
   checkpoints/last, best     text files: the newest checkpoint, the one with the lowest validation loss
 
 state.json holds the counters, the config, and the SHA-256 of every other file and of itself.
+
+Notebook: 16_run_taken_apart.
 """
 
 import contextlib
@@ -139,10 +141,7 @@ class RunFolder(StepFolders):
             self._tokenizer_sha256 = sha256(temporary)
 
     def config(self) -> TrainConfig:
-        """Return the settings in config.toml or, if that file is gone, those of the newest valid checkpoint.
-
-        ValueError if there is neither, or if config.toml is not valid.
-        """
+        """Return the settings in config.toml, else those of the newest checkpoint. ValueError if none are valid."""
         if self.config_file.is_file():
             return load_config(self.config_file)
         if checkpoint := self.load_newest_valid()[0]:

@@ -2,6 +2,8 @@
 
 The command line (gpt/run/cli.py), the TOML files in configs/ and Python use the same names. A value of 0 or "" may mean
 "decide later": `gpt.exchange.models.resolve_config` fills it in from the data, `init_from` and the objective.
+
+Notebook: 13_todays_block.
 """
 
 import math

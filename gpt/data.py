@@ -1,12 +1,13 @@
 """Examples cut from token files, and their order.
 
-An example is T+1 tokens: the first T are the inputs, the last T the targets. The target at each position is the next
-token.
+An example is T+1 tokens: the first T are the inputs, the last T the targets, at each position the next token.
 
     loader = create_dataloader(text, tokenizer="gpt2", batch_size=8, context_length=256)
     for inputs, targets in loader: ...        # (8, 256) and (8, 256), int64
 
 A span (start, end) names an example within a text: inputs tokens[start:end], targets tokens[start+1:end+1].
+
+Notebook: 03_batches.
 """
 
 import math

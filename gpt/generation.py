@@ -1,4 +1,7 @@
-"""Generate text: the greedy reference `generate_text_simple`, and `generate` with sampling, a KV cache and streams."""
+"""Generate text: the greedy reference `generate_text_simple`, and `generate` with sampling, a KV cache and streams.
+
+Notebook: 08_decoding.
+"""
 
 import math
 from collections.abc import Iterable, Iterator

@@ -3,6 +3,8 @@
 NORMS, FEED_FORWARDS and POSITIONS list the kinds that a GPTConfig can choose.
 
 Shape letters: B batch, T tokens, D emb_dim, F width of the feed-forward layer, K head_dim.
+
+Notebooks: 05_gpt, 13_todays_block.
 """
 
 from typing import Any

@@ -1,4 +1,7 @@
-"""The loss of a batch, a loader or a whole text; perplexity, bits per token, bits per byte."""
+"""The loss of a batch, a loader or a whole text; perplexity, bits per token, bits per byte.
+
+Notebooks: 06_loss, 07_training.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -5,8 +5,9 @@ blocks. Module names and the order of creation follow Raschka, "Build a Large La
 seed gives the book's figures, and its checkpoints load with strict=True. GPTConfig replaces its parts by those of
 today's models, such as Llama's: each is a small module, chosen when the model is made.
 
-Shape letters: B batch, T tokens, S tokens attended to (T plus those cached), D emb_dim, H heads, G key/value heads,
-K head_dim (D = H·K in GPT-2), F width of the feed-forward layer, V vocab_size, N = B·T.
+Shape letters: those of gpt/ops/reference.py. S is T plus the tokens cached; D = H·K in GPT-2.
+
+Notebooks: 04_attention, 05_gpt, 08_decoding, 09_inside, 13_todays_block.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Optimizers (AdamW, Muon), gradient clipping, and the learning rate as a pure function of the step."""
+"""Optimizers (AdamW, Muon), gradient clipping, and the learning rate as a pure function of the step.
+
+Notebook: 07_training.
+"""
 
 import math
 from collections import defaultdict
@@ -77,9 +80,8 @@ def learning_rate(step: int, config: OptimConfig, max_steps: int) -> float:
 def scale_and_clip(parameters: list[nn.Parameter], divisor: Tensor, max_norm: float) -> Tensor:
     """Divide gradients by `divisor` and clip their global norm to `max_norm` (0: no clipping) in one pass over memory.
 
-    Return the norm before clipping, a scalar, as the divisor is: nothing waits for the device. The divisor is the
-    number of tokens: it turns the gradients of summed losses into those of the mean. Pascanu et al. 2013,
-    arXiv:1211.5063.
+    Return the norm before clipping, a scalar, as the divisor is: nothing waits for the device. Divided by the number of
+    tokens, gradients of summed losses become those of the mean. Pascanu et al. 2013, arXiv:1211.5063.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = full_tensor(torch.nn.utils.get_total_norm(gradients)) / divisor

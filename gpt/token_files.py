@@ -1,6 +1,8 @@
 """Prepared data: the folder that gpt/text/prepare.py writes, with memory-mapped token files and their tokenizer.
 
 This file must not import PyTorch, which takes longer to import than a book takes to prepare.
+
+Notebook: 03_batches.
 """
 
 from collections.abc import Iterator

@@ -5,6 +5,8 @@
 
 gpt/text/bpe.py learns byte pairs from a corpus; gpt/text/tokenizers.py has `get_tokenizer`, which knows all of them.
 `<|endoftext|>` inside a text is ordinary text unless the caller passes `special=True`.
+
+Notebook: 02_tokens.
 """
 
 import copy

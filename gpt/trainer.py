@@ -4,6 +4,8 @@
     start_run(config, "runs/mine").train()
 
 The objective maps a batch to (loss summed, tokens counted); gpt/objectives/objective.py has its interface.
+
+Notebook: 07_training.
 """
 
 import contextlib

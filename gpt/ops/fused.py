@@ -1,6 +1,8 @@
 """The formulas of `reference.py` on the fastest kernels: PyTorch's own, or ours where ours measure faster.
 
 Names, arguments, shapes and results are those of `reference.py`, whose docstrings explain them.
+
+Notebooks: 04_attention, 06_loss.
 """
 
 import torch

@@ -2,6 +2,8 @@
 
 Shape letters: B batch, T tokens, S tokens attended to (S = T without a cache), H heads, G key/value heads (G = H unless
 grouped), K head_dim, D emb_dim, F width of the feed-forward layer, N = B·T, V vocab_size.
+
+Notebooks: 04_attention, 05_gpt, 06_loss, 09_inside, 13_todays_block.
 """
 
 import math

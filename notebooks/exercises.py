@@ -1,9 +1,9 @@
 """Check answers to the exercises: check("06.2", answer) gives a hint for a wrong answer, never the answer itself.
 
-The exercises are in the notebooks; their checks are in checks/, one file per notebook. A check is a function of the
-answer. It returns if the answer is right and raises Wrong with a hint if not. The functions below compare answers:
-`number`, `tensor`, `choice`, and `called` for functions. They take known mistakes with their hints, and have a
-general hint for other mistakes.
+The exercises are in the notebooks; their checks are in checks/, one file per notebook, and those of the exam in exam.py.
+A check is a function of the answer. It returns if the answer is right, in the exam with an explanation, and raises Wrong
+with a hint if not. The functions below compare answers: `number`, `tensor`, `choice`, and `called` for functions. They
+take known mistakes with their hints, and have a general hint for other mistakes.
 """
 
 import importlib
@@ -18,7 +18,7 @@ import torch
 from language import join, say, translate
 from torch import Tensor
 
-CHECKS: dict[str, Callable[[Any], None]] = {}  # keyed by exercise, "06.2"
+CHECKS: dict[str, Callable[[Any], str | None]] = {}  # keyed by exercise, "06.2" or "exam.07"
 
 
 class Wrong(Exception):  # noqa: N818 - not an error
@@ -57,19 +57,19 @@ def check(exercise: str, answer: Any = ...) -> Result:
     if answer is ... or answer is None:
         return Result(False, say("{0}: not answered yet. Replace the dots with your answer.", exercise))
     try:
-        CHECKS[exercise](answer)
+        explanation = CHECKS[exercise](answer)
     except Wrong as hint:
         return Result(False, say("{0}: not yet. {1}", exercise, join(*map(translate, hint.args))))
     except Exception as error:  # an answer of an unexpected type
         kind = type(answer).__name__
         return Result(False, say("{0}: not yet. This {1} cannot be compared ({2}).", exercise, kind, _short(error)))
-    return Result(True, say("{0}: right.", exercise))
+    return Result(True, join(say("{0}: right.", exercise), translate(explanation or "")))
 
 
 def exercise(number: str) -> Callable:
     """Register the check of an exercise."""
 
-    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    def register(function: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
         CHECKS[number] = function
         return function
 
@@ -217,8 +217,10 @@ def _all_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def _load(exercise: str) -> dict[str, Callable[[Any], None]]:
-    """Import the checks of the notebook that the exercise belongs to, and return all checks."""
+def _load(exercise: str) -> dict[str, Callable[[Any], str | None]]:
+    """Import the checks of the notebook that the exercise belongs to, or the exam, and return all checks."""
+    if exercise.startswith("exam."):
+        importlib.import_module("exam")
     for path in sorted((Path(__file__).parent / "checks").glob(f"{exercise.split('.')[0]}_*.py")):
         importlib.import_module(f"checks.{path.stem}")
     return CHECKS

@@ -81,8 +81,8 @@ QUESTIONS = [
     ),
     Question(
         2,
-        "On the same text, model A has a loss of 3.2 nats per token, model B one of 2.9. Their tokenizers differ. Which "
-        "model predicts the text better?\n\n"
+        "On the same text, model A has a loss of 3.2 nats per token, model B one of 2.9. Their tokenizers differ. "
+        "Which model predicts the text better?\n\n"
         "    a  model A\n    b  model B\n    c  that depends on the number of tokens that each makes of the text",
         "c",
         {
@@ -111,7 +111,8 @@ QUESTIONS = [
     ),
     Question(
         4,
-        "A model with embeddings of 768 numbers has 12 heads. By what are the dot products of queries and keys divided?",
+        "A model with embeddings of 768 numbers has 12 heads. By what are the dot products of queries and keys "
+        "divided?",
         8,
         [
             (64, "That is the number of dimensions of a head. Its dot products do not grow so fast."),
@@ -135,13 +136,13 @@ QUESTIONS = [
             "a": "What is the softmax of a score of 0?",
             "c": "A softmax sums to 1, whatever goes in.",
         },
-        "exp(0) = 1, not 0: a masked score must be minus infinity. The training loss then looks wonderful, for the model "
-        "sees its targets, and the text that it generates is nonsense.",
+        "exp(0) = 1, not 0: a masked score must be minus infinity. The training loss then looks wonderful, for the "
+        "model sees its targets, and the text that it generates is nonsense.",
     ),
     Question(
         5,
-        "How many parameters has the feed-forward layer of one block of GPT-2 small: 768 numbers in, four times as many "
-        "in the middle, 768 out, with biases?",
+        "How many parameters has the feed-forward layer of one block of GPT-2 small: 768 numbers in, four times as "
+        "many in the middle, 768 out, with biases?",
         2 * 768 * 3072 + 3072 + 768,
         [
             (2 * 768 * 3072, "Both layers have biases."),
@@ -156,8 +157,8 @@ QUESTIONS = [
     ),
     Question(
         6,
-        "A GPT with a vocabulary of 50,257 tokens has just been initialised. What loss do you expect for its first batch, "
-        "in nats per token?",
+        "A GPT with a vocabulary of 50,257 tokens has just been initialised. What loss do you expect for its first "
+        "batch, in nats per token?",
         log(50257),
         [
             (log(50257) / log(2), "That is in bits."),
@@ -287,8 +288,8 @@ QUESTIONS = [
             "a": "Then the model would stutter: A A A.",
             "b": "Such heads exist: they are sinks, which rest.",
         },
-        "It looks for the token that came after an earlier A and copies it. That takes two layers: a head of an earlier "
-        "layer tells B what came before it.",
+        "It looks for the token that came after an earlier A and copies it. That takes two layers: a head of an "
+        "earlier layer tells B what came before it.",
     ),
     Question(
         10,
@@ -306,8 +307,8 @@ QUESTIONS = [
     ),
     Question(
         11,
-        "GPT-2's published weights have the matrices of its layers transposed. Someone forgets to turn them. Which tensor "
-        "is then loaded without any error?\n\n"
+        "GPT-2's published weights have the matrices of its layers transposed. Someone forgets to turn them. Which "
+        "tensor is then loaded without any error?\n\n"
         "    a  attn.c_attn, 768 x 2304\n"
         "    b  attn.c_proj, 768 x 768\n"
         "    c  mlp.c_fc, 768 x 3072\n"
@@ -318,13 +319,13 @@ QUESTIONS = [
             "c": "Its shape would not fit.",
             "d": "Its shape would not fit.",
         },
-        "A square matrix fits both ways. No error tells it, only the loss does: that is why loading is checked against a "
-        "published figure, not by shapes.",
+        "A square matrix fits both ways. No error tells it, only the loss does: that is why loading is checked against "
+        "a published figure, not by shapes.",
     ),
     Question(
         12,
-        "A model of 124 million parameters is trained on a billion tokens. About how many floating-point operations does "
-        "that take? Leave out attention's own.",
+        "A model of 124 million parameters is trained on a billion tokens. About how many floating-point operations "
+        "does that take? Leave out attention's own.",
         6 * 124e6 * 1e9,
         [
             (2 * 124e6 * 1e9, "That is the forward pass alone."),
@@ -333,8 +334,8 @@ QUESTIONS = [
             (124e6 * 1e9, "Each weight takes more than one operation per token."),
             (6 * 124e6, "That is for one token."),
         ],
-        "2 per weight and token forward, 4 backward: 6 · 124e6 · 1e9 = 7.4e17. At 40% of an H100's 989e12 a second that "
-        "is half an hour.",
+        "2 per weight and token forward, 4 backward: 6 · 124e6 · 1e9 = 7.4e17. At 40% of an H100's 989e12 a second "
+        "that is half an hour.",
         0.02,
     ),
     Question(
@@ -366,8 +367,8 @@ QUESTIONS = [
     ),
     Question(
         13,
-        "SmolLM2-135M has 30 layers, 9 query heads and 3 key/value heads of 64 dimensions. How many bytes is its KV cache "
-        "for 2,048 tokens, with 2 bytes per number?",
+        "SmolLM2-135M has 30 layers, 9 query heads and 3 key/value heads of 64 dimensions. How many bytes is its KV "
+        "cache for 2,048 tokens, with 2 bytes per number?",
         2 * 30 * 3 * 64 * 2048 * 2,
         [
             (2 * 30 * 9 * 64 * 2048 * 2, "Query heads are not cached. Which heads are?"),
@@ -378,14 +379,14 @@ QUESTIONS = [
             (2 * 30 * 64 * 2048 * 2, "There is more than one key/value head."),
             (2 * 30 * 3 * 64 * 2, "That is for one token."),
         ],
-        "2 (keys and values) · 30 layers · 3 heads · 64 dimensions · 2,048 tokens · 2 bytes = 47,185,920: 47 MB, a third "
-        "of what nine key/value heads would take.",
+        "2 (keys and values) · 30 layers · 3 heads · 64 dimensions · 2,048 tokens · 2 bytes = 47,185,920: 47 MB, a "
+        "third of what nine key/value heads would take.",
         1e-3,
     ),
     Question(
         14,
-        "A row of weights is rounded to int8: its largest absolute weight is 2.54 and becomes 127. With what value does "
-        "the model then compute in place of 0.507?",
+        "A row of weights is rounded to int8: its largest absolute weight is 2.54 and becomes 127. With what value "
+        "does the model then compute in place of 0.507?",
         0.5,
         [
             (25, "That is the integer. What is it worth?"),
@@ -441,9 +442,9 @@ QUESTIONS = [
     ),
     Question(
         15,
-        "A model answers one question four times; a rule gives the rewards 1, 0, 0 and 0. By how much does GRPO multiply "
-        "the gradient of the first answer's log-probability, if it subtracts the mean of the group and does not divide by "
-        "the deviation?",
+        "A model answers one question four times; a rule gives the rewards 1, 0, 0 and 0. By how much does GRPO "
+        "multiply the gradient of the first answer's log-probability, if it subtracts the mean of the group and does "
+        "not divide by the deviation?",
         0.75,
         [
             (1, "That is the reward. Compare it with the group's mean."),
@@ -457,8 +458,8 @@ QUESTIONS = [
     ),
     Question(
         16,
-        "The tales have an entropy of 0.66 nats per token, known exactly. A run reports a validation loss of 0.41. What "
-        "follows?\n\n"
+        "The tales have an entropy of 0.66 nats per token, known exactly. A run reports a validation loss of 0.41. "
+        "What follows?\n\n"
         "    a  the model is better than its source\n"
         "    b  the learning rate should be lower\n"
         "    c  validation tales are in the training text\n"
@@ -469,8 +470,8 @@ QUESTIONS = [
             "b": "That would explain a loss that is too high.",
             "d": "It is off whenever a model is evaluated.",
         },
-        "Nobody predicts new tales better than the rule that draws them. The model has seen these: look for them in the "
-        "training text.",
+        "Nobody predicts new tales better than the rule that draws them. The model has seen these: look for them in "
+        "the training text.",
     ),
     Question(
         16,
@@ -493,8 +494,8 @@ QUESTIONS = [
     ),
     Question(
         16,
-        "A sweep over the learning rate gives these validation losses; two seeds differ by 0.02. What do you do next?\n\n"
-        "    rate   1e-4   3e-4   1e-3\n"
+        "A sweep over the learning rate gives these validation losses; two seeds differ by 0.02. What do you do "
+        "next?\n\n    rate   1e-4   3e-4   1e-3\n"
         "    loss   3.41   3.12   2.95\n\n"
         "    a  train with 1e-3: it is the best\n"
         "    b  try 5e-4\n"
@@ -506,8 +507,8 @@ QUESTIONS = [
             "b": "The loss falls all the way from the left to the right.",
             "d": "Their differences are many times those of the seeds.",
         },
-        "The best rate lies at the edge of the sweep, so the minimum may lie beyond it: widen the range until a rate is "
-        "worse on both sides.",
+        "The best rate lies at the edge of the sweep, so the minimum may lie beyond it: widen the range until a rate "
+        "is worse on both sides.",
     ),
 ]
 

@@ -1,9 +1,9 @@
 """Check answers to the exercises: check("06.2", answer) gives a hint for a wrong answer, never the answer itself.
 
-The exercises are in the notebooks; their checks are in checks/, one file per notebook, and those of the exam in exam.py.
-A check is a function of the answer. It returns if the answer is right, in the exam with an explanation, and raises Wrong
-with a hint if not. The functions below compare answers: `number`, `tensor`, `choice`, and `called` for functions. They
-take known mistakes with their hints, and have a general hint for other mistakes.
+The exercises are in the notebooks; their checks are in checks/, one file per notebook, and in exam.py. A check is a
+function of the answer. It returns if the answer is right, in the exam with an explanation, and raises Wrong with a hint
+if not. The functions below compare answers: `number`, `tensor`, `choice`, and `called` for functions. They take known
+mistakes with their hints, and have a general hint for other mistakes.
 """
 
 import importlib

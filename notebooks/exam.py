@@ -372,8 +372,7 @@ QUESTIONS = [
         2 * 30 * 3 * 64 * 2048 * 2,
         [
             (2 * 30 * 9 * 64 * 2048 * 2, "Query heads are not cached. Which heads are?"),
-            (30 * 3 * 64 * 2048 * 2, "Keys and values are both cached."),
-            (2 * 30 * 3 * 64 * 2048, "These are numbers, not bytes."),
+            (30 * 3 * 64 * 2048 * 2, "Keys and values are both cached, and each number takes 2 bytes."),
             (2 * 30 * 3 * 64 * 2048 * 4, "That would be with 4 bytes per number."),
             (2 * 3 * 64 * 2048 * 2, "That is one layer."),
             (2 * 30 * 64 * 2048 * 2, "There is more than one key/value head."),

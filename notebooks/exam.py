@@ -565,7 +565,7 @@ def examine(place: int) -> bool:
         if result:
             return not n_wrong
         n_wrong += isinstance(answer, str) == isinstance(question.right, str)  # a letter for a number is a slip
-    print(_wrapped(say("The answer is {0}.", _shown(question.right))))
+    print(_wrapped(say("The right answer: {0}.", _shown(question.right))))
     print(_wrapped(translate(question.because)))
     return False
 

@@ -1,4 +1,4 @@
-"""notebooks/exam.py: the answers are what `gpt` and PyTorch compute, each mistake gets its hint, the terminal scores."""
+"""notebooks/exam.py: answers as `gpt` and PyTorch compute them, a hint for each mistake, the score in the terminal."""
 
 import json
 import math
@@ -166,7 +166,7 @@ def run(*arguments, given):
 def test_the_terminal_asks_hints_explains_and_scores():
     out = run("1", "2", "7", given="7/4\nb\n2\n0.25\n\n").stdout
     assert "Question 1 of 30 (notebook 1)" in out and "> Right. The surprises" in out
-    assert "> Not yet. That is the cross-entropy itself." in out and "The answer is b." in out
+    assert "> Not yet. That is the cross-entropy itself." in out and "The right answer: b." in out
     assert "1 of 3 right at the first attempt." in out and "Read again: notebooks 1, 4." in out
 
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import operator
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +41,11 @@ def solutions(name: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
     found = {}
     for cell in cells:
-        body = ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else []
-        for node in body:
+        code = re.sub(r"(?m)^( *)[!%].*", r"\1pass", "".join(cell["source"])) if cell["cell_type"] == "code" else ""
+        for node in ast.parse(code).body:
             source = ast.unparse(node)
+            if source.startswith(("os.environ", "sys.path")):  # where a notebook runs, and in which language
+                continue
             if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.Assign):
                 with contextlib.suppress(NameError):  # of what a loop computes
                     exec(source, names)
@@ -366,13 +369,42 @@ def sentences(path: Path) -> list[str]:
     return [text.strip() for text in strings if len(text.strip()) > 18 and text not in docstrings]
 
 
-@each_file
-def test_each_sentence_of_the_checks_is_shown_for_some_answer(name, monkeypatch):
-    shown = [said(number, answer) for number, answer, _ in foreseen(name, monkeypatch)]
+def all_said(name: str, monkeypatch) -> list[str]:
+    """Return what the checks of a file say to every mistake that the tests know."""
+    shown = [repr(check(number, answer)) for number, answer, _ in foreseen(name, monkeypatch)]
     for number in exercises_of(name):
         recorder = Recorder(name, number, monkeypatch)
         answers = itertools.chain(recorder.careless(), WRONG, [example for n, example, _ in EXAMPLES if n == number])
         shown += [repr(check(number, answer)) for answer in answers]
+    return shown
+
+
+@each_file
+def test_hints_are_chinese_in_a_chinese_notebook(name, monkeypatch):
+    monkeypatch.setenv("NOTEBOOK_LANGUAGE", "zh")
+    quoted = re.compile(r"`[^`]*`|\w+Error(: [^\u4e00-\u9fff]*)?")  # the reader's code and Python's errors
+    english = {text for text in all_said(name, monkeypatch) if re.search("[a-z]+ [a-z]+ [a-z]+", quoted.sub("", text))}
+    assert not english, "\n".join(sorted(english))
+
+
+@pytest.mark.parametrize("name", [*MODULES, "exercises", "exam"])
+def test_the_chinese_hints_are_those_of_the_checks(name):
+    file = FOLDER / f"{name}.py" if name in ("exercises", "exam") else FOLDER / "checks" / f"{name}.py"
+    strings = {
+        node.value
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    hints = json.loads((FOLDER / "zh" / "hints" / f"{name}.json").read_text(encoding="utf-8"))
+    for english, chinese in hints.items():
+        assert english in strings or {part for part in re.split(r"\{\d\}", english) if part} <= strings, english
+        assert sorted(re.findall(r"\{\d\}", english)) == sorted(set(re.findall(r"\{\d\}", chinese))), chinese
+        assert re.search("[\u4e00-\u9fff]", chinese), chinese
+
+
+@each_file
+def test_each_sentence_of_the_checks_is_shown_for_some_answer(name, monkeypatch):
+    shown = all_said(name, monkeypatch)
     never = [text for text in sentences(FOLDER / "checks" / f"{name}.py") if not any(text in said for said in shown)]
     assert not never, "\n".join(never)
 

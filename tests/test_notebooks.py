@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,19 @@ from exercises import _load  # noqa: E402
 
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("[0-9]*.ipynb"))
+CHINESE = [FOLDER / "zh" / path.relative_to(FOLDER) for path in NOTEBOOKS + SOLUTIONS]
 SETUP = "".join(json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))["cells"][1]["source"]).split("\n\nimport")[0]
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-each_file = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+LANGUAGE = 'os.environ["NOTEBOOK_LANGUAGE"] = '
+CORE = [*(ROOT / "gpt").glob("[a-z]*.py"), *(ROOT / "gpt" / "ops").glob("[a-z]*.py")]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
+
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+each_translation = pytest.mark.parametrize("path", CHINESE, ids=name_of)
+each_file = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS + CHINESE, ids=name_of)
 
 
 def cells(path: Path, cell_type: str = "") -> list[dict]:
@@ -37,14 +48,63 @@ def prose(path: Path) -> str:
     return "\n\n".join(cell["source"] for cell in cells(path, "markdown"))
 
 
-def test_each_notebook_has_checks_solutions_and_a_row_in_the_readme():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, 13)]
-    for folder, ending in (("checks", "py"), ("solutions", "ipynb")):
-        assert sorted(p.stem for p in (FOLDER / folder).glob(f"[0-9]*.{ending}")) == [p.stem for p in NOTEBOOKS]
-    listed = re.findall(
-        r"^\| \d+ \| \[.*?\]\((.*?)\)", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert listed == [path.name for path in NOTEBOOKS]
+def test_each_notebook_has_checks_solutions_a_translation_and_a_row_in_the_readme():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, 17)]
+    for pattern in ("checks/[0-9]*.py", "solutions/[0-9]*.ipynb", "zh/[0-9]*.ipynb", "zh/solutions/[0-9]*.ipynb"):
+        assert sorted(path.stem for path in FOLDER.glob(pattern)) == [path.stem for path in NOTEBOOKS], pattern
+    for page in (FOLDER / "README.md", FOLDER / "zh" / "README.md"):
+        listed = re.findall(r"^\| \d+ \| \[.*?\]\((.*?)\)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert listed == [path.name for path in NOTEBOOKS], page
+
+
+@each_translation
+def test_a_translation_has_the_code_of_the_original_cell_by_cell(path):
+    original = FOLDER / path.relative_to(FOLDER / "zh")
+    ours, theirs = cells(path), cells(original)
+    assert [cell["cell_type"] for cell in ours] == [cell["cell_type"] for cell in theirs]
+    for cell, other in zip(ours, theirs, strict=True):
+        if cell["cell_type"] == "code":
+            assert cell["source"] == other["source"].replace(f'{LANGUAGE}"en"', f'{LANGUAGE}"zh"')
+        else:
+            assert re.findall("^#+ ", cell["source"], re.MULTILINE) == re.findall("^#+ ", other["source"], re.MULTILINE)
+            assert len(re.findall("[\u4e00-\u9fff]", cell["source"])) > len(other["source"]) / 12, cell["source"]
+    asked = [cell for cell in ours if "check(" in cell["source"] and path.parent.name == "zh"]
+    for cell in asked:
+        assert "not yet" not in json.dumps(cell["outputs"]) and "not answered" not in json.dumps(cell["outputs"])
+
+
+def linked_code(path: Path) -> list[tuple[str, Path]]:
+    """Return (name, file) of what a notebook says that it re-makes."""
+    (line,) = re.findall(r"^\*\*(?:In|在) `gpt`.*$", cells(path)[0]["source"], re.MULTILINE)
+    return [(name, (path.parent / file).resolve()) for name, file in re.findall(r"\[`([\w.]+)`\]\((.*?)\)", line)]
+
+
+def names_in(file: Path) -> set[str]:
+    """Return the functions and classes of a file, and the methods as Class.method."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    methods = {f"{c.name}.{node.name}" for c in classes for node in c.body if isinstance(node, ast.FunctionDef)}
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} | methods
+
+
+@each_notebook
+def test_a_notebook_links_the_code_that_it_re_makes_and_the_core_links_back(path):
+    linked = linked_code(path)
+    assert linked and linked == linked_code(FOLDER / "zh" / path.name)
+    for name, file in linked:
+        assert name in names_in(file), f"{file.name} has no {name}"
+    named = set()
+    for file in CORE:
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        if path.stem in re.findall(r"\w+", "".join(re.findall(r"^Notebooks?: (.*)\.$", docstring, re.MULTILINE))):
+            named.add(file)
+    assert named == {file for _, file in linked if file in CORE}
+
+
+def test_each_file_of_the_core_names_a_notebook():
+    for file in CORE:
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        assert re.search(r"^Notebooks?: \w+(, \w+)*\.$", docstring, re.MULTILINE) or file.name == "__init__.py", file
 
 
 @each_file
@@ -59,13 +119,18 @@ def test_saved_outputs_come_from_one_clean_run(path):
 
 @each_notebook
 def test_cells_are_short_and_show_something(path):
-    setup, *others = cells(path, "code")
-    assert setup["source"].startswith(SETUP), "the first cell is the same in all notebooks"
-    for cell in others:
+    for cell in cells(path, "code")[1:]:
         lines = [line for line in cell["source"].splitlines() if line.strip()]
         assert 3 <= len(lines) <= 12, cell["source"]
         only_defines = all(isinstance(node, ast.FunctionDef) for node in ast.parse(cell["source"]).body)
         assert cell["outputs"] or only_defines, cell["source"]  # a function definition needs no output
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=name_of)
+def test_the_first_cell_is_the_same_in_all_and_fetches_the_project_from_its_address(path):
+    assert cells(path, "code")[0]["source"].startswith(f"{SETUP}\n\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f'REPOSITORY = "{project["urls"]["Repository"]}"' in SETUP
 
 
 @each_notebook
@@ -95,8 +160,15 @@ def _parsed(path: Path) -> ast.Module:
 
 @pytest.mark.parametrize(
     "path",
-    [*NOTEBOOKS, *SOLUTIONS, FOLDER / "README.md", ROOT / "docs" / "glossary.md"],
-    ids=lambda path: path.parent.name + "/" + path.name,
+    [
+        *NOTEBOOKS,
+        *SOLUTIONS,
+        *CHINESE,
+        *FOLDER.glob("README.md"),
+        *FOLDER.glob("zh/README.md"),
+        ROOT / "docs/glossary.md",
+    ],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_links_exist(path):
     text = prose(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")

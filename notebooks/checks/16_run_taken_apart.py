@@ -34,8 +34,8 @@ def first_spike(answer):
     """The first step whose loss is more than margin above the lowest before."""
     nan = math.nan
     cases = [
-        ([nan, 6.0, 4.0, 3.0, 3.6, 4.3, 5.0, 3.2, 4.4, 4.2], 1.0),
-        ([3.0, 2.0, nan, 2.5, 2.75, 2.625], 0.5),
+        ([nan, 6.0, 4.0, 3.0, 3.6, 4.3, 5.0, 3.2, 4.4, 7.2, 7.5, 4.2], 1.0),
+        ([3.0, 2.0, 2.25, nan, 2.5, 2.75, 2.625], 0.5),
         ([nan, 7.0, nan, 3.5, 2.0, 1.5], 1.0),
         ([5.0, 4.0, 3.0, 3.4, nan, 3.8, 4.2, 4.6], 1.5),
     ]
@@ -55,9 +55,15 @@ def first_spike(answer):
             (steps.index(right) if over else -1, "That is the number of the row. Which step does the row belong to?"),
             (previous, "You compare each loss with the one just before it. A rise may take several rows."),
             (lowest, "That is the step of the lowest loss. The spike comes after it."),
-            (steps[losses.index(max(numbers))], "That is the step of the highest loss, not the first one that is too high."),
+            (
+                steps[losses.index(max(numbers))],
+                "That is the step of the highest loss, not the first one that is too high.",
+            ),
             (over[-1] if over else -1, "That is the last step above the margin; the first one is asked for."),
-            (ever, "You compare with the lowest loss of the whole run. At a step, only the losses before it are known."),
+            (
+                ever,
+                "You compare with the lowest loss of the whole run. At a step, only the losses before it are known.",
+            ),
             (
                 _first(steps, losses, lambda loss, before: loss > min(before)),
                 "That is the first loss above the lowest one, by however little. Where is the margin?",
@@ -84,14 +90,12 @@ def _words(text):
 @exercise("16.2")
 def leaked(answer):
     """The share of validation texts that stand in the training texts, but for case and white space."""
+    train = "The cat sat./A dog ran./Birds sing./One more./Rain./Hail./The wind./Snow fell. It lay./Hay./Ice."
+    val = "THE CAT SAT./A  dog ran./Birds sing.\n/One more./One more./rain./hail./THE  WIND./Snow fell./Fish swim."
+    val += "/Bats sleep./Bees hum./Cows moo./Owls hoot./Cocks crow./Pigs grunt./Frogs croak./Lions roar./Sheep bleat."
     cases = [
-        (
-            ["The cat sat.", "A dog ran.", "Birds sing.", "One more.", "Rain.", "Hail.", "Wind.", "Snow fell. It lay."]
-            + ["The cat sat."],
-            ["THE CAT SAT.", "A  dog ran.", "Birds sing.\n", "One more.", "One more.", "rain.", "hail.", "Fish swim."]
-            + ["Snow fell.", "Bats sleep.", "Bees hum."],
-        ),
-        (["a b", "c"], ["C ", "d", "e", "a\tB"]),
+        ([*train.split("/"), *["The cat sat."] * 3], val.split("/")),
+        (["a b", "c"], ["C ", "d", "e", "a\tB", "f"]),
         (["x"], ["y", "z"]),
         (["p", "q"], ["p", "q"]),
     ]
@@ -108,18 +112,35 @@ def leaked(answer):
             (share(str.lower), "White space still makes a difference: at the ends, and between words."),
             (share(lambda text: text.lower().strip()), "White space between the words still makes a difference."),
             (share(lambda text: " ".join(text.split())), "Upper and lower case still make a difference."),
-            (len(known & {*asked}) / len({*asked}), "You count each text once. A validation text that is there twice counts twice in the loss."),
-            (len(known & {*asked}) / len(val), "You count a text that is twice in the validation split once above the line and twice below it."),
+            (
+                len(known & {*asked}) / len({*asked}),
+                "You count each text once. A validation text that is there twice counts twice in the loss.",
+            ),
+            (
+                len(known & {*asked}) / len(val),
+                "You count a text that is twice in the validation split once above the line and twice below it.",
+            ),
             (n_known, "That is the number of leaked texts. Divide it: a share is asked for."),
             (n_known / len(train), "You divide by the number of training texts. The share is of the validation texts."),
-            (sum(_words(text) in asked for text in train) / len(train), "That is the share of the training texts that stand in the validation split. It is the other way round."),
-            (sum(_words(text) in asked for text in train) / len(val), "You count the training texts that stand in the validation split: a copy that is twice in training is counted twice."),
+            (
+                sum(_words(text) in asked for text in train) / len(train),
+                "That is the share of the training texts that stand in the validation split. It is the other way round.",
+            ),
+            (
+                sum(_words(text) in asked for text in train) / len(val),
+                "You count the training texts that stand in the validation split: a copy that is twice in training is counted twice.",
+            ),
             (len(known & {*asked}) / len(known | {*asked}), "You divide by the texts of both splits together."),
-            (sum(any(text in other for other in known) for text in asked) / len(val), "A text that is only a part of a training text is no copy of it. Compare whole texts."),
+            (
+                sum(any(text in other for other in known) for text in asked) / len(val),
+                "A text that is only a part of a training text is no copy of it. Compare whole texts.",
+            ),
             (1 - right, "That is the share that has not leaked."),
         ]
-        where = f"train = {train[:2]} ... and val = {val[:2]} ..." if len(val) > 4 else f"train = {train} and val = {val}"
-        hint = "Bring both lists into the same form, then look up each validation text."
+        where = (
+            f"train = {train[:2]} ... and val = {val[:2]} ..." if len(val) > 4 else f"train = {train} and val = {val}"
+        )
+        hint = "Bring all texts into one form, then look up each validation text."
         _compared(called(answer, list(train), list(val)), right, mistakes, where, hint, "a share from 0 to 1")
 
 
@@ -185,14 +206,22 @@ HINTS = {  # of a wrong word: a look that speaks against it
 CONFUSED = {  # (run, word): where the two are alike, and what tells them apart
     ("run-a", "warmup"): "It is slow, but is it the rate? Compare the column lr with that of another run.",
     ("run-a", "shift"): "Something is worse than it looks, but there is no gap between training and validation.",
-    ("run-b", "memorised"): "The training tales are known by heart, right. But does the validation loss turn upwards? And "
+    (
+        "run-b",
+        "memorised",
+    ): "The training tales are known by heart, right. But does the validation loss turn upwards? And "
     "may it end below the floor?",
     ("run-b", "shift"): "Tales of another kind are harder. Here the validation loss is too good. Where is the floor?",
     ("run-c", "leak"): "The training loss goes below the floor, but the validation loss does not follow it.",
     ("run-c", "shift"): "There is a gap, but look when it opens, and what the validation loss does in the second half.",
-    ("run-d", "warmup"): "The warm-up takes half the run, but it ends. How large is the rate when the loss turns upwards?",
-    ("run-e", "memorised"): "There is a gap. But is the training loss below the floor, and does the validation loss climb "
-    "back up?",
+    (
+        "run-d",
+        "warmup",
+    ): "The warm-up takes half the run, but it ends. How large is the rate when the loss turns upwards?",
+    (
+        "run-e",
+        "memorised",
+    ): "There is a gap. But is the training loss below the floor, and does the validation loss climb back up?",
     ("run-e", "leak"): "A leak makes the validation loss too low. Here it is far above the training loss.",
     ("run-f", "rate"): "The rate is at fault, but in which direction? Look at the largest value in the column lr.",
     ("run-f", "memorised"): "Nothing has been learned by heart here: both losses are far above even the trigram.",

@@ -90,11 +90,14 @@ def _words(text):
 @exercise("16.2")
 def leaked(answer):
     """The share of validation texts that stand in the training texts, but for case and white space."""
-    train = "The cat sat./A dog ran./Birds sing./One more./Rain./Hail./The wind./Snow fell. It lay./Hay./Ice."
-    val = "THE CAT SAT./A  dog ran./Birds sing.\n/One more./One more./rain./hail./THE  WIND./Snow fell./Fish swim."
-    val += "/Bats sleep./Bees hum./Cows moo./Owls hoot./Cocks crow./Pigs grunt./Frogs croak./Lions roar./Sheep bleat."
+    new = [
+        f"{animal} sleep."
+        for animal in ("Fish", "Bats", "Bees", "Cows", "Owls", "Pigs", "Hens", "Rats", "Cats", "Dogs")
+    ]
+    train = ["The cat sat.", "A dog ran.", "Birds sing.", "One more.", "Rain.", "Hail.", "The wind.", "Snow. Ice."]
+    val = ["THE CAT SAT.", "A  dog ran.", "Birds sing.\n", "One more.", "One more.", "rain.", "hail.", "THE  WIND."]
     cases = [
-        ([*train.split("/"), *["The cat sat."] * 3], val.split("/")),
+        ([*train, "Sun.", "Hay.", *["The cat sat."] * 3], [*val, "Snow.", *new]),
         (["a b", "c"], ["C ", "d", "e", "a\tB", "f"]),
         (["x"], ["y", "z"]),
         (["p", "q"], ["p", "q"]),

@@ -4,9 +4,9 @@
     python notebooks/solutions/make_broken_runs.py run-c     # one of them
 
 They are trained as scripts/train.py trains; what is wrong is in the config or in the text, never in the code. Of each
-run the small files are kept: config.toml, metrics.csv, samples.txt, tokenizer.json and state.json, with meta.json of the
-data, its validation tales (val.txt), some of its training tales (train.txt: all of them up to 200, else 60) and the losses
-to compare with (baselines.json).
+run the small files are kept: config.toml, metrics.csv, samples.txt, tokenizer.json and state.json, meta.json of the
+data, its validation tales (val.txt), some of its training tales (train.txt: all of them up to 200, else 60) and the
+losses to compare with (baselines.json).
 """
 
 import contextlib

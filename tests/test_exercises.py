@@ -288,6 +288,7 @@ def each(weights, period, rows=None):
 CORRUPTED = MODULES["10_objectives"]._corrupted
 SENTINELS = MODULES["10_objectives"].SENTINELS
 TRAINING = MODULES["07_training"]
+RUNS = MODULES["16_run_taken_apart"]
 EXAMPLES = [  # (exercise, answer, words of the hint) of mistakes that are no value in a list
     ("01.2", lambda p, q: math.inf if 0 in p else solved("01.2")(p, q), "but infinite for a p of 0"),
     ("01.2", lambda p, q: sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)), "it fails. Which cases"),
@@ -350,6 +351,18 @@ EXAMPLES = [  # (exercise, answer, words of the hint) of mistakes that are no va
     ("10.1", spans_of(lambda tokens, spans: CORRUPTED(tokens, spans)[0][::-1]), "the input is not right"),
     ("11.1", lambda *a: dict.fromkeys(("query", "key", "value"), 1), "return a pair: its weight and its bias"),
     ("11.2", lambda x, w, a, b, alpha: x @ (w + alpha / len(a) * b @ a).T, "a matrix as large as W"),
+    ("16.1", lambda *a: math.nan, "it returns NaN; it should be a step, or -1"),
+    ("16.2", lambda *a: math.nan, "it returns NaN; it should be a share from 0 to 1"),
+    ("16.2", lambda *a: solved("16.2")(*a) + 0.05, "Bring all texts into one form, then look up each"),
+    ("16.1", lambda *a: solved("16.1")(*a) + 3, "Keep the lowest loss seen so far"),
+    ("16.5", {"run-a": "leak"}, "There is no word yet for run-b"),
+    ("16.5", RUNS.RIGHT | {"run-b": "overfit"}, "The word for run-b is none of 'leak'"),
+    *(
+        ("16.5", RUNS.RIGHT | {run: word}, RUNS.CONFUSED.get((run, word), RUNS.HINTS[word]))
+        for run in RUNS.RIGHT
+        for word in RUNS.HINTS
+        if word != RUNS.RIGHT[run]
+    ),
 ]
 
 

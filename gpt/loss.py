@@ -1,6 +1,6 @@
 """The loss of a batch, a loader or a whole text; perplexity, bits per token, bits per byte.
 
-Notebooks: 06_loss, 07_training.
+Notebooks: 06_loss, 07_training, 16_run_taken_apart.
 """
 
 import math

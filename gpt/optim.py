@@ -1,6 +1,6 @@
 """Optimizers (AdamW, Muon), gradient clipping, and the learning rate as a pure function of the step.
 
-Notebook: 07_training.
+Notebooks: 07_training, 16_run_taken_apart.
 """
 
 import math

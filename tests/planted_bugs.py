@@ -145,7 +145,7 @@ def noticed(bug: Bug) -> str:
         command = [sys.executable, copy / "notebooks" / "run.py", bug.notebook]
         environment = {**os.environ, "PYTHONPATH": str(copy)}
         ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    found = re.search(r"^-+> +\d+ (.*)$(?=.*?^AssertionError)", ran.stderr, re.MULTILINE | re.DOTALL)
+    found = re.search(r"^-+> +\d+ (.*)\n[\s\S]*^AssertionError", ran.stderr, re.MULTILINE)
     return found[1].strip() if found else ""
 
 

@@ -363,6 +363,15 @@ EXAMPLES = [  # (exercise, answer, words of the hint) of mistakes that are no va
         for word in RUNS.HINTS
         if word != RUNS.RIGHT[run]
     ),
+    ("15.2", lambda *a: solved("15.2")(*a) * len(a[0]), "You return the sum"),
+    ("15.2", lambda c, r, c0, r0, b: -(b * (c - c0 - r + r0)).sigmoid().log().mean(), "infinite for large ones"),
+    (
+        "15.2",
+        lambda *a: solved("15.2")(*(x[:, None] for x in a[:4]), a[4])[None].expand(len(a[0])),
+        "one number for each",
+    ),
+    ("15.4", "Long ago, by the sea, a lazy child named Greta lost her shiny button.", "a right sentence"),
+    ("15.4", "Long ago, Anna and Ben lost their hats.", "can grow beyond 1"),
 ]
 
 

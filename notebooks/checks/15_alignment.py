@@ -51,7 +51,9 @@ def mask(answer):
         given = called(answer, list(tokens), list(roles))
         if isinstance(given, tuple):
             given = list(given)
-        if not isinstance(given, list | torch.Tensor) or len(given) != length:
+        if isinstance(given, torch.Tensor) and given.dim():
+            given = given.tolist()
+        if not isinstance(given, list) or len(given) != length:
             raise Wrong(f"Return a list of {length} values here, one for each token.")
         tensor(given, torch.tensor(right), [(torch.tensor(wrong), hint) for wrong, hint in mistakes])
 

@@ -35,8 +35,6 @@ def quantize(answer):
             ],
             hint="The largest absolute weight of a row, divided by 127.",
         )
-        if not isinstance(integers, torch.Tensor) or integers.dtype != torch.int8:
-            raise Wrong("The scales are right. The integers should be a tensor of the type torch.int8.")
         exact = weight / right[:, None]
         tensor(
             integers,
@@ -55,6 +53,8 @@ def quantize(answer):
             ],
             hint="The scales are right; the integers are the weights divided by them, rounded.",
         )
+        if not isinstance(integers, torch.Tensor) or integers.dtype != torch.int8:
+            raise Wrong("The values are right. The integers should be a tensor of the type torch.int8.")
 
 
 @exercise("14.2")
@@ -93,9 +93,8 @@ def parameters_of_a_block(answer):
             (right - 2 * d, "The two norms are missing."),
             (right - d, "There are two norms."),
             (right + 2 * d, "An RMSNorm has no shift."),
-            (4 * d * d + 2 * d * f + 2 * d, "A gated layer has three matrices."),
+            (4 * d * d + 2 * d * f + 2 * d, "Attention is missing, or one of the three matrices of the gated layer."),
             (3 * d * d + 3 * d * f + 2 * d, "Attention has four matrices: one mixes the heads at the end."),
-            (3 * d * f + 2 * d, "Attention is missing."),
             (4 * d * d + 2 * d, "The feed-forward layer is missing."),
             (4 * d * d + 3 * f * f + 2 * d, "The matrices of the feed-forward layer lead from one width to the other."),
             (2 * d * d + 2 * d * d // 3 + 3 * d * f + 2 * d, "Here keys and values have as many heads as queries."),

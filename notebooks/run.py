@@ -6,8 +6,8 @@
     python notebooks/run.py --language zh --write  # the Chinese ones, with the code cells of the English ones
     python notebooks/run.py --address    # write the project's address in pyproject.toml into each first cell
 
-A notebook fails on an error, on a failed assertion, and if its saved cells were not run once each, in order. Notebook 14
-is skipped where its model is not installed.
+A notebook fails on an error, on a failed assertion, and if its saved cells were not run once each, in order. Where the
+model of notebook 14 is not installed, it is skipped.
 """
 
 import argparse

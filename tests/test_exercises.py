@@ -372,6 +372,8 @@ EXAMPLES = [  # (exercise, answer, words of the hint) of mistakes that are no va
     ),
     ("15.4", "Long ago, by the sea, a lazy child named Greta lost her shiny button.", "a right sentence"),
     ("15.4", "Long ago, Anna and Ben lost their hats.", "can grow beyond 1"),
+    ("14.1", lambda w: (solved("14.1")(w)[0], solved("14.1")(w)[1][:, None]), "Return them as (out,)"),
+    ("14.1", lambda w: (solved("14.1")(w)[0].float(), solved("14.1")(w)[1]), "of the type torch.int8"),
 ]
 
 

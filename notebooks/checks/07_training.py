@@ -168,10 +168,9 @@ def schedule(answer):
     if not near(8):
         raise Wrong("The warm-up is right; the decay is not a straight line from 0.01 at step 10 to 0.001 at step 100.")
     if rates[8] < right[8] - 1e-7:
-        raise Wrong(
-            "After step 100 the rate should stay constant, but yours keeps falling"
-            + (", below 0." if rates[9] < 0 else ".")
-        )
+        if rates[9] < 0:
+            raise Wrong("After step 100 the rate should stay constant, but yours keeps falling, below 0.")
+        raise Wrong("After step 100 the rate should stay constant, but yours keeps falling.")
     tensor(rates, right, hint="The tested steps are 0, 4, 9, 10, 11, 55, 99, 100, 101 and 1000.")
 
 

@@ -67,7 +67,7 @@ def test_a_translation_has_the_code_of_the_original_cell_by_cell(path):
             assert cell["source"] == other["source"].replace(f'{LANGUAGE}"en"', f'{LANGUAGE}"zh"')
         else:
             assert re.findall("^#+ ", cell["source"], re.MULTILINE) == re.findall("^#+ ", other["source"], re.MULTILINE)
-            assert len(re.findall("[\u4e00-\u9fff]", cell["source"])) > len(other["source"]) / 12, cell["source"]
+            assert re.search("[\u4e00-\u9fff]", cell["source"]) and cell["source"] != other["source"], cell["source"]
     asked = [cell for cell in ours if "check(" in cell["source"] and path.parent.name == "zh"]
     for cell in asked:
         assert "not yet" not in json.dumps(cell["outputs"]) and "not answered" not in json.dumps(cell["outputs"])

@@ -123,6 +123,17 @@ def test_every_docs_page_is_in_the_index():
     assert {page.name for page in DOCS} - {"README.md"} <= index
 
 
+@pytest.mark.parametrize("page", CHINESE_DOCS, ids=lambda page: page.name)
+def test_chinese_docs_page_follows_the_english_one(page):
+    def links(p):  # to the same places, in whichever language, apart from those between the two
+        found = {re.sub(r"^(\.\./)+|^zh/", "", re.sub(r"/zh/", "/", link)) for link in targets(read(p))}
+        return {link for link in found if not link.startswith("#")} - {page.name}
+
+    english = page.parent.parent / page.name
+    assert code_blocks(read(page)) == code_blocks(read(english))
+    assert links(page) == links(english)
+
+
 def test_each_format_is_held_by_the_test_that_it_names():
     named = re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", read(PROJECT / "docs" / "formats.md"))
     assert len(named) > 30

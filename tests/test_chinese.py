@@ -1,4 +1,4 @@
-"""Chinese prose has full-width punctuation: no half-width mark beside a Han character, no space after a full-width mark."""
+"""Chinese prose has full-width punctuation: no half-width mark beside a Han character, no space after a wide one."""
 
 import json
 import re
@@ -34,8 +34,6 @@ def test_punctuation_is_full_width(path):
     assert [text[max(0, m.start() - 12) : m.end() + 12] for m in WRONG.finditer(text)] == []
 
 
-@pytest.mark.parametrize(
-    "text", ["\u4f60,a", "a, \u4f60".replace(" ", ""), "\u4f60\u3002 a", "\u4f60(a)", "(\u4f60", "\u4f60 \uff0ca"]
-)
+@pytest.mark.parametrize("text", ["\u4f60,a", "a,\u4f60", "\u4f60\u3002 a", "\u4f60(a)", "(\u4f60", "\u4f60 \uff0ca"])
 def test_wrong_marks_are_found(text):
     assert WRONG.search(text)

@@ -14,11 +14,13 @@ import pytest
 from gpt.config import TrainConfig, config_fields, to_toml
 
 PROJECT = Path(__file__).parent.parent
-README, CHINESE = PROJECT / "README.md", PROJECT / "README.zh-CN.md"
+README, CHINESE, GERMAN = PROJECT / "README.md", PROJECT / "README.zh-CN.md", PROJECT / "README.de.md"
 DOCS = sorted((PROJECT / "docs").glob("*.md"))
-PAGES = [README, CHINESE, PROJECT / "CONTRIBUTING.md", PROJECT / "data" / "README.md", *DOCS]
+CHINESE_DOCS = sorted((PROJECT / "docs" / "zh").glob("*.md"))
+PAGES = [README, CHINESE, GERMAN, PROJECT / "CONTRIBUTING.md", PROJECT / "data" / "README.md", *DOCS, *CHINESE_DOCS]
 SETTINGS = {name for name, _ in config_fields(TrainConfig)}
 
+translated = pytest.mark.parametrize("page", [CHINESE, GERMAN], ids=lambda page: page.name)
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 
 
@@ -121,6 +123,17 @@ def test_every_docs_page_is_in_the_index():
     assert {page.name for page in DOCS} - {"README.md"} <= index
 
 
+@pytest.mark.parametrize("page", CHINESE_DOCS, ids=lambda page: page.name)
+def test_chinese_docs_page_follows_the_english_one(page):
+    def links(p):  # to the same places, in whichever language, apart from those between the two
+        found = {re.sub(r"^(\.\./)+|^zh/", "", re.sub(r"/zh/", "/", link)) for link in targets(read(p))}
+        return {link for link in found if not link.startswith("#")} - {page.name}
+
+    english = page.parent.parent / page.name
+    assert code_blocks(read(page)) == code_blocks(read(english))
+    assert links(page) == links(english)
+
+
 def test_each_format_is_held_by_the_test_that_it_names():
     named = re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", read(PROJECT / "docs" / "formats.md"))
     assert len(named) > 30
@@ -147,22 +160,36 @@ def test_ci_runs_the_commands_of_the_readme_and_of_the_pages_it_names():
     assert all(not command.endswith("\\") for command in commands)  # each line is run by itself
 
 
-def test_chinese_readme_has_the_same_commands_and_python():
-    assert code_blocks(read(CHINESE)) == code_blocks(read(README))
+@translated
+def test_translated_readme_has_the_same_commands_and_python(page):
+    assert code_blocks(read(page)) == code_blocks(read(README))
 
 
-def test_chinese_readme_has_the_same_figures():
-    english, chinese = (re.sub(r"\]\([^)]*\)", "]", read(page)) for page in (README, CHINESE))
-    assert Counter(re.findall(r"\d[\d,.]*\d|\d", english)) == Counter(re.findall(r"\d[\d,.]*\d|\d", chinese))
+@translated
+def test_translated_readme_has_the_same_figures(page):
+    english, other = (re.sub(r"\]\([^)]*\)", "]", read(p)) for p in (README, page))
+    assert Counter(re.findall(r"\d[\d,.]*\d|\d", english)) == Counter(re.findall(r"\d[\d,.]*\d|\d", other))
 
 
-def test_chinese_readme_has_the_same_links_and_picture():
-    assert targets(read(CHINESE)) - {"README.md"} == targets(read(README)) - {"README.zh-CN.md"}
+@translated
+def test_translated_readme_has_the_same_links_and_picture(page):
+    def links(p):  # to the same pages, in whichever language
+        return {link.replace("/zh/", "/") for link in targets(read(p))} - {p.name for p in (README, CHINESE, GERMAN)}
+
+    assert links(page) == links(README)
 
 
-def test_chinese_readme_has_the_same_structure():
-    def outline(page):
-        text = re.sub(r"^```.*?^```", "", read(page), flags=re.S | re.M)
+@translated
+def test_readmes_link_to_each_other(page):
+    names = {README.name, CHINESE.name, GERMAN.name}
+    assert names - {page.name} <= targets(read(page))
+    assert names - {README.name} <= targets(read(README))
+
+
+@translated
+def test_translated_readme_has_the_same_structure(page):
+    def outline(p):
+        text = re.sub(r"^```.*?^```", "", read(p), flags=re.S | re.M)
         return re.findall(r"^(#+) |^(\|)|^(-) ", text, re.M)
 
-    assert outline(CHINESE) == outline(README)
+    assert outline(page) == outline(README)

@@ -199,9 +199,9 @@ def _failure(error: Exception, arguments: Sequence[Any]) -> str:
 
 def _shown(argument: Any) -> str:
     if isinstance(argument, Tensor):
-        return f"a tensor of shape {tuple(argument.shape)}"
+        return f"Tensor{tuple(argument.shape)}"
     text = repr(argument)
-    return text if len(text) <= 40 else f"a {type(argument).__name__}"
+    return text if len(text) <= 40 else f"<{type(argument).__name__}>"
 
 
 def _short(error: Exception) -> str:

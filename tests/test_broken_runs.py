@@ -1,4 +1,4 @@
-"""notebooks/broken_runs: the files of each run show what its diagnosis says, and the six runs are told apart by them."""
+"""notebooks/broken_runs: the files of each run show what its diagnosis says, and tell the six runs apart."""
 
 import json
 import math

@@ -40,8 +40,8 @@ def four_tokens(answer):
 def _cases():
     draw = torch.Generator().manual_seed(6)
     yield torch.randn(5, 7, generator=draw), torch.tensor([0, 6, 3, 3, 1]), ""
-    yield torch.randn(1, 4, generator=draw), torch.tensor([2]), " for a single row"
-    yield torch.randn(3, 2, generator=draw) * 5, torch.tensor([1, 0, 1]), " for a vocabulary of two"
+    yield torch.randn(1, 4, generator=draw), torch.tensor([2]), "That is for a single row."
+    yield torch.randn(3, 2, generator=draw) * 5, torch.tensor([1, 0, 1]), "That is for a vocabulary of two."
 
 
 @exercise("06.2")
@@ -73,7 +73,7 @@ def cross_entropy(answer):
                 "The softmax runs over the rows; it should run over the vocabulary, the last dimension.",
             ),
         ]
-        tensor(given, each.mean(), mistakes, hint=f"That is{where}." if where else "")
+        tensor(given, each.mean(), mistakes, hint=where)
     far = torch.tensor([[1000.0, 0.0, -1000.0], [0.0, 1000.0, 3.0]]), torch.tensor([1, 1])
     given = torch.as_tensor(called(answer, *far)).double()
     if not torch.isfinite(given).all():

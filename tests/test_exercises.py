@@ -406,9 +406,8 @@ def all_said(name: str, monkeypatch) -> list[str]:
 @each_file
 def test_hints_are_chinese_in_a_chinese_notebook(name, monkeypatch):
     monkeypatch.setenv("NOTEBOOK_LANGUAGE", "zh")
-    quoted = re.compile(
-        r"`[^`]*`|'[^']*'|\w+Error(: [^\u4e00-\u9fff]*)?|(?<=个参数\uff1a).*"
-    )  # the reader's code, Python's errors
+    # Python's own sentences, and the reader's code
+    quoted = re.compile(r"(?<=个参数\uff1a).*|`[^`]*`|'[^']*'|\w+Error(: [^\u4e00-\u9fff]*)?")
     english = {text for text in all_said(name, monkeypatch) if re.search("[a-z]+ [a-z]+ [a-z]+", quoted.sub("", text))}
     assert not english, "\n".join(sorted(english))
 

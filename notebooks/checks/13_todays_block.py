@@ -161,7 +161,7 @@ def new_token(answer):
         answer,
         12,
         mistakes=[
-            (13, "The first written token is read at position 10: continue from there."),
+            (13, "Where is the first written token read? Count on from there."),
             (11, "That is the second one."),
             (10, "That is the first one."),
             (9, "That is the last token of the prompt."),

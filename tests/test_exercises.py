@@ -364,7 +364,7 @@ EXAMPLES = [  # (exercise, answer, words of the hint) of mistakes that are no va
         if word != RUNS.RIGHT[run]
     ),
     ("15.2", lambda *a: solved("15.2")(*a) * len(a[0]), "You return the sum"),
-    ("15.2", lambda c, r, c0, r0, b: -(b * (c - c0 - r + r0)).sigmoid().log().mean(), "infinite for large ones"),
+    ("15.2", lambda c, r, c0, r0, b: -(b * (c - c0 - r + r0)).sigmoid().log().mean(), "wrong for large ones"),
     (
         "15.2",
         lambda *a: solved("15.2")(*(x[:, None] for x in a[:4]), a[4])[None].expand(len(a[0])),

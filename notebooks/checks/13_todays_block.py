@@ -162,8 +162,8 @@ def new_token(answer):
         12,
         mistakes=[
             (13, "Where is the first written token read? Count on from there."),
-            (11, "That is the second one."),
-            (10, "That is the first one."),
+            (11, "Which of the written tokens is read there?"),
+            (10, "Which of the written tokens is read there?"),
             (9, "That is the last token of the prompt."),
             (2, "The prompt takes up positions too."),
             (3, "The prompt takes up positions too."),

@@ -51,7 +51,7 @@ def mask(answer):
         given = called(answer, list(tokens), list(roles))
         if isinstance(given, tuple):
             given = list(given)
-        if isinstance(given, torch.Tensor) and given.dim():
+        if hasattr(given, "tolist"):  # a tensor or an array
             given = given.tolist()
         if not isinstance(given, list) or len(given) != length:
             raise Wrong(f"Return a list of {length} values here, one for each token.")
@@ -93,9 +93,9 @@ def dpo_loss(answer):
         tensor(given, right.mean(), [(wrong.mean(), hint) for wrong, hint in mistakes], hint="Compare it step by step.")
     big = torch.tensor([-2000.0], dtype=torch.float64)
     given = called(answer, big, torch.zeros(1).double(), torch.zeros(1).double(), torch.zeros(1).double(), 1.0)
-    if not math.isfinite(float(given)):
+    if not math.isclose(float(given), 2000, rel_tol=1e-3):
         raise Wrong(
-            "Right for small margins, infinite for large ones. PyTorch has the logarithm of a sigmoid as one function."
+            "Right for small margins, wrong for large ones. PyTorch has the logarithm of a sigmoid as one function."
         )
 
 

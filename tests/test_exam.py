@@ -59,8 +59,8 @@ def cache_bytes(n_tokens):
 
 def int8_value(weight, largest):
     """What PyTorch's own quantization of a row makes of a weight."""
-    row = torch.quantize_per_tensor(torch.tensor([weight, largest]), largest / 127, 0, torch.qint8)
-    return row.dequantize()[0].item()
+    row = torch.tensor([weight, largest])
+    return torch.fake_quantize_per_tensor_affine(row, largest / 127, 0, -127, 127)[0].item()
 
 
 def group_advantage(rewards):

@@ -457,8 +457,8 @@ QUESTIONS = [
     ),
     Question(
         16,
-        "Held-out tales have a floor of 0.375 nats per token, known exactly. A run reports a validation loss of 0.23 on "
-        "them. What follows?\n\n"
+        "Held-out tales have a floor of 0.375 nats per token, known exactly. A run reports a validation loss of 0.23. "
+        "What follows?\n\n"
         "    a  the model is better than its source\n"
         "    b  the learning rate should be lower\n"
         "    c  validation tales are in the training text\n"

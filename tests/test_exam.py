@@ -27,6 +27,7 @@ from gpt.planning.flops import count_adapter
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 sys.path.insert(0, str(FOLDER))
+import exam  # noqa: E402
 from exam import QUESTIONS  # noqa: E402
 from exercises import check  # noqa: E402
 
@@ -158,29 +159,55 @@ def test_no_hint_gives_the_answer_away(place):
             assert not {text for text in shown if len(text) > 1} & words, hint
 
 
-def run(*arguments, given):
-    command = [sys.executable, FOLDER / "exam.py", *arguments]
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=120)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the exam in the terminal: a function of its arguments and of the lines that are typed."""
+
+    def run(*arguments, given):
+        lines = iter(given)
+        monkeypatch.setenv("NOTEBOOK_LANGUAGE", "en")  # which the exam sets; undone afterwards
+        monkeypatch.setattr("sys.argv", ["exam.py", *arguments])
+        monkeypatch.setattr("builtins.input", lambda prompt: typed(prompt, lines))
+        exam.main()
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_the_terminal_asks_hints_explains_and_scores():
-    out = run("1", "2", "7", given="7/4\nb\n2\n0.25\n\n").stdout
+def typed(prompt, lines):
+    print(prompt, end="")
+    try:
+        return next(lines)
+    except StopIteration:
+        raise EOFError from None
+
+
+def test_the_terminal_asks_hints_explains_and_scores(run):
+    out = run("1", "2", "7", given=["7/4", "b", "2", "0.25", ""])
     assert "Question 1 of 30 (notebook 1)" in out and "> Right. The surprises" in out
     assert "> Not yet. That is the cross-entropy itself." in out and "The right answer: b." in out
     assert "1 of 3 right at the first attempt." in out and "Read again: notebooks 1, 4." in out
 
 
-def test_the_terminal_ends_without_a_traceback():
-    ended = run("1", given="")
-    assert ended.returncode == 0 and "Traceback" not in ended.stderr
-    unknown = run("31", given="")
-    assert unknown.returncode == 2 and "numbered from 1 to 30" in unknown.stderr
+def test_the_terminal_ends_quietly_with_the_input(run):
+    assert "Question 1" in run("1", given=[])
 
 
-def test_the_exam_speaks_chinese():
+def test_an_unknown_question_is_an_error(run, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("31", given=[])
+    assert "numbered from 1 to 30" in capsys.readouterr().err
+
+
+def test_the_exam_speaks_chinese(run):
     texts = json.loads((FOLDER / "zh" / "hints" / "exam.json").read_text(encoding="utf-8"))
     for question in QUESTIONS:
         hints = question.wrong.values() if isinstance(question.right, str) else [hint for _, hint in question.wrong]
         assert {question.text, question.because, *hints} <= texts.keys()
-    out = run("--language", "zh", "1", given="2\n1.75\n").stdout
+    out = run("--language", "zh", "1", given=["2", "1.75"])
     assert not [word for word in ("Question", "Right", "right", "attempt", "That") if word in out]
+
+
+def test_it_runs_as_a_script():
+    ended = subprocess.run([sys.executable, FOLDER / "exam.py", "1"], input="1.75\n", capture_output=True, text=True)
+    assert ended.returncode == 0 and "1 of 1 right" in ended.stdout and not ended.stderr

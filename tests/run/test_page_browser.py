@@ -255,4 +255,5 @@ def test_print_is_light_and_whole(file, open_page):
     assert not page.locator("nav").is_visible()
     assert page.locator("#surprise-text").is_visible()
     page.emulate_media(media="screen", color_scheme="dark")
-    assert page.evaluate("charts.map((u) => u.width)") == widths
+    # the charts are resized in a later frame
+    page.wait_for_function("widths => charts.every((chart, i) => chart.width === widths[i])", arg=widths)

@@ -141,7 +141,7 @@ class RunFolder(StepFolders):
             self._tokenizer_sha256 = sha256(temporary)
 
     def config(self) -> TrainConfig:
-        """Return the settings in config.toml, else those of the newest checkpoint. ValueError if none are valid."""
+        """Return the settings in config.toml or, if gone, of the newest valid checkpoint. ValueError if bad or none."""
         if self.config_file.is_file():
             return load_config(self.config_file)
         if checkpoint := self.load_newest_valid()[0]:

@@ -16,7 +16,7 @@ from fractions import Fraction
 from math import exp, log, sqrt
 
 from exercises import check, choice, exercise, number
-from language import say, translate
+from language import current, say, translate
 
 
 @dataclass(frozen=True)
@@ -512,13 +512,8 @@ QUESTIONS = [
 ]
 
 
-def register(question: Question, name: str) -> None:
-    """Let `check(name, answer)` check the answer to a question."""
-    exercise(name)(question.check)
-
-
 for place, question in enumerate(QUESTIONS, 1):
-    register(question, f"exam.{place:02}")
+    exercise(f"exam.{place:02}")(question.check)
 
 
 def ask(place: int) -> None:
@@ -583,7 +578,7 @@ def _shown(right: float | str) -> str:
 
 def _wrapped(text: str) -> str:
     """Wrap English paragraphs; tables and options are indented, and a terminal breaks Chinese lines by itself."""
-    wide = os.environ.get("NOTEBOOK_LANGUAGE") == "zh"
+    wide = current() == "zh"
     parts = text.split("\n\n")
     return "\n\n".join(part if wide or part.startswith(" ") else textwrap.fill(part, 88) for part in parts)
 

@@ -16,15 +16,15 @@ HERE = Path(__file__).parent
 def say(text: str, *values: object) -> str:
     """Return a text with values for its {0}, {1}, ... in the notebook's language, a value that is a text too."""
     values = tuple(translate(value) if isinstance(value, str) else value for value in values)
-    return _texts(_language()).get(text, text).format(*values)
+    return _texts(current()).get(text, text).format(*values)
 
 
 def translate(text: str) -> str:
     """Return a finished text in the notebook's language, in English if it has no translation."""
-    texts = _texts(_language())
+    texts = _texts(current())
     if text in texts:
         return texts[text]
-    for pattern, translation in _patterns(_language()):
+    for pattern, translation in _patterns(current()):
         if found := pattern.fullmatch(text):
             return translation.format(*map(translate, found.groups()))
     return text
@@ -32,10 +32,11 @@ def translate(text: str) -> str:
 
 def join(*sentences: str) -> str:
     """Join sentences in the notebook's language. Chinese has no space between them."""
-    return ("" if _language() == "zh" else " ").join(filter(None, sentences))
+    return ("" if current() == "zh" else " ").join(filter(None, sentences))
 
 
-def _language() -> str:
+def current() -> str:
+    """Return the language, "en" or "zh"."""
     return os.environ.get("NOTEBOOK_LANGUAGE", "en")
 
 

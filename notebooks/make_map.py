@@ -22,6 +22,8 @@ PLACES = {n: (1.4 * (n - 1), 0.0) for n in range(1, 8)} | {
     15: (11.55, -0.75), 13: (11.55, -2.25), 14: (13.1, -1.5),
 }  # fmt: skip
 PATHS = {"hour": (4, 6, 7), "evening": (1, 2, 3, 5, 8)}  # a path has the notebooks of those before it too
+ARROW = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+ARROW |= {"color": "#555555", "lw": 1.1, "joinstyle": "round"}
 COLOURS = {"hour": "#f4b183", "evening": "#bdd7ee", "week": "#eeeeee"}
 WORDS = {
     "en": {"hour": "one hour", "evening": "one evening: these too", "week": "one week: all"},
@@ -53,6 +55,12 @@ def route(start: int, end: int) -> list[tuple[float, float]]:
     return [(right, y), (left, to_y)]
 
 
+def box(x: float, y: float, width: float, height: float, rounding: float, colour: str) -> FancyBboxPatch:
+    """Return a box with round corners; (x, y) is its lower left one."""
+    style = f"round,pad=0,rounding_size={rounding}"
+    return FancyBboxPatch((x, y), width, height, style, fc=colour, ec="#555555")
+
+
 def draw(notebooks: dict[int, tuple[str, list[int]]], language: str) -> Figure:
     """Return the map as a figure. An arrow from notebook 5 to 13 has the id "arrow-5-13" in its file."""
     figure = Figure(figsize=(13.6, 4.9))
@@ -61,30 +69,19 @@ def draw(notebooks: dict[int, tuple[str, list[int]]], language: str) -> Figure:
     axes.axis("off")
     for end, (_, needs) in notebooks.items():
         for start in needs:
-            style = {
-                "arrowstyle": "-|>",
-                "mutation_scale": 11,
-                "color": "#555555",
-                "lw": 1.1,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            }
-            arrow = FancyArrowPatch(path=Line(route(start, end)), joinstyle="round", **style)
+            arrow = FancyArrowPatch(path=Line(route(start, end)), **ARROW)
             arrow.set_gid(f"arrow-{start}-{end}")
             axes.add_patch(arrow)
     for number, (name, _) in notebooks.items():
         x, y = PLACES[number]
         colour = COLOURS[next((path for path, members in PATHS.items() if number in members), "week")]
-        corner = (x - WIDTH / 2, y - HEIGHT / 2)
-        axes.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, "round,pad=0,rounding_size=0.08", fc=colour, ec="#555555"))
+        axes.add_patch(box(x - WIDTH / 2, y - HEIGHT / 2, WIDTH, HEIGHT, 0.08, colour))
         axes.text(x, y + 0.1, str(number), ha="center", va="center", fontsize=10, fontweight="bold")
         axes.text(x, y - 0.11, name, ha="center", va="center", fontsize=8)
     for row, (path, words) in enumerate(WORDS[language].items()):
-        corner = (-0.5, 1.75 - 0.3 * row)
-        axes.add_patch(
-            FancyBboxPatch(corner, 0.3, 0.18, "round,pad=0,rounding_size=0.04", fc=COLOURS[path], ec="#555555")
-        )
-        axes.text(-0.08, corner[1] + 0.09, words, va="center", fontsize=9)
+        y = 1.75 - 0.3 * row
+        axes.add_patch(box(-0.5, y, 0.3, 0.18, 0.04, COLOURS[path]))
+        axes.text(-0.08, y + 0.09, words, va="center", fontsize=9)
     return figure
 
 

@@ -44,13 +44,11 @@ def main() -> None:
         parser.error(
             f"there is no notebook {', '.join(sorted(unknown))}: {', '.join(p.stem for p in paths if p.parent == home)}"
         )
-    started, failed, skipped = time.monotonic(), [], 0
+    for path in [path for path in chosen if missing(path)]:
+        print(f"{path.relative_to(HERE).with_suffix('')!s:32}         skipped: {missing(path)}", flush=True)
+        chosen.remove(path)
+    started, failed = time.monotonic(), []
     for path in chosen:
-        package, command = NEEDS.get(path.stem, ("", ""))
-        if package and path.parent.name != "solutions" and not importlib.util.find_spec(package):
-            print(f"{path.relative_to(HERE).with_suffix('')!s:32}         skipped: {command}", flush=True)
-            skipped += 1
-            continue
         start = time.monotonic()
         problem = run(path, arguments.write)
         seconds = time.monotonic() - start
@@ -61,10 +59,15 @@ def main() -> None:
         if problem:
             print(problem, file=sys.stderr, flush=True)
             failed.append(path.stem)
-    n_run, seconds = len(chosen) - skipped, time.monotonic() - started
-    print(f"{n_run - len(failed)} of {n_run} passed in {seconds:.0f} s")
+    print(f"{len(chosen) - len(failed)} of {len(chosen)} passed in {time.monotonic() - started:.0f} s")
     if failed:
         sys.exit(1)
+
+
+def missing(path: Path) -> str:
+    """Return how to install the package that a notebook needs, an empty string if nothing is missing."""
+    package, command = NEEDS.get(path.stem, ("", ""))
+    return command if package and path.parent.name != "solutions" and not importlib.util.find_spec(package) else ""
 
 
 def run(path: Path, write: bool) -> str:

@@ -384,13 +384,16 @@ def test_mistakes_of_no_list_get_their_own_hints():
     assert not wrong, "\n".join(map(str, wrong))
 
 
+def strings_in(tree: ast.Module) -> list[str]:
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
 def sentences(path: Path) -> list[str]:
     """Return the sentences that a file of checks can show: its strings of some length, but for docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef))]
     docstrings = {ast.get_docstring(node, clean=False) for node in documented}
-    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return [text.strip() for text in strings if len(text.strip()) > 18 and text not in docstrings]
+    return [text.strip() for text in strings_in(tree) if len(text.strip()) > 18 and text not in docstrings]
 
 
 def all_said(name: str, monkeypatch) -> list[str]:
@@ -415,11 +418,7 @@ def test_hints_are_chinese_in_a_chinese_notebook(name, monkeypatch):
 @pytest.mark.parametrize("name", [*MODULES, "exercises", "exam"])
 def test_the_chinese_hints_are_those_of_the_checks(name):
     file = FOLDER / f"{name}.py" if name in ("exercises", "exam") else FOLDER / "checks" / f"{name}.py"
-    strings = {
-        node.value
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+    strings = set(strings_in(ast.parse(file.read_text(encoding="utf-8"))))
     hints = json.loads((FOLDER / "zh" / "hints" / f"{name}.json").read_text(encoding="utf-8"))
     for english, chinese in hints.items():
         assert english in strings or {part for part in re.split(r"\{\d\}", english) if part} <= strings, english

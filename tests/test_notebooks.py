@@ -23,6 +23,15 @@ LANGUAGE = 'os.environ["NOTEBOOK_LANGUAGE"] = '
 CORE = [*(ROOT / "gpt").glob("[a-z]*.py"), *(ROOT / "gpt" / "ops").glob("[a-z]*.py")]
 
 
+def notebooks_named(file: Path) -> list[str]:
+    """Return the notebooks that the docstring of a file names."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    return re.findall(r"\w+", "".join(re.findall(r"^Notebooks?: (\w+(?:, \w+)*)\.$", docstring, re.MULTILINE)))
+
+
+NAMED = {file: notebooks_named(file) for file in CORE}
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(FOLDER).with_suffix("").as_posix()
 
@@ -93,18 +102,11 @@ def test_a_notebook_links_the_code_that_it_re_makes_and_the_core_links_back(path
     assert linked and linked == linked_code(FOLDER / "zh" / path.name)
     for name, file in linked:
         assert name in names_in(file), f"{file.name} has no {name}"
-    named = set()
-    for file in CORE:
-        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-        if path.stem in re.findall(r"\w+", "".join(re.findall(r"^Notebooks?: (.*)\.$", docstring, re.MULTILINE))):
-            named.add(file)
-    assert named == {file for _, file in linked if file in CORE}
+    assert {file for file in CORE if path.stem in NAMED[file]} == {file for _, file in linked if file in CORE}
 
 
 def test_each_file_of_the_core_names_a_notebook():
-    for file in CORE:
-        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-        assert re.search(r"^Notebooks?: \w+(, \w+)*\.$", docstring, re.MULTILINE) or file.name == "__init__.py", file
+    assert all(NAMED.values()), [file for file in CORE if not NAMED[file]]
 
 
 @each_file

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from gpt.text import tales
 from gpt.text.grammar import Grammar
+from gpt.text.notation import words
 
 CONVERSATION = [  # (token, role)
     ("<|user|>", "template"), ("How", "user"), (" many", "user"), ("?", "user"), ("<|end|>", "template"),
@@ -129,7 +130,7 @@ def group_advantages(answer):
         tensor(called(answer, r), centred, mistakes, hint="From each reward subtract the mean of its row.")
 
 
-CHILDREN = [*tales.GIRLS.replace("\n", " ").split(", "), *tales.BOYS.replace("\n", " ").split(", ")]
+CHILDREN = [*words(tales.GIRLS), *words(tales.BOYS)]
 
 
 def hasty(text):
